@@ -1,0 +1,96 @@
+"""Checkpoints of everything that the next step depends on.
+
+Two items per step: the train state, sharded, through orbax; and the host's position (data iterator, counters, length
+of the metric files), as JSON. Saving is asynchronous; a save that was cut short is never restored.
+"""
+
+import errno
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from opd_jax.errors import InputError
+from opd_jax.types import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of one workdir; `keep` of them."""
+
+  def __init__(self, workdir: pathlib.Path, keep: int):
+    self._path = workdir / "checkpoints"
+    self._manager = ocp.CheckpointManager(
+      self._path.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    )
+
+  def latest(self) -> int | None:
+    """The last complete step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
+    """Starts saving; the arrays may be donated as soon as this returns."""
+    try:
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)))
+    except Exception as e:
+      raise _explain(e, self._path) from e
+
+  def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+    """A state with the shapes and shardings of `like`, and the host's position."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    step = self.latest() if step is None else step
+    if step is None or step not in self._manager.all_steps():
+      there = ", ".join(map(str, self._manager.all_steps())) or "none"
+      raise InputError(f"There is no checkpoint of step {step} in {self._path}; there are: {there}.")
+    try:
+      got = self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
+      )
+    except Exception as e:
+      raise InputError(
+        f"The checkpoint of step {step} in {self._path} cannot be read ({str(e).splitlines()[0]}); "
+        f"delete {self._path / str(step)} to go on from the one before, or give a new workdir."
+      ) from e
+    return got["state"], got["position"]
+
+  def wait(self) -> None:
+    try:
+      self._manager.wait_until_finished()
+    except Exception as e:
+      raise _explain(e, self._path) from e
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
+  """Refuses to start where `keep` checkpoints and the one being written do not fit."""
+  there = next(p for p in (workdir.resolve(), *workdir.resolve().parents) if p.exists())
+  needed, free = state_bytes * (keep + 1), shutil.disk_usage(there).free
+  if free < needed:
+    raise InputError(
+      f"{there} has {_size(free)} free, but {keep} checkpoints and the one being written need {_size(needed)}; "
+      "free some space, lower config.checkpoint.keep, or give another --workdir."
+    )
+
+
+def _explain(e: Exception, path: pathlib.Path) -> Exception:
+  """A full disk in one sentence; anything else as it is."""
+  cause: BaseException | None = e
+  while cause:
+    if (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left" in str(cause):
+      return InputError(
+        f"No space is left on the device for a checkpoint in {path}; the checkpoints before it are intact. "
+        "Free some space and run the same command again."
+      )
+    cause = cause.__cause__ or cause.__context__
+  return e
+
+
+def _size(n: float) -> str:
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if n < 1024:
+      return f"{n:.0f} {unit}"
+    n /= 1024
+  return f"{n:.1f} TiB"

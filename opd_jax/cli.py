@@ -1,0 +1,98 @@
+"""The command line that the entry points share: --config=FILE[:SCALE] and --config.KEY=VALUE overrides.
+
+Overrides are parsed by ml_collections against the types of the defaults; a wrong input ends in one sentence and
+status 2, never in a traceback.
+"""
+
+import logging
+import os
+import pathlib
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from opd_jax import config as configs
+from opd_jax.errors import InputError
+
+
+def main(run: Callable[[flags.FlagValues, ConfigDict], None], usage: str, define: Callable, default="") -> None:
+  """Parses sys.argv and calls `run(flags, config)`.
+
+  Args:
+    usage: what --help prints before the flags.
+    define: adds the entry point's own flags to a FlagValues.
+    default: the config file where --config is not given, or a function of the raw arguments that gives a ConfigDict.
+  """
+  quiet()
+  try:
+    values, c = parse(sys.argv, usage, define, default)
+    run(values, c)
+  except InputError as e:
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    sys.exit(130)
+
+
+def parse(argv: Sequence[str], usage: str, define: Callable, default="") -> tuple[flags.FlagValues, ConfigDict]:
+  """Flags and the config with its overrides."""
+  values = flags.FlagValues()
+  flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+  define(values)
+  spec = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), None)
+  if spec is None and any(a in ("--config", "-config") for a in argv):
+    raise InputError("Write the config as --config=FILE, with an equals sign.")
+  if spec is not None:
+    c = configs.load(spec)
+  elif callable(default):
+    c = default(argv)
+  else:
+    c = configs.load(default) if default else configs.default()
+  argv = [a for a in argv if not re.match(r"--?config=", a)]
+  try:
+    config_flags.DEFINE_config_dict("config", c, flag_values=values, lock_config=True, sys_argv=list(argv))
+    rest = values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise _explain(e, c) from None
+  if values["help"].value:
+    print(usage.strip(), "\n\nConfig keys (override with --config.KEY=VALUE):\n")
+    for key, value in configs.flat(c.to_dict()).items():
+      print(f"  {key} = {value!r}")
+    for name in sorted(n for n in values if n not in ("help", "config") and not n.startswith("config.")):
+      print(f"\n  --{name}: {values[name].help}", end="")
+    print()
+    sys.exit(0)
+  if len(rest) > 1:
+    raise InputError(f"The argument {rest[1]!r} belongs to no flag; flags are written --NAME=VALUE.")
+  return values, values["config"].value
+
+
+def of_workdir(argv: Sequence[str]) -> ConfigDict:
+  """The config that --workdir was made with, or the defaults without one."""
+  from opd_jax import workdir
+
+  path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?workdir=", a)), None)
+  return workdir.load_config(pathlib.Path(path)) if path else configs.default()
+
+
+def quiet() -> None:
+  """Keeps the libraries' chatter off the terminal; warnings of our own go through the metrics."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+  warnings.filterwarnings("ignore", category=UserWarning, module=r"(orbax|jax|grain).*")
+  for name in ("absl", "orbax", "jax", "transformers"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _explain(e: Exception, c: ConfigDict) -> InputError:
+  """What absl or ml_collections said, as one sentence about the key."""
+  text = " ".join(str(e).split())
+  named = re.search(r"['\"]?config\.([\w.]+)", text)
+  if named and named[1] not in configs.flat(c.to_dict()):
+    return configs.unknown_key(c, named[1])
+  return InputError(text.rstrip(".") + ".")

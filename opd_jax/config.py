@@ -1,0 +1,274 @@
+"""Every key that a run understands, with its default and its meaning.
+
+A method is a file in configs/ that starts from `default()` and answers the five questions. The config is
+locked: a key that does not exist is refused. It is saved in the workdir and decides whether a run may resume there.
+"""
+
+import json
+import pathlib
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from opd_jax.errors import InputError
+
+BUILTIN = "builtin:"  # student and teacher directories that ship with the package: "builtin:student"
+TASK = "task:"  # prompts made by a generator in opd_jax/tasks: "task:chain"
+
+
+def default() -> ConfigDict:
+  """The main job on the built-in task; configs/*.py change what their method needs."""
+  c = ConfigDict()
+  c.steps = 100  # rollout batches
+  c.seed = 0  # of prompts order, sampling and nothing else
+  c.student = "builtin:student"  # a Hugging Face directory, or builtin:NAME
+  c.teacher = "builtin:teacher"
+  c.allow_mismatch = ()  # of "tokenizer", "eos", "chat_template": differences between student and teacher that are intended
+
+  c.batch = 32  # prompts per step
+  c.rollouts_per_prompt = 1
+  c.updates_per_rollout = 1  # optimiser updates on each rollout batch
+  c.micro_batch = 0  # rows per gradient-accumulation slice; 0: all rows at once
+
+  c.data = ConfigDict()
+  c.data.path = "task:chain"  # a JSONL file, or task:NAME
+  c.data.prompt_field = "prompt"  # a string, or a list of chat messages
+  c.data.answer_field = "answer"
+  c.data.max_prompt = 1024  # tokens
+  c.data.on_bad_line = "refuse"  # refuse, skip (with a count), or truncate (too long prompts lose their beginning)
+  c.data.chat_template = True  # wrap prompts in the student's chat template where its tokenizer has one
+  c.data.system = ""  # a system message put before every prompt, with a chat template only
+  c.data.verifier = "auto"  # auto (the task's own; gsm8k for files), or a name in opd_jax/tasks
+
+  c.horizon = ConfigDict()
+  c.horizon.kind = "full"  # full, truncated, progressive
+  c.horizon.max = 240  # T: the longest rollout, tokens
+  c.horizon.length = 0  # truncated: tokens; 0: use ratio
+  c.horizon.ratio = 0.0  # truncated: fraction of max; 0: use length
+  c.horizon.start = 0  # progressive: H_0, tokens
+  c.horizon.growth = 0  # progressive: dH, tokens
+  c.horizon.every = 1  # progressive: dk, steps
+  c.horizon.quantum = 64  # progressive: compiled widths are multiples of this (and max)
+
+  c.sampling = ConfigDict()
+  c.sampling.temperature = 1.0
+  c.sampling.top_p = 1.0  # below 1, and top_k above 0, the rollout is no longer on-policy
+  c.sampling.top_k = 0  # 0: off
+
+  c.objective = ConfigDict()
+  c.objective.kind = "reverse_kl"
+  c.objective.support = "full"  # full, student_topk, sampled
+  c.objective.k = 16  # student_topk
+  c.objective.chunk = 0  # positions per chunk of logits; 0: chosen so that a chunk holds about 4M logits per device
+
+  c.optimizer = ConfigDict()
+  c.optimizer.kind = "adamw"
+  c.optimizer.lr = 1e-4
+  c.optimizer.warmup = 0  # updates from 0 to lr, then constant
+  c.optimizer.clip = 1.0  # global norm; 0: off
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.999
+  c.optimizer.eps = 1e-8
+  c.optimizer.weight_decay = 0.0  # matrices only
+  c.optimizer.max_skipped = 10  # updates in a row with a NaN or Inf before the run stops
+
+  c.eval = ConfigDict()
+  c.eval.every = 10  # steps, also before the first and after the last; 0: never
+  c.eval.path = ""  # "": the task's held-out problems; a file has to be named
+  c.eval.prompts = 128
+  c.eval.k = 1  # samples per prompt
+  c.eval.pass_at = (1,)  # pass@k for each of these, none above eval.k
+  c.eval.max_tokens = 0  # 0: horizon.max. Evaluation is never cut by the horizon
+  c.eval.temperature = 1.0  # 0: greedy
+  c.eval.batch = 128  # prompts per call of the evaluation program
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 50  # steps, also after the last; 0: only after the last
+  c.checkpoint.keep = 2
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # -1: the devices that the other axes leave
+  c.mesh.fsdp = 1
+  c.mesh.tensor = 1
+
+  c.precision = "auto"  # compute type: float32, bfloat16; auto: float32 on CPU, bfloat16 on accelerators
+  c.remat = False  # recompute each layer in the backward pass
+  c.compile_cache = "auto"  # a directory, "off", or auto: .jax_cache beside the workdir
+
+  c.log = ConfigDict()
+  c.log.every = 1  # steps
+  c.log.bins = 16  # position bins over horizon.max
+  c.log.overlap_k = 8  # top-k overlap of student and teacher; 0: off
+  c.log.tensorboard = True
+  c.log.wandb = ""  # a Weights & Biases project; "": off
+  c.log.samples = 2  # rollouts written as text into samples.jsonl at every evaluation
+  return c.lock()
+
+
+def at_scale(scale: str) -> ConfigDict:
+  """What OPD, TOPD and POPD share at each scale.
+
+  cpu: the built-in task, minutes on two cores. hf: any two Hugging Face directories and a JSONL file, small enough for
+  a first try. paper: the published hyper-parameters of arXiv:2605.31490 (pair A); optimiser betas, clipping and
+  warm-up are not stated there and are ours.
+  """
+  c = default()
+  if scale == "cpu":
+    return c
+  if scale == "hf":
+    c.student = c.teacher = "DIR"  # to be overridden
+    c.data.path = "train.jsonl"
+    c.horizon.max = 1024
+    c.batch = 16
+    c.eval.every = 0
+    c.optimizer.lr = 1e-6
+    return c
+  if scale == "paper":
+    c.student = "DeepSeek-R1-Distill-Qwen-1.5B"  # local copies of the hub directories
+    c.teacher = "JustRL-DeepSeek-1.5B"
+    c.data.path = "dapo-math-17k.jsonl"
+    c.data.max_prompt = 1024
+    c.steps = 558
+    c.batch = 64
+    c.rollouts_per_prompt = 4
+    c.micro_batch = 64
+    c.horizon.max = 15360
+    c.objective.support = "student_topk"
+    c.objective.k = 16
+    c.optimizer.lr = 1e-6
+    c.eval.every = 5
+    c.eval.path = "aime24.jsonl"
+    c.eval.prompts = 30
+    c.eval.k = 16
+    c.eval.batch = 30
+    c.mesh.fsdp = -1
+    c.mesh.data = 1
+    c.remat = True
+    return c
+  raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")
+
+
+def check(c: ConfigDict) -> None:
+  """Refuses values that cannot be meant, before anything is compiled or written.
+
+  The horizon and the data have checks of their own in horizon.py and data/.
+  """
+
+  def positive(*keys):
+    for key in keys:
+      if _get(c, key) < 1:
+        raise InputError(f"config.{key} is {_get(c, key)}; it has to be at least 1.")
+
+  def one_of(key, *allowed):
+    if _get(c, key) not in allowed:
+      raise InputError(f"config.{key} is {_get(c, key)!r}; it can be {', '.join(map(repr, allowed))}.")
+
+  positive("steps", "batch", "rollouts_per_prompt", "updates_per_rollout", "data.max_prompt", "eval.prompts", "eval.k")
+  positive("eval.batch", "checkpoint.keep", "log.every", "log.bins", "optimizer.max_skipped", "objective.k")
+  one_of("data.on_bad_line", "refuse", "skip", "truncate")
+  one_of("objective.kind", "reverse_kl")
+  one_of("objective.support", "full", "student_topk", "sampled")
+  one_of("optimizer.kind", "adamw")
+  one_of("precision", "auto", "float32", "bfloat16")
+  for key in ("eval.every", "eval.max_tokens", "checkpoint.every", "optimizer.warmup", "sampling.top_k", "objective.chunk"):
+    if _get(c, key) < 0:
+      raise InputError(f"config.{key} is {_get(c, key)}; it cannot be negative.")
+  for name in c.allow_mismatch:
+    if name not in ("tokenizer", "eos", "chat_template"):
+      raise InputError(f"config.allow_mismatch names {name!r}; it can name 'tokenizer', 'eos' and 'chat_template'.")
+  if c.sampling.temperature <= 0:
+    raise InputError(f"config.sampling.temperature is {c.sampling.temperature}; a rollout is sampled, so it has to be above 0.")
+  if c.eval.temperature < 0:
+    raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")
+  if not 0 < c.sampling.top_p <= 1:
+    raise InputError(f"config.sampling.top_p is {c.sampling.top_p}; it has to be above 0 and at most 1.")
+  if not c.optimizer.lr > 0:
+    raise InputError(f"config.optimizer.lr is {c.optimizer.lr}; it has to be above 0.")
+  for k in c.eval.pass_at:
+    if not 1 <= k <= c.eval.k:
+      raise InputError(
+        f"pass@{k} was asked for with {c.eval.k} sample(s) per prompt: raise config.eval.k to at least {k}, or lower config.eval.pass_at."
+      )
+  rows = c.batch * c.rollouts_per_prompt
+  if c.micro_batch and (c.micro_batch < 0 or rows % c.micro_batch):
+    raise InputError(f"config.micro_batch is {c.micro_batch}; it has to divide the {rows} rows of a step (batch x rollouts_per_prompt).")
+
+
+def to_json(c: ConfigDict) -> str:
+  """The whole config, as it is saved in the workdir."""
+  return json.dumps(json.loads(c.to_json_best_effort()), indent=2, sort_keys=True)
+
+
+def difference(saved: str, now: str, free: tuple[str, ...] = ()) -> list[str]:
+  """Keys whose values differ between two saved configs, as 'key: saved -> now', without those in `free`."""
+  a, b = flat(json.loads(saved)), flat(json.loads(now))
+  keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k not in free)
+  return [f"{k}: {a.get(k, 'absent')} -> {b.get(k, 'absent')}" for k in keys]
+
+
+def load(spec: str) -> ConfigDict:
+  """The config of 'configs/popd.py:hf', or of a method's name alone, 'popd:hf'."""
+  import importlib.util
+
+  name, _, scale = spec.partition(":")
+  path = pathlib.Path(name)
+  if not path.suffix:
+    path = configs_dir() / f"{name}.py"
+  if not path.is_file():
+    known = ", ".join(sorted(p.stem for p in configs_dir().glob("*.py")))
+    raise InputError(f"There is no config file {path}; the methods in {configs_dir()} are: {known}.")
+  module_spec = importlib.util.spec_from_file_location(f"opd_jax_config_{path.stem}", path)
+  assert module_spec and module_spec.loader
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  return module.get_config(scale) if scale else module.get_config()
+
+
+def configs_dir() -> pathlib.Path:
+  """configs/ of the checkout, or its copy inside an installed wheel."""
+  here = pathlib.Path(__file__).resolve().parent
+  return here.parent / "configs" if (here.parent / "configs").is_dir() else here / "configs"
+
+
+def override(c: ConfigDict, assignments: dict) -> ConfigDict:
+  """A copy with dotted keys replaced, types checked and unknown keys refused."""
+  c = c.copy_and_resolve_references()
+  for key, value in assignments.items():
+    try:
+      with c.ignore_type() if isinstance(value, (list, tuple)) else _nothing():
+        c.update_from_flattened_dict({key: value})
+    except (KeyError, AttributeError):
+      raise unknown_key(c, key) from None
+    except (TypeError, ValueError) as e:
+      raise InputError(f"config.{key} cannot be {value!r}: {e}") from None
+  return c
+
+
+def unknown_key(c: ConfigDict, key: str) -> InputError:
+  """The error for a key that does not exist, with the nearest that does."""
+  import difflib
+
+  near = difflib.get_close_matches(key, flat(c.to_dict()), n=1, cutoff=0.4)
+  return InputError(f"There is no config key {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+
+
+def _nothing():
+  import contextlib
+
+  return contextlib.nullcontext()
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+  out = {}
+  for k, v in tree.items():
+    if isinstance(v, (dict, ml_collections.ConfigDict)):
+      out |= flat(dict(v), f"{prefix}{k}.")
+    else:
+      out[f"{prefix}{k}"] = list(v) if isinstance(v, tuple) else v
+  return out
+
+
+def _get(c: ConfigDict, key: str):
+  for part in key.split("."):
+    c = c[part]
+  return c

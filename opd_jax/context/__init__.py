@@ -1,0 +1,1 @@
+"""What each side reads before the response."""

@@ -1,0 +1,105 @@
+"""What a model reads before it responds: a prompt in its chat template, or as plain text."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opd_jax.errors import InputError
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerBase
+
+Prompt = str | Sequence[Mapping[str, Any]]  # text, or chat messages {role, content}
+
+
+def render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, system: str = "") -> list[int]:
+  """Token ids up to where the response begins.
+
+  Args:
+    prompt: text becomes one user message under a chat template.
+    chat_template: use the tokenizer's template if it has one; plain text otherwise.
+    system: a system message put first; "" for none.
+
+  Raises:
+    InputError: messages or a system message without a template, or a prompt that the template refuses.
+  """
+  return render_all([prompt], tokenizer, chat_template=chat_template, system=system)[0]
+
+
+def render_all(
+  prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, system: str = ""
+) -> list[list[int]]:
+  """`render` for many prompts at once, which the tokenizer spreads over the cores."""
+  to_ids = _templated if uses_template(tokenizer, chat_template=chat_template, system=system) else _plain
+  slices = (prompts[i : i + 2048] for i in range(0, len(prompts), 2048))  # its by-products are 10x the size of the ids
+  return [ids for part in slices for ids in to_ids(part, tokenizer, system)]
+
+
+def uses_template(tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, system: str = "") -> bool:
+  """Whether prompts are wrapped; refuses a system message that nothing would wrap."""
+  wrapped = chat_template and bool(getattr(tokenizer, "chat_template", None))
+  if system and not wrapped:
+    raise InputError(
+      f"config.data.system is set, but {_no_template(tokenizer, chat_template)}, so there is no place for a system "
+      'message; set config.data.system="", or use a tokenizer with a chat template.'
+    )
+  return wrapped
+
+
+def _templated(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", system: str) -> list[list[int]]:
+  chats = []
+  for prompt in prompts:
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if system:
+      if any(m["role"] == "system" for m in chat):
+        raise InputError(
+          'the prompt has a system message of its own; set config.data.system="", or remove the message from the prompt'
+        )
+      chat.insert(0, {"role": "system", "content": system})
+    chats.append(chat)
+  try:
+    return tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
+      chats, add_generation_prompt=True, tokenize=True, return_dict=False, tokenizer_kwargs=_plain_output()
+    )
+  except Exception as e:  # a template is a program: it raises what it likes
+    reason = f"{type(e).__name__}: {e}".splitlines()[0]
+    raise InputError(
+      f"the chat template of {tokenizer.name_or_path} refuses the prompt ({reason}); change the roles of the prompt, "
+      "mend the template, or set config.data.chat_template=False"
+    ) from e
+
+
+def _plain(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", system: str) -> list[list[int]]:
+  del system  # refused earlier
+  texts = []
+  for prompt in prompts:
+    if not isinstance(prompt, str):
+      has = bool(getattr(tokenizer, "chat_template", None))
+      raise InputError(
+        f"the prompt is a list of chat messages, but {_no_template(tokenizer, not has)}; "
+        "use a tokenizer with a chat template and config.data.chat_template=True, or write the prompt as a string"
+      )
+    texts.append(prompt)
+  rows: list[list[int]] = tokenizer(texts, **_plain_output())["input_ids"]  # pyright: ignore[reportAssignmentType]
+  # A prompt that ends with EOS would ask the model to go on after the end.
+  return [row[:-1] for row in rows] if _appends_eos(texts, rows, tokenizer) else rows
+
+
+def _appends_eos(texts: list[str], rows: list[list[int]], tokenizer: "PreTrainedTokenizerBase") -> bool:
+  """Whether the tokenizer, and not the text, ends a row with EOS; EOS may also be what it puts first."""
+  eos = tokenizer.eos_token_id
+  for text, row in zip(texts, rows, strict=True):
+    bare = tokenizer(text, add_special_tokens=False, **_plain_output())["input_ids"]
+    if bare:
+      return eos is not None and len(row) > len(bare) and row[-1] == eos and row[-1 - len(bare) : -1] == bare
+  return False
+
+
+def _plain_output() -> dict[str, Any]:
+  # verbose: prompts are measured against config.data.max_prompt, not against the tokenizer's own limit.
+  return {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+
+
+def _no_template(tokenizer: "PreTrainedTokenizerBase", chat_template: bool) -> str:
+  if not chat_template:
+    return "config.data.chat_template is False"
+  return f"the tokenizer of {tokenizer.name_or_path} has no chat template"

@@ -1,0 +1,1 @@
+"""Prompts on their way from a file or a task to the device."""

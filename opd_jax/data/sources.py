@@ -1,0 +1,173 @@
+"""Problems from a JSONL file: one object per line, a prompt and, where a verifier needs it, an answer.
+
+A line that cannot be meant is never repaired. It stops the run with its number and the mend, or, where the
+config says so, is left out and counted.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from opd_jax.errors import InputError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Example:
+  """One problem."""
+
+  prompt: str | tuple[dict[str, Any], ...]  # plain text, or chat messages {role, content}
+  answer: str  # "" where there is none
+  where: str  # "file.jsonl:12", for error messages
+
+
+def read_jsonl(
+  path: str | pathlib.Path, prompt_field: str, answer_field: str, on_bad_line: str, need_answer: bool
+) -> tuple[list[Example], int]:
+  """The problems of a file, and the number of lines left out.
+
+  Args:
+    prompt_field: the key of a string or of a list of chat messages.
+    answer_field: the key of a string or a number; read where present.
+    on_bad_line: "skip" leaves bad lines out; "refuse" and "truncate" stop at the first.
+    need_answer: a line without an answer is bad.
+
+  Raises:
+    InputError: a bad line that may not be skipped, no usable line at all, or a file that cannot be read.
+  """
+  examples: list[Example] = []
+  skipped = 0
+  first = None
+  for number, line in _lines(path):
+    where = f"{path}:{number}"
+    try:
+      examples.append(_example(line, prompt_field, answer_field, need_answer, where))
+    except _BadLine as e:
+      fault = f"{where}: {e}"
+      if on_bad_line != "skip":
+        raise InputError(f"{fault}, or set data.on_bad_line=skip to leave such lines out.") from None
+      skipped += 1
+      first = first or fault
+  if first and not examples:
+    raise InputError(f"None of the {skipped} lines of {path} can be used; the first fault is at {first}.")
+  if not examples:
+    raise InputError(f"{path} is empty; data.path needs a file with one JSON object per line.")
+  return examples, skipped
+
+
+class _BadLine(ValueError):
+  """What is wrong with a line and how to mend it; the policy decides what follows."""
+
+
+def _lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Numbered lines without the blank ones at the end. A line ends at a newline byte only: JSON text may hold U+2028."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise InputError(f"{path} is a directory; data.path needs a JSONL file, such as {path / 'train.jsonl'}.")
+  if not path.exists():
+    raise InputError(f"There is no file {path}; data.path names a JSONL file, or a task as task:NAME.")
+  blank = []
+  try:
+    with path.open("rb") as file:
+      for number, raw in enumerate(file, start=1):
+        try:
+          # Windows editors put a byte order mark before the first line.
+          line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
+        except UnicodeDecodeError as e:
+          raise InputError(f"{path}:{number}: byte {e.start + 1} is not UTF-8; save the file as UTF-8.") from None
+        if not line:
+          blank.append(number)
+          continue
+        yield from ((n, "") for n in blank)
+        blank.clear()
+        yield number, line
+  except OSError as e:
+    raise InputError(f"{path} cannot be read ({e.strerror}); check data.path and its permissions.") from None
+
+
+def _example(line: str, prompt_field: str, answer_field: str, need_answer: bool, where: str) -> Example:
+  if not line:
+    raise _BadLine("the line is empty; remove it")
+  try:
+    record = json.loads(line)
+  except json.JSONDecodeError as e:
+    raise _BadLine(
+      f"the line is not JSON ({e.msg} at column {e.colno}); write one complete JSON object on it"
+    ) from None
+  except (RecursionError, ValueError) as e:  # nested too deeply, or an integer of thousands of digits
+    raise _BadLine(f"the line is JSON that cannot be read ({e}); write one plain JSON object on it") from None
+  if not isinstance(record, dict):
+    raise _BadLine(f"the line is {_kind(record)}, not a JSON object; write it as {{{json.dumps(prompt_field)}: ...}}")
+
+  prompt = _prompt(_field(record, prompt_field, "prompt"), prompt_field)
+  if need_answer or answer_field in record:
+    try:
+      answer = _answer(_field(record, answer_field, "answer"), answer_field)
+    except _BadLine:
+      if need_answer:
+        raise
+      answer = ""
+  else:
+    answer = ""
+  return Example(prompt, answer, where)
+
+
+def _field(record: dict, name: str, role: str) -> Any:
+  if name not in record:
+    there = ", ".join(map(repr, record)) or "none"
+    raise _BadLine(
+      f"there is no field {name!r} (fields of the line: {there}); add it, or set data.{role}_field to the right one"
+    )
+  return record[name]
+
+
+def _prompt(value: Any, field: str) -> str | tuple[dict[str, Any], ...]:
+  if isinstance(value, str):
+    return _text(value, f"the field {field!r}", blank=False)
+  if not isinstance(value, list):
+    raise _BadLine(f"the field {field!r} is {_kind(value)}; make it a string or a list of chat messages")
+  if not value:
+    raise _BadLine(f"the field {field!r} is an empty list; give it at least one chat message")
+  for i, message in enumerate(value):
+    name = f"message {i + 1} of the field {field!r}"
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+      what = _kind(message) if not isinstance(message, dict) else "without one of them"
+      raise _BadLine(f"{name} is {what}; make it an object with the keys 'role' and 'content'")
+    if message["role"] not in ROLES:
+      raise _BadLine(f"{name} has the role {message['role']!r}; it can be {', '.join(map(repr, ROLES))}")
+    if not isinstance(message["content"], str):
+      raise _BadLine(f"{name} has a content that is {_kind(message['content'])}; make it a string")
+    _text(message["content"], name, blank=i + 1 < len(value))
+  if value[-1]["role"] == "assistant":
+    raise _BadLine(f"the field {field!r} ends with the assistant's message; end it where the student has to answer")
+  return tuple(value)
+
+
+def _answer(value: Any, field: str) -> str:
+  if isinstance(value, str):
+    return _text(value, f"the field {field!r}", blank=False)
+  # Many sets write 18 rather than "18". JSON's true is an int to Python, and its NaN a float.
+  if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    return str(value)
+  raise _BadLine(f"the field {field!r} is {_kind(value)}; make it a string or a number")
+
+
+def _text(value: str, name: str, blank: bool) -> str:
+  if not blank and not value.strip():
+    raise _BadLine(f"{name} is blank; write its text")
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    raise _BadLine(f"{name} holds half of a surrogate pair, which no tokenizer reads; remove it") from None
+  return value
+
+
+def _kind(value: Any) -> str:
+  if isinstance(value, float) and not math.isfinite(value):
+    return "not a finite number"
+  names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+  return names.get(type(value), "a number")

@@ -1,0 +1,149 @@
+"""Task accuracy of full-length responses: avg@k and pass@k with intervals.
+
+An evaluation is never cut by the training horizon; its own limit is `eval.max_tokens`.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from opd_jax import mesh as meshes
+from opd_jax.data import pipeline
+from opd_jax.errors import InputError
+from opd_jax.inputs import Inputs
+from opd_jax.models import decoder
+from opd_jax.rollout import cache, sample
+from opd_jax.types import Batch, Params
+
+Z95 = 1.959964
+
+
+class Evaluator:
+  """Answers the held-out problems k times each and judges the answers.
+
+  One program: `eval.batch` prompts at a time. The same sampling keys are used at every evaluation of a run, so that
+  two evaluations differ by the weights alone.
+  """
+
+  def __init__(self, c: ConfigDict, inputs: Inputs, cfg: decoder.DecoderConfig, params: Params):
+    assert inputs.held_out
+    self._problems, self._inputs, self._cfg = inputs.held_out, inputs, cfg
+    self._k, self._pass_at = c.eval.k, tuple(c.eval.pass_at)
+    self._samples = c.log.samples
+    self._max_tokens = c.eval.max_tokens or c.horizon.max
+    shards = inputs.mesh.shape["data"] * inputs.mesh.shape["fsdp"]
+    self._batch = -(-min(c.eval.batch, len(self._problems.ids)) // shards) * shards
+    self._width = inputs.eval_width
+    self._key = jax.random.fold_in(jax.random.key(c.seed), 2**20)
+    if self._width + self._max_tokens > cfg.max_positions:
+      raise InputError(
+        f"Evaluation prompts of {self._width} tokens and {self._max_tokens} new ones do not fit the model's "
+        f"{cfg.max_positions} positions; lower config.eval.max_tokens."
+      )
+    began = time.perf_counter()
+    self._program = self._lower(params).compile()
+    self.compiled = {"name": "evaluate", "width": self._max_tokens, "seconds": round(time.perf_counter() - began, 3)}
+
+  def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
+    """Returns the record of metrics.jsonl (without step and time) and a few responses as text."""
+    texts, lengths, ended = [], [], []
+    ids = self._problems.ids
+    for first in range(0, len(ids), self._batch):
+      part = ids[first : first + self._batch]
+      padded = part + [part[0]] * (self._batch - len(part))
+      batch = jax.device_put(pipeline.pad(padded, self._width, self._inputs.sampling.pad_id), meshes.rows(self._inputs.mesh))
+      said = jax.device_get(self._program(params, batch, jax.random.fold_in(self._key, first), self._max_tokens))
+      rows = len(part) * self._k
+      texts += decode(self._inputs.tokenizer, said.response[:rows], said.mask[:rows], self._inputs.sampling.stop_ids)
+      lengths.append(said.mask[:rows].sum(axis=1))
+      ended.append(said.ended[:rows])
+    answers = [a for a in self._problems.answers for _ in range(self._k)]
+    correct = np.array([self._inputs.verify(text, answer) for text, answer in zip(texts, answers, strict=True)])
+    length = np.concatenate(lengths)
+    record = {
+      **summarise(correct.reshape(-1, self._k), self._pass_at),
+      "length": {
+        "mean": float(length.mean()),
+        "p50": float(np.quantile(length, 0.5)),
+        "p90": float(np.quantile(length, 0.9)),
+        "max": int(length.max()),
+      },
+      "ended": float(np.concatenate(ended).mean()),
+    }
+    shown = [
+      {"prompt": self._inputs.tokenizer.decode(ids[i // self._k]), "response": texts[i], "answer": answers[i], "correct": bool(correct[i])}
+      for i in range(0, min(self._samples * self._k, len(texts)), self._k)
+    ]
+    return record, shown
+
+  def _lower(self, params: Params) -> jax.stages.Lowered:
+    mesh = self._inputs.mesh
+    lay_out = lambda params, cfg, dtype: meshes.constrain(mesh, cache.lay_out(params, cfg, dtype), "rollout")
+    run = functools.partial(
+      sample.rollout,
+      cfg=self._cfg,
+      sampling=self._inputs.eval_sampling,
+      horizon=self._max_tokens,
+      n=self._k,
+      dtype=self._inputs.dtype,
+      lay_out=lay_out,
+    )
+    row, everywhere = meshes.rows(mesh), meshes.replicated(mesh)
+    spec = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    prompts = (self._batch, self._width)
+    batch = Batch(
+      prompt=jax.ShapeDtypeStruct(prompts, jnp.int32, sharding=row),  # pyright: ignore[reportArgumentType]
+      prompt_mask=jax.ShapeDtypeStruct(prompts, jnp.bool_, sharding=row),  # pyright: ignore[reportArgumentType]
+    )
+    params = jax.tree.map(lambda a: spec(a, a.sharding), params)
+    limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return jax.jit(run, out_shardings=row).lower(params, batch, spec(self._key, everywhere), limit)
+
+
+def decode(tokenizer, response: np.ndarray, mask: np.ndarray, stop_ids: Sequence[int]) -> list[str]:
+  """Text of each row, without the stop token."""
+  rows = [[int(t) for t in row[m] if t not in stop_ids] for row, m in zip(response, mask, strict=True)]
+  return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def summarise(correct: np.ndarray, pass_at: Sequence[int]) -> dict[str, Any]:
+  """avg@k and pass@k of bool[problems, k], each with a 95% interval over problems."""
+  prompts, k = correct.shape
+  low, high = interval(correct.mean(axis=1))
+  out: dict[str, Any] = {"accuracy": float(correct.mean()), "low": low, "high": high, "k": k, "prompts": prompts, "pass": {}}
+  for m in pass_at:
+    each = np.array([pass_at_k(k, int(c), m) for c in correct.sum(axis=1)])
+    low, high = interval(each)
+    out["pass"][str(m)] = {"value": float(each.mean()), "low": low, "high": high}
+  return out
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+  """Unbiased estimate of P(at least one of k samples is correct) from `correct` of n samples.
+
+  1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, arXiv:2107.03374).
+  """
+  if not 1 <= k <= n:
+    raise InputError(f"pass@{k} needs at least {k} samples per prompt, and there are {n}.")
+  return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def interval(each: np.ndarray, z: float = Z95) -> tuple[float, float]:
+  """Wilson's score interval for the mean of one value in [0, 1] per problem.
+
+  The problems are the sample: several answers to one problem are not independent, so the effective number of trials
+  is the binomial variance over the variance of the mean, which is the number of problems where each has one answer.
+  """
+  n, mean = len(each), float(np.mean(each))
+  spread = float(np.var(each)) / n
+  trials = max(n, mean * (1 - mean) / spread) if spread > 0 else n
+  centre = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
+  half = z / (1 + z * z / trials) * math.sqrt(mean * (1 - mean) / trials + z * z / (4 * trials * trials))
+  return max(0.0, centre - half), min(1.0, centre + half)

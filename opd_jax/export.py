@@ -1,0 +1,38 @@
+"""Writes a run's student as a Hugging Face directory that transformers and vLLM load.
+
+    python -m opd_jax.export --workdir=runs/popd --out=DIR [--step=N] [--dtype=bfloat16]
+"""
+
+import pathlib
+
+from absl import flags
+
+from opd_jax import cli
+from opd_jax.errors import InputError
+
+
+def define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "a run's directory", flag_values=values)
+  flags.DEFINE_string("out", None, "the directory to write; it must not hold anything yet", flag_values=values)
+  flags.DEFINE_integer("step", None, "which checkpoint; the last by default", flag_values=values)
+  flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "type of the weights on disk", flag_values=values)
+
+
+def run(values: flags.FlagValues, c) -> None:
+  from opd_jax import inputs, trainer
+  from opd_jax.checkpoint import Checkpoints
+  from opd_jax.models import hf
+
+  path, out = values["workdir"].value, values["out"].value
+  if not path or not out:
+    raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
+  i = inputs.load(c)
+  checkpoints = Checkpoints(pathlib.Path(path), c.checkpoint.keep)
+  state, position = checkpoints.restore(trainer.read_state(c, i), values["step"].value)
+  checkpoints.close()
+  hf.write(pathlib.Path(out), i.student.cfg, state.params, like=i.student.path, dtype=values["dtype"].value)
+  print(f"wrote the student of {path}, step {position['step']}, to {out}")
+
+
+if __name__ == "__main__":
+  cli.main(run, __doc__ or "", define, default=cli.of_workdir)

@@ -1,0 +1,43 @@
+"""Grouped-query attention, written as batched matrix products.
+
+Dimensions: B batch, T queries, S keys, N query heads, K key/value heads, G = N / K, h head width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+NEVER = -1e30  # finite, so that a row which may see nothing gives numbers and not NaN
+
+
+def attend(
+  q: Float[Array, "B T N h"],
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  visible: Bool[Array, "B T S"],
+) -> Float[Array, "B T N h"]:
+  """Softmax attention with keys and values in token order; scores and softmax in fp32."""
+  return attend_cache(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), visible)
+
+
+def attend_cache(
+  q: Float[Array, "B T N h"],
+  k: Float[Array, "B K h S"],
+  v: Float[Array, "B K S h"],
+  visible: Bool[Array, "B T S"],
+) -> Float[Array, "B T N h"]:
+  """The same with keys transposed and heads outermost, the layout of the cache.
+
+  The query heads of one group are rows of one matrix product, so keys and values are never repeated.
+  """
+  B, T, N, h = q.shape
+  K = k.shape[1]
+  G = N // K
+  rows = q.reshape(B, T, K, G, h).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
+  scores = jnp.matmul(rows, k, preferred_element_type=jnp.float32) / math.sqrt(h)
+  scores = scores.reshape(B, K, G, T, -1)
+  weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, NEVER), axis=-1)
+  out = jnp.matmul(weights.reshape(B, K, G * T, -1).astype(v.dtype), v)
+  return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).reshape(B, T, N, h)

@@ -1,0 +1,46 @@
+"""Which weights move, and how: the optimiser chain and the guard against a broken update."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from opd_jax.types import TrainState
+
+
+def schedule(c) -> optax.Schedule:
+  """Linear warm-up over `warmup` updates, then constant, as in the paper's runs."""
+  if not c.warmup:
+    return optax.constant_schedule(c.lr)
+  return optax.linear_schedule(c.lr / c.warmup, c.lr, max(c.warmup - 1, 1))
+
+
+def make(c) -> optax.GradientTransformation:
+  """The chain of `config.optimizer`: clip by global norm, AdamW; weight decay on matrices only."""
+  decayed = lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: not any(part in path[-1].key for part in ("norm", "bias")), params
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(c.clip) if c.clip else optax.identity(),
+    optax.adamw(schedule(c), b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed),
+  )
+
+
+def apply(
+  optimizer: optax.GradientTransformation, state: TrainState, grads, loss: Float[Array, ""]
+) -> tuple[TrainState, Float[Array, ""]]:
+  """One update, or none where the loss or the gradient is not finite.
+
+  Returns:
+    The next state, and the gradient's global norm before clipping.
+  """
+  norm = optax.global_norm(grads)
+  good = jnp.isfinite(loss) & jnp.isfinite(norm)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  keep = lambda new, old: jnp.where(good, new, old)
+  return TrainState(
+    params=jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params),
+    opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+    step=state.step + 1,
+    skipped=jnp.where(good, 0, state.skipped + 1),
+  ), norm

@@ -1,0 +1,83 @@
+"""Compiled programs: one per (step function, width), known before the run.
+
+A stage's programs are compiled ahead of their first call. While a stage trains, the next one's programs compile in a
+background thread; what the loop has to wait for is counted.
+"""
+
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+
+from opd_jax.errors import InputError
+
+Lower = Callable[[int], Mapping[str, jax.stages.Lowered]]  # width -> the lowered step functions, by name
+
+
+class Programs:
+  """Programs by width.
+
+  Attributes:
+    compiled: one record per program: name, width, seconds it took (in whichever thread).
+    waited: seconds that the caller spent waiting for compilation since the last `take_waited`.
+  """
+
+  def __init__(self, lower: Lower):
+    self._lower = lower
+    self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+    self._futures: dict[int, Future] = {}
+    self._lock = threading.Lock()
+    self.compiled: list[dict] = []
+    self._waited = 0.0
+
+  def prepare(self, width: int) -> None:
+    """Starts compiling a width in the background, once."""
+    with self._lock:
+      if width not in self._futures:
+        self._futures[width] = self._pool.submit(self._compile, width)
+
+  def at(self, width: int) -> dict[str, jax.stages.Compiled]:
+    """The programs of a width; waits where they are not ready."""
+    self.prepare(width)
+    began = time.perf_counter()
+    programs = self._futures[width].result()
+    self._waited += time.perf_counter() - began
+    return programs
+
+  def take_waited(self) -> float:
+    """Seconds waited for compilation since the last call."""
+    waited, self._waited = self._waited, 0.0
+    return waited
+
+  def close(self) -> None:
+    self._pool.shutdown(wait=True, cancel_futures=True)
+
+  def _compile(self, width: int) -> dict[str, jax.stages.Compiled]:
+    began = time.perf_counter()
+    programs = {}
+    for name, lowered in self._lower(width).items():
+      programs[name] = lowered.compile()
+      now = time.perf_counter()
+      self.compiled.append({"name": name, "width": width, "seconds": round(now - began, 3)})
+      began = now
+    return programs
+
+
+def use_cache(setting: str, workdir: pathlib.Path) -> None:
+  """Turns on the persistent compile cache: a directory, "off", or "auto" for .jax_cache beside the workdir.
+
+  Programs that compile in under a second are kept too: on a small model they are all of that kind.
+  """
+  if setting == "off":
+    return
+  path = workdir.resolve().parent / ".jax_cache" if setting == "auto" else pathlib.Path(setting).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise InputError(f"The compile cache {path} cannot be made ({e.strerror}); set config.compile_cache to another directory or 'off'.") from None
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,1 @@
+"""One file per algorithm box that is a different loop."""

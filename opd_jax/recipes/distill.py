@@ -1,0 +1,170 @@
+"""On-policy distillation: OPD, TOPD and POPD are this one file under three horizons (arXiv:2605.31490).
+
+    for every step:
+      sample   the student answers the prompts, at most H tokens long      `rollout`
+      score    the teacher reads what the student wrote                    `score`
+      update   the student moves toward the teacher, token by token        `update`
+
+All three are pure functions of arrays; what they close over is static. The teacher's answer travels from `score` to
+`update` as hidden states [B, H, E] and never as logits [B, H, V], so several updates on one rollout, or a teacher
+that lies elsewhere on the mesh, score once.
+
+Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, D and E model widths, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from opd_jax import mesh as meshes
+from opd_jax import optim
+from opd_jax.models import decoder
+from opd_jax.objectives import fused
+from opd_jax.objectives.divergence import Objective
+from opd_jax.rollout import cache, sample
+from opd_jax.types import Batch, Params, Rollout, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+  """What is static in a distillation run."""
+
+  student: decoder.DecoderConfig
+  teacher: decoder.DecoderConfig
+  sampling: sample.Sampling  # its `vocab` is the number of ids that student and teacher share
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  mesh: jax.sharding.Mesh
+  n: int = 1  # rollouts per prompt
+  micro_batches: int = 1  # gradient-accumulation slices
+  dtype: Any = jnp.float32  # compute type
+  remat: bool = False
+  max_horizon: int = 0  # position bins of the metrics span [0, max_horizon)
+  bins: int = 16
+  overlap_k: int = 0
+
+  def rollout(self, params: Params, batch: Batch, key: jax.Array, limit: jax.Array, *, horizon: int) -> Rollout:
+    """n responses to every prompt, cut at `limit` <= `horizon` tokens."""
+
+    def lay_out(params, cfg, dtype):
+      return meshes.constrain(self.mesh, cache.lay_out(params, cfg, dtype), "rollout")
+
+    how = {"cfg": self.student, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
+    return sample.rollout(params, batch, key, limit, lay_out=lay_out, **how)
+
+  def score(self, teacher: Params, batch: Batch, said: Rollout) -> Float[Array, "B H E"]:
+    """The teacher's hidden state before every response token."""
+    batch = repeat(batch, self.n)
+
+    def one(part: tuple[Batch, Rollout]):
+      prompts, said = part
+      return self.read(teacher, self.teacher, prompts, said)
+
+    parts = self.split((batch, said))
+    return self.merge(one(parts) if self.micro_batches == 1 else lax.map(one, parts))
+
+  def update(
+    self, state: TrainState, teacher: Params, teacher_hidden: Float[Array, "B H E"], batch: Batch, said: Rollout
+  ) -> tuple[TrainState, dict[str, Array]]:
+    """One optimiser update on the mean objective over the batch's generated tokens.
+
+    The sum over tokens and their number are taken over the whole batch, so the loss does not depend on the horizon,
+    on padding or on the number of micro-batches.
+    """
+    tokens = jnp.maximum(jnp.sum(said.mask, dtype=jnp.float32), 1.0)
+    teacher_head = decoder.head(teacher)
+
+    def loss_of(params: Params, part) -> tuple[jax.Array, dict]:
+      prompts, said, teacher_hidden = part
+      value, stats = fused.per_token(
+        self.objective,
+        self.read(params, self.student, prompts, said),
+        decoder.head(params),
+        teacher_hidden,
+        teacher_head,
+        said.response,
+        said.mask,
+        vocab=self.sampling.vocab,
+        overlap_k=self.overlap_k,
+      )
+      return jnp.sum(value) / tokens, self.by_position(stats | {"loss": value, "count": said.mask})
+
+    def gradient(part):
+      (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, part)
+      return loss, stats, grads
+
+    parts = self.split((repeat(batch, self.n), said, teacher_hidden))
+    loss, stats, grads = gradient(parts) if self.micro_batches == 1 else accumulate(gradient, parts)
+    state, norm = optim.apply(self.optimizer, state, grads, loss)
+    return state, {"loss": loss, "grad_norm": norm, "skipped": state.skipped, "sums": stats, **self.lengths(said)}
+
+  def read(self, params: Params, cfg: decoder.DecoderConfig, prompts: Batch, said: Rollout) -> Float[Array, "B H D"]:
+    """Hidden states that predict each response token, under these prompts."""
+    return decoder.response_hidden(
+      params, cfg, prompts.prompt, prompts.prompt_mask, said.response, said.mask, dtype=self.dtype, remat=self.remat
+    )
+
+  def by_position(self, stats: dict[str, Float[Array, "B H"]]) -> dict[str, Float[Array, "bins"]]:
+    """Sums over rows within bins of response position; fp32."""
+    H = stats["count"].shape[1]
+    bin_of = jnp.arange(H) * self.bins // self.max_horizon
+    member = jax.nn.one_hot(bin_of, self.bins, dtype=jnp.float32)
+    return {name: jnp.sum(lax.stop_gradient(a).astype(jnp.float32), axis=0) @ member for name, a in stats.items()}
+
+  def lengths(self, said: Rollout) -> dict[str, Array]:
+    """Generated tokens, and the shares of rows that ended by themselves and that the horizon cut."""
+    ended = jnp.mean(said.ended, dtype=jnp.float32)
+    return {"tokens": jnp.sum(said.mask, dtype=jnp.int32), "ended": ended, "cut": 1 - ended}
+
+  def split(self, tree):
+    """[B, ...] -> [micro-batches, B / micro-batches, ...]; every device keeps its own rows."""
+    if self.micro_batches == 1:
+      return tree
+    return jax.tree.map(lambda a: a.reshape(-1, self.micro_batches, *a.shape[1:]).swapaxes(0, 1), tree)
+
+  def merge(self, tree):
+    """The inverse of `split`."""
+    if self.micro_batches == 1:
+      return tree
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), tree)
+
+  def programs(self, width: int, state: TrainState, teacher: Params, batch: Batch) -> dict[str, jax.stages.Lowered]:
+    """The three step functions of one stage, lowered for these (abstract) arguments."""
+    row, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
+    own = lambda tree: jax.tree.map(lambda a: a.sharding, tree)
+    spec = lambda tree: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, own(tree))
+    placed = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=row), tree)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+    limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    state, teacher, batch = spec(state), spec(teacher), placed(batch)
+
+    rollout = functools.partial(self.rollout, horizon=width)
+    said = placed(jax.eval_shape(rollout, state.params, batch, key, limit))
+    hidden = placed(jax.eval_shape(self.score, teacher, batch, said))
+    return {
+      "rollout": jax.jit(rollout, out_shardings=row).lower(state.params, batch, key, limit),
+      "score": jax.jit(self.score, out_shardings=row).lower(teacher, batch, said),
+      "update": jax.jit(self.update, donate_argnums=0, out_shardings=(own(state), everywhere)).lower(
+        state, teacher, hidden, batch, said
+      ),
+    }
+
+
+def accumulate(f, parts):
+  """The sum of f over the leading axis of `parts`, one slice at a time."""
+  first = jax.tree.map(lambda a: a[0], parts)
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
+  total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, f(part)), None), zero, parts)
+  return total
+
+
+def repeat(batch: Batch, n: int) -> Batch:
+  """Every prompt n times in a row, to stand beside its rollouts."""
+  return batch if n == 1 else jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), batch)

@@ -1,0 +1,1 @@
+"""The student speaks: sampling token by token from a cache."""

@@ -1,0 +1,30 @@
+"""Verifiable problems: where prompts come from and how an answer is judged.
+
+A task has a generator of problems and a verifier; a file of prompts needs a verifier only. Both are looked up by name.
+"""
+
+from collections.abc import Callable
+
+from opd_jax.errors import InputError
+from opd_jax.tasks import chain, gsm8k
+
+GENERATORS: dict[str, chain.Chain] = {"chain": chain.CHAIN, "phase": chain.PHASE}
+
+Verifier = Callable[[str, str], bool]  # (response, answer) -> correct
+VERIFIERS: dict[str, Verifier] = {name: task.verify for name, task in GENERATORS.items()} | {"gsm8k": gsm8k.verify}
+
+
+def generator(name: str) -> chain.Chain:
+  if name not in GENERATORS:
+    raise InputError(f"There is no built-in task {name!r}; config.data.path can be {_tasks()}, or a JSONL file.")
+  return GENERATORS[name]
+
+
+def verifier(name: str) -> Verifier:
+  if name not in VERIFIERS:
+    raise InputError(f"There is no verifier {name!r}; config.data.verifier can be 'auto', {', '.join(map(repr, VERIFIERS))}.")
+  return VERIFIERS[name]
+
+
+def _tasks() -> str:
+  return ", ".join(f"'task:{name}'" for name in GENERATORS)

@@ -1,0 +1,99 @@
+"""Makes the student and the teacher that ship with the package: next-token prediction on solved problems.
+
+    python -m opd_jax.tasks.pretrain --role=teacher --out=DIR
+    python -m opd_jax.tasks.pretrain --role=student --out=DIR
+
+The teacher reads correct solutions of both built-in tasks; the student reads solutions written by somebody with its
+misconceptions. Both are written as Hugging Face directories (Qwen3 architecture) and loaded like any other model.
+"""
+
+import argparse
+import functools
+import pathlib
+import random
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from opd_jax.models import decoder, hf
+from opd_jax.tasks import chain
+
+MODELS = {
+  "student": decoder.DecoderConfig(
+    vocab=len(chain.SYMBOLS), width=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+  ),
+  "teacher": decoder.DecoderConfig(
+    vocab=len(chain.SYMBOLS), width=192, layers=2, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
+  ),
+}
+
+
+def batches(beliefs: chain.Beliefs, rows: int, seed: int):
+  """Yields tokens int32[rows, T + 1] and loss weights f32[rows, T] of both tasks in turn; only the response counts."""
+  rng = random.Random(f"pretrain {seed}")
+  width = chain.PHASE.max_prompt + chain.PHASE.max_response
+  while True:
+    tokens = np.zeros((rows, width), np.int32)
+    weights = np.zeros((rows, width - 1), np.float32)
+    for row in range(rows):
+      problem = (chain.CHAIN, chain.PHASE)[row % 2].problem(rng, held_out=False, beliefs=beliefs)
+      prompt, text = chain.encode(problem.prompt), chain.encode(problem.solution)
+      both = [*prompt, *text, chain.ids()[chain.EOS]]
+      tokens[row, : len(both)] = both
+      weights[row, len(prompt) - 1 : len(both) - 1] = 1
+    yield tokens, weights
+
+
+def train(cfg: decoder.DecoderConfig, data, steps: int, lr: float, seed: int) -> decoder.Params:
+  """AdamW with warm-up and cosine decay; prints the loss."""
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(optax.warmup_cosine_decay_schedule(0, lr, steps // 20 + 1, steps, lr / 100), weight_decay=0.01),
+  )
+  params = decoder.init(cfg, jax.random.key(seed))
+  state = optimizer.init(params)
+
+  def loss_of(params, tokens, weights):
+    x = decoder.hidden(params, cfg, tokens[:, :-1], jnp.ones_like(tokens[:, :-1], bool))
+    losses = optax.softmax_cross_entropy_with_integer_labels(decoder.unembed(params, x), tokens[:, 1:])
+    return jnp.sum(losses * weights) / jnp.sum(weights)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state, tokens, weights):
+    loss, grads = jax.value_and_grad(loss_of)(params, tokens, weights)
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  began = time.perf_counter()
+  for i in range(steps):
+    params, state, loss = step(params, state, *next(data))
+    if (i + 1) % max(1, steps // 20) == 0:
+      print(f"step {i + 1:5d}/{steps}  loss {float(loss):.4f}  {time.perf_counter() - began:.0f} s", flush=True)
+  return params
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--role", choices=sorted(MODELS), required=True)
+  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--steps", type=int, default=1500)
+  parser.add_argument("--rows", type=int, default=32)
+  parser.add_argument("--lr", type=float, default=3e-3)
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args()
+
+  if args.out.exists():
+    parser.error(f"{args.out} exists; name a new directory")
+  beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
+  params = train(MODELS[args.role], batches(beliefs, args.rows, args.seed), args.steps, args.lr, args.seed)
+  ids = chain.ids()
+  hf.write(args.out, MODELS[args.role], params, like=None, pad_id=ids[chain.PAD], eos_id=ids[chain.EOS], dtype="bfloat16")
+  chain.save_tokenizer(args.out)
+  print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+  main()

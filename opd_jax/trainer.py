@@ -1,0 +1,279 @@
+"""The training loop, and the only place with mutable state.
+
+    for step in range(steps):
+      the student answers the next prompts, at most H_k tokens long
+      the teacher reads the answers
+      the student moves toward the teacher
+
+What is not part of the sentence (logging, evaluating, saving, compiling the next stage) is one call each.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from opd_jax import checkpoint, horizon, metrics, optim, teacher, workdir
+from opd_jax import inputs as inputs_
+from opd_jax import mesh as meshes
+from opd_jax.data import pipeline
+from opd_jax.errors import InputError
+from opd_jax.evaluation import Evaluator
+from opd_jax.models import hf
+from opd_jax.objectives.divergence import Objective
+from opd_jax.programs import Programs, use_cache
+from opd_jax.recipes.distill import Distill
+from opd_jax.types import Batch, Params, Rollout, TrainState
+
+
+class Trainer:
+  """One run in one workdir, new or resumed.
+
+  Everything is read and checked here; nothing is compiled, and nothing written but config.json and run.json.
+
+  Raises:
+    InputError: anything about the config, the models, the data or the workdir that cannot work.
+  """
+
+  def __init__(self, c: ConfigDict, path: str | pathlib.Path):
+    self.c, self.path = c, pathlib.Path(path)
+    self.inputs = inputs_.load(c)
+    workdir.check(self.path, c)
+    state_shapes = jax.eval_shape(lambda: init_state(c, jax.eval_shape(lambda: _empty(self.inputs))))
+    checkpoint.check_space(self.path, _bytes(state_shapes), c.checkpoint.keep)
+    workdir.open_(self.path, c)
+    use_cache(c.compile_cache, self.path)
+
+    self.schedule = self.inputs.schedule
+    self.stages = horizon.describe(self.schedule, c.steps, c.batch * c.rollouts_per_prompt)
+    self.recipe = recipe(c, self.inputs)
+    self.prompts = pipeline.Prompts(
+      self.inputs.train.ids, c.batch, self.inputs.prompt_width, self.inputs.sampling.pad_id, c.seed
+    )
+    self.checkpoints = checkpoint.Checkpoints(self.path, c.checkpoint.keep)
+    self.state = read_state(c, self.inputs)
+    self.teacher = teacher.external(
+      self.inputs.teacher.path, self.inputs.teacher.cfg, self.inputs.mesh, self.inputs.dtype
+    )
+    self.key = jax.random.key(c.seed)
+    self.step, self.tokens, self.clock, lengths = 0, 0, metrics.Clock(), {}
+    if self.checkpoints.latest() is not None:
+      self.state, position = self.checkpoints.restore(self.state)
+      self.prompts.restore(position["prompts"])
+      self.step, self.tokens, lengths = position["step"], position["tokens"], position["lengths"]
+      self.clock = metrics.Clock(position["seconds"])
+    self.resumed = self.step
+    self.programs = Programs(lambda width: self.recipe.programs(width, self.state, self.teacher, self._shapes))
+    self.evaluator: Evaluator | None = None
+    self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, lengths, self.path.name)
+
+  def run(self) -> None:
+    """Trains from the last checkpoint, or from the beginning, to the last step."""
+    try:
+      self._announce()
+      if self.step == 0:
+        self._evaluate()
+      for step in range(self.step, self.c.steps):
+        program = self._programs(step)
+        batch = self._next_batch()
+        said = self._roll_out(program, batch, step)
+        answer = self._score(program, batch, said)
+        for _ in range(self.c.updates_per_rollout):
+          stats = self._update(program, answer, batch, said)
+        self.step = step + 1
+        self._record(step, stats)
+        if self._due(self.c.eval.every):
+          self._evaluate()
+        if self._due(self.c.checkpoint.every):
+          self._save()
+      self.checkpoints.wait()
+    finally:
+      self.log.close()
+      self.programs.close()
+      self.checkpoints.close()
+
+  def _roll_out(self, program, batch: Batch, step: int) -> Rollout:
+    key = jax.random.fold_in(self.key, step)
+    said = program["rollout"](self.state.params, batch, key, np.int32(self.schedule.limit(step)))
+    jax.block_until_ready(said)
+    self.clock.lap("rollout")
+    return said
+
+  def _score(self, program, batch: Batch, said: Rollout) -> jax.Array:
+    answer = jax.block_until_ready(program["score"](self.teacher, batch, said))
+    self.clock.lap("score")
+    return answer
+
+  def _update(self, program, answer: jax.Array, batch: Batch, said: Rollout) -> dict[str, Any]:
+    self.state, stats = program["update"](self.state, self.teacher, answer, batch, said)
+    stats = jax.device_get(stats)
+    self.clock.lap("update")
+    return stats
+
+  def _next_batch(self) -> Batch:
+    batch = jax.device_put(next(self.prompts), meshes.rows(self.inputs.mesh))
+    self.clock.lap("other")
+    return batch
+
+  def _programs(self, step: int):
+    """This step's compiled programs; the next stage's begin to compile in the background."""
+    self.clock.lap("other")
+    stage = next(s for s in self.stages if s["start"] <= step < s["end"])
+    programs = self.programs.at(stage["width"])
+    self.clock.lap("compile")
+    if stage["index"] + 1 < len(self.stages):
+      self.programs.prepare(self.stages[stage["index"] + 1]["width"])
+    return programs
+
+  def _record(self, step: int, stats: dict[str, Any]) -> None:
+    self.tokens += int(stats["tokens"])
+    rows = self.c.batch * self.c.rollouts_per_prompt
+    self.clock.lap("other")
+    self.log.train(
+      {
+        "step": self.step,
+        "loss": float(stats["loss"]),
+        **{name: value for name, value in metrics.means(stats["sums"]).items() if name != "loss"},
+        "grad_norm": float(stats["grad_norm"]),
+        "lr": float(optim.schedule(self.c.optimizer)(step * self.c.updates_per_rollout)),
+        "skipped": int(stats["skipped"]),
+        "tokens": self.tokens,
+        "step_tokens": int(stats["tokens"]),
+        "width": self.schedule.width(step),
+        "limit": self.schedule.limit(step),
+        "response_length": int(stats["tokens"]) / rows,
+        "ended": float(stats["ended"]),
+        "cut": float(stats["cut"]),
+        "seconds": self.clock.step(),
+        "elapsed": self.clock.elapsed,
+        "wall": self.clock.wall,
+        "peak_memory": metrics.peak_memory(),
+        "by_position": metrics.by_position(stats["sums"], self.c.horizon.max),
+      }
+    )
+    if int(stats["skipped"]) >= self.c.optimizer.max_skipped:
+      self.checkpoints.wait()
+      last = self.checkpoints.latest()
+      raise InputError(
+        f"{int(stats['skipped'])} updates in a row had a NaN or Inf in the loss or the gradient (last: step {self.step}); the run "
+        f"stops and keeps its last checkpoint ({'none yet' if last is None else f'step {last}'}) in {self.path}. "
+        "Lower config.optimizer.lr or add warm-up."
+      )
+
+  def _evaluate(self) -> None:
+    if not self.c.eval.every:
+      return
+    self.clock.lap("other")
+    if self.evaluator is None:
+      self.evaluator = Evaluator(self.c, self.inputs, self.inputs.student.cfg, self.state.params)
+      self.clock.lap("compile")
+      self.programs.compiled.append(self.evaluator.compiled)
+    before = self.clock.totals["eval"]
+    record, samples = self.evaluator(self.state.params)
+    self.clock.lap("eval")
+    at = {"step": self.step, "tokens": self.tokens, "elapsed": self.clock.elapsed, "wall": self.clock.wall}
+    self.log.evaluation(at | record | {"seconds": self.clock.totals["eval"] - before}, samples)
+
+  def _save(self) -> None:
+    position = {
+      "step": self.step,
+      "tokens": self.tokens,
+      "prompts": self.prompts.state(),
+      "limit": self.schedule.limit(max(self.step - 1, 0)),
+      "lengths": self.log.lengths(),
+      "seconds": self.clock.totals,
+    }
+    self.checkpoints.save(self.step, self.state, position)
+    workdir.describe(self.path, self.stages, self.programs.compiled)
+
+  def _due(self, every: int) -> bool:
+    """True every so many steps and after the last."""
+    return self.step == self.c.steps or bool(every) and self.step % every == 0
+
+  def _announce(self) -> None:
+    """The run in a few lines: models, stages, programs, warnings."""
+    c, i = self.c, self.inputs
+    workdir.describe(self.path, self.stages, [])
+    self.log.say(
+      f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "
+      f"({_millions(self.state.params)}), teacher {c.teacher} ({_millions(self.teacher)}), {c.steps} steps of "
+      f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_width} tokens, "
+      f"{i.mesh.size} device(s), {i.dtype}, workdir {self.path}"
+    )
+    for s in self.stages:
+      limits = f"{s['first_limit']}" + (f" to {s['last_limit']}" if s["last_limit"] != s["first_limit"] else "")
+      self.log.say(
+        f"  stage {s['index']}: steps {s['start']} to {s['end'] - 1}, width {s['width']}, limit {limits} tokens, "
+        f"at most {s['tokens']:,} tokens"
+      )
+    evaluations = " and 1 for evaluation" if c.eval.every else ""
+    widths = len({s["width"] for s in self.stages})
+    self.log.say(f"  {widths} width(s) x 3 programs (rollout, score, update){evaluations}")
+    for warning in i.warnings:
+      self.log.say(f"  note: {warning}")
+    if self.resumed:
+      self.log.say(f"  resumed after step {self.resumed}")
+
+  @property
+  def _shapes(self) -> Batch:
+    """The abstract batch that programs are compiled for."""
+    shape = (self.c.batch, self.inputs.prompt_width)
+    return Batch(
+      prompt=jax.ShapeDtypeStruct(shape, jnp.int32),  # pyright: ignore[reportArgumentType]
+      prompt_mask=jax.ShapeDtypeStruct(shape, jnp.bool_),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def recipe(c: ConfigDict, i: inputs_.Inputs) -> Distill:
+  """The static part of the run that the config asks for."""
+  rows = c.batch * c.rollouts_per_prompt
+  return Distill(
+    student=i.student.cfg,
+    teacher=i.teacher.cfg,
+    sampling=i.sampling,
+    objective=Objective(c.objective.support, c.objective.k, c.objective.chunk),
+    optimizer=optim.make(c.optimizer),
+    mesh=i.mesh,
+    n=c.rollouts_per_prompt,
+    micro_batches=rows // c.micro_batch if c.micro_batch else 1,
+    dtype=i.dtype,
+    remat=c.remat,
+    max_horizon=c.horizon.max,
+    bins=min(c.log.bins, c.horizon.max),
+    overlap_k=c.log.overlap_k,
+  )
+
+
+def init_state(c: ConfigDict, params: Params) -> TrainState:
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(params=params, opt_state=optim.make(c.optimizer).init(params), step=zero, skipped=zero)
+
+
+def read_state(c: ConfigDict, i: inputs_.Inputs) -> TrainState:
+  """The student as it is on disk, fp32, with a new optimiser, laid out on the mesh."""
+  params = hf.read(i.student.path, i.student.cfg, meshes.parameter_shardings(i.mesh, i.student.cfg))
+  shapes = jax.eval_shape(lambda p: init_state(c, p), params)
+  return jax.jit(lambda p: init_state(c, p), out_shardings=meshes.shardings(i.mesh, shapes), donate_argnums=0)(params)
+
+
+def _empty(i: inputs_.Inputs) -> Params:
+  from opd_jax.models import decoder
+
+  return decoder.init(i.student.cfg, jax.random.key(0))
+
+
+def _bytes(tree) -> int:
+  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def _millions(params: Params) -> str:
+  return f"{sum(a.size for a in jax.tree.leaves(params)) / 1e6:.2f}M"
+
+
+def train(c: ConfigDict, path: str | pathlib.Path) -> None:
+  """Trains, or goes on training, in a workdir."""
+  Trainer(c, path).run()

@@ -1,0 +1,40 @@
+"""The records that travel between the rooms of the library.
+
+Dimensions: B rows, P prompt width, H horizon (response width).
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+Params = dict[str, Any]  # a model's parameter pytree, see models/decoder.py
+
+
+@flax.struct.dataclass
+class Batch:
+  """Prompts of one step, one row per rollout; the n rows of one prompt are neighbours."""
+
+  prompt: Int[Array, "B P"]  # left-padded token ids
+  prompt_mask: Bool[Array, "B P"]  # true on real tokens
+
+
+@flax.struct.dataclass
+class Rollout:
+  """What the student said, cut by the horizon or ended by a stop token."""
+
+  response: Int[Array, "B H"]  # pad after the last token
+  mask: Bool[Array, "B H"]  # true up to and including the stop token; a cut row has no stop token
+  behavior_logprob: Float[Array, "B H"]  # log-probability under the distribution sampled from; 0 outside the mask
+  ended: Bool[Array, "B"]  # a stop token was produced
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything on the device that the next step depends on."""
+
+  params: Params  # fp32 master weights, train layout
+  opt_state: Any  # optax
+  step: jax.Array  # int32[], updates applied or skipped so far
+  skipped: jax.Array  # int32[], updates skipped in a row because of a NaN or Inf
