@@ -54,14 +54,18 @@ def parse(argv: Sequence[str], usage: str, define: Callable, default="") -> tupl
   else:
     c = configs.load(default) if default else configs.default()
   argv = [a for a in argv if not re.match(r"--?config=", a)]
+  known = configs.flat(c.to_dict())
+  for key in (m[1] for a in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))):
+    if key not in known:
+      raise configs.unknown_key(c, key)
   try:
     config_flags.DEFINE_config_dict("config", c, flag_values=values, lock_config=True, sys_argv=list(argv))
     rest = values(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    raise _explain(e, c) from None
+    raise InputError(" ".join(str(e).split()).rstrip(".") + ".") from None
   if values["help"].value:
     print(usage.strip(), "\n\nConfig keys (override with --config.KEY=VALUE):\n")
-    for key, value in configs.flat(c.to_dict()).items():
+    for key, value in known.items():
       print(f"  {key} = {value!r}")
     for name in sorted(n for n in values if n not in ("help", "config") and not n.startswith("config.")):
       print(f"\n  --{name}: {values[name].help}", end="")
@@ -88,11 +92,3 @@ def quiet() -> None:
   for name in ("absl", "orbax", "jax", "transformers"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
-
-def _explain(e: Exception, c: ConfigDict) -> InputError:
-  """What absl or ml_collections said, as one sentence about the key."""
-  text = " ".join(str(e).split())
-  named = re.search(r"['\"]?config\.([\w.]+)", text)
-  if named and named[1] not in configs.flat(c.to_dict()):
-    return configs.unknown_key(c, named[1])
-  return InputError(text.rstrip(".") + ".")

@@ -7,7 +7,8 @@ Okabe and Ito's, which colour-blind readers can tell apart; style, marker and ha
 import math
 import pathlib
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
   from opd_jax.report import Run
 
 Arms = dict[str, list["Run"]]
+Series = Sequence[Sequence[dict[str, Any]]]  # records of every run of an arm
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
 _DASHES = ("-", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (2, 1.5)), (0, (9, 2, 1.5, 2, 1.5, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">")
 _GREY = "#555555"
 _TICKS = [1, 2, 5, 10]
+_UNTRAINED: Any = {"facecolor": "#f4f4f4", "edgecolor": "#bdbdbd", "hatch": "///", "linewidth": 0}
+_TARGET: Any = {"color": _GREY, "linestyle": (0, (4, 3)), "linewidth": 0.9}
 _RC: Any = {
   "font.size": 11,
   "axes.spines.top": False,
@@ -78,14 +82,13 @@ def draw(arms: Arms, target: float, folder: pathlib.Path) -> list[Picture]:
   with matplotlib.rc_context(_RC):
     for name, title, caption, make in (
       ("result", "Result", _RESULT, lambda: result(arms, target)),
-      ("accuracy", "Accuracy against time, tokens and steps", _ACCURACY, lambda: accuracy(arms, target)),
+      ("accuracy", "Accuracy against time, tokens and steps", _RUNS, lambda: accuracy(arms, target)),
       ("horizon", "Horizon", _HORIZON, lambda: horizon(arms)),
       ("kl_by_position", "KL by position", _KL, lambda: kl_by_position(arms)),
       ("responses", "Training responses", _RESPONSES, lambda: responses(arms)),
       ("time", "Where the time went", _TIME, lambda: time(arms)),
     ):
-      figure = make()
-      if figure is not None:
+      if (figure := make()) is not None:
         path = folder / f"{name}.png"
         figure.savefig(path, metadata={"Software": None})
         pictures.append(Picture(path, title, caption, round(88 * figure.get_figwidth())))
@@ -100,7 +103,6 @@ _RUNS = (
 _RESULT = (
   "Left: accuracy on held-out problems by training time. Right: how many tokens the student may generate. " + _RUNS
 )
-_ACCURACY = _RUNS
 _HORIZON = (
   "The limit is what the student may generate at that step (thick); the width is what was compiled for it (thin, "
   "dotted, drawn where it differs from the limit)."
@@ -130,7 +132,7 @@ def result(arms: Arms, target: float) -> Figure:
   left.set(ylabel="accuracy", title="Accuracy by training time")
   _horizon_lines(right, arms, styles)
   right.set(xlabel="step", ylabel="horizon (tokens)", title="Horizon by step")
-  _legend(figure, arms, styles, [_target_handle(f"matched accuracy {target:.3g}")] if target else [])
+  _legend(figure, arms, styles, _target_handles(target))
   return figure
 
 
@@ -148,7 +150,7 @@ def accuracy(arms: Arms, target: float) -> Figure:
   axes[2].set(xlabel="step")
   for ax in axes:
     ax.yaxis.set_tick_params(labelleft=True)
-  _legend(figure, arms, styles, [_target_handle(f"matched accuracy {target:.3g}")] if target else [])
+  _legend(figure, arms, styles, _target_handles(target))
   return figure
 
 
@@ -171,9 +173,8 @@ def kl_by_position(arms: Arms) -> Figure | None:
     return None
   columns = min(3, len(spans))
   rows = math.ceil(len(spans) / columns)
-  figure, axes = _panels(
-    13 if columns == 3 else 5 * columns + 1, 3.4 * rows + 0.9, rows, columns, sharex=True, sharey=True
-  )
+  width = 13 if columns == 3 else 5 * columns + 1
+  figure, axes = _panels(width, 3.4 * rows + 0.9, rows, columns, sharex=True, sharey=True)
   looks = {
     "early": {"color": "#9a9a9a", "linestyle": (0, (2, 1.5)), "marker": "s"},
     "middle": {"color": "#4d9ac9", "linestyle": (0, (6, 2)), "marker": "^"},
@@ -189,7 +190,7 @@ def kl_by_position(arms: Arms) -> Figure | None:
   last = max(end for _, _, end in ends)
   for ax, trained, _ in ends:
     if trained < last:
-      ax.axvspan(trained, last, facecolor="#f4f4f4", edgecolor="#bdbdbd", hatch="///", linewidth=0, zorder=0)
+      ax.axvspan(trained, last, **_UNTRAINED, zorder=0)
     ax.set_xlim(0, last)
   if values and max(values) / min(values) > 20:
     axes[0].set_yscale("log")
@@ -204,10 +205,9 @@ def kl_by_position(arms: Arms) -> Figure | None:
     ax.set_visible(i < len(spans))
   figure.supxlabel("position in the response (tokens)", fontsize=11)
   figure.supylabel("KL (nats per token)", fontsize=11)
-  handles: list[Any] = [
-    Line2D([], [], label=name, **look) for name, look in looks.items() if any(name in t for t in spans.values())
-  ]
-  handles.append(Patch(facecolor="#f4f4f4", edgecolor="#bdbdbd", hatch="///", linewidth=0, label="never trained on"))
+  known = set().union(*spans.values())
+  handles: list[Any] = [Line2D([], [], label=name, **look) for name, look in looks.items() if name in known]
+  handles.append(Patch(**_UNTRAINED, label="never trained on"))
   figure.legend(handles=handles, loc="outside upper left", ncols=4)
   return figure
 
@@ -254,22 +254,17 @@ def responses(arms: Arms) -> Figure | None:
     return None
   figure, axes = _panels(13, 4.2, 1, 3)
   styles = _styles(arms)
-  for ax, key, title in zip(
-    axes,
-    ("response_length", "ended", "cut"),
-    ("Mean response length", "Ended with a stop token", "Cut by the horizon"),
-    strict=True,
-  ):
+  shown = {"response_length": "Mean response length", "ended": "Ended with a stop token", "cut": "Cut by the horizon"}
+  for ax, (key, title) in zip(axes, shown.items(), strict=True):
     for label, runs in arms.items():
-      _lines(ax, runs, [run.train for run in runs], "step", key, styles[label])
+      _lines(ax, [run.train for run in runs], "step", key, styles[label])
     ax.set(xlabel="step", title=title)
     _from_zero(ax)
     if key == "response_length":
       ax.set(ylabel="tokens")
       ax.set_ylim(bottom=0)
     else:
-      ax.set(ylabel="share of responses")
-      ax.set_ylim(-0.04, 1.04)
+      ax.set(ylabel="share of responses", ylim=(-0.04, 1.04))
       ax.yaxis.set_major_formatter(PercentFormatter(1))
   _legend(figure, arms, styles)
   return figure
@@ -277,7 +272,7 @@ def responses(arms: Arms) -> Figure | None:
 
 def time(arms: Arms) -> Figure | None:
   runs = [(label, run) for label, members in arms.items() for run in members]
-  seeds = lambda label, run: f"seed {run.seed}" if run is not arms[label][0] else _wrap(f"{label}, seed {run.seed}", 34)
+  name = lambda label, run: f"seed {run.seed}" if run is not arms[label][0] else _wrap(f"{label}, seed {run.seed}", 34)
   bars = [run.seconds for _, run in runs]
   most = max(sum(b.values()) for b in bars)
   if not most:
@@ -285,28 +280,17 @@ def time(arms: Arms) -> Figure | None:
   divisor, unit = _time_unit(most)
   figure, (ax,) = _panels(10.4, 1.5 + 0.36 * len(runs) + 0.12 * len(arms), 1, 1)
   # A gap between arms, so that the seeds of one arm read as a group.
-  y, places = 0.0, []
-  for i, (label, _) in enumerate(runs):
-    y += 1.0 + (0.45 if i and label != runs[i - 1][0] else 0.0)
-    places.append(y)
+  places = np.cumsum([1.45 if run is arms[label][0] else 1.0 for label, run in runs]) - 0.45
   left = np.zeros(len(runs))
   for part, legend, colour, hatch in _PARTS:
     size = np.array([b[part] for b in bars]) / divisor
     ax.barh(places, size, 0.74, left, color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.6, label=legend)
     left += size
   for place, total in zip(places, left, strict=True):
-    ax.annotate(
-      f"{total:.1f}" if total < 100 else f"{total:.0f}",
-      (total, place),
-      (5, 0),
-      textcoords="offset points",
-      va="center",
-      color=_GREY,
-    )
-  ax.set_yticks(places, [seeds(label, run) for label, run in runs])
-  ax.set_xlim(0, left.max() * 1.08)
-  ax.set_ylim(y + 0.7, 0.3)
-  ax.set_xlabel(f"time ({unit})")
+    text = f"{total:.1f}" if total < 100 else f"{total:.0f}"
+    ax.annotate(text, (total, place), (5, 0), textcoords="offset points", va="center", color=_GREY)
+  ax.set_yticks(places, [name(label, run) for label, run in runs])
+  ax.set(xlabel=f"time ({unit})", xlim=(0, left.max() * 1.08), ylim=(places[-1] + 0.7, 0.3))
   ax.grid(False, axis="y")
   ax.tick_params(axis="y", length=0)
   figure.legend(loc="outside upper left", ncols=3, handleheight=1.3, handlelength=2.4)
@@ -315,13 +299,10 @@ def time(arms: Arms) -> Figure | None:
 
 def _accuracy_lines(ax: Axes, arms: Arms, styles: dict[str, _Style], x: str) -> None:
   for label, runs in arms.items():
-    _lines(ax, runs, [run.evals for run in runs], x, "accuracy", styles[label], every_point=True)
+    _lines(ax, [run.evals for run in runs], x, "accuracy", styles[label], every_point=True)
     if len(runs) == 1:
-      evals = runs[0].evals
-      at = [e[x] for e in evals]
-      ax.fill_between(
-        at, [e["low"] for e in evals], [e["high"] for e in evals], color=styles[label].color, alpha=0.14, lw=0
-      )
+      at, low, high = ([e[key] for e in runs[0].evals] for key in (x, "low", "high"))
+      ax.fill_between(at, low, high, color=styles[label].color, alpha=0.14, lw=0)
   ax.set_ylim(bottom=0)
   _from_zero(ax)
 
@@ -332,18 +313,15 @@ def _from_zero(ax: Axes) -> None:
   ax.set_xlim(-0.025 * right, 1.04 * right)
 
 
-def _lines(
-  ax, runs, series: Sequence[Sequence[dict]], x: str, y: str, style: _Style, every_point: bool = False
-) -> None:
+def _lines(ax: Axes, series: Series, x: str, y: str, style: _Style, every_point: bool = False) -> None:
   """The mean over runs, and each run thin where there are several and they differ."""
   at, mean = _mean(series, x, y)
-  for records in series if len(runs) > 1 else ():
+  for records in series if len(series) > 1 else ():
     columns = _columns(records, x, y)
     if columns != (at, mean):
       ax.plot(*columns, color=style.color, linewidth=0.7, alpha=0.45, zorder=1.5)
   every = 1 if every_point and len(at) <= 25 else _every(len(at), 9)
-  marks = (int(style.shift * every), every)
-  ax.plot(at, mean, **_look(style), markevery=marks)
+  ax.plot(at, mean, **_look(style), markevery=(int(style.shift * every), every))
 
 
 def _look(style: _Style) -> dict[str, Any]:
@@ -351,7 +329,7 @@ def _look(style: _Style) -> dict[str, Any]:
   return {"color": style.color, "linestyle": style.linestyle, "marker": style.marker, **edge}
 
 
-def _mean(series: Sequence[Sequence[dict]], x: str, y: str) -> tuple[list[float], list[float]]:
+def _mean(series: Series, x: str, y: str) -> tuple[list[float], list[float]]:
   """Mean x and mean y over runs, at the steps that all runs have: a run that stopped early bends no mean."""
   tables = [{r["step"]: r for r in records if r.get(y) is not None} for records in series]
   common = sorted(set.intersection(*map(set, tables)))
@@ -366,9 +344,10 @@ def _columns(records: Sequence[dict], x: str, y: str) -> tuple[list[float], list
 
 def _horizon_lines(ax: Axes, arms: Arms, styles: dict[str, _Style], widths: bool = False) -> None:
   for label, runs in arms.items():
-    _lines(ax, runs, [run.train for run in runs], "step", "limit", styles[label])
-    at, width = _mean([run.train for run in runs], "step", "width")
-    if widths and width != _mean([run.train for run in runs], "step", "limit")[1]:
+    series = [run.train for run in runs]
+    _lines(ax, series, "step", "limit", styles[label])
+    at, width = _mean(series, "step", "width")
+    if widths and width != _mean(series, "step", "limit")[1]:
       ax.step(at, width, where="post", color=styles[label].color, linestyle=":", linewidth=1.2)
   ax.set_ylim(bottom=0, top=1.06 * ax.dataLim.ymax if _trained(arms) else 1)
   _from_zero(ax)
@@ -376,11 +355,11 @@ def _horizon_lines(ax: Axes, arms: Arms, styles: dict[str, _Style], widths: bool
 
 def _target_line(ax: Axes, target: float) -> None:
   if target:
-    ax.axhline(target, color=_GREY, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
+    ax.axhline(target, **_TARGET, zorder=1)
 
 
-def _target_handle(label: str) -> Line2D:
-  return Line2D([], [], color=_GREY, linestyle=(0, (4, 3)), linewidth=0.9, label=label)
+def _target_handles(target: float) -> list[Line2D]:
+  return [Line2D([], [], **_TARGET, label=f"matched accuracy {target:.3g}")] if target else []
 
 
 def _time_axis(ax: Axes, arms: Arms) -> None:
@@ -398,11 +377,8 @@ def _time_unit(longest: float) -> tuple[float, str]:
 
 
 def _styles(arms: Arms) -> dict[str, _Style]:
-  cycle: Callable[[Sequence, int], Any] = lambda values, i: values[i % len(values)]
-  return {
-    label: _Style(cycle(_COLOURS, i), cycle(_DASHES, i), cycle(_MARKERS, i), i / len(arms))
-    for i, label in enumerate(arms)
-  }
+  looks = zip(cycle(_COLOURS), cycle(_DASHES), cycle(_MARKERS), strict=True)
+  return {label: _Style(*look, i / len(arms)) for i, (label, look) in enumerate(zip(arms, looks, strict=False))}
 
 
 def _legend(figure: Figure, arms: Arms, styles: dict[str, _Style], extra: Sequence[Any] = ()) -> None:

@@ -7,14 +7,14 @@ background thread; what the loop has to wait for is counted.
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 
 from opd_jax.errors import InputError
 
-Lower = Callable[[int], Mapping[str, jax.stages.Lowered]]  # width -> the lowered step functions, by name
+Lower = Callable[[int], Iterable[tuple[str, jax.stages.Lowered]]]  # width -> the lowered step functions, with names
 
 
 class Programs:
@@ -27,7 +27,8 @@ class Programs:
 
   def __init__(self, lower: Lower):
     self._lower = lower
-    self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+    self._widths = ThreadPoolExecutor(1, thread_name_prefix="lower")  # one width after another
+    self._pool = ThreadPoolExecutor(3, thread_name_prefix="compile")  # its programs beside each other
     self._futures: dict[int, Future] = {}
     self._lock = threading.Lock()
     self.compiled: list[dict] = []
@@ -37,7 +38,7 @@ class Programs:
     """Starts compiling a width in the background, once."""
     with self._lock:
       if width not in self._futures:
-        self._futures[width] = self._pool.submit(self._compile, width)
+        self._futures[width] = self._widths.submit(self._compile, width)
 
   def at(self, width: int) -> dict[str, jax.stages.Compiled]:
     """The programs of a width; waits where they are not ready."""
@@ -53,17 +54,19 @@ class Programs:
     return waited
 
   def close(self) -> None:
-    self._pool.shutdown(wait=True, cancel_futures=True)
+    for pool in (self._widths, self._pool):
+      pool.shutdown(wait=True, cancel_futures=True)
 
   def _compile(self, width: int) -> dict[str, jax.stages.Compiled]:
-    began = time.perf_counter()
-    programs = {}
-    for name, lowered in self._lower(width).items():
-      programs[name] = lowered.compile()
-      now = time.perf_counter()
-      self.compiled.append({"name": name, "width": width, "seconds": round(now - began, 3)})
-      began = now
-    return programs
+    def one(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+      began = time.perf_counter()
+      program = lowered.compile()
+      self.compiled.append({"name": name, "width": width, "seconds": round(time.perf_counter() - began, 3)})
+      return program
+
+    # Each is lowered while the one before it compiles; XLA holds no lock of Python's.
+    futures = {name: self._pool.submit(one, name, lowered) for name, lowered in self._lower(width)}
+    return {name: f.result() for name, f in futures.items()}
 
 
 def use_cache(setting: str, workdir: pathlib.Path) -> None:

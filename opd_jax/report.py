@@ -8,9 +8,7 @@ by the choice, and says of every arm whether it got there.
 """
 
 import argparse
-import base64
 import dataclasses
-import html
 import json
 import math
 import pathlib
@@ -29,7 +27,7 @@ MATCH = 0.95  # of the baseline's best final accuracy, where no target is given
 MIN_WIDTH, WIDE, MAX_WIDTH = 60, 96, 100  # terminal columns; below WIDE the table leaves out three of its own
 
 # Keys that tell two runs apart without changing what they learn or how fast.
-_FREE = ("seed", "workdir", "compile_cache", "checkpoint.", "log.tensorboard", "log.wandb", "log.samples")
+FREE = ("seed", "workdir", "compile_cache", "checkpoint.", "log.tensorboard", "log.wandb", "log.samples")
 _TRAIN_KEYS = ("step", "tokens", "elapsed", "limit", "width", "seconds")
 _EVAL_KEYS = ("step", "tokens", "elapsed", "accuracy", "low", "high")
 
@@ -164,16 +162,15 @@ def _read_json(path: pathlib.Path) -> dict:
 def _labels(runs: Sequence[Run]) -> list[str]:
   """'OPD', 'TOPD 10%', 'POPD', and the keys that differ where that does not tell two arms apart."""
   configs = [flat(r.config) for r in runs]
-  identities = [{k: v for k, v in c.items() if not k.startswith(_FREE)} for c in configs]
+  identities = [{k: v for k, v in c.items() if not k.startswith(FREE)} for c in configs]
   methods = [_method(r.config["horizon"]) for r in runs]
   labels = []
   for method, identity in zip(methods, identities, strict=True):
-    rivals = [i for m, i in zip(methods, identities, strict=True) if m == method]
-    keys = sorted({k for i in rivals for k in i.keys() | identity.keys() if len({_show(r.get(k)) for r in rivals}) > 1})
-    leaves = [k.rsplit(".", 1)[-1] for k in identity]
+    keys = differing([i for m, i in zip(methods, identities, strict=True) if m == method])
     leaf = lambda key: key.rsplit(".", 1)[-1]
+    leaves = [leaf(k) for k in identity]
     short = {k: leaf(k) if k.startswith("horizon.") or leaves.count(leaf(k)) == 1 else k for k in keys}
-    labels.append(", ".join([method, *(f"{short[k]} {_show(identity.get(k))}" for k in keys)]))
+    labels.append(", ".join([method, *(f"{short[k]} {show(identity.get(k))}" for k in keys)]))
   return labels
 
 
@@ -194,7 +191,14 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
   return out
 
 
-def _show(value: Any) -> str:
+def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+  """The dotted keys that do not have the same value in all flat configs."""
+  keys = sorted({k for c in configs for k in c})
+  return [k for k in keys if len({show(c.get(k)) for c in configs}) > 1]
+
+
+def show(value: Any) -> str:
+  """A value of a config; small numbers as 1e-4."""
   if not isinstance(value, float):
     return str(value)
   mantissa, exponent = f"{value:.9e}".split("e")
@@ -250,16 +254,13 @@ def summary(runs: Sequence[Run], target: float | None = None) -> list[dict[str, 
       "seconds_to_target": _spread(hits, "elapsed"),
       "tokens_to_target": _spread(hits, "tokens"),
       "steps_to_target": _spread(hits, "step"),
+      "tokens": statistics.median(run.tokens for run in members),
+      "train_seconds": statistics.median(run.elapsed for run in members),
+      "compile_seconds": statistics.median(run.compile_seconds for run in members),
+      "compile_wait": statistics.median(run.seconds["compile"] for run in members),
+      "eval_seconds": statistics.median(run.seconds["eval"] for run in members),
       "programs": round(statistics.median(len(run.info.get("programs", ())) for run in members)),
     }
-    for key, values in {
-      "tokens": [run.tokens for run in members],
-      "train_seconds": [run.elapsed for run in members],
-      "compile_seconds": [run.compile_seconds for run in members],
-      "compile_wait": [run.seconds["compile"] for run in members],
-      "eval_seconds": [run.seconds["eval"] for run in members],
-    }.items():
-      row[key] = statistics.median(values)
     rows.append(row)
   for row in rows:
     row["speedup"] = _ratio(rows[0]["seconds_to_target"]["median"], row["seconds_to_target"]["median"])
@@ -301,15 +302,17 @@ def headline(rows: Sequence[dict[str, Any]]) -> str:
         did, when = "has not reached", f"by {steps(r)}"
       parts.append(f"{r['label']} {did} {it} {when}")
   fewest, most = min(r["runs"] for r in rows), max(r["runs"] for r in rows)
-  kind = "seeds" if all(len(set(map(str, r["seeds"]))) == r["runs"] for r in rows) else "runs"
-  over = (
-    f"medians over {most if fewest == most else f'{fewest} to {most}'} {kind}"
-    if most > 1
-    else "one run each"
-    if rows[1:]
-    else "one run"
-  )
+  if most > 1:
+    kind = "runs" if any(repeated(r) for r in rows) else "seeds"
+    over = f"medians over {most if fewest == most else f'{fewest} to {most}'} {kind}"
+  else:
+    over = "one run each" if rows[1:] else "one run"
   return "; ".join(parts) + f" ({over})."
+
+
+def repeated(row: dict[str, Any]) -> bool:
+  """Whether two runs of the arm share a seed."""
+  return len(set(map(str, row["seeds"]))) < row["runs"]
 
 
 def _join(items: Sequence[str]) -> str:
@@ -379,7 +382,7 @@ def print_table(runs: Sequence[Run], console: Console | None = None, target: flo
 
 def write(runs: Sequence[Run], out_dir: str | pathlib.Path, target: float | None = None) -> pathlib.Path:
   """Writes index.html, which holds everything, and the same pictures as PNG files. Returns the page's path."""
-  from opd_jax import figures  # here, so that a table alone does not wait for matplotlib
+  from opd_jax import figures, page  # here, so that a table alone does not wait for matplotlib
 
   rows = summary(runs, target)
   out = pathlib.Path(out_dir)
@@ -389,168 +392,8 @@ def write(runs: Sequence[Run], out_dir: str | pathlib.Path, target: float | None
     raise InputError(f"{out} cannot be made a directory ({e.strerror}): choose another --out.") from None
   pictures = figures.draw(arms(runs), rows[0]["target"], out)
   path = out / "index.html"
-  path.write_text(_page(runs, rows, pictures), encoding="utf-8")
+  path.write_text(page.render(runs, rows, pictures), encoding="utf-8")
   return path
-
-
-def _page(runs: Sequence[Run], rows: Sequence[dict[str, Any]], pictures: Sequence[Any]) -> str:
-  shown = []
-  for picture in pictures:
-    data = base64.b64encode(picture.path.read_bytes()).decode()
-    title, caption = html.escape(picture.title), html.escape(picture.caption)
-    image = f'<img alt="{title}" width="{picture.width}" src="data:image/png;base64,{data}">'
-    shown.append(f"<h2>{title}</h2>\n<figure>{image}<figcaption>{caption}</figcaption></figure>")
-  notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(runs, rows))
-  return _PAGE.format(
-    headline=html.escape(headline(rows)),
-    arms=_html_table(_arm_cells(rows)),
-    figures="\n".join(shown),
-    notes=notes,
-    runs=_html_table(_run_cells(runs), "text"),
-    **_config_tables(runs),
-  )
-
-
-def _arm_cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-  goal = f"{rows[0]['target']:.3g}"
-  cells = []
-  for r in rows:
-    cells.append(
-      {
-        "arm": r["label"] + (" (baseline)" if r["baseline"] and rows[1:] else ""),
-        "runs": str(r["runs"]),
-        "steps": steps(r),
-        "final accuracy": interval(r),
-        **{f"pass@{k}": f"{v:.3f}" for k, v in r["pass"].items()},
-        "generated tokens": count(r["tokens"]),
-        "training s": seconds(r["train_seconds"]),
-        "compiling s (waited for)": f"{seconds(r['compile_seconds'])} ({seconds(r['compile_wait'])})",
-        "programs": str(r["programs"]),
-        "evaluation s": seconds(r["eval_seconds"]),
-        f"runs that reached {goal}": f"{r['reached']} of {r['runs']}",
-        f"training s to {goal}": spread(r, "seconds_to_target", seconds),
-        f"tokens to {goal}": spread(r, "tokens_to_target", count),
-        f"steps to {goal}": spread(r, "steps_to_target", count),
-        "speed-up": times(r["speedup"]),
-        "fewer tokens": times(r["token_saving"]),
-      }
-    )
-  return cells
-
-
-def _run_cells(runs: Sequence[Run]) -> list[dict[str, str]]:
-  cells = []
-  for run in runs:
-    versions = run.info.get("versions") or {}
-    wall = max(r[-1].get("wall") or 0.0 for r in (run.train, run.evals) if r)
-    memory = max((r.get("peak_memory") or 0 for r in run.train), default=0)
-    cells.append(
-      {
-        "workdir": str(run.path),
-        "arm": run.label,
-        "seed": str(run.seed),
-        "step": f"{run.step} of {run.steps}" + ("" if run.finished else " (running or cut short)"),
-        "last evaluation": f"{run.evals[-1]['accuracy']:.3f} at step {run.evals[-1]['step']}",
-        "training s": seconds(run.elapsed),
-        "all s": seconds(wall) if wall else "–",
-        "peak memory": f"{memory / 2**20:,.0f} MiB" if memory else "–",
-        "compiled (width: s)": ", ".join(
-          f"{p.get('name')} {p.get('width')}: {p.get('seconds', 0):.1f}" for p in run.info.get("programs", ())
-        ),
-        "devices": str(run.info.get("devices", "–")),
-        "commit": str(run.info.get("commit") or "–")[:12],
-        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "–",
-        "notes": "; ".join(run.notes),
-      }
-    )
-  return cells
-
-
-def _config_tables(runs: Sequence[Run]) -> dict[str, str]:
-  """Keys that differ between runs as a table, and those that all share."""
-  configs = [flat(run.config) for run in runs]
-  keys = sorted({k for c in configs for k in c})
-  differing = [k for k in keys if len({_show(c.get(k)) for c in configs}) > 1]
-  rows = [
-    {"workdir": str(run.path)} | {k: _show(c.get(k)) for k in differing} for run, c in zip(runs, configs, strict=True)
-  ]
-  shared = "\n".join(f"{k} = {_show(configs[0][k])}" for k in keys if k not in differing)
-  return {"differing": _html_table(rows, "text"), "shared": html.escape(shared)}
-
-
-def _html_table(rows: Sequence[dict[str, str]], kind: str = "numbers") -> str:
-  heads = list(dict.fromkeys(k for row in rows for k in row if any(r.get(k) for r in rows)))
-  head = "".join(f"<th>{html.escape(k)}</th>" for k in heads)
-  body = "".join("<tr>" + "".join(f"<td>{html.escape(row.get(k, ''))}</td>" for k in heads) + "</tr>\n" for row in rows)
-  return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
-def _notes(runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> list[str]:
-  """How the numbers were made, and what in these runs speaks against comparing them."""
-  target, rule = rows[0]["target"], rows[0]["rule"]
-  every = sorted({_show(flat(run.config).get("eval.every")) for run in runs})
-  notes = [
-    "Training time is rollout, scoring, update and the rest of the loop. Compiling and evaluation are left out of it and have columns of their own; "
-    "compiling counts all programs, in brackets the part that training had to wait for.",
-    f"Matched accuracy: {target:.4g} ({rule}). It is set by the baseline or by hand, never by the arm that is compared.",
-    f"An arm reaches it at the first evaluation at or above it, without interpolation, so times are known to one evaluation interval ({', '.join(every)} steps).",
-    "Of several runs: times, tokens and steps are the median (min–max); a run that never got there counts as later than all others, "
-    "and final accuracy is the mean (min–max) of the last evaluations. Of a single run: the last evaluation with its own interval.",
-    "Speed-up and fewer tokens: the baseline's median divided by the arm's.",
-  ]
-  if any(r["runs"] == 1 for r in rows) and rows[1:]:
-    notes.append("At least one arm has a single run: a difference between arms may be chance. Train with other seeds.")
-  if any(e["step"] == 0 and target and e["accuracy"] >= target for run in runs for e in run.evals[:1]):
-    notes.append("At least one run was at the matched accuracy before training: the target is too low to compare by.")
-  for r in rows:
-    if len(set(map(str, r["seeds"]))) < r["runs"]:
-      notes.append(f"{r['label']} has runs of the same seed: they are repeats of one run, not independent ones.")
-  if len({str(run.info.get("devices")) for run in runs}) > 1:
-    notes.append("The runs were made on different devices: their times are not comparable.")
-  if len({str(run.info.get("commit")) for run in runs}) > 1:
-    notes.append("The runs were made at different commits of the code.")
-  configs = [flat(run.config) for run in runs]
-  expected = ("horizon.", *_FREE)
-  keys = sorted({k for c in configs for k in c if not k.startswith(expected)})
-  also = [k for k in keys if len({_show(c.get(k)) for c in configs}) > 1]
-  if also:
-    notes.append(f"The arms differ in more than the horizon: {', '.join(also)}.")
-  notes += [f"{run.path}: at step {run.step} of {run.steps}, running or cut short." for run in runs if not run.finished]
-  return notes + [f"{run.path}: {note}." for run in runs for note in run.notes]
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>opd_jax report</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin: 0 0 .5rem; }} h2 {{ font-size: 1.15rem; margin: 2.4rem 0 .6rem; }}
-.lead {{ font-size: 1.15rem; max-width: 60rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }}
-th {{ vertical-align: bottom; border-bottom: 2px solid #888; }}
-td {{ min-width: 3.5rem; max-width: 22rem; }}
-.text th, .text td, th:first-child, td:first-child {{ text-align: left; }}
-figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }}
-figcaption, li {{ font-size: .9rem; color: #444; max-width: 60rem; }}
-pre {{ font-size: .8rem; background: #f6f6f6; padding: .8rem; overflow-x: auto; }}
-summary {{ cursor: pointer; }}
-</style></head><body>
-<h1>How far must the student speak?</h1>
-<p class="lead">{headline}</p>
-<h2>Arms</h2>
-{arms}
-{figures}
-<h2>How to read this</h2>
-<ul>{notes}</ul>
-<h2>Runs</h2>
-{runs}
-<h2>Where the configs differ</h2>
-{differing}
-<details><summary>Config that all runs share</summary><pre>{shared}</pre></details>
-</body></html>
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

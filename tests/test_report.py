@@ -28,7 +28,7 @@ def workdir(
   saved = {
     "seed": seed,
     "steps": steps if total is None else total,
-    "student": "builtin:chain/student",
+    "student": "builtin:student",
     "horizon": horizon,
     "objective": {"kind": "reverse_kl"},
     "optimizer": {"kind": "adamw", "lr": 1e-4},

@@ -1,29 +1,22 @@
-"""Hugging Face model directories: check, read and write them without PyTorch.
-
-Weights go from the pages of the files straight into the shards of the devices: a process reads what its devices
-hold, and keeps no more than one parameter (its layers stacked) in host memory at a time.
-
-Dimensions, one letter each in `_LEAVES`: v vocabulary, d model width, n heads, h head width, f feed-forward width.
-"""
+"""Hugging Face model directories: check, read and write them without PyTorch; weights.py does their tensors."""
 
 import dataclasses
-import json
-import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 
 from opd_jax.config import BUILTIN
 from opd_jax.errors import InputError
-from opd_jax.models.decoder import DecoderConfig, RopeScaling, shapes
+from opd_jax.models import weights
+from opd_jax.models.decoder import DecoderConfig, RopeScaling
+from opd_jax.models.weights import read_json, write_json
 from opd_jax.types import Params
 
 
@@ -42,8 +35,6 @@ ARCHITECTURES = {
   "LlamaForCausalLM": Architecture("llama", off=("attention_bias", "mlp_bias")),
 }
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")  # one of them has to be there
 TOKENIZER = (
   *VOCABULARIES,
@@ -82,7 +73,7 @@ def resolve(name: str) -> pathlib.Path:
 def read_config(directory: pathlib.Path) -> DecoderConfig:
   """The model that config.json describes; anything that decoder.py would not follow exactly is refused."""
   path = pathlib.Path(directory) / "config.json"
-  raw = _json(path)
+  raw = read_json(path)
 
   def refuse(what: str) -> InputError:
     return InputError(f"{path}: {what}.")
@@ -170,127 +161,10 @@ def check_directory(directory: pathlib.Path) -> None:
   cache = directory / ".cache" / "huggingface"
   for leftover in sorted([*directory.glob("*.incomplete"), *cache.glob("**/*.incomplete")]):
     raise InputError(f"{leftover} is left from a download that did not end; run the download again, or delete it.")
-  cfg = read_config(directory)
-  tensors = _tensors(directory)
-  _check_tensors(directory, cfg, tensors)
-  if cfg.tied and "lm_head.weight" in tensors:
-    _check_tied(tensors["model.embed_tokens.weight"], tensors["lm_head.weight"])
+  weights.check(directory, read_config(directory))
   if not any((directory / name).is_file() for name in VOCABULARIES):
     raise InputError(
       f"{directory} has no tokenizer.json (nor {' nor '.join(VOCABULARIES[1:])}): copy the tokenizer there."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """Where a tensor stands."""
-
-  file: pathlib.Path
-  offset: int  # bytes from the beginning of the file
-  dtype: str  # in safetensors' words
-  shape: tuple[int, ...]
-
-  def map(self) -> np.ndarray:
-    """The tensor as pages of its file: nothing is read before it is looked at."""
-    return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
-
-
-def _tensors(directory: pathlib.Path) -> dict[str, _Tensor]:
-  """Every tensor of the directory by name, from the headers."""
-  single, index = directory / WEIGHTS, directory / INDEX
-  if single.is_file():
-    files = [single]
-  elif index.is_file():
-    weight_map = _json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-      raise InputError(f"{index} has no weight_map: download it again.")
-    files = [directory / name for name in sorted(set(weight_map.values()))]
-    if missing := [f.name for f in files if not f.is_file()]:
-      raise InputError(f"{directory} misses {_some(missing)}, named in {INDEX}: download the rest.")
-  else:
-    if others := [p.name for p in sorted(directory.glob("pytorch_model*.bin"))]:
-      why = f"only {_some(others)}, which is not read: convert it to safetensors"
-    elif others := [p.name for p in sorted(directory.glob("*.safetensors"))]:
-      why = f"and no {INDEX}, only {_some(others)}: download the rest"
-    else:
-      why = "and no other weights: download them"
-    raise InputError(f"{directory} has no {WEIGHTS}, {why}.")
-  tensors: dict[str, _Tensor] = {}
-  for file in files:
-    tensors |= _header(file)
-  return tensors
-
-
-def _header(file: pathlib.Path) -> dict[str, _Tensor]:
-  """The tensors of one safetensors file; the file is refused unless it is exactly as long as its header says."""
-  size = file.stat().st_size
-  with file.open("rb") as f:
-    start = f.read(8)
-    if start == b"version ":
-      raise InputError(f"{file} is a git-lfs pointer and not the weights: run `git lfs pull` there.")
-    length = int.from_bytes(start, "little")
-    if size < 8 or length > size - 8:
-      raise InputError(f"{file} ends inside its header ({size} bytes): download it again.")
-    try:
-      header = json.loads(f.read(length))
-      header.pop("__metadata__", None)
-      tensors = {
-        name: _Tensor(file, 8 + length + t["data_offsets"][0], t["dtype"], tuple(t["shape"]))
-        for name, t in header.items()
-      }
-      end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-      raise InputError(f"{file} has a header that is not safetensors': download it again.") from None
-  if size != end:
-    what = "truncated" if size < end else "too long"
-    raise InputError(f"{file} is {what}: {size} bytes, where its header says {end}; download it again.")
-  for name, t in tensors.items():
-    first, last = header[name]["data_offsets"]
-    if t.dtype in DTYPES and last - first != math.prod(t.shape) * DTYPES[t.dtype].itemsize:
-      raise InputError(f"{file}: tensor {name} has {last - first} bytes for shape {list(t.shape)}: download it again.")
-  return tensors
-
-
-def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[str, _Tensor]) -> None:
-  """Refuses tensors that are missing, unknown, or not what config.json implies."""
-  expected = {name: shape for leaf in _leaves(cfg) for name, shape in leaf.tensors()}
-  where = directory / (WEIGHTS if (directory / WEIGHTS).is_file() else INDEX)
-  if missing := [name for name in expected if name not in tensors]:
-    hint = "it belongs to another model, or is not complete"
-    if missing == ["lm_head.weight"]:
-      hint = "if the model's head is its embedding, config.json has to say tie_word_embeddings true"
-    raise InputError(f"{where} has no tensor {_some(missing)}, which config.json implies: {hint}.")
-  harmless = {"lm_head.weight"} if cfg.tied else set()
-  extra = [
-    name
-    for name in tensors
-    if name not in expected and name not in harmless and not name.endswith("rotary_emb.inv_freq")
-  ]
-  if extra:
-    raise InputError(
-      f"{where} has unknown tensors {_some(extra)}: config.json and the weights are of different models."
-    )
-  for name, shape in expected.items():
-    t = tensors[name]
-    if t.shape != shape:
-      raise InputError(
-        f"{t.file}: tensor {name} has shape {list(t.shape)}, but config.json implies {list(shape)}: "
-        "they are of different models."
-      )
-    if t.dtype not in DTYPES:
-      raise InputError(f"{t.file}: tensor {name} has dtype {t.dtype}; supported are {', '.join(DTYPES)}.")
-
-
-def _check_tied(embed: _Tensor, head: _Tensor) -> None:
-  """Refuses an output head that is not the embedding that config.json ties it to; some rows tell."""
-  same = head.shape == embed.shape and head.dtype == embed.dtype
-  if same:
-    rows = np.linspace(0, embed.shape[0] - 1, 64).astype(int)
-    same = np.array_equal(embed.map()[rows], head.map()[rows])
-  if not same:
-    raise InputError(
-      f"{head.file}: lm_head.weight is not model.embed_tokens.weight, but config.json says tie_word_embeddings true: "
-      "set it to false, or remove the tensor."
     )
 
 
@@ -300,7 +174,7 @@ def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(directory) / name
     if path.is_file():
-      eos = _json(path).get("eos_token_id")
+      eos = read_json(path).get("eos_token_id")
       ids |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
   return tuple(sorted(ids))
 
@@ -318,45 +192,7 @@ def read(
     shardings: a jax.sharding.Sharding for every parameter, in the same tree; None: the default device.
   """
   directory = pathlib.Path(directory)
-  cfg = cfg or read_config(directory)
-  tensors = _tensors(directory)
-  _check_tensors(directory, cfg, tensors)
-  treedef = jax.tree.structure(shapes(cfg), is_leaf=_is_shape)
-  where = [None] * treedef.num_leaves if shardings is None else treedef.flatten_up_to(shardings)
-  arrays = []
-  for leaf, sharding in zip(_leaves(cfg), where, strict=True):
-    if sharding is None:
-      array = jnp.asarray(_read_slice(leaf, tensors, np.dtype(dtype), (slice(None),) * len(leaf.shape)))
-    else:
-      array = _read_sharded(leaf, tensors, np.dtype(dtype), sharding)
-    # Transfers are asynchronous, and the next parameter waits so that two never stand in host memory.
-    arrays.append(jax.block_until_ready(array))
-  return jax.tree.unflatten(treedef, arrays)
-
-
-def _read_sharded(leaf: "_Leaf", tensors: dict[str, _Tensor], dtype: np.dtype, sharding: jax.sharding.Sharding):
-  blocks: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one copy on the host
-
-  def block(index: tuple[slice, ...] | None) -> np.ndarray:
-    assert index is not None
-    key = tuple(s.indices(n) for s, n in zip(index, leaf.shape, strict=True))
-    if key not in blocks:
-      blocks[key] = _read_slice(leaf, tensors, dtype, index)
-    return blocks[key]
-
-  return jax.make_array_from_callback(leaf.shape, sharding, block)
-
-
-def _read_slice(leaf: "_Leaf", tensors: dict[str, _Tensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
-  """leaf[index] as a host array."""
-  # astype keeps the order of the file, so that its pages are read in sequence; the transposition is made in memory.
-  if not leaf.stacked:
-    return np.asarray(leaf.ours(tensors[leaf.name].map())[index].astype(dtype))
-  layers = range(leaf.shape[0])[index[0]]
-  out = np.empty([len(range(n)[s]) for n, s in zip(leaf.shape, index, strict=True)], dtype)
-  for i, layer in enumerate(layers):
-    out[i] = leaf.ours(tensors[leaf.name.format(layer)].map())[index[1:]].astype(dtype)
-  return out
+  return weights.read(directory, cfg or read_config(directory), shardings, dtype)
 
 
 def write(
@@ -398,7 +234,7 @@ def write(
         write_config(part, cfg, pad_id=pad_id, eos_id=eos_id, dtype=dtype)
       else:
         _copy_config(pathlib.Path(like), part, dtype)
-    _write_weights(part if first else None, cfg, params, kinds[dtype], max_shard_bytes)
+    weights.write(part if first else None, cfg, params, kinds[dtype], max_shard_bytes)
     if first:
       os.rename(part, directory)
   except BaseException:
@@ -456,166 +292,15 @@ def write_config(
   }
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  _dump(directory / "config.json", config | special)
-  _dump(directory / "generation_config.json", {k: v for k, v in special.items() if v is not None})
+  write_json(directory / "config.json", config | special)
+  write_json(directory / "generation_config.json", {k: v for k, v in special.items() if v is not None})
 
 
 def _copy_config(like: pathlib.Path, directory: pathlib.Path, dtype: str) -> None:
-  raw = _json(like / "config.json")
+  raw = read_json(like / "config.json")
   for key in {"dtype", "torch_dtype"} & raw.keys() or {"torch_dtype"}:
     raw[key] = dtype
-  _dump(directory / "config.json", raw)
+  write_json(directory / "config.json", raw)
   for name in ("generation_config.json", *TOKENIZER):
     if (like / name).is_file():
       shutil.copyfile(like / name, directory / name)
-
-
-def _write_weights(
-  directory: pathlib.Path | None, cfg: DecoderConfig, params: Params, kind: str, max_shard_bytes: float
-) -> None:
-  """The safetensors files, one parameter gathered at a time; without a directory, this process only takes part."""
-  dtype = DTYPES[kind]
-  shards: list[dict[str, tuple[int, ...]]] = [{}]
-  room = max_shard_bytes
-  for leaf in _leaves(cfg):
-    for name, shape in leaf.tensors():
-      size = math.prod(shape) * dtype.itemsize
-      if size > room and shards[-1]:
-        shards.append({})
-        room = max_shard_bytes
-      shards[-1][name] = shape
-      room -= size
-  files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-  if len(files) == 1:
-    files = [WEIGHTS]
-
-  arrays = _gathered(cfg, params, dtype)
-  if directory is None:
-    for _ in arrays:
-      pass
-    return
-  for file, shard in zip(files, shards, strict=True):
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
-    end = 0
-    for name, shape in shard.items():
-      begin, end = end, end + math.prod(shape) * dtype.itemsize
-      header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of their item size
-    with (directory / file).open("wb") as f:
-      f.write(len(text).to_bytes(8, "little") + text)
-      for wanted in shard:
-        name, array = next(arrays)
-        assert name == wanted
-        f.write(array.reshape(-1).view(np.uint8).data)
-  if len(files) > 1:
-    total = sum(math.prod(shape) * dtype.itemsize for shard in shards for shape in shard.values())
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    _dump(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-  """Every tensor with its name, as it stands in a file, in the order of `_leaves`."""
-  treedef = jax.tree.structure(shapes(cfg), is_leaf=_is_shape)
-  for leaf, x in zip(_leaves(cfg), treedef.flatten_up_to(params), strict=True):
-    if x.shape != leaf.shape:
-      raise ValueError(f"{leaf.name}: the parameter has shape {x.shape}, the config implies {leaf.shape}")
-    x = x.astype(dtype)  # where it lies, so that no more than the written type is moved
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      x = multihost_utils.process_allgather(x, tiled=True)
-    x = np.asarray(x)
-    for i, (name, _) in enumerate(leaf.tensors()):
-      yield name, np.ascontiguousarray(leaf.stored(x[i] if leaf.stacked else x))
-    del x  # before the next one is gathered
-
-
-# Name in the file ({}: the layer), its axes there ("nh": heads and head width are one), axes here without the layer.
-_LEAVES = {
-  "embed": ("model.embed_tokens.weight", ("v", "d"), "vd"),
-  "norm": ("model.norm.weight", ("d",), "d"),
-  "head": ("lm_head.weight", ("v", "d"), "vd"),
-  "attn_norm": ("model.layers.{}.input_layernorm.weight", ("d",), "d"),
-  "mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", ("d",), "d"),
-  "q": ("model.layers.{}.self_attn.q_proj.weight", ("nh", "d"), "dnh"),
-  "k": ("model.layers.{}.self_attn.k_proj.weight", ("nh", "d"), "dnh"),
-  "v": ("model.layers.{}.self_attn.v_proj.weight", ("nh", "d"), "dnh"),
-  "o": ("model.layers.{}.self_attn.o_proj.weight", ("d", "nh"), "nhd"),
-  "q_bias": ("model.layers.{}.self_attn.q_proj.bias", ("nh",), "nh"),
-  "k_bias": ("model.layers.{}.self_attn.k_proj.bias", ("nh",), "nh"),
-  "v_bias": ("model.layers.{}.self_attn.v_proj.bias", ("nh",), "nh"),
-  "q_norm": ("model.layers.{}.self_attn.q_norm.weight", ("h",), "h"),
-  "k_norm": ("model.layers.{}.self_attn.k_norm.weight", ("h",), "h"),
-  "gate": ("model.layers.{}.mlp.gate_proj.weight", ("f", "d"), "df"),
-  "up": ("model.layers.{}.mlp.up_proj.weight", ("f", "d"), "df"),
-  "down": ("model.layers.{}.mlp.down_proj.weight", ("d", "f"), "fd"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-  """One parameter of `decoder.shapes` and the tensors that hold it in a directory."""
-
-  shape: tuple[int, ...]
-  name: str
-  there: tuple[str, ...]
-  here: str
-
-  @property
-  def stacked(self) -> bool:
-    return len(self.shape) > len(self.here)
-
-  @property
-  def _sizes(self) -> dict[str, int]:
-    return dict(zip(self.here, self.shape[-len(self.here) :], strict=True))
-
-  @property
-  def _order(self) -> str:
-    return "".join(self.there)
-
-  @property
-  def _stored_shape(self) -> tuple[int, ...]:
-    return tuple(math.prod(self._sizes[c] for c in axis) for axis in self.there)
-
-  def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in the file, one per layer."""
-    names = [self.name.format(i) for i in range(self.shape[0])] if self.stacked else [self.name]
-    return [(name, self._stored_shape) for name in names]
-
-  def ours(self, x: np.ndarray) -> np.ndarray:
-    """A view of one tensor of a file with our axes."""
-    return x.reshape([self._sizes[c] for c in self._order]).transpose([self._order.index(c) for c in self.here])
-
-  def stored(self, x: np.ndarray) -> np.ndarray:
-    """One layer of ours as it stands in a file."""
-    return x.transpose([self.here.index(c) for c in self._order]).reshape(self._stored_shape)
-
-
-def _leaves(cfg: DecoderConfig) -> list[_Leaf]:
-  """In the order in which jax flattens the parameters."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(shapes(cfg), is_leaf=_is_shape)
-  return [_Leaf(shape, *_LEAVES[path[-1].key]) for path, shape in flat]
-
-
-def _is_shape(x: Any) -> bool:
-  return isinstance(x, tuple)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-  rest = f" and {len(names) - most} more" if len(names) > most else ""
-  return ", ".join(names[:most]) + rest
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise InputError(f"{path.parent} has no {path.name}: it is not a model directory, or not a complete one.") from None
-  except ValueError as e:
-    raise InputError(f"{path} is not JSON ({e}): download it again.") from None
-  if not isinstance(value, dict):
-    raise InputError(f"{path} holds a {type(value).__name__} where a JSON object belongs.")
-  return value
-
-
-def _dump(path: pathlib.Path, value: dict[str, Any]) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horiz
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -106,8 +107,9 @@ class Distill:
 
   def read(self, params: Params, cfg: decoder.DecoderConfig, prompts: Batch, said: Rollout) -> Float[Array, "B H D"]:
     """Hidden states that predict each response token, under these prompts."""
+    how = {"dtype": self.dtype, "remat": self.remat}
     return decoder.response_hidden(
-      params, cfg, prompts.prompt, prompts.prompt_mask, said.response, said.mask, dtype=self.dtype, remat=self.remat
+      params, cfg, prompts.prompt, prompts.prompt_mask, said.response, said.mask, **how
     )
 
   def by_position(self, stats: dict[str, Float[Array, "B H"]]) -> dict[str, Float[Array, "bins"]]:
@@ -134,27 +136,27 @@ class Distill:
       return tree
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), tree)
 
-  def programs(self, width: int, state: TrainState, teacher: Params, batch: Batch) -> dict[str, jax.stages.Lowered]:
-    """The three step functions of one stage, lowered for these (abstract) arguments."""
+  def programs(
+    self, width: int, state: TrainState, teacher: Params, batch: Batch
+  ) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """The three step functions of one stage, lowered for these (abstract) arguments; the slowest to compile first."""
     row, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
-    own = lambda tree: jax.tree.map(lambda a: a.sharding, tree)
-    spec = lambda tree: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, own(tree))
-    placed = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=row), tree)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+    placed = lambda tree, sharding: jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+    )
+    own = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+    key = placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
     limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    state, teacher, batch = spec(state), spec(teacher), placed(batch)
+    state, teacher, batch = own(state), own(teacher), placed(batch, row)
 
     rollout = functools.partial(self.rollout, horizon=width)
-    said = placed(jax.eval_shape(rollout, state.params, batch, key, limit))
-    hidden = placed(jax.eval_shape(self.score, teacher, batch, said))
-    return {
-      "rollout": jax.jit(rollout, out_shardings=row).lower(state.params, batch, key, limit),
-      "score": jax.jit(self.score, out_shardings=row).lower(teacher, batch, said),
-      "update": jax.jit(self.update, donate_argnums=0, out_shardings=(own(state), everywhere)).lower(
-        state, teacher, hidden, batch, said
-      ),
-    }
+    said = placed(jax.eval_shape(rollout, state.params, batch, key, limit), row)
+    hidden = placed(jax.eval_shape(self.score, teacher, batch, said), row)
+    kept = jax.tree.map(lambda a: a.sharding, state)
+    update = jax.jit(self.update, donate_argnums=0, out_shardings=(kept, everywhere))
+    yield "update", update.lower(state, teacher, hidden, batch, said)
+    yield "rollout", jax.jit(rollout, out_shardings=row).lower(state.params, batch, key, limit)
+    yield "score", jax.jit(self.score, out_shardings=row).lower(teacher, batch, said)
 
 
 def accumulate(f, parts):

@@ -264,6 +264,10 @@ def _same_expression(stated: str, wanted: str) -> bool:
   # To LaTeX, words are products of letters: Mary would be the same as army.
   if any(len(t) > 200 or _ENDLESS.search(t) or re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,}", t) for t in (a, b)):
     return False
+  # Answers in other variables are not equal, and take longest to compare.
+  letters = [set(re.sub(r"\\[a-z]+|^[a-z]\s*=", " ", t)) & set("abcdfghjklmnopqrstuvwxyz") for t in (a, b)]
+  if not letters[0] <= letters[1]:
+    return False
   import math_verify  # half a second, and only needed here
   from math_verify.errors import TimeoutException
 

@@ -15,7 +15,7 @@ import pytest
 
 import opd_jax
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, weights
 
 TINY = decoder.DecoderConfig(
   vocab=13, width=8, layers=2, heads=2, kv_heads=1, head_width=6, ff_width=12, qk_norm=True, tied=False
@@ -250,7 +250,7 @@ SHARDED = """
 import sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from opd_jax.models import hf
+from opd_jax.models import hf, weights
 
 directory = sys.argv[1]
 mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
@@ -260,8 +260,8 @@ plain = hf.read(directory)
 where = jax.tree_util.tree_map_with_path(lambda p, _: NamedSharding(mesh, axes.get(p[-1].key, P())), plain)
 
 sliced = []
-read_slice = hf._read_slice
-hf._read_slice = lambda leaf, *rest: sliced.append(leaf.name) or read_slice(leaf, *rest)
+read_slice = weights._read_slice
+weights._read_slice = lambda leaf, *rest: sliced.append(leaf.name) or read_slice(leaf, *rest)
 sharded = hf.read(directory, shardings=where)
 for (path, a), b, s in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(sharded), jax.tree.leaves(where)):
   assert b.sharding == s, path
@@ -413,7 +413,7 @@ def test_no_safetensors(directory, many):
   assert "has no model.safetensors" in refused(directory)
   (directory / "pytorch_model.bin").write_bytes(b"x")
   assert "only pytorch_model.bin" in refused(directory)
-  (many / hf.INDEX).unlink()
+  (many / weights.INDEX).unlink()
   assert "no model.safetensors.index.json, only model-00001" in refused(many)
 
 
@@ -424,7 +424,7 @@ def test_shards_that_are_missing(many):
   message = refused(many)
   assert files[1].name in message
   assert f"and {len(files) - 4} more" in message
-  (many / hf.INDEX).write_text("{}")
+  (many / weights.INDEX).write_text("{}")
   assert "no weight_map" in refused(many)
 
 
@@ -490,10 +490,10 @@ def test_a_tied_model_may_hold_its_head_twice(tmp_path):
   params = randomised(cfg)
   hf.write(path, cfg, params, pad_id=0, eos_id=1, dtype="float32")
   (path / "tokenizer.json").write_text("{}")
-  rewrite(path / hf.WEIGHTS, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+  rewrite(path / weights.FILE, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
   hf.check_directory(path)
   assert_same(hf.read(path), params)
-  rewrite(path / hf.WEIGHTS, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
+  rewrite(path / weights.FILE, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
   assert "tie_word_embeddings" in refused(path)
 
 
@@ -528,7 +528,7 @@ def test_resolve(directory, monkeypatch):
 
 
 def test_resolve_finds_what_ships_with_the_package(directory, tmp_path, monkeypatch):
-  assets = tmp_path / "opd_jax" / "tasks" / "assets" / "chain"
+  assets = tmp_path / "opd_jax" / "tasks" / "assets"
   assets.mkdir(parents=True)
   directory.rename(assets / "student")
   monkeypatch.setattr(hf, "__file__", str(tmp_path / "opd_jax" / "models" / "hf.py"))

@@ -78,6 +78,7 @@ RIGHT = [
   (r"\boxed{(x+1)^2}", "x^2+2x+1"),
   (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"),
   (r"\boxed{(1, 2)}", "(1,2)"),
+  (r"\boxed{x = 3 + \sqrt{8}}", r"2\sqrt{2}+3"),
 ]
 
 WRONG = [
@@ -207,6 +208,8 @@ def test_gold(answer, final):
     r"\boxed{9^{9^{9^{9}}}}",
     r"\boxed{((9^{999})^{999})^{999}}",
     r"\boxed{99999999999999!}",
+    r"\boxed{(x+1)^{999}}",
+    r"\boxed{(x+y+z+a+b+c+d)^9}",
     r"\boxed{\sum_{k=1}^{99999} k^k}",
   ],
 )

@@ -1,0 +1,212 @@
+"""The distillation step: what is trained, what the loss may not depend on, and when nothing may move."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from opd_jax import mesh as meshes
+from opd_jax.models import decoder
+from opd_jax.objectives.divergence import Objective
+from opd_jax.recipes.distill import Distill
+from opd_jax.rollout.sample import Sampling
+from opd_jax.types import Batch, Rollout, TrainState
+from tests.conftest import STUDENT, TEACHER
+
+H = 10
+SGD = optax.sgd(1.0)  # the change of the parameters is the gradient
+RECIPE = Distill(
+  student=STUDENT,
+  teacher=TEACHER,
+  sampling=Sampling(stop_ids=(1,), pad_id=0, vocab=37),
+  objective=Objective("full"),
+  optimizer=SGD,
+  mesh=meshes.make(devices=jax.devices()[:1]),
+  max_horizon=20,
+  bins=5,
+  overlap_k=3,
+)
+
+
+def fresh(params) -> TrainState:
+  zero = jnp.int32(0)
+  return TrainState(params=params, opt_state=SGD.init(params), step=zero, skipped=zero)
+
+
+@functools.cache
+def programs(recipe: Distill, horizon: int = H):
+  return jax.jit(functools.partial(recipe.rollout, horizon=horizon)), jax.jit(recipe.score), jax.jit(recipe.update)
+
+
+def learn(recipe: Distill, params, teacher, batch: Batch, said: Rollout):
+  """One update: its statistics and the gradient."""
+  _, score, update = programs(recipe)
+  state, stats = update(fresh(params), teacher, score(teacher, batch, said), batch, said)
+  return stats, jax.tree.map(lambda old, new: np.asarray(old - new), params, state.params)
+
+
+@pytest.fixture(scope="module")
+def said(student, prompts) -> Rollout:
+  said = programs(RECIPE)[0](student, prompts, jax.random.key(4), H)
+  lengths = said.mask.sum(axis=1).tolist()
+  assert min(lengths) < H, "the test needs a row that ends early"
+  assert max(lengths) == H, "and one that does not"
+  return said
+
+
+def by_hand(student, teacher, batch, said) -> float:
+  """Mean reverse KL over generated tokens, one row and one token at a time, without padding."""
+  total, count = 0.0, 0
+  for row in range(said.response.shape[0]):
+    prompt = np.asarray(batch.prompt[row])[np.asarray(batch.prompt_mask[row])]
+    response = np.asarray(said.response[row])[np.asarray(said.mask[row])]
+    tokens = jnp.asarray(np.concatenate([prompt, response]))[None]
+    logits = [
+      np.asarray(decoder.unembed(p, decoder.hidden(p, cfg, tokens, jnp.ones_like(tokens, bool))))[0].astype(np.float64)
+      for p, cfg in ((student, STUDENT), (teacher, TEACHER))
+    ]
+    s, t = (x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True) for x in logits)
+    for i in range(len(response)):
+      at = len(prompt) - 1 + i  # the position that predicts response[i]
+      total += float((np.exp(s[at]) * (s[at] - t[at])).sum())
+      count += 1
+  return total / count
+
+
+def test_loss_is_the_mean_over_generated_tokens(student, teacher, prompts, said):
+  stats, _ = learn(RECIPE, student, teacher, prompts, said)
+  np.testing.assert_allclose(stats["loss"], by_hand(student, teacher, prompts, said), rtol=1e-5)
+  assert int(stats["tokens"]) == int(said.mask.sum()) == int(stats["sums"]["count"].sum())
+  np.testing.assert_allclose(stats["sums"]["loss"].sum() / stats["tokens"], stats["loss"], rtol=1e-5)
+  np.testing.assert_allclose(stats["sums"]["kl"], stats["sums"]["loss"], rtol=1e-4)
+
+
+def widen(said: Rollout, by: int) -> Rollout:
+  pad = lambda a: jnp.pad(a, ((0, 0), (0, by)))
+  return Rollout(pad(said.response), pad(said.mask), pad(said.behavior_logprob), said.ended)
+
+
+def permute(tree, order):
+  return jax.tree.map(lambda a: a[order], tree)
+
+
+def wider_prompts(batch: Batch) -> Batch:
+  pad = lambda a, value: jnp.pad(a, ((0, 0), (5, 0)), constant_values=value)
+  return Batch(prompt=pad(batch.prompt, 11), prompt_mask=pad(batch.prompt_mask, False))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda r, b, s: (r, b, widen(s, 10)),
+    lambda r, b, s: (dataclasses.replace(r, micro_batches=2), b, s),
+    lambda r, b, s: (dataclasses.replace(r, micro_batches=4), b, s),
+    lambda r, b, s: (r, wider_prompts(b), s),
+    lambda r, b, s: (r, permute(b, np.array([2, 0, 3, 1])), permute(s, np.array([2, 0, 3, 1]))),
+    lambda r, b, s: (dataclasses.replace(r, objective=Objective("full", chunk=3)), b, s),
+    lambda r, b, s: (dataclasses.replace(r, remat=True), b, s),
+  ],
+  ids=["width", "2 micro-batches", "4 micro-batches", "padding", "order", "chunk", "remat"],
+)
+def test_loss_and_gradient_do_not_depend_on(change, student, teacher, prompts, said):
+  want, want_grads = learn(RECIPE, student, teacher, prompts, said)
+  got, got_grads = learn(change(RECIPE, prompts, said)[0], student, teacher, *change(RECIPE, prompts, said)[1:])
+  np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), got_grads, want_grads)
+
+
+def test_truncation_is_a_mask(student, teacher, prompts, said):
+  """TOPD at 4 tokens is the full-width step with later positions masked out."""
+  cut = lambda a: a[:, :4]
+  short = Rollout(cut(said.response), cut(said.mask), cut(said.behavior_logprob), said.ended)
+  masked = dataclasses.replace(said, mask=said.mask & (jnp.arange(H) < 4))
+  a, grads_a = learn(RECIPE, student, teacher, prompts, short)
+  b, grads_b = learn(RECIPE, student, teacher, prompts, masked)
+  np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5), grads_a, grads_b)
+
+
+@pytest.mark.parametrize("objective", [Objective("full"), Objective("student_topk", k=4), Objective("sampled")], ids=lambda o: o.support)
+def test_student_that_is_its_own_teacher_does_not_move(objective, student, prompts, said):
+  recipe = dataclasses.replace(RECIPE, teacher=STUDENT, objective=objective)
+  stats, grads = learn(recipe, student, student, prompts, said)
+  assert float(stats["loss"]) == 0.0
+  assert float(stats["grad_norm"]) == 0.0
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_first_response_token_is_trained_and_nothing_after_the_stop_token(student, teacher, prompts, said):
+  first = dataclasses.replace(said, mask=said.mask & (jnp.arange(H) < 1))
+  stats, grads = learn(RECIPE, student, teacher, prompts, first)
+  assert int(stats["tokens"]) == 4
+  assert float(stats["loss"]) > 0
+  assert any(np.any(g) for g in jax.tree.leaves(grads))
+  # What stands behind the stop token can be anything.
+  other = dataclasses.replace(said, response=jnp.where(said.mask, said.response, 23))
+  want, want_grads = learn(RECIPE, student, teacher, prompts, said)
+  got, got_grads = learn(RECIPE, student, teacher, prompts, other)
+  assert float(got["loss"]) == float(want["loss"])
+  jax.tree.map(np.testing.assert_array_equal, got_grads, want_grads)
+
+
+def test_the_stop_token_itself_is_trained(student, teacher, prompts, said):
+  row = int(np.argmin(said.mask.sum(axis=1)))
+  last = int(said.mask[row].sum()) - 1
+  assert int(said.response[row, last]) == 1
+  only = dataclasses.replace(said, mask=jnp.zeros_like(said.mask).at[row, last].set(True))
+  # Hidden states are read under the real mask; here only the position that counts is kept.
+  _, score, _ = programs(RECIPE)
+  assert np.isfinite(np.asarray(score(teacher, prompts, said))).all()
+  stats, grads = learn(RECIPE, student, teacher, prompts, only)
+  assert int(stats["tokens"]) == 1
+  assert any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_rollouts_of_one_prompt_share_it(student, teacher, prompts):
+  """n = 2 gives the loss of the same rows with every prompt written twice."""
+  recipe = dataclasses.replace(RECIPE, n=2)
+  said = programs(recipe)[0](student, prompts, jax.random.key(4), H)
+  assert said.response.shape == (8, H)
+  twice = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), prompts)
+  a, _ = learn(recipe, student, teacher, prompts, said)
+  b, _ = learn(RECIPE, student, teacher, twice, said)
+  np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-6)
+
+
+def test_a_broken_update_is_skipped_and_counted(student, teacher, prompts, said):
+  broken = jax.tree.map(lambda a: a, teacher) | {"norm": teacher["norm"] * jnp.nan}
+  _, score, update = programs(RECIPE)
+  state, stats = update(fresh(student), broken, score(broken, prompts, said), prompts, said)
+  assert np.isnan(stats["loss"])
+  assert int(state.skipped) == 1
+  jax.tree.map(np.testing.assert_array_equal, state.params, student)
+  state, stats = update(state, teacher, score(teacher, prompts, said), prompts, said)
+  assert int(state.skipped) == 0
+  assert int(state.step) == 2
+
+
+def test_batch_without_a_token_moves_nothing(student, teacher, prompts, said):
+  empty = dataclasses.replace(said, mask=jnp.zeros_like(said.mask))
+  stats, grads = learn(RECIPE, student, teacher, prompts, empty)
+  assert float(stats["loss"]) == 0.0
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_counts_are_exact_beyond_what_bf16_can_hold(student, teacher, prompts, said):
+  """bfloat16 compute: 300 tokens are counted as 300, and the loss is a number near the fp32 one."""
+  many = jax.tree.map(lambda a: jnp.repeat(a, 16, axis=0), (prompts, said))
+  want, _ = learn(RECIPE, student, teacher, *many)
+  got, _ = learn(dataclasses.replace(RECIPE, dtype=jnp.bfloat16), student, teacher, *many)
+  assert int(got["tokens"]) == int(many[1].mask.sum()) > 256
+  assert float(got["sums"]["count"].sum()) == float(many[1].mask.sum())
+  np.testing.assert_allclose(got["loss"], want["loss"], rtol=0.05)
+
+
+def test_position_bins_hold_every_token_once(student, teacher, prompts, said):
+  stats, _ = learn(RECIPE, student, teacher, prompts, said)
+  per_position = np.asarray(said.mask).sum(axis=0)
+  np.testing.assert_array_equal(stats["sums"]["count"], [per_position[i : i + 4].sum() for i in range(0, 20, 4)])

@@ -1,0 +1,165 @@
+"""Sampling: exact log-probabilities, stop tokens, limits, and what a row may depend on."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opd_jax.models import decoder
+from opd_jax.rollout import sample
+from opd_jax.types import Batch
+from tests.conftest import STUDENT
+
+SAMPLING = sample.Sampling(stop_ids=(1, 7), pad_id=0, vocab=37)
+H = 12
+
+
+@functools.cache
+def program(sampling=SAMPLING, horizon=H, n=1):
+  return jax.jit(functools.partial(sample.rollout, cfg=STUDENT, sampling=sampling, horizon=horizon, n=n))
+
+
+def speak(params, batch, key=0, limit=None, **how):
+  horizon = how.get("horizon", H)
+  return jax.device_get(program(**how)(params, batch, jax.random.key(key), horizon if limit is None else limit))
+
+
+def teacher_forced(params, batch, said, temperature=1.0):
+  x = decoder.response_hidden(params, STUDENT, batch.prompt, batch.prompt_mask, said.response, said.mask)
+  logprob = jax.nn.log_softmax(decoder.unembed(params, x) / temperature)
+  return np.take_along_axis(np.asarray(logprob), np.asarray(said.response)[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_behaviour_logprob_is_the_teacher_forced_one(student, prompts, temperature):
+  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, temperature=temperature))
+  expected = teacher_forced(student, prompts, said, temperature)
+  assert said.mask.sum() > 10
+  np.testing.assert_allclose(said.behavior_logprob[said.mask], expected[said.mask], atol=1e-5)
+  assert (said.behavior_logprob[~said.mask] == 0).all()
+
+
+def test_frozen_rows_and_stop_tokens(student, prompts):
+  """The mask is true up to and including the stop token; pad follows; a row that was cut has no stop token."""
+  ended_any = cut_any = False
+  for key in range(6):
+    said = speak(student, prompts, key)
+    for response, mask, ended in zip(said.response, said.mask, said.ended, strict=True):
+      length = mask.sum()
+      assert (mask == (np.arange(H) < length)).all()
+      assert (response[length:] == SAMPLING.pad_id).all()
+      stops = np.isin(response[:length], SAMPLING.stop_ids)
+      assert stops[-1] == ended
+      assert not stops[:-1].any()
+      assert ended or length == H
+      ended_any, cut_any = ended_any or ended, cut_any or not ended
+  assert ended_any
+  assert cut_any, "the test needs rows of both kinds"
+
+
+def test_pad_may_be_the_stop_token(student, prompts):
+  """The stop token is trained although it is also what pads."""
+  both = dataclasses.replace(SAMPLING, stop_ids=(1,), pad_id=1)
+  apart = dataclasses.replace(SAMPLING, stop_ids=(1,), pad_id=0)
+  a, b = speak(student, prompts, 3, sampling=both), speak(student, prompts, 3, sampling=apart)
+  np.testing.assert_array_equal(a.mask, b.mask)
+  np.testing.assert_array_equal(a.ended, b.ended)
+  assert a.ended.any()
+  for response, mask, ended in zip(a.response, a.mask, a.ended, strict=True):
+    assert not ended or response[mask.sum() - 1] == 1
+
+
+def test_a_limit_is_the_prefix_of_the_whole(student, prompts):
+  whole, short = speak(student, prompts, 5), speak(student, prompts, 5, limit=4)
+  narrow = speak(student, prompts, 5, horizon=4)
+  np.testing.assert_array_equal(short.mask, whole.mask & (np.arange(H) < 4))
+  np.testing.assert_array_equal(np.where(short.mask, short.response, 0), np.where(short.mask, whole.response, 0))
+  np.testing.assert_array_equal(narrow.response, short.response[:, :4])
+  np.testing.assert_array_equal(narrow.mask, short.mask[:, :4])
+  np.testing.assert_allclose(narrow.behavior_logprob, short.behavior_logprob[:, :4], atol=1e-5)
+
+
+def test_same_key_same_tokens_other_key_other_tokens(student, prompts):
+  a, b, c = (speak(student, prompts, key) for key in (1, 1, 2))
+  np.testing.assert_array_equal(a.response, b.response)
+  assert (a.response != c.response).any()
+
+
+def test_a_row_does_not_depend_on_its_neighbours(student, prompts):
+  alone = Batch(prompt=prompts.prompt[:2], prompt_mask=prompts.prompt_mask[:2])
+  np.testing.assert_array_equal(speak(student, prompts, 1).response[:2], speak(student, alone, 1).response)
+
+
+def test_left_padding_changes_nothing(student, prompts):
+  wider = Batch(
+    prompt=jnp.pad(prompts.prompt, ((0, 0), (3, 0)), constant_values=9),
+    prompt_mask=jnp.pad(prompts.prompt_mask, ((0, 0), (3, 0))),
+  )
+  np.testing.assert_array_equal(speak(student, prompts, 1).response, speak(student, wider, 1).response)
+
+
+def test_rollouts_of_one_prompt_are_neighbours_and_differ(student, prompts):
+  """n rollouts share one prefill and are those of the repeated prompts."""
+  said = speak(student, prompts, 1, n=3)
+  repeated = jax.tree.map(lambda a: jnp.repeat(a, 3, axis=0), prompts)
+  np.testing.assert_array_equal(said.response, speak(student, repeated, 1).response)
+  groups = said.response.reshape(4, 3, H)
+  assert all((g[0] != g[1]).any() for g in groups)
+
+
+def test_loop_ends_when_all_rows_have(student, prompts):
+  """With every id a stop token, one token is drawn and nothing after it."""
+  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, stop_ids=tuple(range(37))))
+  assert said.mask.sum(axis=1).tolist() == [1, 1, 1, 1]
+  assert said.ended.all()
+
+
+def test_ids_beyond_the_vocabulary_are_never_drawn(student, prompts):
+  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, vocab=20, stop_ids=()), n=4)
+  assert said.response.max() < 20
+
+
+def test_greedy_takes_the_most_likely(student, prompts):
+  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, temperature=0.0))
+  x = decoder.response_hidden(student, STUDENT, prompts.prompt, prompts.prompt_mask, said.response, said.mask)
+  best = np.argmax(np.asarray(decoder.unembed(student, x)), axis=-1)
+  np.testing.assert_array_equal(np.where(said.mask, said.response, 0), np.where(said.mask, best, 0))
+
+
+def test_top_k_and_top_p_keep_the_likely_ones():
+  logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+  kept = lambda **how: jnp.isfinite(sample.restrict(logits, dataclasses.replace(SAMPLING, **how)))[0].tolist()
+  assert kept(top_k=2) == [True, True, False, False]
+  assert kept(top_p=0.5) == [True, False, False, False]
+  assert kept(top_p=0.81) == [True, True, True, False]
+  assert kept(top_k=3, top_p=0.999) == [True, True, True, False]
+  assert kept() == [True] * 4
+
+
+def test_draws_follow_the_distribution():
+  """10,000 draws at temperature 2: frequencies within 5 standard errors, log-probabilities of the tempered law."""
+  probs = np.array([0.6, 0.25, 0.1, 0.05])
+  tempered = probs**0.5 / (probs**0.5).sum()
+  keys = jax.random.split(jax.random.key(0), 10_000)
+  logits = jnp.tile(jnp.log(probs), (10_000, 1))
+  token, logprob = sample.draw(keys, logits, dataclasses.replace(SAMPLING, temperature=2.0))
+  share = np.bincount(np.asarray(token), minlength=4) / 10_000
+  assert (abs(share - tempered) < 5 * np.sqrt(tempered / 10_000)).all()
+  np.testing.assert_allclose(logprob, np.log(tempered)[token], rtol=1e-5)
+
+
+def test_on_policy_means_the_students_own_distribution():
+  assert SAMPLING.on_policy
+  for off in ({"temperature": 0.9}, {"top_p": 0.9}, {"top_k": 5}):
+    assert not dataclasses.replace(SAMPLING, **off).on_policy
+
+
+def test_no_sort_of_the_vocabulary_when_truncation_is_off(student, prompts):
+  text = program().lower(student, prompts, jax.random.key(0), H).as_text()
+  assert "stablehlo.sort" not in text
+  assert "top_k" not in text
+  truncated = program(sampling=dataclasses.replace(SAMPLING, top_p=0.9)).lower(student, prompts, jax.random.key(0), H)
+  assert "stablehlo.sort" in truncated.as_text()
