@@ -42,7 +42,7 @@ def default() -> ConfigDict:
 
   c.horizon = ConfigDict()
   c.horizon.kind = "full"  # full, truncated, progressive
-  c.horizon.max = 240  # T: the longest rollout, tokens
+  c.horizon.max = 256  # T: the longest rollout, tokens
   c.horizon.length = 0  # truncated: tokens; 0: use ratio
   c.horizon.ratio = 0.0  # truncated: fraction of max; 0: use length
   c.horizon.start = 0  # progressive: H_0, tokens

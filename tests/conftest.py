@@ -1,5 +1,6 @@
 """What tests share: tiny models, and one compile cache for all test processes."""
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -12,6 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from opd_jax import config  # noqa: E402
 from opd_jax.models import decoder  # noqa: E402
 from opd_jax.types import Batch  # noqa: E402
 
@@ -46,3 +48,45 @@ def prompts() -> Batch:
   for row, length in enumerate((5, 3, 1, 4)):
     mask[row, -length:] = True
   return Batch(prompt=jnp.asarray(np.where(mask, rng.integers(2, 37, mask.shape), 0)), prompt_mask=jnp.asarray(mask))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> dict[str, str]:
+  """Directories of a student and a teacher of a few thousand random weights that read the built-in task."""
+  from opd_jax.models import hf
+  from opd_jax.tasks import chain
+
+  root = tmp_path_factory.mktemp("tiny")
+  for role, cfg, seed in (("student", STUDENT, 0), ("teacher", TEACHER, 1)):
+    cfg = dataclasses.replace(cfg, vocab=len(chain.SYMBOLS), qk_norm=True, qkv_bias=False)  # a Qwen3 each
+    params = decoder.init(cfg, jax.random.key(seed), scale=0.4)
+    hf.write(root / role, cfg, params, pad_id=0, eos_id=1, dtype="float32")
+    chain.save_tokenizer(root / role)
+  return {role: str(root / role) for role in ("student", "teacher")}
+
+
+@pytest.fixture
+def small(tiny):
+  """Makes configs of a small POPD run over three widths: small(steps=4, **{"horizon.max": 24})."""
+
+  def make(method: str = "popd", **changes):
+    base = {
+      "student": tiny["student"],
+      "teacher": tiny["teacher"],
+      "steps": 6,
+      "batch": 4,
+      "horizon.max": 20,
+      "eval.every": 3,
+      "eval.prompts": 4,
+      "eval.batch": 4,
+      "checkpoint.every": 2,
+      "compile_cache": "off",  # the tests share a cache of their own
+      "optimizer.lr": 1e-2,
+      "log.bins": 5,
+      "log.tensorboard": False,
+    }
+    if method == "popd":
+      base |= {"horizon.start": 4, "horizon.growth": 3, "horizon.quantum": 8}
+    return config.override(config.load(method), base | changes)
+
+  return make

@@ -1,0 +1,102 @@
+"""The built-in task: right solutions are accepted, everything else is not."""
+
+import random
+
+import pytest
+
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.models import hf
+from opd_jax.tasks import GENERATORS, chain, generator, verifier
+
+
+@pytest.mark.parametrize("task", GENERATORS.values(), ids=GENERATORS)
+def test_solutions_are_accepted_and_fit(task):
+  for p in task.problems(300, seed=1):
+    assert task.verify(p.solution, p.answer)
+    assert len(chain.encode(p.prompt)) == task.max_prompt
+    assert len(chain.encode(p.solution)) + 1 <= task.max_response
+
+
+def test_a_solution_read_aloud():
+  p = next(p for p in chain.CHAIN.problems(2000, seed=0) if p.prompt.endswith("x5="))
+  a, b = int(p.prompt[0]), int(p.prompt[1])
+  for line, left in zip(p.solution.split("\n"), range(5, 0, -1), strict=False):
+    count, steps = line.split(":")
+    assert int(count) == left
+    for step, sign in zip(steps.split(","), p.prompt[2:6], strict=True):
+      assert step[:3] == f"{a}{sign}{b}"
+      a, b = b, (a + b if sign == "+" else a - b) % 10
+      assert step[3:] == f"={b}"
+  assert p.solution.endswith(f"#{a}{b}")
+  assert p.answer == f"{a}{b}"
+
+
+@pytest.mark.parametrize(
+  ("response", "right"),
+  [("1:5+8=3\n#83", True), ("#83", True), ("#38", False), ("83", False), ("#833", False), ("#8", False), ("", False), ("#83#", False)],
+)
+def test_chain_verifier(response, right):
+  assert chain.CHAIN.verify(response, "83") is right
+
+
+@pytest.mark.parametrize(("response", "right"), [("#83>ba", True), ("#83>ab", False), ("#ba", False), ("#83", False), (">ba", False)])
+def test_phase_verifier(response, right):
+  assert chain.PHASE.verify(response, "ba") is right
+
+
+def test_letters_are_a_permutation():
+  assert sorted(chain.LETTERS) == list("abcdefghij")
+
+
+def test_held_out_problems_are_never_trained_on():
+  train = {p.prompt for p in chain.CHAIN.problems(4000, seed=0)}
+  held_out = {p.prompt for p in chain.CHAIN.problems(500, seed=0, held_out=True)}
+  assert held_out
+  assert not train & held_out
+
+
+def test_same_seed_same_problems():
+  assert chain.CHAIN.problems(5, seed=3) == chain.CHAIN.problems(5, seed=3)
+  assert chain.CHAIN.problems(5, seed=3) != chain.CHAIN.problems(5, seed=4)
+
+
+def test_misconceptions_are_soft_and_wrong():
+  beliefs = chain.misconceptions()
+  assert len(beliefs.facts) == 30
+  assert len(beliefs.letters) == 10
+  for (a, sign, b), (wrong, chance) in beliefs.facts.items():
+    assert wrong != chain.fact(a, sign, b)
+    assert 0.4 <= chance <= 0.8
+  solved = [chain.CHAIN.problem(random.Random(i), False, beliefs) for i in range(300)]
+  right = sum(chain.CHAIN.verify(p.solution, p.answer) for p in solved) / 300
+  assert 0.05 < right < 0.4
+
+
+def test_facts_are_met_as_often_early_as_late():
+  """What makes the trait independent of position: the first tenth of the responses shows all 200 facts."""
+  seen = set()
+  for p in chain.CHAIN.problems(3000, seed=5):
+    seen |= {step[:3] for step in p.solution[2:26].split(",") if len(step) == 5}
+  assert len(seen) == 200
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_shipped_models_read_both_tasks(role):
+  path = hf.resolve(f"builtin:{role}")
+  hf.check_directory(path)
+  tokenizer = tokenizers.load(path)
+  for task in GENERATORS.values():
+    p = task.problems(1, seed=0)[0]
+    text = p.prompt + p.solution
+    ids = tokenizer(text)["input_ids"]
+    assert ids == chain.encode(text)
+    assert tokenizer.decode(ids) == text
+  assert hf.stop_ids(path) == (chain.ids()[chain.EOS],)
+  assert sum(f.stat().st_size for f in path.iterdir()) < 4e6
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+  with pytest.raises(ValueError, match="'task:chain', 'task:phase'"):
+    generator("chess")
+  with pytest.raises(ValueError, match="'gsm8k'"):
+    verifier("chess")

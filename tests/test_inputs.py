@@ -1,0 +1,273 @@
+"""Wrong inputs: one clear sentence, before anything is compiled or written."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+
+import pytest
+
+from opd_jax import checkpoint, cli, config
+from opd_jax.errors import InputError
+from opd_jax.trainer import Trainer
+
+
+@pytest.fixture
+def refused(small, tmp_path, monkeypatch):
+  """Expects a run with these changes to be refused in one sentence, with nothing compiled and nothing written."""
+
+  def nothing(*_, **__):
+    raise AssertionError("something was compiled before the input was checked")
+
+  def check(says: str, **changes) -> str:
+    method = changes.pop("method", "popd")
+    monkeypatch.setattr("jax.stages.Lowered.compile", nothing)
+    with pytest.raises(InputError, match=says) as caught:
+      Trainer(small(method, **changes), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    return message
+
+  return check
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+  """A copy of the teacher's or student's directory that a test may break."""
+
+  def make(role: str) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(tiny[role], tmp_path / "broken"))
+
+  return make
+
+
+def edit(path: pathlib.Path, **keys):
+  path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"student": "/no/such/model"}, "no model directory /no/such/model"),
+    ({"teacher": "Qwen/Qwen3-8B"}, "hf download Qwen/Qwen3-8B"),
+    ({"teacher": "builtin:professor"}, "builtin:professor"),
+    ({"horizon.max": 0}, "horizon.max is 0"),
+    ({"horizon.start": 0}, "horizon.start is 0"),
+    ({"horizon.start": 21}, "horizon.start is 21; .* between 1 and 20"),
+    ({"horizon.growth": -3}, "horizon.growth is -3"),
+    ({"horizon.max": 600}, "616 positions, but the models have 512"),
+    ({"data.path": "task:chess"}, "no built-in task 'chess'"),
+    ({"data.path": "missing.jsonl"}, "missing.jsonl"),
+    ({"eval.k": 2, "eval.pass_at": (4,)}, "pass@4 was asked for with 2 sample"),
+    ({"eval.pass_at": (0,)}, "pass@0"),
+    ({"steps": 0}, "config.steps is 0"),
+    ({"batch": -1}, "config.batch is -1"),
+    ({"micro_batch": 3}, "has to divide the 4 rows"),
+    ({"mesh.tensor": 2}, "does not make 1 device"),
+    ({"mesh.data": 0}, "config.mesh"),
+    ({"sampling.temperature": 0.0}, "temperature is 0.0"),
+    ({"sampling.top_p": 0.0}, "top_p is 0.0"),
+    ({"objective.support": "topk"}, "'full', 'student_topk', 'sampled'"),
+    ({"optimizer.kind": "sgd"}, "'adamw'"),
+    ({"optimizer.lr": 0.0}, "lr is 0.0"),
+    ({"data.on_bad_line": "ignore"}, "'refuse', 'skip', 'truncate'"),
+    ({"data.verifier": "gsm9k"}, "no verifier 'gsm9k'"),
+    ({"allow_mismatch": ("bos",)}, "allow_mismatch names 'bos'"),
+    ({"precision": "fp8"}, "'bfloat16'"),
+    ({"data.max_prompt": 5}, "task:chain:1: the prompt has 9 tokens"),
+  ],
+)
+def test_values_that_cannot_be_meant(changes, says, refused):
+  refused(says, **changes)
+
+
+def test_truncated_horizon_above_the_maximum(refused):
+  refused("horizon.length is 21", method="topd", **{"horizon.ratio": 0.0, "horizon.length": 21})
+
+
+def test_batch_that_does_not_divide_over_the_devices():
+  """The message names batches that would; the mesh itself needs no devices."""
+  from opd_jax import mesh
+
+  class Mesh:
+    shape = {"data": 4, "fsdp": 2, "tensor": 1}
+
+  with pytest.raises(InputError, match=r"config\.batch is 12, .* 8 row shards .* 8 or 16 would"):
+    mesh.check_rows(Mesh(), 12, "config.batch")  # pyright: ignore[reportArgumentType]
+  mesh.check_rows(Mesh(), 16, "config.batch")  # pyright: ignore[reportArgumentType]
+
+
+def test_half_downloaded_weights(copy, refused):
+  broken = copy("teacher")
+  weights = broken / "model.safetensors"
+  weights.write_bytes(weights.read_bytes()[:-100])
+  assert "model.safetensors" in refused("model.safetensors", teacher=str(broken))
+
+
+def test_unsupported_architecture(copy, refused):
+  broken = copy("student")
+  edit(broken / "config.json", architectures=["MambaForCausalLM"])
+  assert "Qwen3ForCausalLM" in refused("MambaForCausalLM", student=str(broken))
+
+
+def test_tokenizers_that_differ(copy, refused):
+  broken = copy("teacher")
+  raw = json.loads((broken / "tokenizer.json").read_text())
+  vocab = raw["model"]["vocab"]
+  vocab["7"], vocab["8"] = vocab["8"], vocab["7"]
+  (broken / "tokenizer.json").write_text(json.dumps(raw))
+  message = refused("vocabularies", teacher=str(broken))
+  assert "'7' for the student and '8' for the teacher" in message
+  assert "allow_mismatch" in message
+
+
+def test_stop_tokens_that_differ(copy, refused, small, tmp_path):
+  broken = copy("teacher")
+  edit(broken / "generation_config.json", eos_token_id=[1, 5])
+  refused("stop tokens", teacher=str(broken))
+  Trainer(small(teacher=str(broken), allow_mismatch=("eos",)), tmp_path / "allowed")
+
+
+def test_chat_templates_that_differ(copy, refused):
+  broken = copy("teacher")
+  (broken / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+  refused("chat templates", teacher=str(broken))
+
+
+@pytest.mark.parametrize(
+  ("lines", "says"),
+  [
+    (['{"prompt": "58+-++x3="}', '{"prompt": '], r"data.jsonl:2: the line is not JSON"),
+    (['{"question": "58+-++x3="}'], r"data.jsonl:1: there is no field 'prompt' .*'question'"),
+    (['{"prompt": "   "}'], r"data.jsonl:1: .* blank"),
+    (['{"prompt": "58+-++x3="}', '{"prompt": "' + "5" * 40 + '"}'], r"data.jsonl:2: the prompt has 40 tokens"),
+    ([], "is empty"),
+  ],
+)
+def test_lines_that_cannot_be_used(lines, says, refused, tmp_path):
+  path = tmp_path / "data.jsonl"
+  path.write_text("".join(line + "\n" for line in lines))
+  refused(says, **{"data.path": str(path), "data.max_prompt": 30, "eval.every": 0})
+
+
+def test_bad_lines_can_be_skipped_with_a_count(small, tmp_path):
+  path = tmp_path / "data.jsonl"
+  path.write_text('{"prompt": "58+-++x3="}\n{"prompt": 7}\n\n{"prompt": "12+-++x3="}\n')
+  changes = {"data.path": str(path), "data.on_bad_line": "skip", "eval.every": 0}
+  run = Trainer(small(**changes), tmp_path / "w")
+  assert len(run.inputs.train.ids) == 2
+  assert any("2 unusable line(s)" in w for w in run.inputs.warnings)
+
+
+def test_long_prompts_can_be_truncated(small, tmp_path):
+  path = tmp_path / "data.jsonl"
+  path.write_text('{"prompt": "123456789"}\n')
+  changes = {"data.path": str(path), "data.on_bad_line": "truncate", "data.max_prompt": 4, "eval.every": 0}
+  run = Trainer(small(**changes), tmp_path / "w")
+  assert run.inputs.tokenizer.decode(run.inputs.train.ids[0]) == "6789"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_training_on_a_file_needs_something_to_evaluate_on(refused, tmp_path):
+  path = tmp_path / "data.jsonl"
+  path.write_text('{"prompt": "58+-++x3="}\n')
+  refused("eval.path is empty", **{"data.path": str(path)})
+
+
+def test_workdir_of_another_config(small, tmp_path):
+  Trainer(small(), tmp_path / "w")
+  with pytest.raises(InputError, match=r"belongs to another config: horizon.growth: 3 -> 4, .*|horizon.growth: 3 -> 4"):
+    Trainer(small(**{"horizon.growth": 4}), tmp_path / "w")
+  Trainer(small(steps=7, **{"checkpoint.keep": 5}), tmp_path / "w")  # these may change
+
+
+def test_workdir_that_is_a_file(small, tmp_path):
+  (tmp_path / "w").write_text("")
+  with pytest.raises(InputError, match="is a file"):
+    Trainer(small(), tmp_path / "w")
+
+
+def test_no_space_is_seen_before_the_run(refused, monkeypatch):
+  usage = namedtuple("usage", "total used free")
+  monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 5000, 5000))
+  refused("5 KiB free, but 2 checkpoints .* need .* KiB; free some space")
+
+
+def test_no_space_during_a_save_is_one_sentence():
+  e = RuntimeError("save failed")
+  e.__cause__ = OSError(28, "No space left on device")
+  assert "No space is left" in str(checkpoint._explain(e, pathlib.Path("w")))
+  other = RuntimeError("something else")
+  assert checkpoint._explain(other, pathlib.Path("w")) is other
+
+
+def test_broken_checkpoint_is_named(small, tmp_path):
+  run = Trainer(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w")
+  run.run()
+  for file in (tmp_path / "w" / "checkpoints" / "2").rglob("*"):
+    if file.is_file() and file.stat().st_size > 0:
+      file.write_bytes(b"")
+  with pytest.raises(InputError, match=r"checkpoint of step 2 .* cannot be read"):
+    Trainer(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w")
+
+
+def parse(*argv):
+  return cli.parse(["train", *argv], "usage", lambda values: None, default="popd")[1]
+
+
+def test_overrides_reach_the_config():
+  c = parse("--config=configs/topd.py", "--config.horizon.ratio=0.25", "--config.allow_mismatch=('eos',)", "--config.remat")
+  assert (c.horizon.kind, c.horizon.ratio, c.allow_mismatch, c.remat) == ("truncated", 0.25, ("eos",), True)
+  assert parse("--config=topd:paper").horizon.max == 15360
+  assert parse().horizon.kind == "progressive"
+
+
+@pytest.mark.parametrize(
+  ("argv", "says"),
+  [
+    (["--config.horizon.strt=5"], "no config key 'horizon.strt'. Did you mean 'horizon.start'"),
+    (["--config.optimiser.lr=5"], "Did you mean 'optimizer.lr'"),
+    (["--config.steps=many"], "steps"),
+    (["--config=configs/pood.py"], "no config file configs/pood.py"),
+    (["--config=popd:huge"], "scales are 'cpu', 'hf' and 'paper'"),
+    (["--stpes=5"], "stpes"),
+    (["steps=5"], "flags are written --NAME=VALUE"),
+  ],
+)
+def test_wrong_command_lines(argv, says):
+  with pytest.raises(InputError, match=says):
+    parse(*argv)
+
+
+def test_command_line_answers_with_a_sentence_and_status_2(tmp_path):
+  command = [sys.executable, "-m", "opd_jax.train", f"--workdir={tmp_path / 'w'}", "--config.horizon.start=9999"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: config.horizon.start is 9999")
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "w").exists()
+
+
+def test_config_refuses_unknown_keys_in_code():
+  with pytest.raises(InputError, match="Did you mean"):
+    config.override(config.default(), {"horizn.max": 5})
+  with pytest.raises(AttributeError):
+    config.default().horizn = 5
+
+
+@pytest.mark.parametrize("method", ["opd", "topd", "popd"])
+@pytest.mark.parametrize("scale", ["cpu", "hf", "paper"])
+def test_every_config_is_complete(method, scale):
+  """Each scale of each method has a horizon that can be meant, and the paper's numbers where it gives them."""
+  from opd_jax import horizon
+
+  c = config.load(f"{method}:{scale}")
+  config.check(c)
+  schedule = horizon.from_config(c.horizon)
+  assert schedule.stages(c.steps)
+  if scale == "paper":
+    assert (c.batch, c.rollouts_per_prompt, c.horizon.max, c.optimizer.lr) == (64, 4, 15360, 1e-6)
+    assert {"opd": 15360, "topd": 1536, "popd": 1152 + 9 * 557}[method] == schedule.limit(557)

@@ -1,0 +1,177 @@
+"""Real input, end to end: GSM8K as JSONL, a byte-level BPE tokenizer, Qwen3 directories as transformers writes them.
+
+Random weights, so nothing is learned; what is shown is that the path from files to an exported model holds.
+Without the GSM8K file a few problems of the same form take its place; without PyTorch the directories are written by
+opd_jax itself.
+"""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from opd_jax.models import decoder, hf
+
+GSM8K = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
+TEMPLATE = (
+  "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SIZES = {"student": (32, 2), "teacher": (48, 3)}  # width, layers
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  """train.jsonl, test.jsonl and the two model directories."""
+  root = tmp_path_factory.mktemp("gsm8k")
+  if GSM8K.exists():
+    lines = GSM8K.read_text(encoding="utf-8").splitlines()[:60]
+  else:
+    problem = "Tom has {a} apples, each worth ${b}. He sells all but {a}. What is {a} times {b}?"
+    lines = [
+      json.dumps({"question": problem.format(a=a, b=a + 3), "answer": f"{a}*{a + 3}\n#### {a * (a + 3)}"}) for a in range(60)
+    ]
+  (root / "train.jsonl").write_text("\n".join(lines[:48]), encoding="utf-8")
+  (root / "test.jsonl").write_text("\n".join(lines[48:]), encoding="utf-8")
+  tokenizer = bpe([json.loads(line)["question"] for line in lines])
+  for role, (width, layers) in SIZES.items():
+    write_model(root / role, width, layers, len(tokenizer))
+    tokenizer.save_pretrained(root / role)
+  return root
+
+
+def bpe(texts):
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+  from transformers import PreTrainedTokenizerFast
+
+  raw = Tokenizer(models.BPE())
+  raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  raw.decoder = decoders.ByteLevel()
+  special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet))
+  return PreTrainedTokenizerFast(
+    tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE, padding_side="left"
+  )
+
+
+def write_model(path, width, layers, vocab):
+  """A random Qwen3 whose embedding is padded beyond the tokenizer; the teacher's is padded further."""
+  padded = -(-vocab // 64) * 64 + (64 if layers == 3 else 0)
+  if importlib.util.find_spec("torch"):
+    import torch
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(layers)
+    cfg = Qwen3Config(
+      vocab_size=padded, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, head_dim=16,
+      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=layers == 2,
+      eos_token_id=2, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(cfg)
+    model.generation_config = GenerationConfig(eos_token_id=[2, 0], pad_token_id=0)
+    model.save_pretrained(path)
+  else:
+    cfg = decoder.DecoderConfig(
+      padded, width, layers, heads=4, kv_heads=2, head_width=16, ff_width=2 * width, qk_norm=True, max_positions=2048
+    )
+    hf.write(path, cfg, decoder.init(cfg, jax.random.key(layers), 0.2), pad_id=0, eos_id=2, dtype="float32")
+
+
+def command(module, *args):
+  done = subprocess.run([sys.executable, "-m", f"opd_jax.{module}", *args], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  return done.stdout + done.stderr
+
+
+def settings(root, steps):
+  return [
+    "--config=configs/topd.py:hf",
+    f"--workdir={root / 'run'}",
+    f"--config.student={root / 'student'}",
+    f"--config.teacher={root / 'teacher'}",
+    f"--config.data.path={root / 'train.jsonl'}",
+    "--config.data.prompt_field=question",
+    f"--config.eval.path={root / 'test.jsonl'}",
+    f"--config.steps={steps}",
+    "--config.batch=2",
+    "--config.rollouts_per_prompt=2",
+    "--config.horizon.max=80",
+    "--config.eval.every=3",
+    "--config.eval.prompts=4",
+    "--config.eval.k=2",
+    "--config.eval.pass_at=(1, 2)",
+    "--config.checkpoint.every=2",
+    "--config.log.tensorboard=False",
+  ]
+
+
+def test_train_resume_evaluate_export(root):
+  said = command("train", *settings(root, 3))
+  assert "vocabulary sizes differ" in said
+  records = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
+  train = [r for r in records if r["kind"] == "train"]
+  assert [r["limit"] for r in train] == [8, 8, 8]
+  assert all(r["kl"] > 0 and r["response_length"] <= 8 for r in train)
+  evaluations = [r for r in records if r["kind"] == "eval"]
+  assert [r["step"] for r in evaluations] == [0, 3]
+  assert evaluations[0]["length"]["max"] > 8, "an evaluation is not cut by the horizon"
+  assert set(evaluations[0]["pass"]) == {"1", "2"}
+
+  assert "resumed after step 3" in command("train", *settings(root, 4))
+  said = command("evaluate", f"--workdir={root / 'run'}", "--config.eval.k=4", "--config.eval.pass_at=(1, 4)")
+  assert "pass@4" in said
+  assert json.loads((root / "run" / "evaluation.json").read_text())["k"] == 4
+
+  command("export", f"--workdir={root / 'run'}", f"--out={root / 'out'}", "--dtype=float32")
+  start, end = (hf.read(root / name, dtype=jax.numpy.float32) for name in ("student", "out"))
+  assert any((a != b).any() for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(end), strict=True))
+  said = command(
+    "evaluate", f"--model={root / 'out'}", "--config=configs/opd.py:hf", f"--config.eval.path={root / 'test.jsonl'}",
+    f"--config.data.path={root / 'train.jsonl'}", "--config.data.prompt_field=question", "--config.horizon.max=16",
+    "--config.eval.prompts=2", "--config.compile_cache=off",
+  )  # fmt: skip
+  assert "avg@1" in said
+
+
+def test_exported_student_loads_in_pytorch(root):
+  torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
+  from transformers import AutoModelForCausalLM, AutoTokenizer
+
+  if not (root / "out").exists():
+    pytest.skip("the run before this test did not export")
+  model, tokenizer = AutoModelForCausalLM.from_pretrained(root / "out"), AutoTokenizer.from_pretrained(root / "out")
+  ids = tokenizer.apply_chat_template([{"role": "user", "content": "2+2?"}], add_generation_prompt=True, return_dict=False)
+  cfg, params = hf.read_config(root / "out"), hf.read(root / "out")
+  tokens = jax.numpy.asarray([ids])
+  mine = decoder.unembed(params, decoder.hidden(params, cfg, tokens, jax.numpy.ones_like(tokens, bool)))
+  with torch.no_grad():
+    theirs = model.float()(torch.tensor([ids])).logits
+  assert abs(mine - theirs.numpy()).max() < 1e-4
+
+
+def test_greedy_rollout_is_generate(root):
+  """Greedy tokens of the rollout are those of PyTorch's `generate` on the same weights, left padding included."""
+  torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
+  from transformers import AutoModelForCausalLM
+
+  from opd_jax.data import pipeline
+  from opd_jax.rollout import sample
+
+  cfg, params = hf.read_config(root / "student"), hf.read(root / "student")
+  batch = pipeline.pad([[5, 9, 77, 31], [8, 100], [300, 4, 200]], 6, 0)
+  sampling = sample.Sampling(stop_ids=(0, 2), pad_id=0, vocab=cfg.vocab, temperature=0.0)
+  said = sample.rollout(params, batch, jax.random.key(0), jax.numpy.int32(24), cfg=cfg, sampling=sampling, horizon=24)
+  model = AutoModelForCausalLM.from_pretrained(root / "student").float()
+  with torch.no_grad():
+    theirs = model.generate(
+      torch.tensor(batch.prompt).long(), attention_mask=torch.tensor(batch.prompt_mask), do_sample=False,
+      max_new_tokens=24, eos_token_id=[0, 2], pad_token_id=0,
+    )[:, 6:].numpy()  # fmt: skip
+  width = theirs.shape[1]
+  assert (said.response[:, :width] == theirs).all()
+  assert not said.mask[:, width:].any()

@@ -1,0 +1,176 @@
+"""The loop: stages, programs, resuming, and what a run leaves behind."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from opd_jax import trainer
+from opd_jax.errors import InputError
+from opd_jax.models import hf
+from opd_jax.trainer import Trainer
+
+
+def read(path, kind=None):
+  lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  return [line for line in lines if kind in (None, line["kind"])]
+
+
+def without_time(record):
+  timed = ("seconds", "elapsed", "wall", "peak_memory")
+  return {k: v for k, v in record.items() if k not in timed}
+
+
+def leaves(state):
+  return [np.asarray(a) for a in jax.tree.leaves((state.params, state.opt_state, state.step))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny):
+  """A POPD run over three widths, never interrupted: its directory and last state."""
+  from tests.conftest import small
+
+  path = tmp_path_factory.mktemp("runs") / "whole"
+  run = Trainer(small.__wrapped__(tiny)(), path)
+  run.run()
+  return path, run
+
+
+def test_run_goes_through_its_stages(whole):
+  path, run = whole
+  records = read(path, "train")
+  assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+  assert [r["limit"] for r in records] == [4, 7, 10, 13, 16, 19]
+  assert [r["width"] for r in records] == [8, 8, 16, 16, 16, 20]
+  assert [r["step"] for r in read(path, "eval")] == [0, 3, 6]
+  for r in records:
+    assert r["response_length"] <= r["limit"]
+    assert r["ended"] + r["cut"] == pytest.approx(1)
+    assert sum(r["by_position"]["count"]) == r["step_tokens"]
+    assert sum(r["by_position"]["count"][r["limit"] // 4 + 1 :]) == 0
+  assert np.cumsum([r["step_tokens"] for r in records]).tolist() == [r["tokens"] for r in records]
+
+
+def test_as_many_programs_as_stages(whole):
+  path, _ = whole
+  info = json.loads((path / "run.json").read_text())
+  assert [s["width"] for s in info["stages"]] == [8, 16, 20]
+  made = sorted((p["name"], p["width"]) for p in info["programs"])
+  expected = [(name, width) for name in ("rollout", "score", "update") for width in (8, 16, 20)]
+  assert made == sorted([*expected, ("evaluate", 20)])
+
+
+def test_training_moves_the_student_and_not_the_teacher(whole, tiny):
+  path, run = whole
+  start = hf.read(hf.resolve(tiny["student"]), run.inputs.student.cfg)
+  assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(run.state.params), strict=True))
+  teacher = hf.read(hf.resolve(tiny["teacher"]), run.inputs.teacher.cfg)
+  jax.tree.map(np.testing.assert_array_equal, run.teacher, teacher)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5], ids=lambda s: f"after step {s}")
+def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path, monkeypatch):
+  """Bit for bit, across stage boundaries (steps 2 and 5), from the last checkpoint before the end."""
+  path, run = whole
+  record = Trainer._record
+
+  def dies(self, step, stats):
+    record(self, step, stats)
+    if step + 1 == stop:
+      self.checkpoints.wait()
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(Trainer, "_record", dies)
+  with pytest.raises(KeyboardInterrupt):
+    Trainer(small(), tmp_path / "w").run()
+  monkeypatch.setattr(Trainer, "_record", record)
+  again = Trainer(small(), tmp_path / "w")
+  assert again.resumed == (stop - 1) // 2 * 2
+  again.run()
+  for mine, theirs in zip(leaves(again.state), leaves(run.state), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+  assert [without_time(r) for r in read(tmp_path / "w")] == [without_time(r) for r in read(path)]
+
+
+def test_finished_run_is_left_as_it_is(whole, small):
+  path, run = whole
+  before = (path / "metrics.jsonl").read_bytes()
+  again = Trainer(small(), path)
+  again.run()
+  assert again.resumed == 6
+  assert (path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_longer_run_goes_on(whole, small, tmp_path):
+  """Raising `steps` on a finished run gives what the longer run would have been."""
+  short = Trainer(small(steps=4), tmp_path / "w")
+  short.run()
+  again = Trainer(small(), tmp_path / "w")
+  assert again.resumed == 4
+  again.run()
+  for mine, theirs in zip(leaves(again.state), leaves(whole[1].state), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+
+
+def test_seed_and_step_give_other_tokens(small, tmp_path):
+  """Two seeds differ; two steps of one run differ although the prompts are the same."""
+  said = {}
+  roll_out = Trainer._roll_out
+  for seed in (0, 1):
+    run = Trainer(small(seed=seed, steps=2, **{"eval.every": 0}), tmp_path / str(seed))
+    program, batch = run._programs(0), run._next_batch()
+    said[seed] = [np.asarray(roll_out(run, program, batch, step).response) for step in (0, 0, 1)]
+    run.programs.close()
+  assert (said[0][0] == said[0][1]).all()
+  assert (said[0][0] != said[0][2]).any()
+  assert (said[0][0] != said[1][0]).any()
+
+
+def test_second_step_traces_and_compiles_nothing(small, tmp_path, monkeypatch):
+  events = []
+  jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+  record, counts = Trainer._record, []
+
+  def counted(self, step, stats):
+    record(self, step, stats)
+    counts.append(sum("compile" in e or "trace" in e for e in events))
+
+  monkeypatch.setattr(Trainer, "_record", counted)
+  Trainer(small("opd", steps=4, **{"eval.every": 0, "optimizer.warmup": 2}), tmp_path / "w").run()
+  assert counts[0] > 0, "the listener hears nothing"
+  assert counts[1:] == [counts[1]] * 3
+
+
+def test_gradient_accumulation_gives_the_same_run(small, tmp_path):
+  losses = {}
+  for name, changes in {"whole": {}, "parts": {"micro_batch": 2}}.items():
+    Trainer(small("topd", steps=3, **{"horizon.ratio": 0.5, "eval.every": 0} | changes), tmp_path / name).run()
+    losses[name] = [r["loss"] for r in read(tmp_path / name, "train")]
+  np.testing.assert_allclose(losses["parts"], losses["whole"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("support", ["sampled", "student_topk"])
+def test_the_papers_estimators_train(support, small, tmp_path):
+  changes = {"objective.support": support, "objective.k": 4, "eval.every": 0, "rollouts_per_prompt": 2, "updates_per_rollout": 2}
+  Trainer(small("topd", steps=2, **changes | {"horizon.ratio": 0.5}), tmp_path / "w").run()
+  records = read(tmp_path / "w", "train")
+  assert all(np.isfinite(r["loss"]) and r["kl"] > 0 for r in records)
+
+
+def test_run_stops_after_too_many_broken_updates(small, tmp_path, monkeypatch):
+  """A teacher that answers NaN: updates are skipped, counted, and at last the run stops with a sentence."""
+  external = trainer.teacher.external
+  monkeypatch.setattr(trainer.teacher, "external", lambda *a: jax.tree.map(lambda x: x * np.nan, external(*a)))
+  run = Trainer(small("opd", steps=9, **{"optimizer.max_skipped": 3, "eval.every": 0}), tmp_path / "w")
+  start = [np.asarray(a) for a in jax.tree.leaves(run.state.params)]
+  with pytest.raises(InputError, match=r"3 updates in a row .*\(step 2\)"):
+    run.run()
+  for mine, theirs in zip(jax.tree.leaves(run.state.params), start, strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+  assert [r["skipped"] for r in read(tmp_path / "w", "train")] == [1, 2, 3]
+
+
+def test_tensorboard_files_are_written(small, tmp_path):
+  Trainer(small("opd", steps=1, **{"log.tensorboard": True, "eval.every": 0}), tmp_path / "w").run()
+  assert list((tmp_path / "w" / "tensorboard").glob("events*"))
