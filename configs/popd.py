@@ -17,7 +17,7 @@ def get_config(scale: str = "cpu"):
   if scale == "paper":
     c.horizon.start = 1152
     c.horizon.growth = 9
-    c.horizon.quantum = 1536
+    c.horizon.quantum = 1280
   else:
     c.horizon.start = c.horizon.max // 10
     c.horizon.growth = max(1, c.horizon.max // 50)

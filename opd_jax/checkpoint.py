@@ -32,7 +32,9 @@ class Checkpoints:
   def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
     """Starts saving; the arrays may be donated as soon as this returns."""
     try:
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)))
+      self._manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+      )
     except Exception as e:
       raise _explain(e, self._path) from e
 

@@ -13,19 +13,22 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from opd_jax import config as configs
+from opd_jax.config import Config
 from opd_jax.errors import InputError
 
 
-def main(run: Callable[[flags.FlagValues, ConfigDict], None], usage: str, define: Callable, default="") -> None:
+def main(
+  run: Callable[[flags.FlagValues, Config], None], usage: str, define: Callable, default: str | Callable = ""
+) -> None:
   """Parses sys.argv and calls `run(flags, config)`.
 
   Args:
     usage: what --help prints before the flags.
     define: adds the entry point's own flags to a FlagValues.
-    default: the config file where --config is not given, or a function of the raw arguments that gives a ConfigDict.
+    default: the config file where --config is not given, or a function of the raw arguments that gives a Config.
   """
   quiet()
   try:
@@ -39,7 +42,9 @@ def main(run: Callable[[flags.FlagValues, ConfigDict], None], usage: str, define
     sys.exit(130)
 
 
-def parse(argv: Sequence[str], usage: str, define: Callable, default="") -> tuple[flags.FlagValues, ConfigDict]:
+def parse(
+  argv: Sequence[str], usage: str, define: Callable, default: str | Callable = ""
+) -> tuple[flags.FlagValues, Config]:
   """Flags and the config with its overrides."""
   values = flags.FlagValues()
   flags.DEFINE_bool("help", False, "show this help", flag_values=values)
@@ -76,7 +81,7 @@ def parse(argv: Sequence[str], usage: str, define: Callable, default="") -> tupl
   return values, values["config"].value
 
 
-def of_workdir(argv: Sequence[str]) -> ConfigDict:
+def of_workdir(argv: Sequence[str]) -> Config:
   """The config that --workdir was made with, or the defaults without one."""
   from opd_jax import workdir
 
@@ -91,4 +96,3 @@ def quiet() -> None:
   warnings.filterwarnings("ignore", category=UserWarning, module=r"(orbax|jax|grain).*")
   for name in ("absl", "orbax", "jax", "transformers"):
     logging.getLogger(name).setLevel(logging.ERROR)
-

@@ -4,21 +4,27 @@ A method is a file in configs/ that starts from `default()` and answers the five
 locked: a key that does not exist is refused. It is saved in the workdir and decides whether a run may resume there.
 """
 
+import contextlib
+import difflib
 import json
 import pathlib
+import runpy
+from typing import Any
 
 import ml_collections
 from ml_collections import ConfigDict
 
 from opd_jax.errors import InputError
 
+Config = Any  # an ml_collections.ConfigDict, whose keys a type checker cannot know
+
 BUILTIN = "builtin:"  # student and teacher directories that ship with the package: "builtin:student"
 TASK = "task:"  # prompts made by a generator in opd_jax/tasks: "task:chain"
 
 
-def default() -> ConfigDict:
+def default() -> Config:
   """The main job on the built-in task; configs/*.py change what their method needs."""
-  c = ConfigDict()
+  c: Config = ConfigDict()
   c.steps = 100  # rollout batches
   c.seed = 0  # of prompts order, sampling and nothing else
   c.student = "builtin:student"  # a Hugging Face directory, or builtin:NAME
@@ -105,7 +111,7 @@ def default() -> ConfigDict:
   return c.lock()
 
 
-def at_scale(scale: str) -> ConfigDict:
+def at_scale(scale: str) -> Config:
   """What OPD, TOPD and POPD share at each scale.
 
   cpu: the built-in task, minutes on two cores. hf: any two Hugging Face directories and a JSONL file, small enough for
@@ -148,7 +154,7 @@ def at_scale(scale: str) -> ConfigDict:
   raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")
 
 
-def check(c: ConfigDict) -> None:
+def check(c: Config) -> None:
   """Refuses values that cannot be meant, before anything is compiled or written.
 
   The horizon and the data have checks of their own in horizon.py and data/.
@@ -170,14 +176,23 @@ def check(c: ConfigDict) -> None:
   one_of("objective.support", "full", "student_topk", "sampled")
   one_of("optimizer.kind", "adamw")
   one_of("precision", "auto", "float32", "bfloat16")
-  for key in ("eval.every", "eval.max_tokens", "checkpoint.every", "optimizer.warmup", "sampling.top_k", "objective.chunk"):
+  for key in (
+    "eval.every",
+    "eval.max_tokens",
+    "checkpoint.every",
+    "optimizer.warmup",
+    "sampling.top_k",
+    "objective.chunk",
+  ):
     if _get(c, key) < 0:
       raise InputError(f"config.{key} is {_get(c, key)}; it cannot be negative.")
   for name in c.allow_mismatch:
     if name not in ("tokenizer", "eos", "chat_template"):
       raise InputError(f"config.allow_mismatch names {name!r}; it can name 'tokenizer', 'eos' and 'chat_template'.")
   if c.sampling.temperature <= 0:
-    raise InputError(f"config.sampling.temperature is {c.sampling.temperature}; a rollout is sampled, so it has to be above 0.")
+    raise InputError(
+      f"config.sampling.temperature is {c.sampling.temperature}; a rollout is sampled, so it has to be above 0."
+    )
   if c.eval.temperature < 0:
     raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")
   if not 0 < c.sampling.top_p <= 1:
@@ -191,10 +206,12 @@ def check(c: ConfigDict) -> None:
       )
   rows = c.batch * c.rollouts_per_prompt
   if c.micro_batch and (c.micro_batch < 0 or rows % c.micro_batch):
-    raise InputError(f"config.micro_batch is {c.micro_batch}; it has to divide the {rows} rows of a step (batch x rollouts_per_prompt).")
+    raise InputError(
+      f"config.micro_batch is {c.micro_batch}; it has to divide the {rows} rows of a step (batch x rollouts_per_prompt)."
+    )
 
 
-def to_json(c: ConfigDict) -> str:
+def to_json(c: Config) -> str:
   """The whole config, as it is saved in the workdir."""
   return json.dumps(json.loads(c.to_json_best_effort()), indent=2, sort_keys=True)
 
@@ -206,10 +223,8 @@ def difference(saved: str, now: str, free: tuple[str, ...] = ()) -> list[str]:
   return [f"{k}: {a.get(k, 'absent')} -> {b.get(k, 'absent')}" for k in keys]
 
 
-def load(spec: str) -> ConfigDict:
+def load(spec: str) -> Config:
   """The config of 'configs/popd.py:hf', or of a method's name alone, 'popd:hf'."""
-  import importlib.util
-
   name, _, scale = spec.partition(":")
   path = pathlib.Path(name)
   if not path.suffix:
@@ -217,11 +232,8 @@ def load(spec: str) -> ConfigDict:
   if not path.is_file():
     known = ", ".join(sorted(p.stem for p in configs_dir().glob("*.py")))
     raise InputError(f"There is no config file {path}; the methods in {configs_dir()} are: {known}.")
-  module_spec = importlib.util.spec_from_file_location(f"opd_jax_config_{path.stem}", path)
-  assert module_spec and module_spec.loader
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  return module.get_config(scale) if scale else module.get_config()
+  get_config = runpy.run_path(str(path))["get_config"]
+  return get_config(scale) if scale else get_config()
 
 
 def configs_dir() -> pathlib.Path:
@@ -230,12 +242,12 @@ def configs_dir() -> pathlib.Path:
   return here.parent / "configs" if (here.parent / "configs").is_dir() else here / "configs"
 
 
-def override(c: ConfigDict, assignments: dict) -> ConfigDict:
+def override(c: Config, assignments: dict) -> Config:
   """A copy with dotted keys replaced, types checked and unknown keys refused."""
   c = c.copy_and_resolve_references()
   for key, value in assignments.items():
     try:
-      with c.ignore_type() if isinstance(value, (list, tuple)) else _nothing():
+      with c.ignore_type() if isinstance(value, (list, tuple)) else contextlib.nullcontext():
         c.update_from_flattened_dict({key: value})
     except (KeyError, AttributeError):
       raise unknown_key(c, key) from None
@@ -244,18 +256,10 @@ def override(c: ConfigDict, assignments: dict) -> ConfigDict:
   return c
 
 
-def unknown_key(c: ConfigDict, key: str) -> InputError:
+def unknown_key(c: Config, key: str) -> InputError:
   """The error for a key that does not exist, with the nearest that does."""
-  import difflib
-
   near = difflib.get_close_matches(key, flat(c.to_dict()), n=1, cutoff=0.4)
   return InputError(f"There is no config key {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-
-
-def _nothing():
-  import contextlib
-
-  return contextlib.nullcontext()
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -268,7 +272,7 @@ def flat(tree: dict, prefix: str = "") -> dict:
   return out
 
 
-def _get(c: ConfigDict, key: str):
+def _get(c: Config, key: str):
   for part in key.split("."):
     c = c[part]
   return c

@@ -31,8 +31,6 @@ def config_of(method: str, task: str, seed: int, short: bool):
   """configs/METHOD.py at the cpu scale, on this task and with this seed."""
   changes = {
     "seed": seed,
-    "student": f"builtin:student",
-    "teacher": f"builtin:teacher",
     "data.path": f"task:{task}",
   }
   if short:
@@ -46,22 +44,24 @@ def run(values: flags.FlagValues, c) -> None:
   del c  # the demo has three configs of its own
   from rich.console import Console
 
-  from opd_jax import report
+  from opd_jax.reports import page, table
+  from opd_jax.reports.comparison import compare
+  from opd_jax.reports.runs import load
   from opd_jax.trainer import train
 
   began = time.perf_counter()
-  out, task, short = pathlib.Path(values["out"].value), values["task"].value, values["short"].value
+  out, task, short = pathlib.Path(values.out), values.task, values.short
   console = Console(highlight=False)
   paths = []
-  for seed in range(values["seeds"].value):
+  for seed in range(values.seeds):
     for method in METHODS:
       path = out / f"{task}-{method}-seed{seed}{'-short' if short else ''}"
       train(config_of(method, task, seed, short), path)
       paths.append(path)
-  runs = report.load(paths)
-  page = report.write(runs, out / f"report-{task}{'-short' if short else ''}")
-  report.print_table(runs, console)
-  console.print(f"{time.perf_counter() - began:.0f} s in all, report in {page}", soft_wrap=True)
+  comparison = compare(load(paths))
+  index = page.write(comparison, out / f"report-{task}{'-short' if short else ''}")
+  table.show(comparison, console)
+  console.print(f"{time.perf_counter() - began:.0f} s in all, report in {index}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def run(values: flags.FlagValues, c) -> None:
   from opd_jax.models import hf
   from opd_jax.programs import use_cache
 
-  path, model, step = (values[name].value for name in ("workdir", "model", "step"))
+  path, model, step = (values.workdir, values.model, values.step)
   if bool(path) == bool(model):
     raise InputError("Name what to evaluate: either --workdir=DIR (a run) or --model=DIR (a Hugging Face directory).")
   c = c.copy_and_resolve_references().unlock()
@@ -62,7 +62,7 @@ def run(values: flags.FlagValues, c) -> None:
     f"max {length['max']}; ended by a stop token {record['ended']:.1%}"
   )
   console.print("  intervals: 95%, over problems")
-  out = pathlib.Path(values["out"].value) if values["out"].value else pathlib.Path(path) / "evaluation.json" if path else None
+  out = pathlib.Path(values.out) if values.out else pathlib.Path(path) / "evaluation.json" if path else None
   if out:
     out.write_text(json.dumps({"of": what, **record, "samples": samples}, indent=2))
     console.print(f"  written to {out}")

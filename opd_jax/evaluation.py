@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from opd_jax import mesh as meshes
+from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.inputs import Inputs
@@ -32,7 +32,7 @@ class Evaluator:
   two evaluations differ by the weights alone.
   """
 
-  def __init__(self, c: ConfigDict, inputs: Inputs, cfg: decoder.DecoderConfig, params: Params):
+  def __init__(self, c: Config, inputs: Inputs, cfg: decoder.DecoderConfig, params: Params):
     assert inputs.held_out
     self._problems, self._inputs, self._cfg = inputs.held_out, inputs, cfg
     self._k, self._pass_at = c.eval.k, tuple(c.eval.pass_at)
@@ -58,7 +58,9 @@ class Evaluator:
     for first in range(0, len(ids), self._batch):
       part = ids[first : first + self._batch]
       padded = part + [part[0]] * (self._batch - len(part))
-      batch = jax.device_put(pipeline.pad(padded, self._width, self._inputs.sampling.pad_id), meshes.rows(self._inputs.mesh))
+      batch = jax.device_put(
+        pipeline.pad(padded, self._width, self._inputs.sampling.pad_id), meshes.rows(self._inputs.mesh)
+      )
       said = jax.device_get(self._program(params, batch, jax.random.fold_in(self._key, first), self._max_tokens))
       rows = len(part) * self._k
       texts += decode(self._inputs.tokenizer, said.response[:rows], said.mask[:rows], self._inputs.sampling.stop_ids)
@@ -78,7 +80,12 @@ class Evaluator:
       "ended": float(np.concatenate(ended).mean()),
     }
     shown = [
-      {"prompt": self._inputs.tokenizer.decode(ids[i // self._k]), "response": texts[i], "answer": answers[i], "correct": bool(correct[i])}
+      {
+        "prompt": self._inputs.tokenizer.decode(ids[i // self._k]),
+        "response": texts[i],
+        "answer": answers[i],
+        "correct": bool(correct[i]),
+      }
       for i in range(0, min(self._samples * self._k, len(texts)), self._k)
     ]
     return record, shown
@@ -117,7 +124,14 @@ def summarise(correct: np.ndarray, pass_at: Sequence[int]) -> dict[str, Any]:
   """avg@k and pass@k of bool[problems, k], each with a 95% interval over problems."""
   prompts, k = correct.shape
   low, high = interval(correct.mean(axis=1))
-  out: dict[str, Any] = {"accuracy": float(correct.mean()), "low": low, "high": high, "k": k, "prompts": prompts, "pass": {}}
+  out: dict[str, Any] = {
+    "accuracy": float(correct.mean()),
+    "low": low,
+    "high": high,
+    "k": k,
+    "prompts": prompts,
+    "pass": {},
+  }
   for m in pass_at:
     each = np.array([pass_at_k(k, int(c), m) for c in correct.sum(axis=1)])
     low, high = interval(each)

@@ -1,6 +1,6 @@
 """Writes a run's student as a Hugging Face directory that transformers and vLLM load.
 
-    python -m opd_jax.export --workdir=runs/popd --out=DIR [--step=N] [--dtype=bfloat16]
+python -m opd_jax.export --workdir=runs/popd --out=DIR [--step=N] [--dtype=bfloat16]
 """
 
 import pathlib
@@ -23,14 +23,14 @@ def run(values: flags.FlagValues, c) -> None:
   from opd_jax.checkpoint import Checkpoints
   from opd_jax.models import hf
 
-  path, out = values["workdir"].value, values["out"].value
+  path, out = values.workdir, values.out
   if not path or not out:
     raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
   i = inputs.load(c)
   checkpoints = Checkpoints(pathlib.Path(path), c.checkpoint.keep)
-  state, position = checkpoints.restore(trainer.read_state(c, i), values["step"].value)
+  state, position = checkpoints.restore(trainer.read_state(c, i), values.step)
   checkpoints.close()
-  hf.write(pathlib.Path(out), i.student.cfg, state.params, like=i.student.path, dtype=values["dtype"].value)
+  hf.write(pathlib.Path(out), i.student.cfg, state.params, like=i.student.path, dtype=values.dtype)
   print(f"wrote the student of {path}, step {position['step']}, to {out}")
 
 

@@ -2,14 +2,15 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from opd_jax import config as configs
 from opd_jax import horizon, tasks
 from opd_jax import mesh as meshes
+from opd_jax.config import Config
 from opd_jax.data import pipeline, sources
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.errors import InputError
@@ -41,7 +42,7 @@ class Problems:
 class Inputs:
   student: Model
   teacher: Model
-  tokenizer: object
+  tokenizer: Any  # of transformers
   schedule: horizon.Schedule
   mesh: jax.sharding.Mesh
   train: Problems
@@ -60,7 +61,7 @@ class Inputs:
     return pipeline.width(self.held_out.ids)
 
 
-def load(c: ConfigDict) -> Inputs:
+def load(c: Config) -> Inputs:
   """Reads the models' headers, both tokenizers and all prompts.
 
   Raises:
@@ -128,7 +129,7 @@ def model(name: str) -> Model:
   return Model(path, hf.read_config(path), stop)
 
 
-def problems(c: ConfigDict, path: str, tokenizer, *, held_out: bool, need_answer: bool) -> Problems:
+def problems(c: Config, path: str, tokenizer, *, held_out: bool, need_answer: bool) -> Problems:
   """The prompts of a file or of a built-in task."""
   if path.startswith(configs.TASK):
     task = tasks.generator(path.removeprefix(configs.TASK))
@@ -151,7 +152,7 @@ def problems(c: ConfigDict, path: str, tokenizer, *, held_out: bool, need_answer
   return Problems(ids, [e.answer for e in kept], skipped + unusable)
 
 
-def evaluation_problems(c: ConfigDict, tokenizer) -> Problems | None:
+def evaluation_problems(c: Config, tokenizer) -> Problems | None:
   """Held-out problems: of the file `eval.path`, or of the built-in task that is trained on."""
   path = c.eval.path or (c.data.path if c.data.path.startswith(configs.TASK) else "")
   if path:
@@ -164,7 +165,7 @@ def evaluation_problems(c: ConfigDict, tokenizer) -> Problems | None:
   return None
 
 
-def verifier(c: ConfigDict) -> tasks.Verifier:
+def verifier(c: Config) -> tasks.Verifier:
   """`data.verifier`; auto is the task's own, and gsm8k for files."""
   name = c.data.verifier
   if name == "auto":
@@ -179,7 +180,7 @@ def compute_dtype(precision: str) -> jnp.dtype:
   return jnp.dtype(precision)
 
 
-def _warnings(c: ConfigDict, sampling: Sampling, student: Model, teacher: Model, train: Problems) -> tuple[str, ...]:
+def _warnings(c: Config, sampling: Sampling, student: Model, teacher: Model, train: Problems) -> tuple[str, ...]:
   """What is allowed but worth saying before the run."""
   out = []
   if not sampling.on_policy:

@@ -49,7 +49,9 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   sizes = [data, fsdp, tensor]
   if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
-    raise InputError(f"config.mesh is data={data}, fsdp={fsdp}, tensor={tensor}; sizes are positive, and one of them may be -1.")
+    raise InputError(
+      f"config.mesh is data={data}, fsdp={fsdp}, tensor={tensor}; sizes are positive, and one of them may be -1."
+    )
   known = math.prod(s for s in sizes if s != -1)
   if -1 in sizes and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known

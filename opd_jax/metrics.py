@@ -144,7 +144,12 @@ class Bar:
     self._said = 0.0
     self._bar = None
     if self._console.is_terminal:
-      columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+      columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+      )
       self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
       self._task = self._bar.add_task(name, total=steps, completed=first_step, text="")
       self._bar.start()
@@ -213,7 +218,9 @@ def _wandb(project: str, workdir: pathlib.Path, name: str):
   try:
     import wandb
   except ImportError:
-    raise InputError(f"config.log.wandb is {project!r}, but wandb is not installed; `pip install wandb`, or set it to ''.") from None
+    raise InputError(
+      f"config.log.wandb is {project!r}, but wandb is not installed; `pip install wandb`, or set it to ''."
+    ) from None
   return wandb.init(project=project, dir=str(workdir), name=f"{name} {workdir.name}", id=workdir.name, resume="allow")
 
 

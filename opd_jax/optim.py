@@ -1,5 +1,8 @@
 """Which weights move, and how: the optimiser chain and the guard against a broken update."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +11,7 @@ from jaxtyping import Array, Float
 from opd_jax.types import TrainState
 
 
-def schedule(c) -> optax.Schedule:
+def schedule(c) -> Callable[[Any], Any]:
   """Linear warm-up over `warmup` updates, then constant, as in the paper's runs."""
   if not c.warmup:
     return optax.constant_schedule(c.lr)

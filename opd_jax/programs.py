@@ -80,7 +80,9 @@ def use_cache(setting: str, workdir: pathlib.Path) -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
-    raise InputError(f"The compile cache {path} cannot be made ({e.strerror}); set config.compile_cache to another directory or 'off'.") from None
+    raise InputError(
+      f"The compile cache {path} cannot be made ({e.strerror}); set config.compile_cache to another directory or 'off'."
+    ) from None
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -19,11 +19,11 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, c) -> None:
-  if not values["workdir"].value:
+  if not values.workdir:
     raise InputError("Give the run a directory: --workdir=runs/NAME.")
   from opd_jax.trainer import train
 
-  train(c, values["workdir"].value)
+  train(c, values.workdir)
 
 
 if __name__ == "__main__":

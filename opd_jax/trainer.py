@@ -8,22 +8,21 @@
 What is not part of the sentence (logging, evaluating, saving, compiling the next stage) is one call each.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from opd_jax import checkpoint, horizon, metrics, optim, teacher, workdir
 from opd_jax import inputs as inputs_
 from opd_jax import mesh as meshes
+from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.evaluation import Evaluator
-from opd_jax.models import hf
+from opd_jax.models import decoder, hf
 from opd_jax.objectives.divergence import Objective
 from opd_jax.programs import Programs, use_cache
 from opd_jax.recipes.distill import Distill
@@ -39,12 +38,12 @@ class Trainer:
     InputError: anything about the config, the models, the data or the workdir that cannot work.
   """
 
-  def __init__(self, c: ConfigDict, path: str | pathlib.Path):
+  def __init__(self, c: Config, path: str | pathlib.Path):
     self.c, self.path = c, pathlib.Path(path)
     self.inputs = inputs_.load(c)
     workdir.check(self.path, c)
-    state_shapes = jax.eval_shape(lambda: init_state(c, jax.eval_shape(lambda: _empty(self.inputs))))
-    checkpoint.check_space(self.path, _bytes(state_shapes), c.checkpoint.keep)
+    empty = jax.eval_shape(lambda: init_state(c, decoder.init(self.inputs.student.cfg, jax.random.key(0))))
+    checkpoint.check_space(self.path, _bytes(empty), c.checkpoint.keep)
     workdir.open_(self.path, c)
     use_cache(c.compile_cache, self.path)
 
@@ -192,7 +191,7 @@ class Trainer:
 
   def _due(self, every: int) -> bool:
     """True every so many steps and after the last."""
-    return self.step == self.c.steps or bool(every) and self.step % every == 0
+    return self.step == self.c.steps or (every > 0 and self.step % every == 0)
 
   def _announce(self) -> None:
     """The run in a few lines: models, stages, programs, warnings."""
@@ -228,7 +227,7 @@ class Trainer:
     )
 
 
-def recipe(c: ConfigDict, i: inputs_.Inputs) -> Distill:
+def recipe(c: Config, i: inputs_.Inputs) -> Distill:
   """The static part of the run that the config asks for."""
   rows = c.batch * c.rollouts_per_prompt
   return Distill(
@@ -248,22 +247,16 @@ def recipe(c: ConfigDict, i: inputs_.Inputs) -> Distill:
   )
 
 
-def init_state(c: ConfigDict, params: Params) -> TrainState:
+def init_state(c: Config, params: Params) -> TrainState:
   zero = jnp.zeros((), jnp.int32)
   return TrainState(params=params, opt_state=optim.make(c.optimizer).init(params), step=zero, skipped=zero)
 
 
-def read_state(c: ConfigDict, i: inputs_.Inputs) -> TrainState:
+def read_state(c: Config, i: inputs_.Inputs) -> TrainState:
   """The student as it is on disk, fp32, with a new optimiser, laid out on the mesh."""
   params = hf.read(i.student.path, i.student.cfg, meshes.parameter_shardings(i.mesh, i.student.cfg))
   shapes = jax.eval_shape(lambda p: init_state(c, p), params)
   return jax.jit(lambda p: init_state(c, p), out_shardings=meshes.shardings(i.mesh, shapes), donate_argnums=0)(params)
-
-
-def _empty(i: inputs_.Inputs) -> Params:
-  from opd_jax.models import decoder
-
-  return decoder.init(i.student.cfg, jax.random.key(0))
 
 
 def _bytes(tree) -> int:
@@ -274,6 +267,6 @@ def _millions(params: Params) -> str:
   return f"{sum(a.size for a in jax.tree.leaves(params)) / 1e6:.2f}M"
 
 
-def train(c: ConfigDict, path: str | pathlib.Path) -> None:
+def train(c: Config, path: str | pathlib.Path) -> None:
   """Trains, or goes on training, in a workdir."""
   Trainer(c, path).run()

@@ -9,17 +9,26 @@ import subprocess
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from opd_jax import __version__
 from opd_jax import config as configs
+from opd_jax.config import Config
 from opd_jax.errors import InputError
 
 # A run may be resumed with other values of these: they do not change what the steps before would have done.
-FREE = ("steps", "compile_cache", "checkpoint.every", "checkpoint.keep", "log.every", "log.tensorboard", "log.wandb", "log.samples")
+FREE = (
+  "steps",
+  "compile_cache",
+  "checkpoint.every",
+  "checkpoint.keep",
+  "log.every",
+  "log.tensorboard",
+  "log.wandb",
+  "log.samples",
+)
 
 
-def check(path: pathlib.Path, c: ConfigDict) -> None:
+def check(path: pathlib.Path, c: Config) -> None:
   """Refuses a workdir that belongs to another config, a file, or a place that cannot be written."""
   if path.exists() and not path.is_dir():
     raise InputError(f"--workdir={path} is a file; give a directory.")
@@ -37,7 +46,7 @@ def check(path: pathlib.Path, c: ConfigDict) -> None:
       )
 
 
-def open_(path: pathlib.Path, c: ConfigDict) -> None:
+def open_(path: pathlib.Path, c: Config) -> None:
   """Makes the workdir and saves the config."""
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -62,7 +71,7 @@ def provenance() -> dict[str, Any]:
   }
 
 
-def load_config(path: pathlib.Path) -> ConfigDict:
+def load_config(path: pathlib.Path) -> Config:
   """The config that a workdir was made with."""
   saved = path / "config.json"
   if not saved.is_file():
@@ -82,7 +91,9 @@ def _commit() -> str | None:
   here = pathlib.Path(__file__).resolve().parent
 
   def git(*args: str) -> str:
-    return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return subprocess.run(
+      ["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
 
   try:
     if pathlib.Path(git("rev-parse", "--show-toplevel")) != here.parent:

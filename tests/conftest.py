@@ -1,6 +1,7 @@
 """What tests share: tiny models, and one compile cache for all test processes."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -25,7 +26,16 @@ STUDENT = decoder.DecoderConfig(
   vocab=37, width=16, layers=2, heads=4, kv_heads=2, head_width=8, ff_width=24, qk_norm=True, max_positions=512
 )
 TEACHER = decoder.DecoderConfig(
-  vocab=37, width=24, layers=2, heads=2, kv_heads=1, head_width=8, ff_width=32, qkv_bias=True, tied=False, max_positions=512
+  vocab=37,
+  width=24,
+  layers=2,
+  heads=2,
+  kv_heads=1,
+  head_width=8,
+  ff_width=32,
+  qkv_bias=True,
+  tied=False,
+  max_positions=512,
 )
 
 
@@ -65,28 +75,29 @@ def tiny(tmp_path_factory) -> dict[str, str]:
   return {role: str(root / role) for role in ("student", "teacher")}
 
 
+def small_config(tiny: dict[str, str], method: str = "popd", **changes):
+  """A six-step run of four rollouts a step; POPD goes through three widths."""
+  base = {
+    "student": tiny["student"],
+    "teacher": tiny["teacher"],
+    "steps": 6,
+    "batch": 4,
+    "horizon.max": 20,
+    "eval.every": 3,
+    "eval.prompts": 4,
+    "eval.batch": 4,
+    "checkpoint.every": 2,
+    "compile_cache": "off",  # the tests share a cache of their own
+    "optimizer.lr": 1e-2,
+    "log.bins": 5,
+    "log.tensorboard": False,
+  }
+  if method == "popd":
+    base |= {"horizon.start": 4, "horizon.growth": 3, "horizon.quantum": 8}
+  return config.override(config.load(method), base | changes)
+
+
 @pytest.fixture
 def small(tiny):
-  """Makes configs of a small POPD run over three widths: small(steps=4, **{"horizon.max": 24})."""
-
-  def make(method: str = "popd", **changes):
-    base = {
-      "student": tiny["student"],
-      "teacher": tiny["teacher"],
-      "steps": 6,
-      "batch": 4,
-      "horizon.max": 20,
-      "eval.every": 3,
-      "eval.prompts": 4,
-      "eval.batch": 4,
-      "checkpoint.every": 2,
-      "compile_cache": "off",  # the tests share a cache of their own
-      "optimizer.lr": 1e-2,
-      "log.bins": 5,
-      "log.tensorboard": False,
-    }
-    if method == "popd":
-      base |= {"horizon.start": 4, "horizon.growth": 3, "horizon.quantum": 8}
-    return config.override(config.load(method), base | changes)
-
-  return make
+  """`small_config` of the tiny models: small("topd", steps=4, **{"horizon.max": 24})."""
+  return functools.partial(small_config, tiny)

@@ -52,7 +52,9 @@ def test_answers_to_one_problem_are_not_independent():
 def test_interval_covers():
   """At least 92% of 500 intervals over 60 problems hold the true mean of 0.8."""
   rng = np.random.default_rng(0)
-  hits = [low <= 0.8 <= high for low, high in (evaluation.interval((rng.random(60) < 0.8).astype(float)) for _ in range(500))]
+  hits = [
+    low <= 0.8 <= high for low, high in (evaluation.interval((rng.random(60) < 0.8).astype(float)) for _ in range(500))
+  ]
   assert np.mean(hits) > 0.92
 
 

@@ -51,7 +51,10 @@ def test_full_and_truncated_have_one_stage():
 
 def test_description_counts_the_most_tokens():
   described = horizon.describe(horizon.progressive(12, 4, 4, 1, quantum=8), steps=4, rows=10)
-  assert [(d["width"], d["first_limit"], d["last_limit"], d["tokens"]) for d in described] == [(8, 4, 8, 120), (12, 12, 12, 240)]
+  assert [(d["width"], d["first_limit"], d["last_limit"], d["tokens"]) for d in described] == [
+    (8, 4, 8, 120),
+    (12, 12, 12, 240),
+  ]
 
 
 def changed(**keys):

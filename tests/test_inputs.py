@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 from collections import namedtuple
 
 import pytest
@@ -91,14 +92,13 @@ def test_truncated_horizon_above_the_maximum(refused):
 
 def test_batch_that_does_not_divide_over_the_devices():
   """The message names batches that would; the mesh itself needs no devices."""
-  from opd_jax import mesh
+  from opd_jax.mesh import check_rows
 
-  class Mesh:
-    shape = {"data": 4, "fsdp": 2, "tensor": 1}
+  mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 2, "tensor": 1})
 
   with pytest.raises(InputError, match=r"config\.batch is 12, .* 8 row shards .* 8 or 16 would"):
-    mesh.check_rows(Mesh(), 12, "config.batch")  # pyright: ignore[reportArgumentType]
-  mesh.check_rows(Mesh(), 16, "config.batch")  # pyright: ignore[reportArgumentType]
+    check_rows(mesh, 12, "config.batch")  # pyright: ignore[reportArgumentType]
+  check_rows(mesh, 16, "config.batch")  # pyright: ignore[reportArgumentType]
 
 
 def test_half_downloaded_weights(copy, refused):
@@ -219,7 +219,9 @@ def parse(*argv):
 
 
 def test_overrides_reach_the_config():
-  c = parse("--config=configs/topd.py", "--config.horizon.ratio=0.25", "--config.allow_mismatch=('eos',)", "--config.remat")
+  c = parse(
+    "--config=configs/topd.py", "--config.horizon.ratio=0.25", "--config.allow_mismatch=('eos',)", "--config.remat"
+  )
   assert (c.horizon.kind, c.horizon.ratio, c.allow_mismatch, c.remat) == ("truncated", 0.25, ("eos",), True)
   assert parse("--config=topd:paper").horizon.max == 15360
   assert parse().horizon.kind == "progressive"

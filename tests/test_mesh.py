@@ -53,7 +53,7 @@ def test_eight_devices_give_the_losses_of_one(mesh, alone, tiny, tmp_path):
 
 
 def test_batch_has_to_divide(tiny, tmp_path):
-  with pytest.raises(AssertionError, match="config.batch is 12, which the 8 row shards"):
+  with pytest.raises(AssertionError, match=r"config\.batch is 12, which the 8 row shards"):
     run(tiny, tmp_path / "w", 8, "--config.batch=12")
   assert not (tmp_path / "w").exists()
 

@@ -33,7 +33,8 @@ def root(tmp_path_factory):
   else:
     problem = "Tom has {a} apples, each worth ${b}. He sells all but {a}. What is {a} times {b}?"
     lines = [
-      json.dumps({"question": problem.format(a=a, b=a + 3), "answer": f"{a}*{a + 3}\n#### {a * (a + 3)}"}) for a in range(60)
+      json.dumps({"question": problem.format(a=a, b=a + 3), "answer": f"{a}*{a + 3}\n#### {a * (a + 3)}"})
+      for a in range(60)
     ]
   (root / "train.jsonl").write_text("\n".join(lines[:48]), encoding="utf-8")
   (root / "test.jsonl").write_text("\n".join(lines[48:]), encoding="utf-8")
@@ -145,7 +146,9 @@ def test_exported_student_loads_in_pytorch(root):
   if not (root / "out").exists():
     pytest.skip("the run before this test did not export")
   model, tokenizer = AutoModelForCausalLM.from_pretrained(root / "out"), AutoTokenizer.from_pretrained(root / "out")
-  ids = tokenizer.apply_chat_template([{"role": "user", "content": "2+2?"}], add_generation_prompt=True, return_dict=False)
+  ids = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "2+2?"}], add_generation_prompt=True, return_dict=False
+  )
   cfg, params = hf.read_config(root / "out"), hf.read(root / "out")
   tokens = jax.numpy.asarray([ids])
   mine = decoder.unembed(params, decoder.hidden(params, cfg, tokens, jax.numpy.ones_like(tokens, bool)))
@@ -168,7 +171,7 @@ def test_greedy_rollout_is_generate(root):
   said = sample.rollout(params, batch, jax.random.key(0), jax.numpy.int32(24), cfg=cfg, sampling=sampling, horizon=24)
   model = AutoModelForCausalLM.from_pretrained(root / "student").float()
   with torch.no_grad():
-    theirs = model.generate(
+    theirs = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
       torch.tensor(batch.prompt).long(), attention_mask=torch.tensor(batch.prompt_mask), do_sample=False,
       max_new_tokens=24, eos_token_id=[0, 2], pad_token_id=0,
     )[:, 6:].numpy()  # fmt: skip

@@ -10,6 +10,7 @@ from opd_jax import trainer
 from opd_jax.errors import InputError
 from opd_jax.models import hf
 from opd_jax.trainer import Trainer
+from tests.conftest import small_config
 
 
 def read(path, kind=None):
@@ -29,16 +30,14 @@ def leaves(state):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny):
   """A POPD run over three widths, never interrupted: its directory and last state."""
-  from tests.conftest import small
-
   path = tmp_path_factory.mktemp("runs") / "whole"
-  run = Trainer(small.__wrapped__(tiny)(), path)
+  run = Trainer(small_config(tiny), path)
   run.run()
   return path, run
 
 
 def test_run_goes_through_its_stages(whole):
-  path, run = whole
+  path, _ = whole
   records = read(path, "train")
   assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
   assert [r["limit"] for r in records] == [4, 7, 10, 13, 16, 19]
@@ -62,9 +61,12 @@ def test_as_many_programs_as_stages(whole):
 
 
 def test_training_moves_the_student_and_not_the_teacher(whole, tiny):
-  path, run = whole
+  _, run = whole
   start = hf.read(hf.resolve(tiny["student"]), run.inputs.student.cfg)
-  assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(run.state.params), strict=True))
+  assert any(
+    (np.asarray(a) != np.asarray(b)).any()
+    for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(run.state.params), strict=True)
+  )
   teacher = hf.read(hf.resolve(tiny["teacher"]), run.inputs.teacher.cfg)
   jax.tree.map(np.testing.assert_array_equal, run.teacher, teacher)
 
@@ -94,7 +96,7 @@ def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path, monke
 
 
 def test_finished_run_is_left_as_it_is(whole, small):
-  path, run = whole
+  path, _ = whole
   before = (path / "metrics.jsonl").read_bytes()
   again = Trainer(small(), path)
   again.run()
@@ -129,7 +131,7 @@ def test_seed_and_step_give_other_tokens(small, tmp_path):
 
 def test_second_step_traces_and_compiles_nothing(small, tmp_path, monkeypatch):
   events = []
-  jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+  jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
   record, counts = Trainer._record, []
 
   def counted(self, step, stats):
@@ -152,7 +154,13 @@ def test_gradient_accumulation_gives_the_same_run(small, tmp_path):
 
 @pytest.mark.parametrize("support", ["sampled", "student_topk"])
 def test_the_papers_estimators_train(support, small, tmp_path):
-  changes = {"objective.support": support, "objective.k": 4, "eval.every": 0, "rollouts_per_prompt": 2, "updates_per_rollout": 2}
+  changes = {
+    "objective.support": support,
+    "objective.k": 4,
+    "eval.every": 0,
+    "rollouts_per_prompt": 2,
+    "updates_per_rollout": 2,
+  }
   Trainer(small("topd", steps=2, **changes | {"horizon.ratio": 0.5}), tmp_path / "w").run()
   records = read(tmp_path / "w", "train")
   assert all(np.isfinite(r["loss"]) and r["kl"] > 0 for r in records)

@@ -164,7 +164,7 @@ def embed(params: Params, tokens: Int[Array, "*b"], dtype: jnp.dtype) -> Float[A
 
 def unstack(layers: Params, n: int) -> list[Params]:
   """One pytree per layer, for loops in which a slice of stacked weights would be paid at every token."""
-  return [jax.tree.map(lambda a: a[i], layers) for i in range(n)]
+  return [jax.tree.map(lambda a, i=i: a[i], layers) for i in range(n)]
 
 
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:

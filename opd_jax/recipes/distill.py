@@ -108,9 +108,7 @@ class Distill:
   def read(self, params: Params, cfg: decoder.DecoderConfig, prompts: Batch, said: Rollout) -> Float[Array, "B H D"]:
     """Hidden states that predict each response token, under these prompts."""
     how = {"dtype": self.dtype, "remat": self.remat}
-    return decoder.response_hidden(
-      params, cfg, prompts.prompt, prompts.prompt_mask, said.response, said.mask, **how
-    )
+    return decoder.response_hidden(params, cfg, prompts.prompt, prompts.prompt_mask, said.response, said.mask, **how)
 
   def by_position(self, stats: dict[str, Float[Array, "B H"]]) -> dict[str, Float[Array, "bins"]]:
     """Sums over rows within bins of response position; fp32."""

@@ -119,9 +119,7 @@ def rollout(
   return Rollout(response=said.response, mask=said.mask, behavior_logprob=said.logprob, ended=said.ended)
 
 
-def draw(
-  keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
   """One token per row and its log-probability under the distribution that it was drawn from.
 
   With temperature 0 the most likely token, whose log-probability is given at temperature 1.

@@ -22,7 +22,9 @@ def generator(name: str) -> chain.Chain:
 
 def verifier(name: str) -> Verifier:
   if name not in VERIFIERS:
-    raise InputError(f"There is no verifier {name!r}; config.data.verifier can be 'auto', {', '.join(map(repr, VERIFIERS))}.")
+    raise InputError(
+      f"There is no verifier {name!r}; config.data.verifier can be 'auto', {', '.join(map(repr, VERIFIERS))}."
+    )
   return VERIFIERS[name]
 
 

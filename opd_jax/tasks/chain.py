@@ -10,8 +10,9 @@ round, modulo 10, counting the rounds down, and closes with the last two values:
                #52
 
 The 200 facts (digit, sign, digit) are met anywhere in a response with equal chance, so knowing them is a trait that
-does not depend on position. `PHASE` is the twin whose trait does: its prompt ends with ">" and its response goes on
-with both digits sent through a fixed permutation into letters ("#52>ef"), which is seen nowhere earlier.
+does not depend on position. `PHASE` is the twin whose trait does: it writes ">" for "=" in the prompt and for ":" in
+the lines, and its response goes on with both digits sent through a fixed permutation into letters ("#52>ef"), which is
+seen nowhere earlier.
 
 One student and one teacher know both tasks. The student holds *soft misconceptions*: for a fraction of the facts and
 for the letters, the text it was pretrained on showed a fixed wrong result part of the time. Its format is perfect; the
@@ -98,7 +99,7 @@ class Chain:
         result = wrong if rng.random() < chance else fact(a, sign, b)
         steps.append(f"{a}{sign}{b}={result}")
         a, b = b, result
-      lines.append(f"{left}:{','.join(steps)}\n")
+      lines.append(f"{left}{'>' if self.letters else ':'}{','.join(steps)}\n")
     text = "".join(lines) + f"#{a}{b}"
     if not self.letters:
       return f"{a}{b}", text

@@ -8,7 +8,9 @@ misconceptions. Both are written as Hugging Face directories (Qwen3 architecture
 """
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import pathlib
 import random
 import time
@@ -31,15 +33,16 @@ MODELS = {
 }
 
 
-def batches(beliefs: chain.Beliefs, rows: int, seed: int):
+def batches(beliefs: chain.Beliefs, rows: int, seed: int, rounds: tuple[int, int] = chain.CHAIN.rounds):
   """Yields tokens int32[rows, T + 1] and loss weights f32[rows, T] of both tasks in turn; only the response counts."""
   rng = random.Random(f"pretrain {seed}")
-  width = chain.PHASE.max_prompt + chain.PHASE.max_response
+  tasks = [dataclasses.replace(task, rounds=rounds) for task in (chain.CHAIN, chain.PHASE)]
+  width = tasks[1].max_prompt + tasks[1].max_response
   while True:
     tokens = np.zeros((rows, width), np.int32)
     weights = np.zeros((rows, width - 1), np.float32)
     for row in range(rows):
-      problem = (chain.CHAIN, chain.PHASE)[row % 2].problem(rng, held_out=False, beliefs=beliefs)
+      problem = tasks[row % 2].problem(rng, held_out=False, beliefs=beliefs)
       prompt, text = chain.encode(problem.prompt), chain.encode(problem.solution)
       both = [*prompt, *text, chain.ids()[chain.EOS]]
       tokens[row, : len(both)] = both
@@ -47,13 +50,12 @@ def batches(beliefs: chain.Beliefs, rows: int, seed: int):
     yield tokens, weights
 
 
-def train(cfg: decoder.DecoderConfig, data, steps: int, lr: float, seed: int) -> decoder.Params:
-  """AdamW with warm-up and cosine decay; prints the loss."""
+def train(cfg: decoder.DecoderConfig, params: decoder.Params, data, steps: int, lr: float) -> decoder.Params:
+  """AdamW with warm-up and cosine decay over what `data` yields; prints the loss."""
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.adamw(optax.warmup_cosine_decay_schedule(0, lr, steps // 20 + 1, steps, lr / 100), weight_decay=0.01),
   )
-  params = decoder.init(cfg, jax.random.key(seed))
   state = optimizer.init(params)
 
   def loss_of(params, tokens, weights):
@@ -79,7 +81,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--role", choices=sorted(MODELS), required=True)
   parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--init", type=pathlib.Path, help="go on from a model made before")
   parser.add_argument("--steps", type=int, default=1500)
+  parser.add_argument(
+    "--short", type=int, default=0, help="so many of the steps, the first, on problems of 1 to 3 rounds"
+  )
   parser.add_argument("--rows", type=int, default=32)
   parser.add_argument("--lr", type=float, default=3e-3)
   parser.add_argument("--seed", type=int, default=0)
@@ -88,9 +94,14 @@ def main() -> None:
   if args.out.exists():
     parser.error(f"{args.out} exists; name a new directory")
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
-  params = train(MODELS[args.role], batches(beliefs, args.rows, args.seed), args.steps, args.lr, args.seed)
+  cfg = MODELS[args.role]
+  params = hf.read(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
+  data = batches(beliefs, args.rows, args.seed)
+  if args.short:
+    data = itertools.chain(itertools.islice(batches(beliefs, args.rows, args.seed, (1, 3)), args.short), data)
+  params = train(cfg, params, data, args.steps, args.lr)
   ids = chain.ids()
-  hf.write(args.out, MODELS[args.role], params, like=None, pad_id=ids[chain.PAD], eos_id=ids[chain.EOS], dtype="bfloat16")
+  hf.write(args.out, cfg, params, like=None, pad_id=ids[chain.PAD], eos_id=ids[chain.EOS], dtype="bfloat16")
   chain.save_tokenizer(args.out)
   print(f"wrote {args.out}")
 

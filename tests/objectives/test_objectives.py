@@ -76,7 +76,9 @@ def test_topk_with_the_whole_vocabulary_is_the_reverse_kl(position):
 def test_topk_below_the_vocabulary_is_biased_as_documented(position):
   """A constant shift of the teacher's log-probabilities changes its gradient, and not the full one's."""
   logits, teacher = position
-  shift = lambda o: abs(gradient(o, logits, teacher, jnp.array(0)) - gradient(o, logits, teacher + 1.0, jnp.array(0))).max()
+  shift = lambda o: abs(
+    gradient(o, logits, teacher, jnp.array(0)) - gradient(o, logits, teacher + 1.0, jnp.array(0))
+  ).max()
   assert shift(Objective("full")) < 1e-6
   assert shift(Objective("student_topk", k=2)) > 1e-2
 
@@ -119,7 +121,9 @@ def value_and_grads(f, objective, vocab, a):
   loss = lambda student, student_head, teacher, teacher_head: f(
     objective, vocab, student, student_head, teacher, teacher_head, a["token"], a["mask"]
   )
-  return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(a["student"], a["student_head"], a["teacher"], a["teacher_head"])
+  return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(
+    a["student"], a["student_head"], a["teacher"], a["teacher_head"]
+  )
 
 
 @pytest.mark.parametrize("objective", KINDS, ids=lambda o: o.support)
@@ -141,7 +145,9 @@ def test_vocabularies_that_differ_by_padding_are_compared_over_the_shared_ids():
   a = arrays(2, 4, 4, 6, 11)
   wide = a | {"teacher_head": jnp.concatenate([a["teacher_head"], 50 + jnp.zeros((5, 6))])}
   np.testing.assert_allclose(
-    value_and_grads(fused_sum, Objective("full"), 11, wide)[0], value_and_grads(dense_sum, Objective("full"), 11, a)[0], rtol=1e-5
+    value_and_grads(fused_sum, Objective("full"), 11, wide)[0],
+    value_and_grads(dense_sum, Objective("full"), 11, a)[0],
+    rtol=1e-5,
   )
 
 
@@ -159,7 +165,9 @@ def test_masked_positions_give_nothing_even_where_they_are_not_finite():
   a = arrays(2, 6, 5, 5, 13)
   a["mask"] = a["mask"].at[0].set(False)
   broken = a | {"student": a["student"].at[0].set(1e30)}
-  _, stats = fused.per_token(Objective(), *(broken[k] for k in ("student", "student_head", "teacher", "teacher_head", "token", "mask")), vocab=13)
+  _, stats = fused.per_token(
+    Objective(), *(broken[k] for k in ("student", "student_head", "teacher", "teacher_head", "token", "mask")), vocab=13
+  )
   assert all(not np.any(np.asarray(s)[0]) for s in stats.values())
   value, _ = value_and_grads(fused_sum, Objective(), 13, broken)
   assert np.isfinite(value)
@@ -179,7 +187,10 @@ def test_fused_memory_does_not_grow_with_the_horizon():
 
   def temporaries(f, H):
     shapes = jax.eval_shape(lambda: arrays(2, 8, 16, 16, 2048))
-    a = {k: jax.ShapeDtypeStruct((2, H, *v.shape[2:]) if v.shape[:2] == (2, 8) else v.shape, v.dtype) for k, v in shapes.items()}
+    a = {
+      k: jax.ShapeDtypeStruct((2, H, *v.shape[2:]) if v.shape[:2] == (2, 8) else v.shape, v.dtype)
+      for k, v in shapes.items()
+    }
     compiled = value_and_grads.lower(f, Objective("full", chunk=16), 2048, a).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

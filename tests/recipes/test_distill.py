@@ -69,7 +69,9 @@ def by_hand(student, teacher, batch, said) -> float:
       np.asarray(decoder.unembed(p, decoder.hidden(p, cfg, tokens, jnp.ones_like(tokens, bool))))[0].astype(np.float64)
       for p, cfg in ((student, STUDENT), (teacher, TEACHER))
     ]
-    s, t = (x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True) for x in logits)
+    s, t = (
+      x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True) for x in logits
+    )
     for i in range(len(response)):
       at = len(prompt) - 1 + i  # the position that predicts response[i]
       total += float((np.exp(s[at]) * (s[at] - t[at])).sum())
@@ -130,7 +132,9 @@ def test_truncation_is_a_mask(student, teacher, prompts, said):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5), grads_a, grads_b)
 
 
-@pytest.mark.parametrize("objective", [Objective("full"), Objective("student_topk", k=4), Objective("sampled")], ids=lambda o: o.support)
+@pytest.mark.parametrize(
+  "objective", [Objective("full"), Objective("student_topk", k=4), Objective("sampled")], ids=lambda o: o.support
+)
 def test_student_that_is_its_own_teacher_does_not_move(objective, student, prompts, said):
   recipe = dataclasses.replace(RECIPE, teacher=STUDENT, objective=objective)
   stats, grads = learn(recipe, student, student, prompts, said)

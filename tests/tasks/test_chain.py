@@ -33,13 +33,24 @@ def test_a_solution_read_aloud():
 
 @pytest.mark.parametrize(
   ("response", "right"),
-  [("1:5+8=3\n#83", True), ("#83", True), ("#38", False), ("83", False), ("#833", False), ("#8", False), ("", False), ("#83#", False)],
+  [
+    ("1:5+8=3\n#83", True),
+    ("#83", True),
+    ("#38", False),
+    ("83", False),
+    ("#833", False),
+    ("#8", False),
+    ("", False),
+    ("#83#", False),
+  ],
 )
 def test_chain_verifier(response, right):
   assert chain.CHAIN.verify(response, "83") is right
 
 
-@pytest.mark.parametrize(("response", "right"), [("#83>ba", True), ("#83>ab", False), ("#ba", False), ("#83", False), (">ba", False)])
+@pytest.mark.parametrize(
+  ("response", "right"), [("#83>ba", True), ("#83>ab", False), ("#ba", False), ("#83", False), (">ba", False)]
+)
 def test_phase_verifier(response, right):
   assert chain.PHASE.verify(response, "ba") is right
 

@@ -1,0 +1,162 @@
+"""Workdirs as a report reads them: finished, running or interrupted."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from opd_jax.config import flat
+from opd_jax.errors import InputError
+from opd_jax.reports.labels import arm_labels
+
+# What a report needs of every record, by its kind.
+_KEYS = {
+  "train": ("step", "tokens", "elapsed", "limit", "width", "seconds"),
+  "eval": ("step", "tokens", "elapsed", "accuracy", "low", "high"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One workdir, as it was found."""
+
+  path: pathlib.Path  # as given
+  config: dict[str, Any]  # config.json, with dotted keys
+  info: dict[str, Any]  # run.json; empty where the run has not written it
+  train: list[dict]  # one record per logged step, by step
+  evals: list[dict]  # one record per evaluation, by step; at least one
+  notes: list[str]  # what a reader has to know about this workdir
+  label: str = ""  # of the arm; `load` gives it
+
+  @property
+  def seed(self) -> Any:
+    return self.config.get("seed")
+
+  @property
+  def step(self) -> int:
+    return self._last("step")
+
+  @property
+  def steps(self) -> int:
+    return self.config.get("steps", self.step)
+
+  @property
+  def finished(self) -> bool:
+    return self.step >= self.steps
+
+  @property
+  def accuracy(self) -> float:
+    """Of the last evaluation."""
+    return self.evals[-1]["accuracy"]
+
+  @property
+  def tokens(self) -> int:
+    return self._last("tokens")
+
+  @property
+  def elapsed(self) -> float:
+    """Training seconds: rollout, score, update and the rest of the loop, without compiling and evaluation."""
+    return self._last("elapsed")
+
+  @property
+  def wall(self) -> float:
+    """Seconds of everything; 0 where they are not known."""
+    return self._last("wall")
+
+  def _last(self, key: str) -> Any:
+    return max(records[-1].get(key) or 0 for records in (self.train, self.evals) if records)
+
+  @property
+  def seconds(self) -> dict[str, float]:
+    """Where the time went. Parts of the logged steps are scaled to all steps where not every step was logged."""
+    logged = lambda part: sum(r["seconds"].get(part, 0.0) for r in self.train)
+    parts: dict[str, float] = {part: logged(part) for part in ("rollout", "score", "update", "other")}
+    if total := sum(parts.values()):
+      parts = {part: value * self.elapsed / total for part, value in parts.items()}
+    return parts | {"compile": logged("compile"), "eval": sum(r.get("seconds", 0.0) for r in self.evals)}
+
+  @property
+  def compile_seconds(self) -> float:
+    """Of all programs, those that were compiled in the background while training went on included."""
+    programs = self.info.get("programs")
+    return sum(p.get("seconds", 0.0) for p in programs) if programs else self.seconds["compile"]
+
+
+def load(dirs: Iterable[str | pathlib.Path]) -> list[Run]:
+  """Reads workdirs and names their arms. A directory given twice counts once.
+
+  Raises:
+    InputError: a directory, a file or a field that the report needs is not there.
+  """
+  paths = {}
+  for path in map(pathlib.Path, dirs):
+    paths.setdefault(path.resolve(), path)
+  if not paths:
+    raise InputError("No workdir was named: give the directories that opd_jax.train wrote.")
+  runs = [_read(path) for path in paths.values()]
+  labels = arm_labels([run.config for run in runs])
+  return [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def _read(path: pathlib.Path) -> Run:
+  if not path.is_dir():
+    raise InputError(f"There is no directory {path}: name a workdir that opd_jax.train has written.")
+  if not (path / "metrics.jsonl").is_file():
+    raise InputError(f"{path} has no metrics.jsonl: name a workdir in which opd_jax.train has made at least one step.")
+  config = flat(_read_json(path / "config.json"))
+  if "horizon.kind" not in config:
+    raise InputError(f"{path / 'config.json'} has no horizon.kind: name a workdir that opd_jax.train has written.")
+  notes = []
+  info = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
+  if not info:
+    notes.append("run.json is missing: versions, devices and compiled programs are not known")
+  train, evals, cut_short = _read_records(path / "metrics.jsonl")
+  if not evals:
+    raise InputError(f"{path} holds no evaluation: set eval.every above 0 and train, or wait for the first evaluation.")
+  if cut_short:
+    notes.append("the last line of metrics.jsonl was cut short and is left out")
+  if skipped := sum(bool(r.get("skipped")) for r in train):
+    notes.append(f"{skipped} logged step(s) skipped an update because of a NaN or Inf")
+  return Run(path, config, info, train, evals, notes)
+
+
+def _read_json(path: pathlib.Path) -> dict:
+  try:
+    value = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise InputError(f"{path.parent} has no {path.name}: name a workdir that opd_jax.train has written.") from None
+  except ValueError:
+    raise InputError(f"{path} is not JSON: train again into a new workdir, or restore the file.") from None
+  if not isinstance(value, dict):
+    raise InputError(f"{path} does not hold an object: train again into a new workdir, or restore the file.")
+  return value
+
+
+def _read_records(path: pathlib.Path) -> tuple[list[dict], list[dict], bool]:
+  """Training records and evaluations by step, and whether the last line was cut short."""
+  found: dict[str, dict[int, dict]] = {kind: {} for kind in _KEYS}
+  lines = path.read_text(errors="replace").splitlines()
+  cut_short = False
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+    except ValueError:
+      record = None
+    if not isinstance(record, dict):
+      if number < len(lines):
+        raise InputError(
+          f"Line {number} of {path} is not a JSON object: delete the line, or train again into a new workdir."
+        )
+      cut_short = True
+    elif (kind := record.get("kind")) in _KEYS:
+      for key in _KEYS[kind]:
+        if record.get(key) is None:
+          raise InputError(
+            f"Line {number} of {path} has no value for {key!r}: train again with this version of opd_jax."
+          )
+      found[kind][record["step"]] = record  # a resumed run may repeat steps: the later record is the one that went on
+  train, evals = ([records[step] for step in sorted(records)] for records in found.values())
+  return train, evals, cut_short

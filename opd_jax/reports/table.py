@@ -1,0 +1,43 @@
+"""The comparison of arms on a terminal."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from opd_jax.reports.comparison import Arm, Comparison
+from opd_jax.reports.words import accuracy, count, headline, seconds, spread, steps, times
+
+MIN_WIDTH, WIDE, MAX_WIDTH = 60, 96, 100  # columns of the terminal; below WIDE the table leaves out three of its own
+
+
+def show(comparison: Comparison, console: Console | None = None) -> None:
+  """Prints the table and the headline, in at most 100 columns."""
+  console = console or Console()
+  width = max(MIN_WIDTH, min(console.width, MAX_WIDTH))
+  rows = [_cells(comparison, arm, width >= WIDE) for arm in comparison.arms]
+  table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_lines=True, padding=(0, 1, 0, 0))
+  for head in rows[0]:
+    table.add_column(head, justify="left" if head == "arm" else "right", overflow="fold")
+  for row in rows:
+    table.add_row(*row.values())
+  console.print(table, width=width)
+  console.print(headline(comparison) + "\n", width=width, highlight=False, markup=False)
+
+
+def _cells(comparison: Comparison, arm: Arm, wide: bool) -> dict[str, str]:
+  goal = f"{comparison.target:.3g}"
+  runs = f"{len(arm.runs)} run{'s' if len(arm.runs) > 1 else ''}"
+  cells = {
+    "final\naccuracy": accuracy(arm),
+    "training\ns": seconds(arm.train_seconds),
+    f"training s\nto {goal}": spread(arm.seconds_to_target, seconds),
+    "speed-up": times(comparison.speedup(arm)),
+  }
+  if wide:
+    cells |= {
+      "tokens": count(arm.tokens),
+      "compile s\n(programs)": f"{seconds(arm.compile_seconds)} ({arm.programs})",
+      f"tokens\nto {goal}": spread(arm.tokens_to_target, count),
+    }
+  name = {"arm": f"{arm.label}\n{runs}, {steps(arm)}{' steps' if arm.finished else ''}"}
+  return name | {head: text.replace(" (", "\n(") for head, text in cells.items()}

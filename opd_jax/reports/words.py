@@ -1,0 +1,90 @@
+"""A comparison in words: its finding in one sentence, and its numbers as a table shows them."""
+
+from collections.abc import Callable, Sequence
+
+from opd_jax.reports.comparison import Arm, Comparison, Spread
+
+
+def headline(comparison: Comparison) -> str:
+  """What was found, in one sentence made of the comparison and of nothing else."""
+  arms, baseline, target = comparison.arms, comparison.baseline, comparison.target
+  if not target:
+    return f"No run of {baseline.label} ended with an accuracy above 0: give a --target to compare the arms at."
+  there = [(took, arm) for arm in arms if (took := arm.seconds_to_target.median) is not None]
+  there.sort(key=lambda pair: (pair[1] is baseline, pair[0]))
+  parts = []
+  if there:
+    reached = [_reached(comparison, arm, took, first=arm is there[0][1]) for took, arm in there]
+    parts.append(f"An accuracy of {target:.3g} was reached after {_join(reached)}")
+  for arm in arms:
+    if arm.seconds_to_target.median is None:
+      parts.append(_missed(arm, "it" if parts else f"an accuracy of {target:.3g}"))
+  return f"{'; '.join(parts)} ({_basis(arms)})."
+
+
+def _reached(comparison: Comparison, arm: Arm, took: float, first: bool) -> str:
+  """'20.0 s of training by TOPD 10% (speed-up 6.0x, 2 of 3 runs)'; only the first says what the numbers are."""
+  aside = []
+  if (speedup := comparison.speedup(arm)) and arm is not comparison.baseline:
+    aside.append(f"{'speed-up ' if first else ''}{times(speedup)}")
+  if arm.reached < len(arm.runs):
+    aside.append(f"{arm.reached} of {len(arm.runs)} runs")
+  said = f"{seconds(took)} s {'of training ' if first else ''}by {arm.label}"
+  return f"{said} ({', '.join(aside)})" if aside else said
+
+
+def _missed(arm: Arm, goal: str) -> str:
+  if arm.reached:
+    return f"{arm.label} reached {goal} in only {arm.reached} of {len(arm.runs)} runs"
+  if arm.finished:
+    return f"{arm.label} did not reach {goal} in {seconds(arm.train_seconds)} s of training"
+  return f"{arm.label} has not reached {goal} by {steps(arm)}"
+
+
+def _basis(arms: Sequence[Arm]) -> str:
+  """What stands behind the sentence: one run, or medians over several."""
+  fewest, most = min(len(arm.runs) for arm in arms), max(len(arm.runs) for arm in arms)
+  if most == 1:
+    return "one run each" if len(arms) > 1 else "one run"
+  kind = "runs" if any(arm.repeated for arm in arms) else "seeds"
+  return f"medians over {most if fewest == most else f'{fewest} to {most}'} {kind}"
+
+
+def _join(items: Sequence[str]) -> str:
+  return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def seconds(value: float) -> str:
+  return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def count(value: float) -> str:
+  """1234567 -> '1.23M'."""
+  for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if value >= size:
+      return f"{value / size:.3g}{unit}"
+  return f"{value:.0f}"
+
+
+def times(value: float | None) -> str:
+  return "–" if value is None else f"{value:.1f}x"
+
+
+def spread(found: Spread, show: Callable[[float], str]) -> str:
+  """'8.1 (7.9–8.4)', and 'not reached' wherever that is what happened."""
+  middle, low, high = ("not reached" if v is None else show(v) for v in (found.median, found.min, found.max))
+  return middle if found.runs == 1 or found.min is None else f"{middle} ({low}–{high})"
+
+
+def accuracy(arm: Arm) -> str:
+  """'0.930 (0.910–0.950)'."""
+  low, high = arm.interval
+  return f"{arm.accuracy:.3f} ({low:.3f}–{high:.3f})"
+
+
+def steps(arm: Arm) -> str:
+  """'100', or how far the arm has come."""
+  if arm.finished:
+    return f"{arm.steps}"
+  least, most = min(run.step for run in arm.runs), max(run.step for run in arm.runs)
+  return f"step {least if least == most else f'{least}–{most}'} of {arm.steps}"

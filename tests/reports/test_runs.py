@@ -1,0 +1,118 @@
+"""Reading workdirs, whole and damaged, and naming their arms."""
+
+import json
+
+import pytest
+
+from opd_jax.errors import InputError
+from opd_jax.reports.runs import load
+from tests.reports.conftest import workdir
+
+
+class TestLabels:
+  def of(self, *paths):
+    return [run.label for run in load(paths)]
+
+  @pytest.mark.parametrize(
+    ("horizon", "label"),
+    [
+      ({"kind": "full"}, "OPD"),
+      ({"kind": "progressive", "start": 10}, "POPD"),
+      ({"kind": "truncated", "ratio": 0.1}, "TOPD 10%"),
+      ({"kind": "truncated", "ratio": 0.125}, "TOPD 12.5%"),
+      ({"kind": "truncated", "length": 4}, "TOPD 10%"),
+      ({"kind": "truncated", "length": 7}, "TOPD 7 tokens"),
+    ],
+  )
+  def test_method(self, tmp_path, horizon, label):
+    assert self.of(workdir(tmp_path / "a", [0.1, 0.9], **horizon)) == [label]
+
+  def test_seeds_are_one_arm(self, tmp_path):
+    a = workdir(tmp_path / "a", [0.1, 0.9], seed=0)
+    b = workdir(tmp_path / "b", [0.1, 0.9], seed=1, config={"checkpoint.every": 7})
+    assert self.of(a, b) == ["OPD", "OPD"]
+
+  def test_differing_keys_are_named(self, tmp_path):
+    a = workdir(tmp_path / "a", [0.1, 0.9], kind="truncated", ratio=0.1)
+    b = workdir(tmp_path / "b", [0.1, 0.9], kind="truncated", ratio=0.1, config={"optimizer.lr": 3e-4})
+    c = workdir(tmp_path / "c", [0.1, 0.9])
+    assert self.of(a, b, c) == ["TOPD 10%, lr 1e-4", "TOPD 10%, lr 3e-4", "OPD"]
+
+  def test_a_leaf_that_is_not_unique_keeps_its_parent(self, tmp_path):
+    a = workdir(tmp_path / "a", [0.1, 0.9])
+    b = workdir(tmp_path / "b", [0.1, 0.9], config={"objective.kind": "jsd"})
+    assert self.of(a, b) == ["OPD, objective.kind reverse_kl", "OPD, objective.kind jsd"]
+
+  def test_a_horizon_key_needs_no_parent(self, tmp_path):
+    a = workdir(tmp_path / "a", [0.1, 0.9], kind="progressive", every=10)
+    b = workdir(tmp_path / "b", [0.1, 0.9], kind="progressive", start=20)
+    assert self.of(a, b) == ["POPD, start 0", "POPD, start 20"]
+
+  def test_a_directory_given_twice_counts_once(self, tmp_path):
+    a = workdir(tmp_path / "a", [0.1, 0.9])
+    assert self.of(a, a / ".." / "a") == ["OPD"]
+
+
+class TestLoad:
+  def test_missing_directory(self, tmp_path):
+    with pytest.raises(InputError, match=r"no directory .*gone"):
+      load([tmp_path / "gone"])
+
+  def test_no_metrics(self, tmp_path):
+    with pytest.raises(InputError, match=r"has no metrics\.jsonl"):
+      load([tmp_path])
+
+  def test_no_config(self, tmp_path):
+    path = workdir(tmp_path / "a", [0.1, 0.9])
+    (path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has no config\.json"):
+      load([path])
+
+  def test_config_of_something_else(self, tmp_path):
+    path = workdir(tmp_path / "a", [0.1, 0.9])
+    for text, match in (("{", "is not JSON"), ("[]", "does not hold an object"), ("{}", r"no horizon\.kind")):
+      (path / "config.json").write_text(text)
+      with pytest.raises(InputError, match=match):
+        load([path])
+
+  def test_no_evaluations(self, tmp_path):
+    path = workdir(tmp_path / "a", [0.1, 0.9])
+    lines = [line for line in (path / "metrics.jsonl").read_text().splitlines() if '"kind": "train"' in line]
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"holds no evaluation: set eval\.every"):
+      load([path])
+
+  def test_broken_last_line_is_noted(self, tmp_path):
+    path = workdir(tmp_path / "a", [0.1, 0.9])
+    with (path / "metrics.jsonl").open("a") as f:
+      f.write('{"kind": "train", "st')
+    (run,) = load([path])
+    assert run.step == 10
+    assert "last line of metrics.jsonl was cut short" in run.notes[0]
+
+  @pytest.mark.parametrize("line", ['{"kind": "tr', '{"kind": "eval", "step": 1}', "3"])
+  def test_broken_line_in_the_middle_is_refused(self, tmp_path, line):
+    path = workdir(tmp_path / "a", [0.1, 0.9])
+    text = (path / "metrics.jsonl").read_text()
+    (path / "metrics.jsonl").write_text(f"{line}\n{text}")
+    with pytest.raises(InputError, match="Line 1 of"):
+      load([path])
+
+  def test_repeated_steps_of_a_resumed_run_count_once(self, tmp_path):
+    path = workdir(tmp_path / "a", [0.1, 0.5, 0.9])
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    again = [json.loads(line) for line in lines if json.loads(line)["step"] > 15]
+    (path / "metrics.jsonl").write_text("\n".join(lines + [json.dumps(r | {"accuracy": 0.7}) for r in again]))
+    (run,) = load([path])
+    assert [r["step"] for r in run.train] == list(range(1, 21))
+    assert [e["accuracy"] for e in run.evals] == [0.1, 0.5, 0.7]
+
+  def test_parts_of_logged_steps_stand_for_all_steps(self, tmp_path):
+    path = workdir(tmp_path / "o", [0.1, 0.8], seconds=4.0)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    kept = [r for r in lines if r["kind"] == "eval" or r["step"] % 5 == 0]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    (run,) = load([path])
+    assert run.elapsed == 40.0
+    assert run.seconds["rollout"] == pytest.approx(20.0)
+    assert sum(run.seconds[k] for k in ("rollout", "score", "update", "other")) == pytest.approx(40.0)
