@@ -9,7 +9,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from opd_jax.errors import InputError
@@ -19,11 +18,13 @@ from opd_jax.types import TrainState
 class Checkpoints:
   """The checkpoints of one workdir; `keep` of them."""
 
-  def __init__(self, workdir: pathlib.Path, keep: int):
+  def __init__(self, workdir: pathlib.Path, keep: int | None = None):
+    """`keep` None reads only: nothing is made, and nothing deleted."""
     self._path = workdir / "checkpoints"
-    self._manager = ocp.CheckpointManager(
-      self._path.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    )
+    if keep is None and not self._path.is_dir():
+      raise InputError(f"{workdir} has no checkpoints; give the --workdir of a run that has saved one.")
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
+    self._manager = ocp.CheckpointManager(self._path.resolve(), options=options)
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
@@ -36,20 +37,23 @@ class Checkpoints:
         step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
       )
     except Exception as e:
-      raise _explain(e, self._path) from e
+      raise explain(e, self._path) from e
 
   def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-    """A state with the shapes and shardings of `like`, and the host's position."""
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    """A state with the shapes and shardings of the abstract state `like`, and the host's position."""
     step = self.latest() if step is None else step
-    if step is None or step not in self._manager.all_steps():
+    if step is None:
+      raise InputError(f"There is no complete checkpoint in {self._path} yet; the run saves its first later.")
+    if step not in self._manager.all_steps():
       there = ", ".join(map(str, self._manager.all_steps())) or "none"
       raise InputError(f"There is no checkpoint of step {step} in {self._path}; there are: {there}.")
     try:
       got = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
       )
     except Exception as e:
+      if "RESOURCE_EXHAUSTED" in str(e):
+        raise
       raise InputError(
         f"The checkpoint of step {step} in {self._path} cannot be read ({str(e).splitlines()[0]}); "
         f"delete {self._path / str(step)} to go on from the one before, or give a new workdir."
@@ -60,30 +64,32 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
     except Exception as e:
-      raise _explain(e, self._path) from e
+      raise explain(e, self._path) from e
 
   def close(self) -> None:
     self._manager.close()
 
 
 def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
-  """Refuses to start where `keep` checkpoints and the one being written do not fit."""
+  """Refuses to start where `keep` checkpoints and the one being written do not fit beside what is there already."""
+  saved = [p for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
   there = next(p for p in (workdir.resolve(), *workdir.resolve().parents) if p.exists())
-  needed, free = state_bytes * (keep + 1), shutil.disk_usage(there).free
+  needed, free = state_bytes * max(1, keep + 1 - len(saved)), shutil.disk_usage(there).free
   if free < needed:
     raise InputError(
-      f"{there} has {_size(free)} free, but {keep} checkpoints and the one being written need {_size(needed)}; "
+      f"{there} has {_size(free)} free, but the run needs {_size(needed)} for checkpoints ({keep} are kept while "
+      f"another is written); "
       "free some space, lower config.checkpoint.keep, or give another --workdir."
     )
 
 
-def _explain(e: Exception, path: pathlib.Path) -> Exception:
+def explain(e: Exception, path: pathlib.Path) -> Exception:
   """A full disk in one sentence; anything else as it is."""
   cause: BaseException | None = e
   while cause:
     if (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left" in str(cause):
       return InputError(
-        f"No space is left on the device for a checkpoint in {path}; the checkpoints before it are intact. "
+        f"No space is left on the device while writing to {path}; the checkpoints that are complete stay intact. "
         "Free some space and run the same command again."
       )
     cause = cause.__cause__ or cause.__context__

@@ -4,6 +4,7 @@ Overrides are parsed by ml_collections against the types of the defaults; a wron
 status 2, never in a traceback.
 """
 
+import itertools
 import logging
 import os
 import pathlib
@@ -19,20 +20,20 @@ from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.errors import InputError
 
+Source = Callable[[Sequence[str], str | None], Config]  # (arguments, --config or None) -> the config to override
 
-def main(
-  run: Callable[[flags.FlagValues, Config], None], usage: str, define: Callable, default: str | Callable = ""
-) -> None:
+
+def main(run: Callable[[flags.FlagValues, Config], None], usage: str, define: Callable, source: Source) -> None:
   """Parses sys.argv and calls `run(flags, config)`.
 
   Args:
     usage: what --help prints before the flags.
     define: adds the entry point's own flags to a FlagValues.
-    default: the config file where --config is not given, or a function of the raw arguments that gives a Config.
+    source: where the config comes from, `of_method` or `of_workdir`.
   """
   quiet()
   try:
-    values, c = parse(sys.argv, usage, define, default)
+    values, c = parse(sys.argv, usage, define, source)
     run(values, c)
   except InputError as e:
     print(f"error: {e}", file=sys.stderr)
@@ -42,9 +43,26 @@ def main(
     sys.exit(130)
 
 
-def parse(
-  argv: Sequence[str], usage: str, define: Callable, default: str | Callable = ""
-) -> tuple[flags.FlagValues, Config]:
+def of_method(argv: Sequence[str], spec: str | None) -> Config:
+  """--config=FILE[:SCALE]; POPD where it is not given."""
+  return configs.load(spec or "popd")
+
+
+def of_workdir(argv: Sequence[str], spec: str | None) -> Config:
+  """The config that --workdir was made with; without a workdir, --config or the defaults."""
+  from opd_jax import workdir
+
+  for arg, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+    if named := re.fullmatch(r"--?workdir(?:=(.*))?", arg):
+      if spec:
+        raise InputError(
+          "A --workdir has its config with it: leave --config out, and override keys with --config.KEY=VALUE."
+        )
+      return workdir.load_config(pathlib.Path(named[1] if named[1] is not None else after))
+  return configs.load(spec) if spec else configs.default()
+
+
+def parse(argv: Sequence[str], usage: str, define: Callable, source: Source) -> tuple[flags.FlagValues, Config]:
   """Flags and the config with its overrides."""
   values = flags.FlagValues()
   flags.DEFINE_bool("help", False, "show this help", flag_values=values)
@@ -52,12 +70,7 @@ def parse(
   spec = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), None)
   if spec is None and any(a in ("--config", "-config") for a in argv):
     raise InputError("Write the config as --config=FILE, with an equals sign.")
-  if spec is not None:
-    c = configs.load(spec)
-  elif callable(default):
-    c = default(argv)
-  else:
-    c = configs.load(default) if default else configs.default()
+  c = source(argv, spec)
   argv = [a for a in argv if not re.match(r"--?config=", a)]
   known = configs.flat(c.to_dict())
   for key in (m[1] for a in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))):
@@ -79,14 +92,6 @@ def parse(
   if len(rest) > 1:
     raise InputError(f"The argument {rest[1]!r} belongs to no flag; flags are written --NAME=VALUE.")
   return values, values["config"].value
-
-
-def of_workdir(argv: Sequence[str]) -> Config:
-  """The config that --workdir was made with, or the defaults without one."""
-  from opd_jax import workdir
-
-  path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?workdir=", a)), None)
-  return workdir.load_config(pathlib.Path(path)) if path else configs.default()
 
 
 def quiet() -> None:

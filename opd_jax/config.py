@@ -6,6 +6,7 @@ locked: a key that does not exist is refused. It is saved in the workdir and dec
 
 import contextlib
 import difflib
+import importlib.util
 import json
 import pathlib
 import runpy
@@ -137,7 +138,7 @@ def at_scale(scale: str) -> Config:
     c.steps = 558
     c.batch = 64
     c.rollouts_per_prompt = 4
-    c.micro_batch = 64
+    c.micro_batch = 8
     c.horizon.max = 15360
     c.objective.support = "student_topk"
     c.objective.k = 16
@@ -186,6 +187,16 @@ def check(c: Config) -> None:
   ):
     if _get(c, key) < 0:
       raise InputError(f"config.{key} is {_get(c, key)}; it cannot be negative.")
+  for key in ("optimizer.clip", "optimizer.weight_decay", "log.overlap_k", "log.samples"):
+    if _get(c, key) < 0:
+      raise InputError(f"config.{key} is {_get(c, key)}; it cannot be negative.")
+  for key in ("optimizer.b1", "optimizer.b2"):
+    if not 0 <= _get(c, key) < 1:
+      raise InputError(f"config.{key} is {_get(c, key)}; it has to be at least 0 and below 1.")
+  if c.log.wandb and not importlib.util.find_spec("wandb"):
+    raise InputError(
+      f"config.log.wandb is {c.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
+    )
   for name in c.allow_mismatch:
     if name not in ("tokenizer", "eos", "chat_template"):
       raise InputError(f"config.allow_mismatch names {name!r}; it can name 'tokenizer', 'eos' and 'chat_template'.")
@@ -200,6 +211,8 @@ def check(c: Config) -> None:
   if not c.optimizer.lr > 0:
     raise InputError(f"config.optimizer.lr is {c.optimizer.lr}; it has to be above 0.")
   for k in c.eval.pass_at:
+    if not isinstance(k, int):
+      raise InputError(f"config.eval.pass_at holds {k!r}; it is a tuple of whole numbers, such as (1, 8).")
     if not 1 <= k <= c.eval.k:
       raise InputError(
         f"pass@{k} was asked for with {c.eval.k} sample(s) per prompt: raise config.eval.k to at least {k}, or lower config.eval.pass_at."
@@ -232,8 +245,13 @@ def load(spec: str) -> Config:
   if not path.is_file():
     known = ", ".join(sorted(p.stem for p in configs_dir().glob("*.py")))
     raise InputError(f"There is no config file {path}; the methods in {configs_dir()} are: {known}.")
-  get_config = runpy.run_path(str(path))["get_config"]
-  return get_config(scale) if scale else get_config()
+  try:
+    get_config = runpy.run_path(str(path))["get_config"]
+    return get_config(scale) if scale else get_config()
+  except InputError:
+    raise
+  except Exception as e:
+    raise InputError(f"The config file {path} fails: {type(e).__name__}: {' '.join(str(e).split())}") from e
 
 
 def configs_dir() -> pathlib.Path:

@@ -9,30 +9,26 @@ The three runs are configs/opd.py, topd.py and popd.py as they stand. What is pr
 just now; a run that is already complete in --out is not repeated.
 """
 
+import argparse
 import pathlib
+import sys
 import time
 
-from absl import flags
+from rich.console import Console
 
 from opd_jax import cli
 from opd_jax import config as configs
+from opd_jax.errors import InputError
+from opd_jax.reports import page, table
+from opd_jax.reports.comparison import compare
+from opd_jax.reports.runs import load
 
 METHODS = ("opd", "topd", "popd")
 
 
-def define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("out", "runs/demo", "where the runs and the report go", flag_values=values)
-  flags.DEFINE_integer("seeds", 1, "runs of each method, seeds 0, 1, ...", lower_bound=1, flag_values=values)
-  flags.DEFINE_enum("task", "chain", ["chain", "phase"], "which built-in task", flag_values=values)
-  flags.DEFINE_bool("short", False, "a few steps of everything", flag_values=values)
-
-
 def config_of(method: str, task: str, seed: int, short: bool):
   """configs/METHOD.py at the cpu scale, on this task and with this seed."""
-  changes = {
-    "seed": seed,
-    "data.path": f"task:{task}",
-  }
+  changes: dict = {"seed": seed, "data.path": f"task:{task}"}
   if short:
     changes |= {"steps": 4, "batch": 8, "eval.every": 2, "eval.prompts": 16, "eval.batch": 16, "horizon.max": 64}
     if method == "popd":
@@ -40,29 +36,41 @@ def config_of(method: str, task: str, seed: int, short: bool):
   return configs.override(configs.load(method), changes)
 
 
-def run(values: flags.FlagValues, c) -> None:
-  del c  # the demo has three configs of its own
-  from rich.console import Console
-
-  from opd_jax.reports import page, table
-  from opd_jax.reports.comparison import compare
-  from opd_jax.reports.runs import load
-  from opd_jax.trainer import train
+def run(out: pathlib.Path, task: str, seeds: int, short: bool) -> None:
+  from opd_jax.trainer import train  # a wrong flag is answered before JAX is imported
 
   began = time.perf_counter()
-  out, task, short = pathlib.Path(values.out), values.task, values.short
-  console = Console(highlight=False)
+  kind = f"{task}-short" if short else task
   paths = []
-  for seed in range(values.seeds):
+  for seed in range(seeds):
     for method in METHODS:
-      path = out / f"{task}-{method}-seed{seed}{'-short' if short else ''}"
-      train(config_of(method, task, seed, short), path)
-      paths.append(path)
+      paths.append(out / f"{kind}-{method}-seed{seed}")
+      train(config_of(method, task, seed, short), paths[-1])
   comparison = compare(load(paths))
-  index = page.write(comparison, out / f"report-{task}{'-short' if short else ''}")
+  index = page.write(comparison, out / f"report-{kind}")
+  console = Console(highlight=False)
   table.show(comparison, console)
   console.print(f"{time.perf_counter() - began:.0f} s in all, report in {index}", soft_wrap=True)
 
 
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog="python -m opd_jax.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="runs and report (runs/demo)")
+  parser.add_argument("--task", choices=("chain", "phase"), default="chain", help="which built-in task (chain)")
+  parser.add_argument("--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, ... (1)")
+  parser.add_argument("--short", action="store_true", help="a few steps of everything")
+  args = parser.parse_args()
+  if args.seeds < 1:
+    parser.error(f"--seeds is {args.seeds}; it has to be at least 1")
+  cli.quiet()
+  try:
+    run(args.out, args.task, args.seeds, args.short)
+  except InputError as e:
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(2)
+
+
 if __name__ == "__main__":
-  cli.main(run, __doc__ or "", define)
+  main()

@@ -4,7 +4,8 @@
     python -m opd_jax.evaluate --workdir=runs/popd --step=50 --config.eval.k=8 --config.eval.pass_at='(1, 8)'
     python -m opd_jax.evaluate --model=DIR --config=configs/opd.py:hf --config.eval.path=test.jsonl
 
-The result is printed, and written as JSON to --out (by default evaluation.json in the workdir).
+Neither the teacher nor the training data is needed. The result is printed, and written as JSON to --out (by default
+evaluation.json in the workdir).
 """
 
 import json
@@ -26,30 +27,33 @@ def define(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, c) -> None:
   from rich.console import Console
 
-  from opd_jax import evaluation, inputs, trainer
+  from opd_jax import config, inputs, state
   from opd_jax import mesh as meshes
-  from opd_jax.checkpoint import Checkpoints
+  from opd_jax.data import tokenizer as tokenizers
+  from opd_jax.evaluation import Evaluator
   from opd_jax.models import hf
   from opd_jax.programs import use_cache
 
-  path, model, step = (values.workdir, values.model, values.step)
-  if bool(path) == bool(model):
+  if bool(values.workdir) == bool(values.model):
     raise InputError("Name what to evaluate: either --workdir=DIR (a run) or --model=DIR (a Hugging Face directory).")
-  c = c.copy_and_resolve_references().unlock()
-  if model:
-    c.student = c.teacher = model
-  c.eval.every = 1  # evaluation problems are needed
-  i = inputs.load(c.lock())
-  if path:
-    checkpoints = Checkpoints(pathlib.Path(path), c.checkpoint.keep)
-    state, position = checkpoints.restore(trainer.read_state(c, i), step)
-    params, what = state.params, f"{path}, step {position['step']}"
-    checkpoints.close()
+  out = pathlib.Path(values.out) if values.out else None
+  if values.workdir and not out:
+    out = pathlib.Path(values.workdir) / "evaluation.json"
+  if out and not out.parent.is_dir():
+    raise InputError(f"--out={out} cannot be written: there is no directory {out.parent}.")
+  config.check(c)
+  model = inputs.model(values.model or c.student)
+  tokenizer = tokenizers.load(model.path)
+  mesh = meshes.for_reading(c.mesh)
+  i = inputs.load_evaluation(c, model, tokenizer, mesh, model.cfg.vocab)
+  if values.workdir:
+    path = pathlib.Path(values.workdir)
+    params, step = state.saved_params(c, model.cfg, mesh, path, values.step)
+    what = f"{path}, step {step}"
+    use_cache(c.compile_cache, path)
   else:
-    params = hf.read(i.student.path, i.student.cfg, meshes.parameter_shardings(i.mesh, i.student.cfg))
-    what = model
-  use_cache(c.compile_cache, pathlib.Path(path or "runs/evaluate"))
-  record, samples = evaluation.Evaluator(c, i, i.student.cfg, params)(params)
+    params, what = hf.read(model.path, model.cfg, meshes.parameter_shardings(mesh, model.cfg)), values.model
+  record, samples = Evaluator(c, i, params)(params)
 
   console = Console(highlight=False)
   console.print(f"{what}: {record['prompts']} problems, {record['k']} answer(s) each, temperature {c.eval.temperature}")
@@ -61,12 +65,13 @@ def run(values: flags.FlagValues, c) -> None:
     f"  length mean {length['mean']:.1f}, median {length['p50']:.0f}, p90 {length['p90']:.0f}, "
     f"max {length['max']}; ended by a stop token {record['ended']:.1%}"
   )
+  if i.problems.skipped:
+    console.print(f"  {i.problems.skipped} unusable line(s) were left out")
   console.print("  intervals: 95%, over problems")
-  out = pathlib.Path(values.out) if values.out else pathlib.Path(path) / "evaluation.json" if path else None
   if out:
     out.write_text(json.dumps({"of": what, **record, "samples": samples}, indent=2))
     console.print(f"  written to {out}")
 
 
 if __name__ == "__main__":
-  cli.main(run, __doc__ or "", define, default=cli.of_workdir)
+  cli.main(run, __doc__ or "", define, cli.of_workdir)

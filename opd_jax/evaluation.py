@@ -17,8 +17,8 @@ from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
-from opd_jax.inputs import Inputs
-from opd_jax.models import decoder
+from opd_jax.inputs import Evaluation
+from opd_jax.programs import record
 from opd_jax.rollout import cache, sample
 from opd_jax.types import Batch, Params
 
@@ -32,44 +32,36 @@ class Evaluator:
   two evaluations differ by the weights alone.
   """
 
-  def __init__(self, c: Config, inputs: Inputs, cfg: decoder.DecoderConfig, params: Params):
-    assert inputs.held_out
-    self._problems, self._inputs, self._cfg = inputs.held_out, inputs, cfg
-    self._k, self._pass_at = c.eval.k, tuple(c.eval.pass_at)
-    self._samples = c.log.samples
-    self._max_tokens = c.eval.max_tokens or c.horizon.max
-    shards = inputs.mesh.shape["data"] * inputs.mesh.shape["fsdp"]
-    self._batch = -(-min(c.eval.batch, len(self._problems.ids)) // shards) * shards
-    self._width = inputs.eval_width
-    self._key = jax.random.fold_in(jax.random.key(c.seed), 2**20)
-    if self._width + self._max_tokens > cfg.max_positions:
-      raise InputError(
-        f"Evaluation prompts of {self._width} tokens and {self._max_tokens} new ones do not fit the model's "
-        f"{cfg.max_positions} positions; lower config.eval.max_tokens."
-      )
+  def __init__(self, c: Config, inputs: Evaluation, params: Params):
+    """Compiles the program for parameters that lie as `params` do."""
+    self._in = inputs
+    self._k, self._pass_at, self._samples = c.eval.k, tuple(c.eval.pass_at), c.log.samples
+    shards = meshes.row_shards(inputs.mesh)
+    self._batch = -(-min(c.eval.batch, len(inputs.problems.ids)) // shards) * shards
+    self._width = pipeline.width(inputs.problems.ids)
+    self._key = jax.random.fold_in(jax.random.key(c.seed), 2**20)  # no training step has this number
     began = time.perf_counter()
     self._program = self._lower(params).compile()
-    self.compiled = {"name": "evaluate", "width": self._max_tokens, "seconds": round(time.perf_counter() - began, 3)}
+    self.compiled = record("evaluate", inputs.max_tokens, time.perf_counter() - began, self._program)
 
   def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
     """Returns the record of metrics.jsonl (without step and time) and a few responses as text."""
     texts, lengths, ended = [], [], []
-    ids = self._problems.ids
+    ids, sampling = self._in.problems.ids, self._in.sampling
     for first in range(0, len(ids), self._batch):
       part = ids[first : first + self._batch]
       padded = part + [part[0]] * (self._batch - len(part))
-      batch = jax.device_put(
-        pipeline.pad(padded, self._width, self._inputs.sampling.pad_id), meshes.rows(self._inputs.mesh)
-      )
-      said = jax.device_get(self._program(params, batch, jax.random.fold_in(self._key, first), self._max_tokens))
+      batch = jax.device_put(pipeline.pad(padded, self._width, sampling.pad_id), meshes.rows(self._in.mesh))
+      key = jax.random.fold_in(self._key, first)
+      said = jax.device_get(self._program(params, batch, key, np.int32(self._in.max_tokens)))
       rows = len(part) * self._k
-      texts += decode(self._inputs.tokenizer, said.response[:rows], said.mask[:rows], self._inputs.sampling.stop_ids)
+      texts += decode(self._in.tokenizer, said.response[:rows], said.mask[:rows], sampling.stop_ids)
       lengths.append(said.mask[:rows].sum(axis=1))
       ended.append(said.ended[:rows])
-    answers = [a for a in self._problems.answers for _ in range(self._k)]
-    correct = np.array([self._inputs.verify(text, answer) for text, answer in zip(texts, answers, strict=True)])
+    answers = [a for a in self._in.problems.answers for _ in range(self._k)]
+    correct = np.array([self._in.verify(text, answer) for text, answer in zip(texts, answers, strict=True)])
     length = np.concatenate(lengths)
-    record = {
+    result = {
       **summarise(correct.reshape(-1, self._k), self._pass_at),
       "length": {
         "mean": float(length.mean()),
@@ -81,26 +73,25 @@ class Evaluator:
     }
     shown = [
       {
-        "prompt": self._inputs.tokenizer.decode(ids[i // self._k]),
+        "prompt": self._in.tokenizer.decode(ids[i // self._k]),
         "response": texts[i],
         "answer": answers[i],
         "correct": bool(correct[i]),
       }
       for i in range(0, min(self._samples * self._k, len(texts)), self._k)
     ]
-    return record, shown
+    return result, shown
 
   def _lower(self, params: Params) -> jax.stages.Lowered:
-    mesh = self._inputs.mesh
-    lay_out = lambda params, cfg, dtype: meshes.constrain(mesh, cache.lay_out(params, cfg, dtype), "rollout")
+    mesh = self._in.mesh
     run = functools.partial(
       sample.rollout,
-      cfg=self._cfg,
-      sampling=self._inputs.eval_sampling,
-      horizon=self._max_tokens,
+      cfg=self._in.model.cfg,
+      sampling=self._in.sampling,
+      horizon=self._in.max_tokens,
       n=self._k,
-      dtype=self._inputs.dtype,
-      lay_out=lay_out,
+      dtype=self._in.dtype,
+      lay_out=lambda params, cfg, dtype: meshes.constrain(mesh, cache.lay_out(params, cfg, dtype), "rollout"),
     )
     row, everywhere = meshes.rows(mesh), meshes.replicated(mesh)
     spec = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)

@@ -19,20 +19,18 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, c) -> None:
-  from opd_jax import inputs, trainer
-  from opd_jax.checkpoint import Checkpoints
+  from opd_jax import inputs, state
+  from opd_jax import mesh as meshes
   from opd_jax.models import hf
 
-  path, out = values.workdir, values.out
-  if not path or not out:
+  if not values.workdir or not values.out:
     raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
-  i = inputs.load(c)
-  checkpoints = Checkpoints(pathlib.Path(path), c.checkpoint.keep)
-  state, position = checkpoints.restore(trainer.read_state(c, i), values.step)
-  checkpoints.close()
-  hf.write(pathlib.Path(out), i.student.cfg, state.params, like=i.student.path, dtype=values.dtype)
-  print(f"wrote the student of {path}, step {position['step']}, to {out}")
+  student = inputs.model(c.student)
+  mesh = meshes.for_reading(c.mesh)
+  params, step = state.saved_params(c, student.cfg, mesh, pathlib.Path(values.workdir), values.step)
+  hf.write(pathlib.Path(values.out), student.cfg, params, like=student.path, dtype=values.dtype)
+  print(f"wrote the student of {values.workdir}, step {step}, to {values.out}")
 
 
 if __name__ == "__main__":
-  cli.main(run, __doc__ or "", define, default=cli.of_workdir)
+  cli.main(run, __doc__ or "", define, cli.of_workdir)

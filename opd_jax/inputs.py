@@ -39,26 +39,34 @@ class Problems:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-  student: Model
-  teacher: Model
+class Evaluation:
+  """What an evaluation needs: one model, held-out problems and a judge; no teacher and no training data."""
+
+  model: Model
   tokenizer: Any  # of transformers
-  schedule: horizon.Schedule
-  mesh: jax.sharding.Mesh
-  train: Problems
-  held_out: Problems | None  # None: config.eval.every is 0 and nothing names evaluation problems
+  problems: Problems
   verify: tasks.Verifier
   sampling: Sampling
-  eval_sampling: Sampling
+  max_tokens: int
+  mesh: jax.sharding.Mesh
+  dtype: jnp.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """What a training run needs."""
+
+  student: Model
+  teacher: Model
+  schedule: horizon.Schedule
+  mesh: jax.sharding.Mesh
+  tokenizer: Any  # of transformers
+  train: Problems
+  sampling: Sampling
   prompt_width: int  # P, tokens
   dtype: jnp.dtype
+  evaluation: Evaluation | None  # None where config.eval.every is 0
   warnings: tuple[str, ...]
-
-  @property
-  def eval_width(self) -> int:
-    """P of the evaluation prompts."""
-    assert self.held_out
-    return pipeline.width(self.held_out.ids)
 
 
 def load(c: Config) -> Inputs:
@@ -84,10 +92,11 @@ def load(c: Config) -> Inputs:
     teacher.stop_ids,
     c.allow_mismatch,
   )
-  longest = min(student.cfg.max_positions, teacher.cfg.max_positions)
-  train = problems(c, c.data.path, tokenizer, held_out=False, need_answer=False)
-  held_out = evaluation_problems(c, tokenizer)
+  vocab = min(student.cfg.vocab, teacher.cfg.vocab)
+  check_vocabulary(tokenizer, student.stop_ids, vocab)
+  train = problems(c, c.data.path, tokenizer, held_out=False)
   width = pipeline.width(train.ids)
+  longest = min(student.cfg.max_positions, teacher.cfg.max_positions)
   if width + c.horizon.max > longest:
     raise InputError(
       f"Prompts of {width} tokens and config.horizon.max of {c.horizon.max} need {width + c.horizon.max} positions, "
@@ -96,26 +105,77 @@ def load(c: Config) -> Inputs:
   sampling = Sampling(
     stop_ids=student.stop_ids,
     pad_id=tokenizers.pad_id(tokenizer, student.stop_ids),
-    vocab=min(student.cfg.vocab, teacher.cfg.vocab),
+    vocab=vocab,
     temperature=c.sampling.temperature,
     top_p=c.sampling.top_p,
     top_k=c.sampling.top_k,
   )
+  evaluation = load_evaluation(c, student, tokenizer, mesh, vocab) if c.eval.every else None
   return Inputs(
     student=student,
     teacher=teacher,
-    tokenizer=tokenizer,
     schedule=schedule,
     mesh=mesh,
+    tokenizer=tokenizer,
     train=train,
-    held_out=held_out,
-    verify=verifier(c),
     sampling=sampling,
-    eval_sampling=dataclasses.replace(sampling, temperature=c.eval.temperature, top_p=1.0, top_k=0),
     prompt_width=width,
     dtype=compute_dtype(c.precision),
-    warnings=_warnings(c, sampling, student, teacher, train),
+    evaluation=evaluation,
+    warnings=_warnings(c, sampling, student, teacher, train, evaluation),
   )
+
+
+def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vocab: int) -> Evaluation:
+  """Held-out problems and their judge: of the file `eval.path`, or of the built-in task that is trained on.
+
+  Args:
+    vocab: ids at or above this are never drawn.
+  """
+  path = c.eval.path or (c.data.path if c.data.path.startswith(configs.TASK) else "")
+  if not path:
+    raise InputError(
+      "config.eval.path is empty, so there is nothing to evaluate on: name a JSONL file of held-out problems with "
+      "answers, or set config.eval.every=0 to train without evaluation."
+    )
+  held_out = problems(c, path, tokenizer, held_out=True)
+  max_tokens = c.eval.max_tokens or c.horizon.max
+  width = pipeline.width(held_out.ids)
+  if width + max_tokens > of.cfg.max_positions:
+    raise InputError(
+      f"Evaluation prompts of {width} tokens and {max_tokens} new ones do not fit the model's "
+      f"{of.cfg.max_positions} positions; lower config.eval.max_tokens."
+    )
+  name = c.data.verifier
+  if name == "auto":
+    name = path.removeprefix(configs.TASK) if path.startswith(configs.TASK) else "gsm8k"
+  return Evaluation(
+    model=of,
+    tokenizer=tokenizer,
+    problems=held_out,
+    verify=tasks.verifier(name),
+    sampling=Sampling(of.stop_ids, tokenizers.pad_id(tokenizer, of.stop_ids), vocab, c.eval.temperature),
+    max_tokens=max_tokens,
+    mesh=mesh,
+    dtype=compute_dtype(c.precision),
+  )
+
+
+def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
+  """Refuses a vocabulary that has no room for every token of the tokenizer; beyond them it is padding."""
+  tokens = tokenizer.get_vocab()
+  lost = sorted((i, token) for token, i in tokens.items() if i >= vocab)
+  if lost:
+    raise InputError(
+      f"The smaller of the two models has {vocab} ids, and the tokenizer needs {lost[-1][0] + 1}: "
+      f"{len(lost)} token(s) from {lost[0][1]!r} (id {lost[0][0]}) on would be lost. Vocabulary sizes may differ by "
+      "padding only; choose models of one tokenizer."
+    )
+  if beyond := [i for i in stop_ids if i >= vocab]:
+    raise InputError(
+      f"The stop token {beyond[0]} is not among the {vocab} ids that the models share, so no response could end; "
+      "mend eos_token_id in generation_config.json."
+    )
 
 
 def model(name: str) -> Model:
@@ -129,8 +189,8 @@ def model(name: str) -> Model:
   return Model(path, hf.read_config(path), stop)
 
 
-def problems(c: Config, path: str, tokenizer, *, held_out: bool, need_answer: bool) -> Problems:
-  """The prompts of a file or of a built-in task."""
+def problems(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
+  """The prompts of a file or of a built-in task; of held-out ones, which need answers, the first `eval.prompts`."""
   if path.startswith(configs.TASK):
     task = tasks.generator(path.removeprefix(configs.TASK))
     made = task.problems(c.eval.prompts if held_out else TRAIN_PROBLEMS, seed=0, held_out=held_out)
@@ -138,9 +198,7 @@ def problems(c: Config, path: str, tokenizer, *, held_out: bool, need_answer: bo
     skipped = 0
   else:
     d = c.data
-    examples, skipped = sources.read_jsonl(path, d.prompt_field, d.answer_field, d.on_bad_line, need_answer)
-    if held_out:
-      examples = examples[: c.eval.prompts]
+    examples, skipped = sources.read_jsonl(path, d.prompt_field, d.answer_field, d.on_bad_line, need_answer=held_out)
   ids, kept, unusable = pipeline.tokenise(
     examples,
     tokenizer,
@@ -149,28 +207,8 @@ def problems(c: Config, path: str, tokenizer, *, held_out: bool, need_answer: bo
     max_prompt=c.data.max_prompt,
     on_bad_line=c.data.on_bad_line,
   )
-  return Problems(ids, [e.answer for e in kept], skipped + unusable)
-
-
-def evaluation_problems(c: Config, tokenizer) -> Problems | None:
-  """Held-out problems: of the file `eval.path`, or of the built-in task that is trained on."""
-  path = c.eval.path or (c.data.path if c.data.path.startswith(configs.TASK) else "")
-  if path:
-    return problems(c, path, tokenizer, held_out=True, need_answer=True)
-  if c.eval.every:
-    raise InputError(
-      "config.eval.path is empty, so there is nothing to evaluate on: name a JSONL file of held-out problems with "
-      "answers, or set config.eval.every=0 to train without evaluation."
-    )
-  return None
-
-
-def verifier(c: Config) -> tasks.Verifier:
-  """`data.verifier`; auto is the task's own, and gsm8k for files."""
-  name = c.data.verifier
-  if name == "auto":
-    name = c.data.path.removeprefix(configs.TASK) if c.data.path.startswith(configs.TASK) else "gsm8k"
-  return tasks.verifier(name)
+  most = c.eval.prompts if held_out else len(ids)
+  return Problems(ids[:most], [e.answer for e in kept[:most]], skipped + unusable)
 
 
 def compute_dtype(precision: str) -> jnp.dtype:
@@ -180,7 +218,9 @@ def compute_dtype(precision: str) -> jnp.dtype:
   return jnp.dtype(precision)
 
 
-def _warnings(c: Config, sampling: Sampling, student: Model, teacher: Model, train: Problems) -> tuple[str, ...]:
+def _warnings(
+  c: Config, sampling: Sampling, student: Model, teacher: Model, train: Problems, evaluation: Evaluation | None
+) -> tuple[str, ...]:
   """What is allowed but worth saying before the run."""
   out = []
   if not sampling.on_policy:
@@ -200,6 +240,7 @@ def _warnings(c: Config, sampling: Sampling, student: Model, teacher: Model, tra
     )
   if not student.stop_ids:
     out.append("the student has no stop token: every rollout is cut by the horizon")
-  if train.skipped:
-    out.append(f"{train.skipped} unusable line(s) of {c.data.path} were left out")
+  for path, skipped in ((c.data.path, train.skipped), (c.eval.path, evaluation.problems.skipped if evaluation else 0)):
+    if skipped:
+      out.append(f"{skipped} unusable line(s) of {path} were left out")
   return tuple(out)

@@ -63,9 +63,22 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def for_reading(c) -> Mesh:
+  """The mesh of `config.mesh`, or all devices as rows where the run had another number of them."""
+  try:
+    return make(c.data, c.fsdp, c.tensor)
+  except InputError:
+    return make()
+
+
+def row_shards(mesh: Mesh) -> int:
+  """Over how many devices the rows of a batch are split."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_rows(mesh: Mesh, rows: int, key: str) -> None:
   """Refuses a number of rows that the data and fsdp axes do not divide, naming sizes that would work."""
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = row_shards(mesh)
   if rows % shards:
     near = sorted({max(shards, rows // shards * shards), (rows // shards + 1) * shards})
     raise InputError(

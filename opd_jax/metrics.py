@@ -3,6 +3,7 @@
 `metrics.jsonl` is the record that everything else is drawn from: one object per line, of kind "train" or "eval".
 """
 
+import hashlib
 import json
 import pathlib
 import resource
@@ -15,8 +16,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from opd_jax.errors import InputError
-
 
 class Clock:
   """Where the time goes: every second since the start belongs to one of the named parts.
@@ -28,6 +27,10 @@ class Clock:
 
   def __init__(self, totals: dict[str, float] | None = None):
     self.totals = dict.fromkeys(self.PARTS, 0.0) | (totals or {})
+    self.start()
+
+  def start(self) -> None:
+    """Forgets the time since the last lap: what came before the first step is nobody's."""
     self._mark = time.perf_counter()
     self._step_began = dict(self.totals)
 
@@ -36,11 +39,6 @@ class Clock:
     now = time.perf_counter()
     self.totals[part] += now - self._mark
     self._mark = now
-
-  def move(self, seconds: float, source: str, target: str) -> None:
-    """Rebooks seconds that turn out to belong to another part."""
-    self.totals[source] -= seconds
-    self.totals[target] += seconds
 
   def step(self) -> dict[str, float]:
     """Seconds by part since the last call, without evaluation."""
@@ -211,17 +209,14 @@ def peak_memory() -> int:
 def _tensorboard(workdir: pathlib.Path, first_step: int):
   from tensorboardX import SummaryWriter
 
-  return SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step or None, flush_secs=30)
+  return SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
 
 
 def _wandb(project: str, workdir: pathlib.Path, name: str):
-  try:
-    import wandb
-  except ImportError:
-    raise InputError(
-      f"config.log.wandb is {project!r}, but wandb is not installed; `pip install wandb`, or set it to ''."
-    ) from None
-  return wandb.init(project=project, dir=str(workdir), name=f"{name} {workdir.name}", id=workdir.name, resume="allow")
+  import wandb  # config.check has seen that it is installed
+
+  run = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:12]
+  return wandb.init(project=project, dir=str(workdir), name=name, id=run, resume="allow")
 
 
 def _flat(record: dict, prefix: str = "") -> dict[str, float]:

@@ -1,8 +1,5 @@
 """Which weights move, and how: the optimiser chain and the guard against a broken update."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,11 +8,9 @@ from jaxtyping import Array, Float
 from opd_jax.types import TrainState
 
 
-def schedule(c) -> Callable[[Any], Any]:
-  """Linear warm-up over `warmup` updates, then constant, as in the paper's runs."""
-  if not c.warmup:
-    return optax.constant_schedule(c.lr)
-  return optax.linear_schedule(c.lr / c.warmup, c.lr, max(c.warmup - 1, 1))
+def learning_rate(c, update: int) -> float:
+  """Linear warm-up over `warmup` updates, then constant, as in the paper's runs; updates count from 0."""
+  return c.lr * min(1.0, (update + 1) / max(c.warmup, 1))
 
 
 def make(c) -> optax.GradientTransformation:
@@ -23,9 +18,10 @@ def make(c) -> optax.GradientTransformation:
   decayed = lambda params: jax.tree_util.tree_map_with_path(
     lambda path, _: not any(part in path[-1].key for part in ("norm", "bias")), params
   )
+  lr = lambda count: c.lr * jnp.minimum(1.0, (count + 1) / max(c.warmup, 1))  # `learning_rate`, traced
   return optax.chain(
     optax.clip_by_global_norm(c.clip) if c.clip else optax.identity(),
-    optax.adamw(schedule(c), b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed),
+    optax.adamw(lr, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed),
   )
 
 

@@ -21,8 +21,7 @@ class Programs:
   """Programs by width.
 
   Attributes:
-    compiled: one record per program: name, width, seconds it took (in whichever thread).
-    waited: seconds that the caller spent waiting for compilation since the last `take_waited`.
+    compiled: one `record` per program.
   """
 
   def __init__(self, lower: Lower):
@@ -32,7 +31,6 @@ class Programs:
     self._futures: dict[int, Future] = {}
     self._lock = threading.Lock()
     self.compiled: list[dict] = []
-    self._waited = 0.0
 
   def prepare(self, width: int) -> None:
     """Starts compiling a width in the background, once."""
@@ -43,15 +41,7 @@ class Programs:
   def at(self, width: int) -> dict[str, jax.stages.Compiled]:
     """The programs of a width; waits where they are not ready."""
     self.prepare(width)
-    began = time.perf_counter()
-    programs = self._futures[width].result()
-    self._waited += time.perf_counter() - began
-    return programs
-
-  def take_waited(self) -> float:
-    """Seconds waited for compilation since the last call."""
-    waited, self._waited = self._waited, 0.0
-    return waited
+    return self._futures[width].result()
 
   def close(self) -> None:
     for pool in (self._widths, self._pool):
@@ -61,12 +51,20 @@ class Programs:
     def one(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
       began = time.perf_counter()
       program = lowered.compile()
-      self.compiled.append({"name": name, "width": width, "seconds": round(time.perf_counter() - began, 3)})
+      self.compiled.append(record(name, width, time.perf_counter() - began, program))
       return program
 
     # Each is lowered while the one before it compiles; XLA holds no lock of Python's.
     futures = {name: self._pool.submit(one, name, lowered) for name, lowered in self._lower(width)}
     return {name: f.result() for name, f in futures.items()}
+
+
+def record(name: str, width: int, seconds: float, program: jax.stages.Compiled) -> dict:
+  """Name, width, seconds of compiling (in whichever thread), and bytes per device while it runs."""
+  memory = program.memory_analysis()
+  sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+  total = sum(getattr(memory, s, 0) for s in sizes) - getattr(memory, "alias_size_in_bytes", 0)
+  return {"name": name, "width": width, "seconds": round(seconds, 3), "bytes": total}
 
 
 def use_cache(setting: str, workdir: pathlib.Path) -> None:

@@ -8,6 +8,7 @@
 What is not part of the sentence (logging, evaluating, saving, compiling the next stage) is one call each.
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -15,24 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import checkpoint, horizon, metrics, optim, teacher, workdir
-from opd_jax import inputs as inputs_
+from opd_jax import checkpoint, horizon, inputs, metrics, optim, state, teacher, workdir
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.evaluation import Evaluator
-from opd_jax.models import decoder, hf
 from opd_jax.objectives.divergence import Objective
 from opd_jax.programs import Programs, use_cache
 from opd_jax.recipes.distill import Distill
-from opd_jax.types import Batch, Params, Rollout, TrainState
+from opd_jax.types import Batch, Params, Rollout
 
 
 class Trainer:
   """One run in one workdir, new or resumed.
 
-  Everything is read and checked here; nothing is compiled, and nothing written but config.json and run.json.
+  Everything is read and checked here, before the workdir is made and before any step function is compiled.
 
   Raises:
     InputError: anything about the config, the models, the data or the workdir that cannot work.
@@ -40,60 +39,64 @@ class Trainer:
 
   def __init__(self, c: Config, path: str | pathlib.Path):
     self.c, self.path = c, pathlib.Path(path)
-    self.inputs = inputs_.load(c)
+    i = self.inputs = inputs.load(c)
+    empty = state.abstract(c, i.student.cfg, i.mesh)
     workdir.check(self.path, c)
-    empty = jax.eval_shape(lambda: init_state(c, decoder.init(self.inputs.student.cfg, jax.random.key(0))))
-    checkpoint.check_space(self.path, _bytes(empty), c.checkpoint.keep)
+    checkpoint.check_space(self.path, state.size(empty), c.checkpoint.keep)
     workdir.open_(self.path, c)
     use_cache(c.compile_cache, self.path)
 
-    self.schedule = self.inputs.schedule
+    self.schedule = i.schedule
     self.stages = horizon.describe(self.schedule, c.steps, c.batch * c.rollouts_per_prompt)
-    self.recipe = recipe(c, self.inputs)
-    self.prompts = pipeline.Prompts(
-      self.inputs.train.ids, c.batch, self.inputs.prompt_width, self.inputs.sampling.pad_id, c.seed
-    )
-    self.checkpoints = checkpoint.Checkpoints(self.path, c.checkpoint.keep)
-    self.state = read_state(c, self.inputs)
-    self.teacher = teacher.external(
-      self.inputs.teacher.path, self.inputs.teacher.cfg, self.inputs.mesh, self.inputs.dtype
-    )
+    self.recipe = recipe(c, i)
+    self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_width, i.sampling.pad_id, c.seed)
+    self.teacher = teacher.external(i.teacher.path, i.teacher.cfg, i.mesh, i.dtype)
     self.key = jax.random.key(c.seed)
-    self.step, self.tokens, self.clock, lengths = 0, 0, metrics.Clock(), {}
-    if self.checkpoints.latest() is not None:
-      self.state, position = self.checkpoints.restore(self.state)
+    self.checkpoints = checkpoint.Checkpoints(self.path, c.checkpoint.keep)
+    if self.checkpoints.latest() is None:
+      self.state = state.read(c, i.student.path, i.student.cfg, i.mesh)
+      position = {"step": 0, "tokens": 0, "lengths": {}, "seconds": {}}
+    else:
+      self.state, position = self.checkpoints.restore(empty)
       self.prompts.restore(position["prompts"])
-      self.step, self.tokens, lengths = position["step"], position["tokens"], position["lengths"]
-      self.clock = metrics.Clock(position["seconds"])
-    self.resumed = self.step
+    self.step = self.resumed = position["step"]
+    self.tokens = position["tokens"]
+    self.clock = metrics.Clock(position["seconds"])
     self.programs = Programs(lambda width: self.recipe.programs(width, self.state, self.teacher, self._shapes))
     self.evaluator: Evaluator | None = None
-    self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, lengths, self.path.name)
+    self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
   def run(self) -> None:
     """Trains from the last checkpoint, or from the beginning, to the last step."""
-    try:
-      self._announce()
-      if self.step == 0:
+    with contextlib.ExitStack() as closing:
+      for part in (self.checkpoints, self.programs, self.log):
+        closing.callback(part.close)
+      try:
+        self._run()
+      except OSError as e:
+        if (said := checkpoint.explain(e, self.path)) is e:
+          raise
+        raise said from e
+
+  def _run(self) -> None:
+    self._announce()
+    self.clock.start()
+    if self.step == 0:
+      self._evaluate()
+    for step in range(self.step, self.c.steps):
+      program = self._programs(step)
+      batch = self._next_batch()
+      said = self._roll_out(program, batch, step)
+      answer = self._score(program, batch, said)
+      for _ in range(self.c.updates_per_rollout):
+        stats = self._update(program, answer, batch, said)
+      self.step = step + 1
+      self._record(step, stats)
+      if self._due(self.c.eval.every):
         self._evaluate()
-      for step in range(self.step, self.c.steps):
-        program = self._programs(step)
-        batch = self._next_batch()
-        said = self._roll_out(program, batch, step)
-        answer = self._score(program, batch, said)
-        for _ in range(self.c.updates_per_rollout):
-          stats = self._update(program, answer, batch, said)
-        self.step = step + 1
-        self._record(step, stats)
-        if self._due(self.c.eval.every):
-          self._evaluate()
-        if self._due(self.c.checkpoint.every):
-          self._save()
-      self.checkpoints.wait()
-    finally:
-      self.log.close()
-      self.programs.close()
-      self.checkpoints.close()
+      if self._due(self.c.checkpoint.every):
+        self._save()
+    self.checkpoints.wait()
 
   def _roll_out(self, program, batch: Batch, step: int) -> Rollout:
     key = jax.random.fold_in(self.key, step)
@@ -138,7 +141,7 @@ class Trainer:
         "loss": float(stats["loss"]),
         **{name: value for name, value in metrics.means(stats["sums"]).items() if name != "loss"},
         "grad_norm": float(stats["grad_norm"]),
-        "lr": float(optim.schedule(self.c.optimizer)(step * self.c.updates_per_rollout)),
+        "lr": optim.learning_rate(self.c.optimizer, step * self.c.updates_per_rollout),
         "skipped": int(stats["skipped"]),
         "tokens": self.tokens,
         "step_tokens": int(stats["tokens"]),
@@ -164,11 +167,11 @@ class Trainer:
       )
 
   def _evaluate(self) -> None:
-    if not self.c.eval.every:
+    if self.inputs.evaluation is None:
       return
     self.clock.lap("other")
     if self.evaluator is None:
-      self.evaluator = Evaluator(self.c, self.inputs, self.inputs.student.cfg, self.state.params)
+      self.evaluator = Evaluator(self.c, self.inputs.evaluation, self.state.params)
       self.clock.lap("compile")
       self.programs.compiled.append(self.evaluator.compiled)
     before = self.clock.totals["eval"]
@@ -182,12 +185,11 @@ class Trainer:
       "step": self.step,
       "tokens": self.tokens,
       "prompts": self.prompts.state(),
-      "limit": self.schedule.limit(max(self.step - 1, 0)),
       "lengths": self.log.lengths(),
       "seconds": self.clock.totals,
     }
     self.checkpoints.save(self.step, self.state, position)
-    workdir.describe(self.path, self.stages, self.programs.compiled)
+    workdir.describe(self.path, self.stages, self.programs.compiled, self.resumed)
 
   def _due(self, every: int) -> bool:
     """True every so many steps and after the last."""
@@ -196,7 +198,8 @@ class Trainer:
   def _announce(self) -> None:
     """The run in a few lines: models, stages, programs, warnings."""
     c, i = self.c, self.inputs
-    workdir.describe(self.path, self.stages, [])
+    if self.step < c.steps:
+      workdir.describe(self.path, self.stages, [], self.resumed)
     self.log.say(
       f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "
       f"({_millions(self.state.params)}), teacher {c.teacher} ({_millions(self.teacher)}), {c.steps} steps of "
@@ -227,7 +230,7 @@ class Trainer:
     )
 
 
-def recipe(c: Config, i: inputs_.Inputs) -> Distill:
+def recipe(c: Config, i: inputs.Inputs) -> Distill:
   """The static part of the run that the config asks for."""
   rows = c.batch * c.rollouts_per_prompt
   return Distill(
@@ -245,22 +248,6 @@ def recipe(c: Config, i: inputs_.Inputs) -> Distill:
     bins=min(c.log.bins, c.horizon.max),
     overlap_k=c.log.overlap_k,
   )
-
-
-def init_state(c: Config, params: Params) -> TrainState:
-  zero = jnp.zeros((), jnp.int32)
-  return TrainState(params=params, opt_state=optim.make(c.optimizer).init(params), step=zero, skipped=zero)
-
-
-def read_state(c: Config, i: inputs_.Inputs) -> TrainState:
-  """The student as it is on disk, fp32, with a new optimiser, laid out on the mesh."""
-  params = hf.read(i.student.path, i.student.cfg, meshes.parameter_shardings(i.mesh, i.student.cfg))
-  shapes = jax.eval_shape(lambda p: init_state(c, p), params)
-  return jax.jit(lambda p: init_state(c, p), out_shardings=meshes.shardings(i.mesh, shapes), donate_argnums=0)(params)
-
-
-def _bytes(tree) -> int:
-  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def _millions(params: Params) -> str:

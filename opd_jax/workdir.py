@@ -36,7 +36,7 @@ def check(path: pathlib.Path, c: Config) -> None:
   if not os.access(there, os.W_OK):
     raise InputError(f"--workdir={path} cannot be written: there is no permission in {there}.")
   saved = path / "config.json"
-  if saved.exists():
+  if saved.exists() and any((path / "checkpoints").glob("[0-9]*")):  # before the first checkpoint nothing is lost
     differences = configs.difference(saved.read_text(), configs.to_json(c), FREE)
     if differences:
       more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
@@ -55,9 +55,20 @@ def open_(path: pathlib.Path, c: Config) -> None:
     raise InputError(f"The workdir {path} cannot be written ({e.strerror}); give another --workdir.") from None
 
 
-def describe(path: pathlib.Path, stages: list[dict], programs: list[dict]) -> None:
-  """run.json: versions, commit, devices, stages and compiled programs."""
-  _write(path / "run.json", json.dumps({**provenance(), "stages": stages, "programs": programs}, indent=2))
+def describe(path: pathlib.Path, stages: list[dict], programs: list[dict], resumed: int) -> None:
+  """run.json: stages, compiled programs, and the versions, commit and devices of every session of the run.
+
+  Args:
+    programs: compiled by this session; those of the sessions before it are kept.
+    resumed: the step that this session went on from.
+  """
+  file = path / "run.json"
+  before = json.loads(file.read_text()) if file.exists() else {}
+  sessions = [s for s in before.get("sessions", []) if s["from_step"] < resumed]
+  now = {"from_step": resumed, **provenance(), "programs": programs}
+  every = [*sessions, now]
+  made = [p for session in every for p in session["programs"]]
+  _write(file, json.dumps({**provenance(), "stages": stages, "programs": made, "sessions": every}, indent=2))
 
 
 def provenance() -> dict[str, Any]:

@@ -16,7 +16,7 @@ def test_short_demo_through_the_command_line(tmp_path):
   assert (page.parent / "result.png").stat().st_size > 10_000
   programs = {}
   for method in ("opd", "topd", "popd"):
-    info = json.loads((tmp_path / "demo" / f"chain-{method}-seed0-short" / "run.json").read_text())
+    info = json.loads((tmp_path / "demo" / f"chain-short-{method}-seed0" / "run.json").read_text())
     programs[method] = len(info["programs"])
   assert programs == {"opd": 4, "topd": 4, "popd": 7}
 

@@ -38,7 +38,7 @@ def test_interval_with_one_answer_each_is_wilsons():
 def test_interval_is_open_where_all_are_right():
   low, high = evaluation.interval(np.ones(50))
   assert 0.92 < low < 0.94
-  assert high == 1.0
+  assert high == pytest.approx(1.0)
 
 
 def test_answers_to_one_problem_are_not_independent():

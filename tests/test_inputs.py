@@ -9,6 +9,7 @@ import types
 from collections import namedtuple
 
 import pytest
+from absl import flags
 
 from opd_jax import checkpoint, cli, config
 from opd_jax.errors import InputError
@@ -79,6 +80,11 @@ def edit(path: pathlib.Path, **keys):
     ({"data.verifier": "gsm9k"}, "no verifier 'gsm9k'"),
     ({"allow_mismatch": ("bos",)}, "allow_mismatch names 'bos'"),
     ({"precision": "fp8"}, "'bfloat16'"),
+    ({"optimizer.clip": -1.0}, "optimizer.clip is -1.0"),
+    ({"optimizer.b1": 1.5}, "optimizer.b1 is 1.5"),
+    ({"eval.pass_at": ("a",)}, "pass_at holds 'a'"),
+    ({"eval.max_tokens": 600}, "do not fit the model's 512 positions; lower config.eval.max_tokens"),
+    ({"log.wandb": "project"}, "wandb is not installed"),
     ({"data.max_prompt": 5}, "task:chain:1: the prompt has 9 tokens"),
   ],
 )
@@ -132,6 +138,23 @@ def test_stop_tokens_that_differ(copy, refused, small, tmp_path):
   Trainer(small(teacher=str(broken), allow_mismatch=("eos",)), tmp_path / "allowed")
 
 
+def test_vocabulary_without_room_for_the_tokenizer(tiny, refused, tmp_path):
+  """Sizes may differ by padding only: here the teacher has fewer ids than the tokenizer."""
+  import dataclasses
+
+  import jax
+
+  from opd_jax.models import decoder, hf
+  from opd_jax.tasks import chain
+
+  cfg = dataclasses.replace(hf.read_config(pathlib.Path(tiny["teacher"])), vocab=25)
+  hf.write(tmp_path / "broken", cfg, decoder.init(cfg, jax.random.key(0)), pad_id=0, eos_id=1)
+  chain.save_tokenizer(tmp_path / "broken")
+  assert "6 token(s) from 'e' (id 25)" in refused(
+    "has 25 ids, and the tokenizer needs 31", teacher=str(tmp_path / "broken")
+  )
+
+
 def test_chat_templates_that_differ(copy, refused):
   broken = copy("teacher")
   (broken / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
@@ -179,9 +202,11 @@ def test_training_on_a_file_needs_something_to_evaluate_on(refused, tmp_path):
 
 def test_workdir_of_another_config(small, tmp_path):
   Trainer(small(), tmp_path / "w")
-  with pytest.raises(InputError, match=r"belongs to another config: horizon.growth: 3 -> 4, .*|horizon.growth: 3 -> 4"):
-    Trainer(small(**{"horizon.growth": 4}), tmp_path / "w")
-  Trainer(small(steps=7, **{"checkpoint.keep": 5}), tmp_path / "w")  # these may change
+  Trainer(small(), tmp_path / "w")  # nothing was saved, so nothing is owned
+  Trainer(small(steps=2, **{"eval.every": 0}), tmp_path / "w").run()
+  with pytest.raises(InputError, match=r"belongs to another config: .*horizon.growth: 3 -> 4"):
+    Trainer(small(**{"horizon.growth": 4, "eval.every": 0}), tmp_path / "w")
+  Trainer(small(steps=7, **{"checkpoint.keep": 5, "eval.every": 0}), tmp_path / "w")  # these may change
 
 
 def test_workdir_that_is_a_file(small, tmp_path):
@@ -193,15 +218,15 @@ def test_workdir_that_is_a_file(small, tmp_path):
 def test_no_space_is_seen_before_the_run(refused, monkeypatch):
   usage = namedtuple("usage", "total used free")
   monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 5000, 5000))
-  refused("5 KiB free, but 2 checkpoints .* need .* KiB; free some space")
+  refused("5 KiB free, but the run needs .* KiB for checkpoints .*; free some space")
 
 
 def test_no_space_during_a_save_is_one_sentence():
   e = RuntimeError("save failed")
   e.__cause__ = OSError(28, "No space left on device")
-  assert "No space is left" in str(checkpoint._explain(e, pathlib.Path("w")))
+  assert "No space is left" in str(checkpoint.explain(e, pathlib.Path("w")))
   other = RuntimeError("something else")
-  assert checkpoint._explain(other, pathlib.Path("w")) is other
+  assert checkpoint.explain(other, pathlib.Path("w")) is other
 
 
 def test_broken_checkpoint_is_named(small, tmp_path):
@@ -215,7 +240,7 @@ def test_broken_checkpoint_is_named(small, tmp_path):
 
 
 def parse(*argv):
-  return cli.parse(["train", *argv], "usage", lambda values: None, default="popd")[1]
+  return cli.parse(["train", *argv], "usage", lambda values: None, cli.of_method)[1]
 
 
 def test_overrides_reach_the_config():
@@ -251,6 +276,28 @@ def test_command_line_answers_with_a_sentence_and_status_2(tmp_path):
   assert done.stderr.startswith("error: config.horizon.start is 9999")
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "w").exists()
+
+
+def test_faults_of_a_config_file_are_named(tmp_path):
+  (tmp_path / "mine.py").write_text(
+    "from opd_jax.config import default\ndef get_config():\n  c = default()\n  c.stps = 5\n"
+  )
+  with pytest.raises(InputError, match=r"mine.py fails: AttributeError: .*stps"):
+    config.load(str(tmp_path / "mine.py"))
+  (tmp_path / "empty.py").write_text("")
+  with pytest.raises(InputError, match=r"empty.py fails: KeyError: 'get_config'"):
+    config.load(str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize("argv", [["--workdir", "{}"], ["--workdir={}"]])
+def test_evaluation_reads_the_config_of_the_workdir(argv, small, tmp_path):
+  Trainer(small(seed=5), tmp_path / "w")
+  argv = [a.format(tmp_path / "w") for a in argv]
+  define = lambda values: flags.DEFINE_string("workdir", None, "", flag_values=values)
+  values, c = cli.parse(["evaluate", *argv, "--config.eval.k=2"], "", define, cli.of_workdir)
+  assert (values.workdir, c.seed, c.eval.k) == (str(tmp_path / "w"), 5, 2)
+  with pytest.raises(InputError, match="leave --config out"):
+    cli.parse(["evaluate", *argv, "--config=opd"], "", define, cli.of_workdir)
 
 
 def test_config_refuses_unknown_keys_in_code():

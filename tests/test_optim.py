@@ -13,10 +13,23 @@ def settings(**keys):
 
 
 def test_warm_up_rises_to_lr_and_stays():
-  lr = optim.schedule(settings(lr=1.0, warmup=4))
-  np.testing.assert_allclose([lr(i) for i in range(6)], [0.25, 0.5, 0.75, 1, 1, 1])
-  assert float(optim.schedule(settings(lr=1.0))(0)) == 1.0
-  assert float(optim.schedule(settings(lr=1.0, warmup=1))(0)) == 1.0
+  c = settings(lr=1.0, warmup=4)
+  assert [optim.learning_rate(c, i) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+  assert optim.learning_rate(settings(lr=1.0), 0) == 1.0
+  assert optim.learning_rate(settings(lr=1.0, warmup=1), 0) == 1.0
+
+
+def test_the_optimiser_follows_the_schedule():
+  """Adam's first steps on a constant gradient have the length of the learning rate."""
+  c = settings(lr=1.0, warmup=2, clip=0.0)
+  optimizer = optim.make(c)
+  params = {"q": jnp.zeros(1)}
+  state = optimizer.init(params)
+  moved = []
+  for _ in range(3):
+    updates, state = optimizer.update({"q": jnp.ones(1)}, state, params)
+    moved.append(-float(jax.tree.leaves(updates)[0][0]))
+  np.testing.assert_allclose(moved, [optim.learning_rate(c, i) for i in range(3)], rtol=1e-4)
 
 
 def update(c, params, grads):

@@ -133,7 +133,7 @@ def test_train_resume_evaluate_export(root):
   assert any((a != b).any() for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(end), strict=True))
   said = command(
     "evaluate", f"--model={root / 'out'}", "--config=configs/opd.py:hf", f"--config.eval.path={root / 'test.jsonl'}",
-    f"--config.data.path={root / 'train.jsonl'}", "--config.data.prompt_field=question", "--config.horizon.max=16",
+    "--config.data.prompt_field=question", "--config.horizon.max=16",
     "--config.eval.prompts=2", "--config.compile_cache=off",
   )  # fmt: skip
   assert "avg@1" in said

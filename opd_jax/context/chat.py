@@ -28,7 +28,7 @@ def render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat_templat
 def render_all(
   prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, system: str = ""
 ) -> list[list[int]]:
-  """`render` for many prompts at once, which the tokenizer spreads over the cores."""
+  """`render` for many prompts in one call of the tokenizer."""
   to_ids = _templated if uses_template(tokenizer, chat_template=chat_template, system=system) else _plain
   slices = (prompts[i : i + 2048] for i in range(0, len(prompts), 2048))  # its by-products are 10x the size of the ids
   return [ids for part in slices for ids in to_ids(part, tokenizer, system)]

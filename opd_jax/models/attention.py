@@ -7,9 +7,40 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 NEVER = -1e30  # finite, so that a row which may see nothing gives numbers and not NaN
+
+
+def attend_causal(
+  q: Float[Array, "B T N h"],
+  k: Float[Array, "B T K h"],
+  v: Float[Array, "B T K h"],
+  mask: Bool[Array, "B T"],
+  block: int = 1024,
+) -> Float[Array, "B T N h"]:
+  """Every token attends to itself and to the real tokens before it.
+
+  Beyond `block` positions the queries go through in blocks, computed again in the backward pass, so that the scores
+  held at a time are [B, N, block, T] and not [B, N, T, T].
+
+  Args:
+    mask: true on real tokens.
+  """
+  B, T, N, h = q.shape
+
+  def rows(first: Array | int, queries: Float[Array, "B t N h"]) -> Float[Array, "B t N h"]:
+    at = first + jnp.arange(queries.shape[1])
+    return attend(queries, k, v, (jnp.arange(T) <= at[:, None])[None] & mask[:, None, :])
+
+  if block >= T:
+    return rows(0, q)
+  blocks = -(-T // block)
+  q = jnp.pad(q, ((0, 0), (0, blocks * block - T), (0, 0), (0, 0))).reshape(B, blocks, block, N, h)
+  one = jax.checkpoint(lambda part: rows(*part))
+  out = lax.map(one, (jnp.arange(blocks) * block, jnp.moveaxis(q, 1, 0)))
+  return jnp.moveaxis(out, 0, 1).reshape(B, blocks * block, N, h)[:, :T]
 
 
 def attend(

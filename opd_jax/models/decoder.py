@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models.attention import attend
+from opd_jax.models.attention import attend_causal
 from opd_jax.types import Params
 
 
@@ -111,15 +111,12 @@ def hidden(
   """
   positions = positions_of(mask)
   rope = rope_tables(cfg, positions)
-  T = tokens.shape[1]
-  causal = jnp.tril(jnp.ones((T, T), bool))
-  visible = causal[None] & mask[:, None, :]
 
   def layer(x, w):
     w = jax.tree.map(lambda a: a.astype(dtype), w)
     q, k, v = qkv(x, w, cfg, rope)
     with jax.named_scope("attention"):
-      x = x + project_out(attend(q, k, v, visible), w)
+      x = x + project_out(attend_causal(q, k, v, mask), w)
     return x + feed_forward(x, w, cfg), None
 
   if remat:

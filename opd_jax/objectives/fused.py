@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from opd_jax.objectives import divergence
 from opd_jax.objectives.divergence import Objective
 
-LOGITS_PER_CHUNK = 4 * 2**20  # per side; 16 MiB in fp32
+LOGITS_PER_CHUNK = 4 * 2**20  # per device and side; 16 MiB in fp32
+LEAST_ROWS = 128  # of a chunk's matrix product, however large the vocabulary
 
 
 def per_token(
@@ -31,20 +32,22 @@ def per_token(
   *,
   vocab: int,
   overlap_k: int = 0,
+  row_shards: int = 1,
 ) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "B H"]]]:
   """The objective at every response position, 0 outside the mask, and what is worth knowing there.
 
   Args:
     vocab: both softmaxes are over the first `vocab` ids; the rest is padding that one side does not know.
     overlap_k: 0 leaves the top-k overlap out.
+    row_shards: devices that share the B rows; chunks are sized for what one of them holds.
 
   Returns:
     Per-token values, and statistics without gradient: kl (full reverse KL whatever the objective),
     student_entropy, teacher_entropy, overlap.
   """
   B, H = token.shape
-  chunk = objective.chunk or max(1, min(H, LOGITS_PER_CHUNK // (B * vocab)))
-  chunk = min(chunk, H)
+  rows = -(-B // row_shards)
+  chunk = min(H, objective.chunk or max(LOGITS_PER_CHUNK // (rows * vocab), -(-LEAST_ROWS // rows)))
   student_head, teacher_head = student_head[:vocab], teacher_head[:vocab]
 
   @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -93,6 +93,7 @@ class Distill:
         said.mask,
         vocab=self.sampling.vocab,
         overlap_k=self.overlap_k,
+        row_shards=meshes.row_shards(self.mesh),
       )
       return jnp.sum(value) / tokens, self.by_position(stats | {"loss": value, "count": said.mask})
 
@@ -114,8 +115,9 @@ class Distill:
     """Sums over rows within bins of response position; fp32."""
     H = stats["count"].shape[1]
     bin_of = jnp.arange(H) * self.bins // self.max_horizon
-    member = jax.nn.one_hot(bin_of, self.bins, dtype=jnp.float32)
-    return {name: jnp.sum(lax.stop_gradient(a).astype(jnp.float32), axis=0) @ member for name, a in stats.items()}
+    # Not a matrix product: on a TPU that would round its inputs to bfloat16, and counts with them.
+    by_bin = lambda a: jax.ops.segment_sum(jnp.sum(a, axis=0, dtype=jnp.float32), bin_of, self.bins)
+    return {name: by_bin(lax.stop_gradient(a)) for name, a in stats.items()}
 
   def lengths(self, said: Rollout) -> dict[str, Array]:
     """Generated tokens, and the shares of rows that ended by themselves and that the horizon cut."""

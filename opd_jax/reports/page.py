@@ -79,7 +79,7 @@ def _arm_cells(comparison: Comparison, arm: Arm) -> dict[str, str]:
 
 
 def _run_cells(run: Run) -> dict[str, str]:
-  memory = max((r.get("peak_memory") or 0 for r in run.train), default=0)
+  memory = max((p.get("bytes") or 0 for p in run.info.get("programs", []) if p["name"] != "evaluate"), default=0)
   programs = [f"{p.get('name')} {p.get('width')}: {p.get('seconds', 0):.1f}" for p in run.info.get("programs", ())]
   versions = run.info.get("versions") or {}
   return {
@@ -90,7 +90,7 @@ def _run_cells(run: Run) -> dict[str, str]:
     "last evaluation": f"{run.accuracy:.3f} at step {run.evals[-1]['step']}",
     "training s": seconds(run.elapsed),
     "all s": seconds(run.wall) if run.wall else "–",
-    "peak memory": f"{memory / 2**20:,.0f} MiB" if memory else "–",
+    "largest program": f"{memory / 2**20:,.0f} MiB" if memory else "–",
     "compiled (width: s)": ", ".join(programs),
     "devices": str(run.info.get("devices", "–")),
     "commit": str(run.info.get("commit") or "–")[:12],
