@@ -14,4 +14,6 @@ def get_config(scale: str = "cpu"):
   c = at_scale(scale)
   c.horizon.kind = "truncated"
   c.horizon.ratio = 0.1
+  if scale == "cpu":
+    c.steps = 120  # each costs a tenth of a full one
   return c

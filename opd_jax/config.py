@@ -121,6 +121,8 @@ def at_scale(scale: str) -> Config:
   """
   c = default()
   if scale == "cpu":
+    c.steps = 60
+    c.optimizer.warmup = 10
     return c
   if scale == "hf":
     c.student = c.teacher = "DIR"  # to be overridden
