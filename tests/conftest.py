@@ -1,4 +1,8 @@
-"""What tests share: tiny models, and one compile cache for all test processes."""
+"""What tests share: tiny models, and one compile cache for all test processes, those that tests start included.
+
+XLA's expensive optimisations are off: compiling is most of a test's time, and no test asks how fast a program is. The
+short runs at the end of .ci/run go through the command line with the optimisations on.
+"""
 
 import dataclasses
 import functools
@@ -6,8 +10,12 @@ import os
 import pathlib
 import tempfile
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = pathlib.Path(os.environ.get("OPD_JAX_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "opd_jax_test_cache"))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -17,10 +25,6 @@ import pytest  # noqa: E402
 from opd_jax import config  # noqa: E402
 from opd_jax.models import decoder  # noqa: E402
 from opd_jax.types import Batch  # noqa: E402
-
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 STUDENT = decoder.DecoderConfig(
   vocab=37, width=16, layers=2, heads=4, kv_heads=2, head_width=8, ff_width=24, qk_norm=True, max_positions=512
