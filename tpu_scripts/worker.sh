@@ -60,7 +60,8 @@ train() {
   log=$(date -u +%Y%m%d-%H%M%S).log
   rm -f logs/pid logs/status
   ln -sfn "$log" logs/latest.log
-  PYTHONUNBUFFERED=1 setsid --fork bash tpu_scripts/worker.sh run "$@" >>"logs/$log" 2>&1 </dev/null
+  # A shell without a terminal hands an ignored SIGINT down, and Python would never hear --stop.
+  PYTHONUNBUFFERED=1 env --default-signal=INT setsid --fork bash tpu_scripts/worker.sh run "$@" >>"logs/$log" 2>&1 </dev/null
   for ((; seconds > 0; seconds--)); do
     sleep 1
     if [[ -f logs/status ]]; then
