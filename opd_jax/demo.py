@@ -24,11 +24,12 @@ from opd_jax.reports.comparison import compare
 from opd_jax.reports.runs import load
 
 METHODS = ("opd", "topd", "popd")
+STUDENTS = {"chain": "builtin:student", "phase": "builtin:phase-student"}
 
 
 def config_of(method: str, task: str, seed: int, short: bool):
   """configs/METHOD.py at the cpu scale, on this task and with this seed."""
-  changes: dict = {"seed": seed, "data.path": f"task:{task}"}
+  changes: dict = {"seed": seed, "data.path": f"task:{task}", "student": STUDENTS[task]}
   if short:
     changes |= {"steps": 4, "batch": 8, "eval.every": 2, "eval.prompts": 16, "eval.batch": 16, "horizon.max": 64}
     if method == "popd":

@@ -55,7 +55,7 @@ def run(values: flags.FlagValues, c) -> None:
     params, what = hf.read(model.path, model.cfg, meshes.parameter_shardings(mesh, model.cfg)), values.model
   record, samples = Evaluator(c, i, params)(params)
 
-  console = Console(highlight=False)
+  console = Console(highlight=False, soft_wrap=True)
   console.print(f"{what}: {record['prompts']} problems, {record['k']} answer(s) each, temperature {c.eval.temperature}")
   console.print(f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]")
   for k, r in record["pass"].items():

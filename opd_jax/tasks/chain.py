@@ -14,9 +14,10 @@ does not depend on position. `PHASE` is the twin whose trait does: it writes ">"
 the lines, and its response goes on with both digits sent through a fixed permutation into letters ("#52>ef"), which is
 seen nowhere earlier.
 
-One student and one teacher know both tasks. The student holds *soft misconceptions*: for a fraction of the facts and
+One teacher knows both tasks. The student holds *soft misconceptions*: for a fraction of the facts and
 for the letters, the text it was pretrained on showed a fixed wrong result part of the time. Its format is perfect; the
-teacher's text was right throughout.
+teacher's text was right throughout. The student of PHASE went on from there, until it held its beliefs about letters as
+firmly as those about facts.
 """
 
 import dataclasses

@@ -2,6 +2,8 @@
 
     python -m opd_jax.tasks.pretrain --role=teacher --steps=1100 --short=900 --lr=2e-3 --out=DIR    about 8 minutes on two cores
     python -m opd_jax.tasks.pretrain --role=student --steps=650 --lr=3e-3 --out=DIR                 about 10 minutes
+    python -m opd_jax.tasks.pretrain --role=student --init=opd_jax/tasks/assets/student --steps=100 --lr=1e-3 \\
+        --letter-weight=30 --seed=1 --out=DIR                    phase-student, from the student; 2 minutes
 
 The teacher reads correct solutions of both built-in tasks; the student reads solutions written by somebody with its
 misconceptions. Both are written as Hugging Face directories (Qwen3 architecture) and loaded like any other model.
@@ -33,8 +35,13 @@ MODELS = {
 }
 
 
-def batches(beliefs: chain.Beliefs, rows: int, seed: int, rounds: tuple[int, int] = chain.CHAIN.rounds):
-  """Yields tokens int32[rows, T + 1] and loss weights f32[rows, T] of both tasks in turn; only the response counts."""
+def batches(
+  beliefs: chain.Beliefs, rows: int, seed: int, rounds: tuple[int, int] = chain.CHAIN.rounds, letter_weight: float = 1.0
+):
+  """Yields tokens int32[rows, T + 1] and loss weights f32[rows, T] of both tasks in turn; only the response counts.
+
+  The two letters of PHASE are two tokens among two hundred: `letter_weight` is what each counts.
+  """
   rng = random.Random(f"pretrain {seed}")
   tasks = [dataclasses.replace(task, rounds=rounds) for task in (chain.CHAIN, chain.PHASE)]
   width = tasks[1].max_prompt + tasks[1].max_response
@@ -47,6 +54,8 @@ def batches(beliefs: chain.Beliefs, rows: int, seed: int, rounds: tuple[int, int
       both = [*prompt, *text, chain.ids()[chain.EOS]]
       tokens[row, : len(both)] = both
       weights[row, len(prompt) - 1 : len(both) - 1] = 1
+      if row % 2:
+        weights[row, len(both) - 4 : len(both) - 2] = letter_weight
     yield tokens, weights
 
 
@@ -86,6 +95,7 @@ def main() -> None:
   parser.add_argument(
     "--short", type=int, default=0, help="so many of the steps, the first, on problems of 1 to 3 rounds"
   )
+  parser.add_argument("--letter-weight", type=float, default=1.0, help="loss weight of the letters of PHASE")
   parser.add_argument("--rows", type=int, default=32)
   parser.add_argument("--lr", type=float, default=3e-3)
   parser.add_argument("--seed", type=int, default=0)
@@ -96,7 +106,7 @@ def main() -> None:
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
   cfg = MODELS[args.role]
   params = hf.read(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
-  data = batches(beliefs, args.rows, args.seed)
+  data = batches(beliefs, args.rows, args.seed, letter_weight=args.letter_weight)
   if args.short:
     data = itertools.chain(itertools.islice(batches(beliefs, args.rows, args.seed, (1, 3)), args.short), data)
   params = train(cfg, params, data, args.steps, args.lr)
