@@ -27,7 +27,7 @@ def default() -> Config:
   """The main job on the built-in task; configs/*.py change what their method needs."""
   c: Config = ConfigDict()
   c.steps = 100  # rollout batches
-  c.seed = 0  # of prompts order, sampling and nothing else
+  c.seed = 0  # of the order of prompts and of sampling, in training and in evaluation
   c.student = "builtin:student"  # a Hugging Face directory, or builtin:NAME
   c.teacher = "builtin:teacher"
   c.allow_mismatch = ()  # of "tokenizer", "eos", "chat_template": differences between student and teacher that are intended
@@ -66,7 +66,7 @@ def default() -> Config:
   c.objective.kind = "reverse_kl"
   c.objective.support = "full"  # full, student_topk, sampled
   c.objective.k = 16  # student_topk
-  c.objective.chunk = 0  # positions per chunk of logits; 0: chosen so that a chunk holds about 4M logits per device
+  c.objective.chunk = 0  # positions per chunk of logits; 0: about 4M logits, and no fewer than 128 rows, per device
 
   c.optimizer = ConfigDict()
   c.optimizer.kind = "adamw"
