@@ -16,6 +16,7 @@ import ml_collections
 from ml_collections import ConfigDict
 
 from opd_jax.errors import InputError
+from opd_jax.objectives import divergence, loss, surrogate, weights
 
 Config = Any  # an ml_collections.ConfigDict, whose keys a type checker cannot know
 
@@ -30,6 +31,8 @@ def default() -> Config:
   c.seed = 0  # of the order of prompts and of sampling, in training and in evaluation
   c.student = "builtin:student"  # a Hugging Face directory, or builtin:NAME
   c.teacher = "builtin:teacher"
+  c.teachers = ()  # several teachers, instead of `teacher`: directories; together they are one mixed distribution
+  c.teacher_weights = ()  # of the mixture, one per teacher; (): equal. See data.teacher_field for one per example
   c.allow_mismatch = ()  # of "tokenizer", "eos", "chat_template": differences between student and teacher that are intended
 
   c.batch = 32  # prompts per step
@@ -41,6 +44,7 @@ def default() -> Config:
   c.data.path = "task:chain"  # a JSONL file, or task:NAME
   c.data.prompt_field = "prompt"  # a string, or a list of chat messages
   c.data.answer_field = "answer"
+  c.data.teacher_field = ""  # of a file: the example's teacher, as an index into `teachers` or a directory's last name
   c.data.max_prompt = 1024  # tokens
   c.data.on_bad_line = "refuse"  # refuse, skip (with a count), or truncate (too long prompts lose their beginning)
   c.data.chat_template = True  # wrap prompts in the student's chat template where its tokenizer has one
@@ -62,11 +66,44 @@ def default() -> Config:
   c.sampling.top_p = 1.0  # below 1, and top_k above 0, the rollout is no longer on-policy
   c.sampling.top_k = 0  # 0: off
 
-  c.objective = ConfigDict()
-  c.objective.kind = "reverse_kl"
-  c.objective.support = "full"  # full, student_topk, sampled
-  c.objective.k = 16  # student_topk
-  c.objective.chunk = 0  # positions per chunk of logits; 0: about 4M logits, and no fewer than 128 rows, per device
+  c.objective = ConfigDict()  # the distance between student and teacher at a token, objectives/divergence.py
+  c.objective.kind = "reverse_kl"  # reverse_kl, forward_kl, jsd, mixture (of the two KLs)
+  c.objective.support = "full"  # full, student_topk, teacher_topk, both_topk, sampled
+  c.objective.k = 16  # of the top-k supports
+  c.objective.tail = "bucket"  # what a top-k leaves out: bucket, renormalise, reweight (the paper's runs)
+  c.objective.beta = 0.5  # jsd: the teacher's share of the mean; mixture: the reverse KL's
+  c.objective.normalised = False  # jsd divided by beta (1 - beta), so that it meets the two KLs at 0 and 1
+  c.objective.student_temperature = 1.0
+  c.objective.teacher_temperature = 1.0
+  c.objective.entry_clip = 0.0  # largest entry of a divergence, nats; 0: off
+  c.objective.token_clip = 0.0  # largest divergence of a token, or |log-ratio| of a drawn one, nats; 0: off
+  c.objective.estimator = "auto"  # sampled: k1 (policy gradient), k2, k3; auto: k1, and k3 for the forward KL
+  c.objective.discount = 0.0  # sampled k1: 0 token level, 1 sequence level
+  c.objective.normaliser = "token"  # mean over tokens of the batch, over rows of means ("sequence"), over a "constant"
+  c.objective.constant = 0  # tokens per row; 0: horizon.max
+  c.objective.chunk = 0  # tokens per chunk of logits; 0: as many as measured well, see objectives/fused.py
+  c.objective.vocab_chunk = 0  # ids per block of the vocabulary; 0: all at once
+
+  c.weights = ConfigDict()  # how much each token's distance counts, objectives/weights.py
+  c.weights.kind = (
+    "uniform"  # first, last, segment, random (masks); linear, rising, gap, student_entropy, teacher_entropy
+  )
+  c.weights.tokens = 0  # masks: how many tokens of each row
+  c.weights.start = 0  # segment: first position
+  c.weights.end = 0.0  # linear: the weight at horizon.max
+  c.weights.gamma = 0.5  # gap
+  c.weights.mean_one = False  # weights divided by their mean over the row: no change of step size
+
+  c.importance = ConfigDict()  # for rollouts that the student of another update wrote, objectives/surrogate.py
+  c.importance.kind = "auto"  # none, truncated, masked; auto: truncated where updates_per_rollout is above 1
+  c.importance.level = "token"  # token, prefix, sequence: whose probability ratio
+  c.importance.cap = 2.0
+
+  c.mixture = ConfigDict()  # coefficients of the loss's terms
+  c.mixture.divergence = 1.0
+  c.mixture.reward = 0.0  # policy gradient of the verifier's verdict, group-relative
+  c.mixture.initial = 0.0  # KL(student || student before training), full vocabulary
+  c.mixture.reward_std = False  # divide group-relative advantages by the group's standard deviation
 
   c.optimizer = ConfigDict()
   c.optimizer.kind = "adamw"
@@ -143,6 +180,7 @@ def at_scale(scale: str) -> Config:
     c.micro_batch = 8
     c.horizon.max = 15360
     c.objective.support = "student_topk"
+    c.objective.tail = "reweight"
     c.objective.k = 16
     c.optimizer.lr = 1e-6
     c.eval.every = 5
@@ -175,8 +213,13 @@ def check(c: Config) -> None:
   positive("steps", "batch", "rollouts_per_prompt", "updates_per_rollout", "data.max_prompt", "eval.prompts", "eval.k")
   positive("eval.batch", "checkpoint.keep", "log.every", "log.bins", "optimizer.max_skipped", "objective.k")
   one_of("data.on_bad_line", "refuse", "skip", "truncate")
-  one_of("objective.kind", "reverse_kl")
-  one_of("objective.support", "full", "student_topk", "sampled")
+  one_of("objective.kind", *divergence.KINDS)
+  one_of("objective.support", *divergence.SUPPORTS)
+  one_of("objective.tail", *divergence.TAILS)
+  one_of("objective.normaliser", *weights.NORMALISERS)
+  one_of("weights.kind", *weights.KINDS)
+  one_of("importance.kind", *surrogate.IMPORTANCE)
+  one_of("importance.level", *surrogate.LEVELS)
   one_of("optimizer.kind", "adamw")
   one_of("precision", "auto", "float32", "bfloat16")
   for key in (
@@ -186,6 +229,14 @@ def check(c: Config) -> None:
     "optimizer.warmup",
     "sampling.top_k",
     "objective.chunk",
+    "objective.vocab_chunk",
+    "objective.constant",
+    "objective.entry_clip",
+    "objective.token_clip",
+    "weights.tokens",
+    "weights.start",
+    "weights.end",
+    "weights.gamma",
   ):
     if _get(c, key) < 0:
       raise InputError(f"config.{key} is {_get(c, key)}; it cannot be negative.")
@@ -206,6 +257,13 @@ def check(c: Config) -> None:
     raise InputError(
       f"config.sampling.temperature is {c.sampling.temperature}; a rollout is sampled, so it has to be above 0."
     )
+  for key in ("objective.student_temperature", "objective.teacher_temperature"):
+    if _get(c, key) <= 0:
+      raise InputError(f"config.{key} is {_get(c, key)}; it has to be above 0.")
+  for key in ("objective.beta", "objective.discount"):
+    if not 0 <= _get(c, key) <= 1:
+      raise InputError(f"config.{key} is {_get(c, key)}; it lies between 0 and 1.")
+  loss.check(c)
   if c.eval.temperature < 0:
     raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")
   if not 0 < c.sampling.top_p <= 1:

@@ -6,15 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from opd_jax import config as configs
 from opd_jax import horizon, tasks
 from opd_jax import mesh as meshes
+from opd_jax import teacher as frozen
 from opd_jax.config import Config
 from opd_jax.data import pipeline, sources
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf
+from opd_jax.objectives import loss as losses
 from opd_jax.rollout.sample import Sampling
 
 TRAIN_PROBLEMS = 8192  # of a built-in task; generated, so the number only has to be larger than most runs need
@@ -36,6 +40,7 @@ class Problems:
   ids: list[list[int]]
   answers: list[str]
   skipped: int = 0  # lines left out by data.on_bad_line
+  teachers: tuple[str, ...] = ()  # which of several teachers answers each, where the data say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Inputs:
   """What a training run needs."""
 
   student: Model
-  teacher: Model
+  teachers: tuple[Model, ...]
+  share: Float[np.ndarray, "prompts K"] | None  # how much each prompt listens to each of several teachers
   schedule: horizon.Schedule
   mesh: jax.sharding.Mesh
   tokenizer: Any  # of transformers
@@ -66,6 +72,7 @@ class Inputs:
   prompt_width: int  # P, tokens
   dtype: jnp.dtype
   evaluation: Evaluation | None  # None where config.eval.every is 0
+  verify: tasks.Verifier | None  # of rollouts; None where the loss has no reward
   warnings: tuple[str, ...]
 
 
@@ -81,22 +88,15 @@ def load(c: Config) -> Inputs:
   meshes.check_rows(mesh, c.batch, "config.batch")
   if c.micro_batch:
     meshes.check_rows(mesh, c.micro_batch, "config.micro_batch")
-  student, teacher = model(c.student), model(c.teacher)
+  student, names = model(c.student), tuple(c.teachers) or (c.teacher,)
   tokenizer = tokenizers.load(student.path)
-  tokenizers.compare(
-    student.path,
-    teacher.path,
-    tokenizer,
-    tokenizers.load(teacher.path),
-    student.stop_ids,
-    teacher.stop_ids,
-    c.allow_mismatch,
-  )
-  vocab = min(student.cfg.vocab, teacher.cfg.vocab)
+  teachers = tuple(teacher(name, student, tokenizer, c.allow_mismatch) for name in names)
+  vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
   train = problems(c, c.data.path, tokenizer, held_out=False)
+  share = frozen.shares(names, c.teacher_weights, train.teachers, len(train.ids))
   width = pipeline.width(train.ids)
-  longest = min(student.cfg.max_positions, teacher.cfg.max_positions)
+  longest = min(m.cfg.max_positions for m in (student, *teachers))
   if width + c.horizon.max > longest:
     raise InputError(
       f"Prompts of {width} tokens and config.horizon.max of {c.horizon.max} need {width + c.horizon.max} positions, "
@@ -113,7 +113,8 @@ def load(c: Config) -> Inputs:
   evaluation = load_evaluation(c, student, tokenizer, mesh, vocab) if c.eval.every else None
   return Inputs(
     student=student,
-    teacher=teacher,
+    teachers=teachers,
+    share=share,
     schedule=schedule,
     mesh=mesh,
     tokenizer=tokenizer,
@@ -122,7 +123,8 @@ def load(c: Config) -> Inputs:
     prompt_width=width,
     dtype=compute_dtype(c.precision),
     evaluation=evaluation,
-    warnings=_warnings(c, sampling, student, teacher, train, evaluation),
+    verify=tasks.verifier(verifier_name(c, c.data.path)) if c.mixture.reward else None,
+    warnings=_warnings(c, sampling, student, teachers, train, evaluation),
   )
 
 
@@ -146,19 +148,23 @@ def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vo
       f"Evaluation prompts of {width} tokens and {max_tokens} new ones do not fit the model's "
       f"{of.cfg.max_positions} positions; lower config.eval.max_tokens."
     )
-  name = c.data.verifier
-  if name == "auto":
-    name = path.removeprefix(configs.TASK) if path.startswith(configs.TASK) else "gsm8k"
   return Evaluation(
     model=of,
     tokenizer=tokenizer,
     problems=held_out,
-    verify=tasks.verifier(name),
+    verify=tasks.verifier(verifier_name(c, path)),
     sampling=Sampling(of.stop_ids, tokenizers.pad_id(tokenizer, of.stop_ids), vocab, c.eval.temperature),
     max_tokens=max_tokens,
     mesh=mesh,
     dtype=compute_dtype(c.precision),
   )
+
+
+def verifier_name(c: Config, path: str) -> str:
+  """`data.verifier`; auto is the built-in task's own, and gsm8k for a file."""
+  if c.data.verifier != "auto":
+    return c.data.verifier
+  return path.removeprefix(configs.TASK) if path.startswith(configs.TASK) else "gsm8k"
 
 
 def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
@@ -167,7 +173,7 @@ def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
   lost = sorted((i, token) for token, i in tokens.items() if i >= vocab)
   if lost:
     raise InputError(
-      f"The smaller of the two models has {vocab} ids, and the tokenizer needs {lost[-1][0] + 1}: "
+      f"The smallest of the models has {vocab} ids, and the tokenizer needs {lost[-1][0] + 1}: "
       f"{len(lost)} token(s) from {lost[0][1]!r} (id {lost[0][0]}) on would be lost. Vocabulary sizes may differ by "
       "padding only; choose models of one tokenizer."
     )
@@ -189,6 +195,14 @@ def model(name: str) -> Model:
   return Model(path, hf.read_config(path), stop)
 
 
+def teacher(name: str, student: Model, tokenizer, allow: tuple[str, ...]) -> Model:
+  """A teacher that reads what the student writes."""
+  found = model(name)
+  theirs = tokenizers.load(found.path)
+  tokenizers.compare(student.path, found.path, tokenizer, theirs, student.stop_ids, found.stop_ids, allow)
+  return found
+
+
 def problems(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
   """The prompts of a file or of a built-in task; of held-out ones, which need answers, the first `eval.prompts`."""
   if path.startswith(configs.TASK):
@@ -198,7 +212,9 @@ def problems(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     skipped = 0
   else:
     d = c.data
-    examples, skipped = sources.read_jsonl(path, d.prompt_field, d.answer_field, d.on_bad_line, need_answer=held_out)
+    need = held_out or c.mixture.reward > 0
+    which = "" if held_out else d.teacher_field
+    examples, skipped = sources.read_jsonl(path, d.prompt_field, d.answer_field, d.on_bad_line, need, which)
   ids, kept, unusable = pipeline.tokenise(
     examples,
     tokenizer,
@@ -208,7 +224,8 @@ def problems(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     on_bad_line=c.data.on_bad_line,
   )
   most = c.eval.prompts if held_out else len(ids)
-  return Problems(ids[:most], [e.answer for e in kept[:most]], skipped + unusable)
+  teachers = tuple(e.teacher for e in kept[:most]) if any(e.teacher for e in kept) else ()
+  return Problems(ids[:most], [e.answer for e in kept[:most]], skipped + unusable, teachers)
 
 
 def compute_dtype(precision: str) -> jnp.dtype:
@@ -219,7 +236,12 @@ def compute_dtype(precision: str) -> jnp.dtype:
 
 
 def _warnings(
-  c: Config, sampling: Sampling, student: Model, teacher: Model, train: Problems, evaluation: Evaluation | None
+  c: Config,
+  sampling: Sampling,
+  student: Model,
+  teachers: tuple[Model, ...],
+  train: Problems,
+  evaluation: Evaluation | None,
 ) -> tuple[str, ...]:
   """What is allowed but worth saying before the run."""
   out = []
@@ -228,14 +250,17 @@ def _warnings(
       f"sampling is not on-policy (temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}): "
       "the objective compares the untempered, untruncated distributions on tokens drawn from another one"
     )
-  if c.objective.support != "full" and c.updates_per_rollout > 1:
+  if c.updates_per_rollout > 1 and losses.chosen_importance(c) == "none":
     out.append(
-      f"{c.updates_per_rollout} updates per rollout with the {c.objective.support} estimator: from the second on the "
-      "tokens are off-policy and no importance weight corrects it"
+      f"{c.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and importance.kind "
+      "is none"
     )
-  if student.cfg.vocab != teacher.cfg.vocab:
+  if teachers[1:] and c.data.teacher_field:
+    out.append(f"each of the {len(teachers)} teachers reads every rollout, also those that another one answers")
+  sizes = {m.cfg.vocab for m in (student, *teachers)}
+  if len(sizes) > 1:
     out.append(
-      f"vocabulary sizes differ ({student.cfg.vocab} and {teacher.cfg.vocab}): both sides are compared over the first "
+      f"vocabulary sizes differ ({' and '.join(map(str, sorted(sizes)))}): all models are compared over the first "
       f"{sampling.vocab} ids, the rest is treated as padding"
     )
   if not student.stop_ids:

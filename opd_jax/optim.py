@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from opd_jax.types import TrainState
 
@@ -26,20 +26,27 @@ def make(c) -> optax.GradientTransformation:
 
 
 def apply(
-  optimizer: optax.GradientTransformation, state: TrainState, grads, loss: Float[Array, ""]
+  optimizer: optax.GradientTransformation, state: TrainState, grads, loss: Float[Array, ""], tokens: Int[Array, ""]
 ) -> tuple[TrainState, Float[Array, ""]]:
-  """One update, or none where the loss or the gradient is not finite.
+  """One update, or none where the loss or the gradient is not finite, or where there was nothing to learn from.
+
+  An update without a gradient would still move weights, by momentum and decay.
+
+  Args:
+    tokens: how many the loss is a mean over.
 
   Returns:
     The next state, and the gradient's global norm before clipping.
   """
   norm = optax.global_norm(grads)
+  wanted = tokens > 0
   good = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  keep = lambda new, old: jnp.where(good, new, old)
+  keep = lambda new, old: jnp.where(good & wanted, new, old)
   return TrainState(
     params=jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params),
     opt_state=jax.tree.map(keep, opt_state, state.opt_state),
     step=state.step + 1,
     skipped=jnp.where(good, 0, state.skipped + 1),
+    empty=state.empty + ~wanted,
   ), norm

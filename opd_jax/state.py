@@ -15,7 +15,7 @@ from opd_jax.types import Params, TrainState
 def init(c: Config, params: Params) -> TrainState:
   """A new optimiser around these parameters."""
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(params=params, opt_state=optim.make(c.optimizer).init(params), step=zero, skipped=zero)
+  return TrainState(params=params, opt_state=optim.make(c.optimizer).init(params), step=zero, skipped=zero, empty=zero)
 
 
 def abstract(c: Config, cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh) -> TrainState:

@@ -1,19 +1,59 @@
-"""Who teaches: an external model that never changes.
+"""Who teaches: external models that never change, and the student as it was before training.
 
-A teacher is its parameters on the mesh and the configuration that reads them. It is kept in the compute type, since
-nothing is ever added to it.
+A frozen model is its parameters on the mesh and the configuration that reads them. It is kept in the compute type,
+since nothing is ever added to it.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from opd_jax import mesh as meshes
+from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf
 from opd_jax.types import Params
 
 
 def external(directory: pathlib.Path, cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Params:
-  """Reads a teacher's weights straight into their shards."""
+  """Reads a frozen model's weights straight into their shards."""
   return hf.read(directory, cfg, meshes.parameter_shardings(mesh, cfg), dtype=dtype)
+
+
+def shares(
+  directories: Sequence[str], weights: Sequence[float], chosen: Sequence[str], prompts: int
+) -> Float[np.ndarray, "prompts K"] | None:
+  """How much each prompt listens to each of K teachers; None where there is one.
+
+  Args:
+    weights: of the mixture, where no teacher is chosen; empty: equal.
+    chosen: each prompt's teacher, as an index or as the last name of its directory; empty: all prompts mix.
+
+  Raises:
+    InputError: weights that do not fit, or a prompt whose teacher is none of them.
+  """
+  K = len(directories)
+  if weights and (len(weights) != K or min(weights) < 0 or not sum(weights)):
+    raise InputError(
+      f"config.teacher_weights is {tuple(weights)}; it needs one weight of 0 or more for each of the {K} teacher(s), "
+      "and not all of them 0."
+    )
+  if K == 1:
+    return None
+  if not chosen:
+    each = np.asarray(weights or [1.0] * K, np.float32)
+    return np.tile(each / each.sum(), (prompts, 1))
+  names = [pathlib.PurePath(d).name.removeprefix("builtin:") for d in directories]
+  rows = np.zeros((prompts, K), np.float32)
+  for i, name in enumerate(chosen):
+    known = name in names or (name.isdecimal() and int(name) < K)
+    if not known or names.count(name) > 1:
+      raise InputError(
+        f"Training example {i + 1} asks for the teacher {name!r} in config.data.teacher_field; the teachers are "
+        f"{', '.join(f'{k} ({n})' for k, n in enumerate(names))}: use an index, or a name that only one has."
+      )
+    rows[i, names.index(name) if name in names else int(name)] = 1
+  return rows

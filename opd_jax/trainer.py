@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import checkpoint, horizon, inputs, metrics, optim, state, teacher, workdir
+from opd_jax import checkpoint, credit, horizon, inputs, metrics, optim, state, teacher, workdir
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
-from opd_jax.evaluation import Evaluator
-from opd_jax.objectives.divergence import Objective
+from opd_jax.evaluation import Evaluator, decode
+from opd_jax.objectives import loss as losses
 from opd_jax.programs import Programs, use_cache
 from opd_jax.recipes.distill import Distill
-from opd_jax.types import Batch, Params, Rollout
+from opd_jax.types import Answer, Batch, Judges, Params, Rollout
 
 
 class Trainer:
@@ -50,7 +50,8 @@ class Trainer:
     self.stages = horizon.describe(self.schedule, c.steps, c.batch * c.rollouts_per_prompt)
     self.recipe = recipe(c, i)
     self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_width, i.sampling.pad_id, c.seed)
-    self.teacher = teacher.external(i.teacher.path, i.teacher.cfg, i.mesh, i.dtype)
+    read = lambda model: teacher.external(model.path, model.cfg, i.mesh, i.dtype)
+    self.judges = Judges(tuple(map(read, i.teachers)), read(i.student) if c.mixture.initial else None)
     self.key = jax.random.key(c.seed)
     self.checkpoints = checkpoint.Checkpoints(self.path, c.checkpoint.keep)
     if self.checkpoints.latest() is None:
@@ -62,7 +63,7 @@ class Trainer:
     self.step = self.resumed = position["step"]
     self.tokens = position["tokens"]
     self.clock = metrics.Clock(position["seconds"])
-    self.programs = Programs(lambda width: self.recipe.programs(width, self.state, self.teacher, self._shapes))
+    self.programs = Programs(lambda width: self.recipe.programs(width, self.state, self.judges, self._shapes))
     self.evaluator: Evaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
@@ -105,19 +106,35 @@ class Trainer:
     self.clock.lap("rollout")
     return said
 
-  def _score(self, program, batch: Batch, said: Rollout) -> jax.Array:
-    answer = jax.block_until_ready(program["score"](self.teacher, batch, said))
+  def _score(self, program, batch: Batch, said: Rollout) -> Answer:
+    answer = program["score"](self.judges, batch, said)
+    if self.inputs.verify:
+      answer = answer.replace(advantage=self._verify(said))
+    jax.block_until_ready(answer)
     self.clock.lap("score")
     return answer
 
-  def _update(self, program, answer: jax.Array, batch: Batch, said: Rollout) -> dict[str, Any]:
-    self.state, stats = program["update"](self.state, self.teacher, answer, batch, said)
+  def _verify(self, said: Rollout) -> jax.Array:
+    """Advantages of the rollouts whose answers are right, and of the others."""
+    c, i = self.c, self.inputs
+    texts = decode(i.tokenizer, *jax.device_get((said.response, said.mask)), i.sampling.stop_ids)
+    answers = [i.train.answers[p] for p in self.prompts.index for _ in range(c.rollouts_per_prompt)]
+    reward = np.array([i.verify(*pair) for pair in zip(texts, answers, strict=True)], np.float32)
+    self.reward = float(reward.mean())
+    advantage = credit.group_relative(reward, c.rollouts_per_prompt, std=c.mixture.reward_std)
+    return jax.device_put(advantage, meshes.rows(i.mesh))
+
+  def _update(self, program, answer: Answer, batch: Batch, said: Rollout) -> dict[str, Any]:
+    self.state, stats = program["update"](self.state, self.judges, answer, batch, said)
     stats = jax.device_get(stats)
     self.clock.lap("update")
     return stats
 
   def _next_batch(self) -> Batch:
-    batch = jax.device_put(next(self.prompts), meshes.rows(self.inputs.mesh))
+    batch, share = next(self.prompts), self.inputs.share
+    if share is not None:
+      batch = batch.replace(share=share[self.prompts.index])
+    batch = jax.device_put(batch, meshes.rows(self.inputs.mesh))
     self.clock.lap("other")
     return batch
 
@@ -143,6 +160,9 @@ class Trainer:
         "grad_norm": float(stats["grad_norm"]),
         "lr": optim.learning_rate(self.c.optimizer, step * self.c.updates_per_rollout),
         "skipped": int(stats["skipped"]),
+        "empty": int(stats["empty"]),
+        "trained": int(stats["trained"]),
+        **({"reward": self.reward} if self.inputs.verify else {}),
         "tokens": self.tokens,
         "step_tokens": int(stats["tokens"]),
         "width": self.schedule.width(step),
@@ -200,9 +220,11 @@ class Trainer:
     c, i = self.c, self.inputs
     if self.step < c.steps:
       workdir.describe(self.path, self.stages, [], self.resumed)
+    names = zip(tuple(c.teachers) or (c.teacher,), self.judges.teachers, strict=True)
+    teachers = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in names)
     self.log.say(
       f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "
-      f"({_millions(self.state.params)}), teacher {c.teacher} ({_millions(self.teacher)}), {c.steps} steps of "
+      f"({_millions(self.state.params)}), {teachers}, {c.steps} steps of "
       f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_width} tokens, "
       f"{i.mesh.size} device(s), {i.dtype}, workdir {self.path}"
     )
@@ -223,10 +245,11 @@ class Trainer:
   @property
   def _shapes(self) -> Batch:
     """The abstract batch that programs are compiled for."""
-    shape = (self.c.batch, self.inputs.prompt_width)
+    shape, share = (self.c.batch, self.inputs.prompt_width), self.inputs.share
     return Batch(
       prompt=jax.ShapeDtypeStruct(shape, jnp.int32),  # pyright: ignore[reportArgumentType]
       prompt_mask=jax.ShapeDtypeStruct(shape, jnp.bool_),  # pyright: ignore[reportArgumentType]
+      share=None if share is None else jax.ShapeDtypeStruct((shape[0], share.shape[1]), jnp.float32),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -235,9 +258,9 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
   rows = c.batch * c.rollouts_per_prompt
   return Distill(
     student=i.student.cfg,
-    teacher=i.teacher.cfg,
+    teachers=tuple(t.cfg for t in i.teachers),
     sampling=i.sampling,
-    objective=Objective(c.objective.support, c.objective.k, c.objective.chunk),
+    loss=losses.from_config(c, i.sampling.vocab),
     optimizer=optim.make(c.optimizer),
     mesh=i.mesh,
     n=c.rollouts_per_prompt,
@@ -246,7 +269,7 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
     remat=c.remat,
     max_horizon=c.horizon.max,
     bins=min(c.log.bins, c.horizon.max),
-    overlap_k=c.log.overlap_k,
+    seed=c.seed,
   )
 
 

@@ -1,6 +1,6 @@
 """The records that travel between the rooms of the library.
 
-Dimensions: B rows, P prompt width, H horizon (response width).
+Dimensions: B rows, P prompt width, H horizon (response width), D and E widths of models, K teachers.
 """
 
 from typing import Any
@@ -18,6 +18,7 @@ class Batch:
 
   prompt: Int[Array, "B P"]  # left-padded token ids
   prompt_mask: Bool[Array, "B P"]  # true on real tokens
+  share: Float[Array, "B K"] | None = None  # with several teachers: the weight of each; rows sum to 1
 
 
 @flax.struct.dataclass
@@ -31,6 +32,23 @@ class Rollout:
 
 
 @flax.struct.dataclass
+class Judges:
+  """Frozen models that read what the student said."""
+
+  teachers: tuple[Params, ...]
+  initial: Params | None = None  # the student before training, where the loss holds it near
+
+
+@flax.struct.dataclass
+class Answer:
+  """What is made of a rollout: the judges' hidden states before every response token, and the verifier's verdict."""
+
+  teachers: tuple[Float[Array, "B H E"], ...]
+  initial: Float[Array, "B H D"] | None = None
+  advantage: Float[Array, "B"] | None = None  # of each row's reward, where the loss has one
+
+
+@flax.struct.dataclass
 class TrainState:
   """Everything on the device that the next step depends on."""
 
@@ -38,3 +56,4 @@ class TrainState:
   opt_state: Any  # optax
   step: jax.Array  # int32[], updates applied or skipped so far
   skipped: jax.Array  # int32[], updates skipped in a row because of a NaN or Inf
+  empty: jax.Array  # int32[], updates left out so far because there was no token to train

@@ -32,11 +32,11 @@ def test_the_optimiser_follows_the_schedule():
   np.testing.assert_allclose(moved, [optim.learning_rate(c, i) for i in range(3)], rtol=1e-4)
 
 
-def update(c, params, grads):
+def update(c, params, grads, tokens=1):
   optimizer = optim.make(c)
   zero = jnp.int32(0)
-  state = TrainState(params=params, opt_state=optimizer.init(params), step=zero, skipped=zero)
-  return optim.apply(optimizer, state, grads, jnp.float32(1.0))
+  state = TrainState(params=params, opt_state=optimizer.init(params), step=zero, skipped=zero, empty=zero)
+  return optim.apply(optimizer, state, grads, jnp.float32(1.0), jnp.int32(tokens))
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -62,3 +62,11 @@ def test_nan_leaves_parameters_and_moments():
   np.testing.assert_array_equal(state.params["q"], params["q"])
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(state.opt_state))
   assert (int(state.step), int(state.skipped)) == (1, 1)
+
+
+def test_nothing_to_learn_from_moves_nothing_and_is_counted():
+  """Adam's momentum and the decay would."""
+  params = {"q": jnp.ones(3)}
+  state, _ = update(settings(weight_decay=0.1, lr=1.0), params, {"q": jnp.zeros(3)}, tokens=0)
+  np.testing.assert_array_equal(state.params["q"], params["q"])
+  assert (int(state.step), int(state.skipped), int(state.empty)) == (1, 0, 1)

@@ -67,8 +67,8 @@ def test_training_moves_the_student_and_not_the_teacher(whole, tiny):
     (np.asarray(a) != np.asarray(b)).any()
     for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(run.state.params), strict=True)
   )
-  teacher = hf.read(hf.resolve(tiny["teacher"]), run.inputs.teacher.cfg)
-  jax.tree.map(np.testing.assert_array_equal, run.teacher, teacher)
+  teacher = hf.read(hf.resolve(tiny["teacher"]), run.inputs.teachers[0].cfg)
+  jax.tree.map(np.testing.assert_array_equal, run.judges.teachers, (teacher,))
 
 
 @pytest.mark.parametrize("stop", [2, 4, 5], ids=lambda s: f"after step {s}")

@@ -23,10 +23,16 @@ class Example:
   prompt: str | tuple[dict[str, Any], ...]  # plain text, or chat messages {role, content}
   answer: str  # "" where there is none
   where: str  # "file.jsonl:12", for error messages
+  teacher: str = ""  # which of several teachers answers
 
 
 def read_jsonl(
-  path: str | pathlib.Path, prompt_field: str, answer_field: str, on_bad_line: str, need_answer: bool
+  path: str | pathlib.Path,
+  prompt_field: str,
+  answer_field: str,
+  on_bad_line: str,
+  need_answer: bool,
+  teacher_field: str = "",
 ) -> tuple[list[Example], int]:
   """The problems of a file, and the number of lines left out.
 
@@ -35,6 +41,7 @@ def read_jsonl(
     answer_field: the key of a string or a number; read where present.
     on_bad_line: "skip" leaves bad lines out; "refuse" and "truncate" stop at the first.
     need_answer: a line without an answer is bad.
+    teacher_field: the key of a string or a number, which every line then needs; "": none.
 
   Raises:
     InputError: a bad line that may not be skipped, no usable line at all, or a file that cannot be read.
@@ -45,7 +52,7 @@ def read_jsonl(
   for number, line in _lines(path):
     where = f"{path}:{number}"
     try:
-      examples.append(_example(line, prompt_field, answer_field, need_answer, where))
+      examples.append(_example(line, prompt_field, answer_field, need_answer, where, teacher_field))
     except _BadLine as e:
       fault = f"{where}: {e}"
       if on_bad_line != "skip":
@@ -89,7 +96,9 @@ def _lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
     raise InputError(f"{path} cannot be read ({e.strerror}); check data.path and its permissions.") from None
 
 
-def _example(line: str, prompt_field: str, answer_field: str, need_answer: bool, where: str) -> Example:
+def _example(
+  line: str, prompt_field: str, answer_field: str, need_answer: bool, where: str, teacher_field: str = ""
+) -> Example:
   if not line:
     raise _BadLine("the line is empty; remove it")
   try:
@@ -113,7 +122,8 @@ def _example(line: str, prompt_field: str, answer_field: str, need_answer: bool,
       answer = ""
   else:
     answer = ""
-  return Example(prompt, answer, where)
+  teacher = _answer(_field(record, teacher_field, "teacher"), teacher_field) if teacher_field else ""
+  return Example(prompt, answer, where, teacher)
 
 
 def _field(record: dict, name: str, role: str) -> Any:

@@ -1,87 +1,284 @@
 """What is compared at each position: the dense reference that people read.
 
-s = student, t = teacher, at one position:
+s = student, t = teacher, at one position, over the V ids of the vocabulary:
 
-    reverse KL        sum_v s_v (log s_v - log t_v)
-    sampled token     stop_gradient(log s_y - log t_y) log s_y, y drawn by the student
-    student top-k     sum_{j in top-k of s} stop_gradient(w_j (log s_j - log t_j)) s_j / stop_gradient(s_j),
-                      w = softmax over the k of log s_j
+    reverse_kl   KL(s || t) = sum_v s_v (log s_v - log t_v)                   seeks the teacher's modes
+    forward_kl   KL(t || s) = sum_v t_v (log t_v - log s_v)                   covers all the teacher does
+    jsd          beta KL(t || m) + (1 - beta) KL(s || m),  m = beta t + (1 - beta) s
+                 normalised: divided by beta (1 - beta), and then the forward KL at beta 0 and the reverse KL at beta 1
+    mixture      beta KL(s || t) + (1 - beta) KL(t || s)
 
-All three take normalised log-probabilities over the same V ids and give one number per position, in nats. Gradients
-flow through the student only. In expectation over y, the gradient of the sampled-token estimator is that of the
-reverse KL; the student top-k gradient equals it where k = V and is biased below, because the log-probabilities are
-not renormalised while the weights are (arXiv:2605.31490, section 4 of whose table names it; form of the released code
-that its pairs come from).
+Each is a sum of one entry per id, so each can be taken over fewer of them (`support`): the k most likely ids of the
+student, of the teacher, or of either, and the rest (`tail`) put into one more entry on each side ("bucket"), or taken
+out of both distributions ("renormalise"). "reweight" is the estimator of the runs of arXiv:2605.31490: weights
+renormalised over the student's k, log-probabilities not; its gradient is that of the reverse KL where k = V and is
+biased below.
 
-Dimensions: B rows, H response positions, V vocabulary.
+A divergence is never negative, with two exceptions: `entry_clip` takes the upper part of single entries away (d-OPSD,
+PW-OPSD), and "reweight" compares log-probabilities that do not sum to one. Neither is clamped.
+
+Where the teacher gives nothing to an id that the student can say, the reverse KL is infinite, and where the student
+cannot say what the teacher does, the forward KL is; an id that neither can say adds nothing.
+
+`weighted` here and in fused.py are one interface: this one makes [B, H, V] and lets JAX differentiate it.
+
+Dimensions: B rows, H response positions, D width of a model, V vocabulary, K teachers, n entries that are compared.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.nn import log_softmax
+from jaxtyping import Array, Bool, Float, Int
+
+KINDS = ("reverse_kl", "forward_kl", "jsd", "mixture")
+SUPPORTS = ("full", "student_topk", "teacher_topk", "both_topk", "sampled")
+TAILS = ("bucket", "renormalise", "reweight")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """`config.objective`: which of the three, and the student's k."""
+  """`config.objective`, as far as it concerns single positions, and what reading them needs to know."""
 
-  support: str = "full"  # full, student_topk, sampled
+  vocab: int  # both softmaxes are over the first `vocab` ids; what a model has beyond them is padding
+  kind: str = "reverse_kl"
+  support: str = "full"  # "sampled": only the drawn token's log-probabilities, see surrogate.py
   k: int = 16
-  chunk: int = 0  # positions per chunk in objectives/fused.py; 0: chosen there
+  tail: str = "bucket"
+  beta: float = 0.5
+  normalised: bool = False
+  student_temperature: float = 1.0
+  teacher_temperature: float = 1.0
+  sampling_temperature: float = 1.0  # the rollout's: the drawn token's log-probability is taken at it
+  entry_clip: float = 0.0  # largest entry; 0: off
+  overlap_k: int = 0  # statistics: top-k overlap of student and teacher; 0: off
+  chunk: int = 0  # fused.py: tokens per chunk; 0: chosen there
+  vocab_chunk: int = 0  # fused.py: ids per block of the vocabulary; 0: all at once
+
+  @property
+  def topk(self) -> bool:
+    return self.support.endswith("topk")
 
 
-def reverse_kl(student: Float[Array, "*b V"], teacher: Float[Array, "*b V"]) -> Float[Array, "*b"]:
-  """KL(student || teacher) per position."""
-  teacher = lax.stop_gradient(teacher)
-  return jnp.sum(jnp.exp(student) * (student - teacher), axis=-1)
+class Readout(NamedTuple):
+  """What a model thinks before every response token: hidden states, and the head that turns them into logits."""
+
+  hidden: Float[Array, "B H D"]
+  head: Float[Array, "V D"]
 
 
-def sampled_token(
-  student: Float[Array, "*b V"], teacher: Float[Array, "*b V"], token: Int[Array, "*b"]
-) -> Float[Array, "*b"]:
-  """Policy-gradient estimator of the reverse KL from the drawn token.
+class Coefficients(NamedTuple):
+  """What a loss is made of: its derivative by three readings of every token (None: not part of it)."""
 
-  Its value, log s - log t, is an unbiased estimate of the divergence (k1). Differentiating that value itself would
-  give a gradient without the teacher in it, so the value is carried by a stop-gradient and the derivative by log s.
+  divergence: Float[Array, "B H"] | None = None
+  logprob: Float[Array, "B H"] | None = None
+  initial_kl: Float[Array, "B H"] | None = None
+
+
+Readings = dict[str, Float[Array, "B H"]]
+
+
+def weighted(
+  objective: Objective,
+  student: Readout,
+  teachers: tuple[Readout, ...],
+  token: Int[Array, "B H"],
+  mask: Bool[Array, "B H"],
+  coefficients: Coefficients,
+  *,
+  share: Float[Array, "B K"] | None = None,
+  initial: Readout | None = None,
+) -> tuple[Float[Array, ""], Readings]:
+  """The sum over tokens of coefficients times readings, and the readings (without gradient, 0 outside the mask).
+
+  Gradients flow through `student` only: not through coefficients, teachers or the initial student.
+
+  Args:
+    share: with several teachers, the weight of each for each row; rows sum to 1.
+    initial: the student before training, for `initial_kl`.
   """
-  s = jnp.take_along_axis(student, token[..., None], axis=-1)[..., 0]
-  t = jnp.take_along_axis(teacher, token[..., None], axis=-1)[..., 0]
-  cost = lax.stop_gradient(s - t)
-  return cost + cost * (s - lax.stop_gradient(s))
+  found = read(objective, student, teachers, token, mask, share=share, initial=initial)
+  total = jnp.zeros((), jnp.float32)
+  for name, c in coefficients._asdict().items():
+    if c is not None:
+      total += jnp.sum(jnp.where(mask, lax.stop_gradient(c) * found[name], 0.0))
+  return total, lax.stop_gradient(found)
 
 
-def student_topk(student: Float[Array, "*b V"], teacher: Float[Array, "*b V"], k: int) -> Float[Array, "*b"]:
-  """The paper runs' estimator over the student's own k most likely tokens."""
-  k = min(k, student.shape[-1])
-  s, ids = lax.top_k(student, k)
-  t = jnp.take_along_axis(teacher, ids, axis=-1)
-  cost = lax.stop_gradient(jax.nn.softmax(s, axis=-1) * (s - t))
+def read(
+  objective: Objective,
+  student: Readout,
+  teachers: tuple[Readout, ...],
+  token: Int[Array, "B H"],
+  mask: Bool[Array, "B H"],
+  *,
+  share: Float[Array, "B K"] | None = None,
+  initial: Readout | None = None,
+) -> Readings:
+  """Per token and 0 outside the mask:
+
+  divergence: the objective (absent for the sampled support); clipped: the share of its entries that were clipped.
+  logprob, teacher_logprob: of the drawn token, at the sampling temperature and at the teacher's.
+  kl: the full reverse KL whatever the objective; student_entropy, teacher_entropy; overlap.
+  initial_kl: KL(student || initial student) over the full vocabulary.
+  """
+  frozen = lambda r: lax.stop_gradient(logits(r, objective.vocab))
+  student = student._replace(hidden=jnp.where(mask[..., None], student.hidden, 0.0))
+  x = logits(student, objective.vocab)
+  s = log_softmax(x / objective.student_temperature)
+  t = mix([log_softmax(frozen(r) / objective.teacher_temperature) for r in teachers], share)
+  of = lambda log: jnp.take_along_axis(log, token[..., None], axis=-1)[..., 0]
+  out = {
+    "logprob": of(log_softmax(x / objective.sampling_temperature)),
+    "teacher_logprob": of(t),
+    "kl": jnp.sum(reverse_kl(s, t), axis=-1),
+    "student_entropy": entropy(s),
+    "teacher_entropy": entropy(t),
+  }
+  if objective.support != "sampled":
+    out["divergence"] = divergence(objective, s, t)
+    if objective.entry_clip:
+      out["clipped"] = clipped(objective, *support(objective, s, t))
+  if objective.overlap_k:
+    out["overlap"] = overlap(s, t, objective.overlap_k)
+  if initial is not None:
+    out["initial_kl"] = jnp.sum(reverse_kl(s, log_softmax(frozen(initial) / objective.student_temperature)), axis=-1)
+  return {name: jnp.where(mask, a, 0.0) for name, a in out.items()}
+
+
+def divergence(objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"]) -> Float[Array, "*b"]:
+  """The configured divergence of normalised log-probabilities over the whole vocabulary, in nats."""
+  if objective.tail == "reweight" and objective.topk:
+    return reweighted_topk(s, t, objective.k)
+  found = entries(objective, *support(objective, s, t))
+  return jnp.sum(jnp.minimum(found, objective.entry_clip) if objective.entry_clip else found, axis=-1)
+
+
+def entries(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """What each id adds to the divergence. Some entries are negative; their sum is not."""
+  match objective.kind:
+    case "reverse_kl":
+      return reverse_kl(s, t)
+    case "forward_kl":
+      return forward_kl(s, t)
+    case "jsd":
+      return jsd(s, t, objective.beta, objective.normalised)
+    case "mixture":
+      return objective.beta * reverse_kl(s, t) + (1 - objective.beta) * forward_kl(s, t)
+  raise ValueError(f"objective kind {objective.kind!r} is not one of {', '.join(KINDS)}")
+
+
+def reverse_kl(s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """Entries of KL(student || teacher)."""
+  return _expectation(s, s, t)
+
+
+def forward_kl(s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """Entries of KL(teacher || student)."""
+  return _expectation(t, t, s)
+
+
+def jsd(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float, normalised: bool) -> Float[Array, "*b n"]:
+  """Entries of beta KL(t || m) + (1 - beta) KL(s || m), m = beta t + (1 - beta) s (arXiv:2306.13649).
+
+  As published it is 0 for everything at beta 0 and 1, and at most log 2. Normalised it meets the two KLs there.
+  """
+  if normalised and beta in (0, 1):
+    return forward_kl(s, t) if beta == 0 else reverse_kl(s, t)
+  m = log_mean(s, t, beta)
+  both = beta * _expectation(t, t, m) + (1 - beta) * _expectation(s, s, m)
+  return both / (beta * (1 - beta)) if normalised else both
+
+
+def log_mean(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float) -> Float[Array, "*b n"]:
+  """log(beta t + (1 - beta) s), exactly s where the two are equal: seen from the larger one, whose ratio is at most 1."""
+  low, high = jnp.where(t < s, t, s), jnp.where(t < s, s, t)  # not min and max: they share a gradient between equals
+  nothing = low == -jnp.inf
+  ratio = jnp.where(nothing, -1.0, jnp.expm1(jnp.where(nothing, 0.0, low - high)))
+  return high + jnp.log1p(jnp.where(t < s, beta, 1 - beta) * ratio)
+
+
+def _expectation(p: Float[Array, "*b n"], a: Float[Array, "*b n"], b: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """exp(p) (a - b), and 0 where the probability is 0, in value and gradient."""
+  there = p > -jnp.inf
+  safe = lambda x: jnp.where(there, x, 0.0)
+  return safe(jnp.exp(safe(p)) * (safe(a) - safe(b)))
+
+
+def support(
+  objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"]
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+  """The two distributions that are compared: over all ids, or over the chosen ones and perhaps the bucket.
+
+  An id that both sides choose takes part once; its second entry has probability 0 on both sides.
+  """
+  if not objective.topk:
+    return s, t
+  ids, chosen = chosen_ids(objective, s, t)
+  member = jnp.any(jnp.where(chosen[..., None], jax.nn.one_hot(ids, s.shape[-1], dtype=bool), False), axis=-2)
+
+  def of(log):
+    at = jnp.where(chosen, jnp.take_along_axis(log, ids, axis=-1), -jnp.inf)
+    if objective.tail == "renormalise":
+      return log_softmax(at)
+    return jnp.concatenate([at, log_sum(jnp.where(member, -jnp.inf, log))[..., None]], axis=-1)
+
+  return of(s), of(t)
+
+
+def chosen_ids(
+  objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"]
+) -> tuple[Int[Array, "*b n"], Bool[Array, "*b n"]]:
+  """The ids of the support, and which of them do not repeat an earlier one."""
+  k = min(objective.k, s.shape[-1])
+  top = lambda log: lax.top_k(lax.stop_gradient(log), k)[1]
+  if objective.support == "both_topk":
+    mine, other = top(s), top(t)
+    again = jnp.any(other[..., :, None] == mine[..., None, :], axis=-1)
+    return jnp.concatenate([mine, other], axis=-1), jnp.concatenate([jnp.ones_like(again), ~again], axis=-1)
+  ids = top(s if objective.support == "student_topk" else t)
+  return ids, jnp.ones(ids.shape, bool)
+
+
+def reweighted_topk(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int) -> Float[Array, "*b"]:
+  """sum_j sg(w_j (log s_j - log t_j)) s_j / sg(s_j) over the student's k, w = softmax over the k of log s."""
+  s, ids = lax.top_k(s, min(k, s.shape[-1]))
+  cost = lax.stop_gradient(jax.nn.softmax(s, axis=-1) * (s - jnp.take_along_axis(t, ids, axis=-1)))
   return jnp.sum(cost * jnp.exp(s - lax.stop_gradient(s)), axis=-1)
 
 
-def per_token(
-  objective: Objective, student: Float[Array, "*b V"], teacher: Float[Array, "*b V"], token: Int[Array, "*b"]
-) -> Float[Array, "*b"]:
-  """The configured objective at every position."""
-  match objective.support:
-    case "full":
-      return reverse_kl(student, teacher)
-    case "student_topk":
-      return student_topk(student, teacher, objective.k)
-    case "sampled":
-      return sampled_token(student, teacher, token)
-  raise ValueError(f"objective support {objective.support!r} is not one of full, student_topk, sampled")
+def clipped(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+  """The share of entries above the clip."""
+  return jnp.mean(entries(objective, s, t) > objective.entry_clip, axis=-1, dtype=jnp.float32)
 
 
-def entropy(logprob: Float[Array, "*b V"]) -> Float[Array, "*b"]:
-  return -jnp.sum(jnp.exp(logprob) * logprob, axis=-1)
+def entropy(log: Float[Array, "*b V"]) -> Float[Array, "*b"]:
+  return -jnp.sum(_expectation(log, log, jnp.zeros_like(log)), axis=-1)
 
 
-def overlap(student: Float[Array, "*b V"], teacher: Float[Array, "*b V"], k: int) -> Float[Array, "*b"]:
+def overlap(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int) -> Float[Array, "*b"]:
   """|top-k of the student and top-k of the teacher| / k."""
-  k = min(k, student.shape[-1])
+  k = min(k, s.shape[-1])
   ids = lambda x: lax.top_k(x, k)[1]
-  return jnp.mean(jnp.any(ids(student)[..., :, None] == ids(teacher)[..., None, :], axis=-1), axis=-1)
+  return jnp.mean(jnp.any(ids(s)[..., :, None] == ids(t)[..., None, :], axis=-1), axis=-1)
+
+
+def mix(teachers: list[Float[Array, "B H V"]], share: Float[Array, "B K"] | None) -> Float[Array, "B H V"]:
+  """Several teachers as one: t = sum_i share_i t_i. A share of 1 and zeros chooses one of them exactly."""
+  if share is None:
+    return teachers[0]
+  return log_sum(jnp.stack([t + jnp.log(share[:, i, None, None]) for i, t in enumerate(teachers)], axis=-1))
+
+
+def log_sum(log: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+  """Log of a sum of probabilities; -inf, with zero gradient, where there is none."""
+  there = jnp.any(log > -jnp.inf, axis=-1)
+  return jnp.where(there, jax.nn.logsumexp(jnp.where(there[..., None], log, 0.0), axis=-1), -jnp.inf)
+
+
+def logits(r: Readout, vocab: int) -> Float[Array, "B H V"]:
+  """Over the shared ids, fp32."""
+  return jnp.einsum("bhd,vd->bhv", r.hidden, r.head[:vocab].astype(r.hidden.dtype), preferred_element_type=jnp.float32)

@@ -1,118 +1,187 @@
-"""The objectives of divergence.py from hidden states, in chunks: [B, H, V] never exists.
+"""The readings of divergence.py and their weighted sum from hidden states, in chunks: [B, H, V] never exists.
 
-Each chunk of positions gets its logits, its per-token values and statistics, and is recomputed in the backward pass,
-so temporary memory is O(B chunk V). Chunks run along the response axis, which no device mesh splits, so that every
-device works on its own rows.
+A loss is a sum of readings with coefficients that carry no gradient, so the gradient of a chunk of tokens can be made
+while its logits are there: one pass, nothing kept and nothing recomputed. Temporary memory is O(chunk V) beside the
+gradients themselves; sums and accumulators are fp32.
 
-Dimensions: B rows, H response positions, D and E widths of student and teacher, V vocabulary.
+On a mesh the rows lie over data and fsdp and the vocabulary over tensor. Every device works on its own rows and ids
+(chunk.py says how the ids come together), and the head's gradient is summed over devices once, after the last chunk.
+
+Dimensions: B rows, H response positions, D width of a model, V vocabulary, v of its ids on this device, K teachers.
 """
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.objectives import divergence
-from opd_jax.objectives.divergence import Objective
+from opd_jax.objectives.chunk import Chunk, Heads, Tokens, split
+from opd_jax.objectives.divergence import Coefficients, Objective, Readings, Readout
 
-LOGITS_PER_CHUNK = 4 * 2**20  # per device and side; 16 MiB in fp32
-LEAST_ROWS = 128  # of a chunk's matrix product, however large the vocabulary
+LOGITS_PER_CHUNK = {"cpu": 3 * 2**20}  # per device and model; at V 32768 96 tokens, near the fastest there
+LOGITS_ON_ACCELERATORS = 64 * 2**20  # 256 MiB in fp32: large enough for the matrix units, not measured yet
+LEAST_TOKENS = 64  # of a chunk's matrix product, however large the vocabulary
+ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes
 
 
-def per_token(
+def weighted(
   objective: Objective,
-  student: Float[Array, "B H D"],
-  student_head: Float[Array, "V D"],
-  teacher: Float[Array, "B H E"],
-  teacher_head: Float[Array, "V E"],
+  student: Readout,
+  teachers: tuple[Readout, ...],
+  token: Int[Array, "B H"],
+  mask: Bool[Array, "B H"],
+  coefficients: Coefficients,
+  *,
+  share: Float[Array, "B K"] | None = None,
+  initial: Readout | None = None,
+  mesh: Mesh | None = None,
+  readings: bool = True,
+) -> tuple[Float[Array, ""], Readings]:
+  """See `divergence.weighted`. Gradients flow through `student` only.
+
+  Args:
+    mesh: whose devices share the work; None: one device.
+    readings: False leaves out what the sum does not need; a teacher that it does not need is not read.
+  """
+  given = Given(teachers, initial, token, mask, coefficients, share)
+  return _weighted(Work(objective, mesh, readings), student, given)
+
+
+def read(
+  objective: Objective,
+  student: Readout,
+  teachers: tuple[Readout, ...],
   token: Int[Array, "B H"],
   mask: Bool[Array, "B H"],
   *,
-  vocab: int,
-  overlap_k: int = 0,
-  row_shards: int = 1,
-) -> tuple[Float[Array, "B H"], dict[str, Float[Array, "B H"]]]:
-  """The objective at every response position, 0 outside the mask, and what is worth knowing there.
+  share: Float[Array, "B K"] | None = None,
+  initial: Readout | None = None,
+  mesh: Mesh | None = None,
+) -> Readings:
+  """See `divergence.read`; without gradient."""
+  given = Given(teachers, initial, token, mask, Coefficients(), share)
+  return Work(objective, mesh).run(lax.stop_gradient(student), given)[1]
 
-  Args:
-    vocab: both softmaxes are over the first `vocab` ids; the rest is padding that one side does not know.
-    overlap_k: 0 leaves the top-k overlap out.
-    row_shards: devices that share the B rows; chunks are sized for what one of them holds.
 
-  Returns:
-    Per-token values, and statistics without gradient: kl (full reverse KL whatever the objective),
-    student_entropy, teacher_entropy, overlap.
-  """
-  B, H = token.shape
-  rows = -(-B // row_shards)
-  chunk = min(H, objective.chunk or max(LOGITS_PER_CHUNK // (rows * vocab), -(-LEAST_ROWS // rows)))
-  student_head, teacher_head = student_head[:vocab], teacher_head[:vocab]
+class Given(NamedTuple):
+  """Everything that gets no gradient."""
 
-  @functools.partial(jax.checkpoint, prevent_cse=False)
-  def one(student, teacher, token):
-    s, t = _logits(student, student_head), lax.stop_gradient(_logits(teacher, teacher_head))
-    s_log, t_log = jax.nn.log_softmax(s, axis=-1), jax.nn.log_softmax(t, axis=-1)
-    if objective.support == "full":
-      value = reverse_kl(s, s_log, t_log)
+  teachers: tuple[Readout, ...]
+  initial: Readout | None
+  token: Int[Array, "B H"]
+  mask: Bool[Array, "B H"]
+  coefficients: Coefficients
+  share: Float[Array, "B K"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """One pass over all tokens: what is static in it."""
+
+  objective: Objective
+  mesh: Mesh | None = None
+  readings: bool = True
+  gradient: bool = False
+
+  def run(self, student: Readout, given: Given) -> tuple[Float[Array, ""], Readings, Readout | None]:
+    """The weighted sum, the readings, and the gradient of the sum where it is wanted."""
+    shards = 1 if self.mesh is None else self.mesh.shape[VOCAB]
+    lay_out = lambda r: None if r is None else r._replace(head=_head(r, self.objective.vocab, shards))
+    given = given._replace(teachers=tuple(map(lay_out, given.teachers)), initial=lay_out(given.initial))
+    if self.mesh is None or self.mesh.size == 1:
+      total, found, gradient = self.on_device(None, None, lay_out(student), given)
     else:
-      value = divergence.per_token(objective, s_log, t_log, token)
-    s_log = lax.stop_gradient(s_log)
-    stats = {
-      "kl": divergence.reverse_kl(s_log, t_log),
-      "student_entropy": divergence.entropy(s_log),
-      "teacher_entropy": divergence.entropy(t_log),
-    }
-    if overlap_k:
-      stats["overlap"] = divergence.overlap(s_log, t_log, overlap_k)
-    return value, stats
+      axis = VOCAB if shards > 1 else None
+      rows, readout = P(ROWS), Readout(P(ROWS), P(axis))  # pyright: ignore[reportArgumentType]
+      of = lambda r: None if r is None else readout
+      specs = jax.tree.map(lambda _: rows, given)._replace(
+        teachers=tuple(map(of, given.teachers)), initial=of(given.initial)
+      )
+      total, found, gradient = jax.shard_map(
+        functools.partial(self.on_device, ROWS, axis),
+        mesh=self.mesh,
+        in_specs=(readout, specs),
+        out_specs=(P(), rows, readout if self.gradient else None),
+        check_vma=False,
+      )(lay_out(student), given)
+    if gradient is not None:
+      V = student.head.shape[0]
+      head = gradient.head[: min(self.objective.vocab, V)]
+      head = jnp.pad(head, ((0, V - head.shape[0]), (0, 0))).astype(student.head.dtype)
+      gradient = Readout(gradient.hidden.astype(student.hidden.dtype), head)
+    return total, found, gradient
 
-  if chunk == H:
-    value, stats = one(student, teacher, token)
-  else:
-    parts = (_split(student, chunk), _split(teacher, chunk), _split(token, chunk))
-    _, (value, stats) = lax.scan(lambda c, x: (c, one(*x)), None, parts)
-    value, stats = jax.tree.map(lambda a: _join(a, H), (value, stats))
-  return jax.tree.map(lambda a: jnp.where(mask, a, 0.0), (value, stats))
+  def on_device(self, rows: tuple[str, ...] | None, axis: str | None, student: Readout, given: Given):
+    """The same for the rows and ids of one device, chunk by chunk. `rows` and `axis`: the mesh axes they lie over."""
+    (B, H), (v, D) = given.token.shape, student.head.shape
+    o = self.objective
+    first = jnp.int32(0) if axis is None else lax.axis_index(axis) * v
+    heads = Heads(student.head, tuple(t.head for t in given.teachers), given.initial and given.initial.head, first)
+    of_tokens = lambda a: a.reshape(B * H, *a.shape[2:])
+    real = lambda a: of_tokens(jnp.where(given.mask[..., None] if a.ndim == 3 else given.mask, a, 0))
+    each = lambda a: of_tokens(jnp.broadcast_to(a[:, None], (B, H, a.shape[1])))
+    tokens = Tokens(
+      student=real(student.hidden),
+      teachers=tuple(real(t.hidden) for t in given.teachers),
+      initial=None if given.initial is None else real(given.initial.hidden),
+      token=of_tokens(given.token),
+      coefficients=jax.tree.map(real, given.coefficients),
+      share=None if given.share is None else each(given.share),
+    )
+    size = o.chunk or chunk_size(min(v, o.vocab_chunk or v), self.mesh)
+    chunk = Chunk(o, axis, self.readings, self.gradient)
+
+    def one(carry, part: Tokens):
+      total, d_head = carry
+      value, found, d_hidden, more = chunk(part, heads)
+      return (total + value, d_head + more if self.gradient else None), (found, d_hidden)
+
+    nothing = (jnp.zeros((), jnp.float32), jnp.zeros((v, D), jnp.float32) if self.gradient else None)
+    if size >= B * H:
+      (total, d_head), (found, d_hidden) = one(nothing, tokens)
+    else:
+      parts = jax.tree.map(lambda a: split(a, size), tokens)
+      (total, d_head), (found, d_hidden) = lax.scan(one, nothing, parts)
+      found, d_hidden = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: B * H], (found, d_hidden))
+    total = total if rows is None else lax.psum(total, rows)
+    found = {name: jnp.where(given.mask, a.reshape(B, H), 0.0) for name, a in found.items()}
+    if not self.gradient:
+      return total, found, None
+    d_hidden = d_hidden if axis is None else lax.psum(d_hidden, axis)
+    d_head = d_head if rows is None else lax.psum(d_head, rows)
+    return total, found, Readout(d_hidden.reshape(B, H, D), d_head)
 
 
-@jax.custom_vjp
-def reverse_kl(
-  logits: Float[Array, "*b V"], student: Float[Array, "*b V"], teacher: Float[Array, "*b V"]
-) -> Float[Array, "*b"]:
-  """divergence.reverse_kl with its derivative by the student's logits written out.
-
-  d/dlogits = s (log s - log t - KL): exactly zero where the two agree, which autodiff through log_softmax reaches
-  only up to rounding. `student` and `teacher` are log-probabilities and get no gradient of their own.
-  """
-  return divergence.reverse_kl(student, teacher)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted(work: Work, student: Readout, given: Given) -> tuple[Float[Array, ""], Readings]:
+  return work.run(student, given)[:2]
 
 
-def _reverse_kl_forward(logits, student, teacher):
-  kl = divergence.reverse_kl(student, teacher)
-  return kl, (student, teacher, kl)
+def _forward(work: Work, student: Readout, given: Given):
+  total, found, gradient = dataclasses.replace(work, gradient=True).run(student, given)
+  return (total, found), gradient
 
 
-def _reverse_kl_backward(saved, g):
-  student, teacher, kl = saved
-  return g[..., None] * jnp.exp(student) * (student - teacher - kl[..., None]), None, None
+def _backward(work: Work, gradient: Readout, cotangents):
+  return jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradient), None
 
 
-reverse_kl.defvjp(_reverse_kl_forward, _reverse_kl_backward)
+_weighted.defvjp(_forward, _backward)
 
 
-def _logits(x: Float[Array, "B C D"], head: Float[Array, "V D"]) -> Float[Array, "B C V"]:
-  return jnp.einsum("bcd,vd->bcv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+def chunk_size(ids: int, mesh: Mesh | None = None) -> int:
+  """Tokens of a chunk that makes logits over `ids` at a time."""
+  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  return max(LOGITS_PER_CHUNK.get(platform, LOGITS_ON_ACCELERATORS) // ids, LEAST_TOKENS)
 
 
-def _split(x: Array, chunk: int) -> Array:
-  """[B, H, ...] -> [chunks, B, chunk, ...], padded with zeros at the end."""
-  B, H = x.shape[:2]
-  x = jnp.pad(x, ((0, 0), (0, -H % chunk), *((0, 0),) * (x.ndim - 2)))
-  return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
-
-
-def _join(x: Array, H: int) -> Array:
-  """[chunks, B, chunk] -> [B, H]."""
-  return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :H]
+def _head(r: Readout, vocab: int, shards: int) -> Float[Array, "V D"]:
+  """In the hidden states' type, over the shared ids, and padded so that every device has equally many."""
+  head = r.head[:vocab].astype(r.hidden.dtype)
+  return jnp.pad(head, ((0, -vocab % shards), (0, 0)))

@@ -2,14 +2,14 @@
 
     for every step:
       sample   the student answers the prompts, at most H tokens long      `rollout`
-      score    the teacher reads what the student wrote                    `score`
-      update   the student moves toward the teacher, token by token        `update`
+      score    the teachers read what the student wrote                    `score`
+      update   the student moves toward them, token by token               `update`
 
-All three are pure functions of arrays; what they close over is static. The teacher's answer travels from `score` to
+All three are pure functions of arrays; what they close over is static. The teachers' answers travel from `score` to
 `update` as hidden states [B, H, E] and never as logits [B, H, V], so several updates on one rollout, or a teacher
 that lies elsewhere on the mesh, score once.
 
-Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, D and E model widths, V vocabulary.
+Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, D and E model widths.
 """
 
 import dataclasses
@@ -27,9 +27,10 @@ from opd_jax import mesh as meshes
 from opd_jax import optim
 from opd_jax.models import decoder
 from opd_jax.objectives import fused
-from opd_jax.objectives.divergence import Objective
+from opd_jax.objectives.divergence import Readout
+from opd_jax.objectives.loss import Loss
 from opd_jax.rollout import cache, sample
-from opd_jax.types import Batch, Params, Rollout, TrainState
+from opd_jax.types import Answer, Batch, Judges, Params, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Distill:
   """What is static in a distillation run."""
 
   student: decoder.DecoderConfig
-  teacher: decoder.DecoderConfig
-  sampling: sample.Sampling  # its `vocab` is the number of ids that student and teacher share
-  objective: Objective
+  teachers: tuple[decoder.DecoderConfig, ...]
+  sampling: sample.Sampling  # its `vocab` is the number of ids that student and teachers share
+  loss: Loss
   optimizer: optax.GradientTransformation
   mesh: jax.sharding.Mesh
   n: int = 1  # rollouts per prompt
@@ -48,7 +49,7 @@ class Distill:
   remat: bool = False
   max_horizon: int = 0  # position bins of the metrics span [0, max_horizon)
   bins: int = 16
-  overlap_k: int = 0
+  seed: int = 0  # of the mask of random tokens
 
   def rollout(self, params: Params, batch: Batch, key: jax.Array, limit: jax.Array, *, horizon: int) -> Rollout:
     """n responses to every prompt, cut at `limit` <= `horizon` tokens."""
@@ -59,52 +60,53 @@ class Distill:
     how = {"cfg": self.student, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
     return sample.rollout(params, batch, key, limit, lay_out=lay_out, **how)
 
-  def score(self, teacher: Params, batch: Batch, said: Rollout) -> Float[Array, "B H E"]:
-    """The teacher's hidden state before every response token."""
+  def score(self, judges: Judges, batch: Batch, said: Rollout) -> Answer:
+    """The hidden states of every frozen model before every response token."""
     batch = repeat(batch, self.n)
 
-    def one(part: tuple[Batch, Rollout]):
-      prompts, said = part
-      return self.read(teacher, self.teacher, prompts, said)
+    def one(part: tuple[Batch, Rollout]) -> Answer:
+      teachers = zip(judges.teachers, self.teachers, strict=True)
+      initial = None if judges.initial is None else self.read(judges.initial, self.student, *part)
+      return Answer(tuple(self.read(params, cfg, *part) for params, cfg in teachers), initial)
 
     parts = self.split((batch, said))
     return self.merge(one(parts) if self.micro_batches == 1 else lax.map(one, parts))
 
   def update(
-    self, state: TrainState, teacher: Params, teacher_hidden: Float[Array, "B H E"], batch: Batch, said: Rollout
+    self, state: TrainState, judges: Judges, answer: Answer, batch: Batch, said: Rollout
   ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimiser update on the mean objective over the batch's generated tokens.
+    """One optimiser update on the loss over the batch's generated tokens.
 
-    The sum over tokens and their number are taken over the whole batch, so the loss does not depend on the horizon,
-    on padding or on the number of micro-batches.
+    What each token adds to the mean is settled for the whole batch before it is split, so the loss does not depend on
+    the horizon, on padding or on the number of micro-batches. A batch without a token to train changes nothing.
     """
-    tokens = jnp.maximum(jnp.sum(said.mask, dtype=jnp.float32), 1.0)
-    teacher_head = decoder.head(teacher)
+    shares = self.loss.shares(said.mask, jax.random.fold_in(jax.random.key(self.seed), state.step))
 
-    def loss_of(params: Params, part) -> tuple[jax.Array, dict]:
-      prompts, said, teacher_hidden = part
-      value, stats = fused.per_token(
-        self.objective,
-        self.read(params, self.student, prompts, said),
-        decoder.head(params),
-        teacher_hidden,
-        teacher_head,
-        said.response,
-        said.mask,
-        vocab=self.sampling.vocab,
-        overlap_k=self.overlap_k,
-        row_shards=meshes.row_shards(self.mesh),
-      )
-      return jnp.sum(value) / tokens, self.by_position(stats | {"loss": value, "count": said.mask})
+    def loss_of(params: Params, part) -> tuple[jax.Array, tuple]:
+      prompts, said, answer, shares = part
+      student = Readout(self.read(params, self.student, prompts, said), decoder.head(params))
+      teachers = tuple(Readout(h, decoder.head(p)) for h, p in zip(answer.teachers, judges.teachers, strict=True))
+      initial = None if answer.initial is None else Readout(answer.initial, decoder.head(judges.initial))
+      seen = (self.loss.objective, student, teachers, said.response, said.mask)
+      how = {"share": prompts.share, "initial": initial, "mesh": self.mesh}
+      extra = (said.behavior_logprob, answer.advantage)
+      first = self.loss.reads_first
+      readings = fused.read(*seen, **how) if first else {}
+      coefficients = self.loss.coefficients(shares, readings, *extra)
+      total, found = fused.weighted(*seen, coefficients, **how, readings=not first)
+      value, more = self.loss.value(shares, readings or found, *extra)
+      return total, (value, self.by_position((readings or found) | more | {"count": said.mask}))
 
     def gradient(part):
-      (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, part)
+      (_, (loss, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, part)
       return loss, stats, grads
 
-    parts = self.split((repeat(batch, self.n), said, teacher_hidden))
+    parts = self.split((repeat(batch, self.n), said, answer, shares))
     loss, stats, grads = gradient(parts) if self.micro_batches == 1 else accumulate(gradient, parts)
-    state, norm = optim.apply(self.optimizer, state, grads, loss)
-    return state, {"loss": loss, "grad_norm": norm, "skipped": state.skipped, "sums": stats, **self.lengths(said)}
+    trained = jnp.sum(shares.chosen > 0 if self.loss.divergence else said.mask, dtype=jnp.int32)
+    state, norm = optim.apply(self.optimizer, state, grads, loss, trained)
+    counts = {"skipped": state.skipped, "empty": state.empty, "trained": trained}
+    return state, {"loss": loss, "grad_norm": norm, "sums": stats, **counts, **self.lengths(said)}
 
   def read(self, params: Params, cfg: decoder.DecoderConfig, prompts: Batch, said: Rollout) -> Float[Array, "B H D"]:
     """Hidden states that predict each response token, under these prompts."""
@@ -137,7 +139,7 @@ class Distill:
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), tree)
 
   def programs(
-    self, width: int, state: TrainState, teacher: Params, batch: Batch
+    self, width: int, state: TrainState, judges: Judges, batch: Batch
   ) -> Iterator[tuple[str, jax.stages.Lowered]]:
     """The three step functions of one stage, lowered for these (abstract) arguments; the slowest to compile first."""
     row, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
@@ -147,16 +149,17 @@ class Distill:
     own = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
     key = placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
     limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    state, teacher, batch = own(state), own(teacher), placed(batch, row)
+    state, judges, batch = own(state), own(judges), placed(batch, row)
 
     rollout = functools.partial(self.rollout, horizon=width)
     said = placed(jax.eval_shape(rollout, state.params, batch, key, limit), row)
-    hidden = placed(jax.eval_shape(self.score, teacher, batch, said), row)
+    answer = placed(jax.eval_shape(self.score, judges, batch, said), row)
+    advantage = jax.ShapeDtypeStruct(said.ended.shape, jnp.float32, sharding=row) if self.loss.reward else None
     kept = jax.tree.map(lambda a: a.sharding, state)
     update = jax.jit(self.update, donate_argnums=0, out_shardings=(kept, everywhere))
-    yield "update", update.lower(state, teacher, hidden, batch, said)
+    yield "update", update.lower(state, judges, answer.replace(advantage=advantage), batch, said)
     yield "rollout", jax.jit(rollout, out_shardings=row).lower(state.params, batch, key, limit)
-    yield "score", jax.jit(self.score, out_shardings=row).lower(teacher, batch, said)
+    yield "score", jax.jit(self.score, out_shardings=row).lower(judges, batch, said)
 
 
 def accumulate(f, parts):

@@ -12,29 +12,30 @@ import pytest
 from opd_jax import mesh as meshes
 from opd_jax.models import decoder
 from opd_jax.objectives.divergence import Objective
+from opd_jax.objectives.loss import Loss
+from opd_jax.objectives.weights import Weights
 from opd_jax.recipes.distill import Distill
 from opd_jax.rollout.sample import Sampling
-from opd_jax.types import Batch, Rollout, TrainState
+from opd_jax.types import Batch, Judges, Rollout, TrainState
 from tests.conftest import STUDENT, TEACHER
 
 H = 10
 SGD = optax.sgd(1.0)  # the change of the parameters is the gradient
 RECIPE = Distill(
   student=STUDENT,
-  teacher=TEACHER,
+  teachers=(TEACHER,),
   sampling=Sampling(stop_ids=(1,), pad_id=0, vocab=37),
-  objective=Objective("full"),
+  loss=Loss(Objective(37, overlap_k=3)),
   optimizer=SGD,
   mesh=meshes.make(devices=jax.devices()[:1]),
   max_horizon=20,
   bins=5,
-  overlap_k=3,
 )
 
 
 def fresh(params) -> TrainState:
   zero = jnp.int32(0)
-  return TrainState(params=params, opt_state=SGD.init(params), step=zero, skipped=zero)
+  return TrainState(params=params, opt_state=SGD.init(params), step=zero, skipped=zero, empty=zero)
 
 
 @functools.cache
@@ -42,10 +43,12 @@ def programs(recipe: Distill, horizon: int = H):
   return jax.jit(functools.partial(recipe.rollout, horizon=horizon)), jax.jit(recipe.score), jax.jit(recipe.update)
 
 
-def learn(recipe: Distill, params, teacher, batch: Batch, said: Rollout):
-  """One update: its statistics and the gradient."""
+def learn(recipe: Distill, params, teacher, batch: Batch, said: Rollout, *, initial=None, advantage=None):
+  """One update: its statistics and the gradient. `teacher`: parameters, or a tuple of several."""
   _, score, update = programs(recipe)
-  state, stats = update(fresh(params), teacher, score(teacher, batch, said), batch, said)
+  judges = Judges(teacher if isinstance(teacher, tuple) else (teacher,), initial)
+  answer = score(judges, batch, said).replace(advantage=advantage)
+  state, stats = update(fresh(params), judges, answer, batch, said)
   return stats, jax.tree.map(lambda old, new: np.asarray(old - new), params, state.params)
 
 
@@ -109,7 +112,7 @@ def wider_prompts(batch: Batch) -> Batch:
     lambda r, b, s: (dataclasses.replace(r, micro_batches=4), b, s),
     lambda r, b, s: (r, wider_prompts(b), s),
     lambda r, b, s: (r, permute(b, np.array([2, 0, 3, 1])), permute(s, np.array([2, 0, 3, 1]))),
-    lambda r, b, s: (dataclasses.replace(r, objective=Objective("full", chunk=3)), b, s),
+    lambda r, b, s: (dataclasses.replace(r, loss=Loss(Objective(37, chunk=3))), b, s),
     lambda r, b, s: (dataclasses.replace(r, remat=True), b, s),
   ],
   ids=["width", "2 micro-batches", "4 micro-batches", "padding", "order", "chunk", "remat"],
@@ -132,11 +135,9 @@ def test_truncation_is_a_mask(student, teacher, prompts, said):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5), grads_a, grads_b)
 
 
-@pytest.mark.parametrize(
-  "objective", [Objective("full"), Objective("student_topk", k=4), Objective("sampled")], ids=lambda o: o.support
-)
-def test_student_that_is_its_own_teacher_does_not_move(objective, student, prompts, said):
-  recipe = dataclasses.replace(RECIPE, teacher=STUDENT, objective=objective)
+@pytest.mark.parametrize("support", ["full", "student_topk", "sampled"])
+def test_student_that_is_its_own_teacher_does_not_move(support, student, prompts, said):
+  recipe = dataclasses.replace(RECIPE, teachers=(STUDENT,), loss=Loss(Objective(37, support=support, k=4)))
   stats, grads = learn(recipe, student, student, prompts, said)
   assert float(stats["loss"]) == 0.0
   assert float(stats["grad_norm"]) == 0.0
@@ -164,7 +165,7 @@ def test_the_stop_token_itself_is_trained(student, teacher, prompts, said):
   only = dataclasses.replace(said, mask=jnp.zeros_like(said.mask).at[row, last].set(True))
   # Hidden states are read under the real mask; here only the position that counts is kept.
   _, score, _ = programs(RECIPE)
-  assert np.isfinite(np.asarray(score(teacher, prompts, said))).all()
+  assert np.isfinite(score(Judges((teacher,)), prompts, said).teachers[0]).all()
   stats, grads = learn(RECIPE, student, teacher, prompts, only)
   assert int(stats["tokens"]) == 1
   assert any(np.any(g) for g in jax.tree.leaves(grads))
@@ -184,11 +185,12 @@ def test_rollouts_of_one_prompt_share_it(student, teacher, prompts):
 def test_a_broken_update_is_skipped_and_counted(student, teacher, prompts, said):
   broken = jax.tree.map(lambda a: a, teacher) | {"norm": teacher["norm"] * jnp.nan}
   _, score, update = programs(RECIPE)
+  broken, sound = Judges((broken,)), Judges((teacher,))
   state, stats = update(fresh(student), broken, score(broken, prompts, said), prompts, said)
   assert np.isnan(stats["loss"])
   assert int(state.skipped) == 1
   jax.tree.map(np.testing.assert_array_equal, state.params, student)
-  state, stats = update(state, teacher, score(teacher, prompts, said), prompts, said)
+  state, stats = update(state, sound, score(sound, prompts, said), prompts, said)
   assert int(state.skipped) == 0
   assert int(state.step) == 2
 
@@ -214,3 +216,126 @@ def test_position_bins_hold_every_token_once(student, teacher, prompts, said):
   stats, _ = learn(RECIPE, student, teacher, prompts, said)
   per_position = np.asarray(said.mask).sum(axis=0)
   np.testing.assert_array_equal(stats["sums"]["count"], [per_position[i : i + 4].sum() for i in range(0, 20, 4)])
+
+
+LOSSES = {
+  "sequence": {"normaliser": "sequence"},
+  "constant": {"normaliser": "constant", "constant": 20},
+  "last 2": {"weights": Weights("last", tokens=2)},
+  "random 2": {"weights": Weights("random", tokens=2)},
+  "gap": {"weights": Weights("gap", mean_one=True), "normaliser": "sequence"},
+  "sampled, discounted, importance": {
+    "objective": Objective(37, support="sampled"),
+    "discount": 0.9,
+    "importance": "truncated",
+    "level": "prefix",
+  },
+  "all terms": {"reward": 0.5, "initial": 0.3, "token_clip": 2.0},
+}
+EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def with_loss(loss: dict, recipe: Distill = RECIPE, **changes) -> Distill:
+  return dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, **loss), **changes)
+
+
+@pytest.fixture(scope="module")
+def judged(student, prompts):
+  """What every loss can ask for, an initial student and a reward; sampled by a student that is no longer the same."""
+  other = jax.tree.map(lambda a: a * 1.05, student)
+  return {"initial": other, "advantage": jnp.array([1.0, -0.5, 0.25, -0.75])}
+
+
+def without(judged: dict, recipe: Distill) -> dict:
+  """Only what the loss has terms for, as in a run."""
+  wanted = {"initial": recipe.loss.initial, "advantage": recipe.loss.reward}
+  return {name: value for name, value in judged.items() if wanted[name]}
+
+
+@EACH
+def test_no_loss_depends_on_how_the_batch_is_split(loss, student, teacher, prompts, said, judged):
+  outcomes = []
+  for parts in (1, 4):
+    recipe = with_loss(loss, micro_batches=parts)
+    outcomes.append(learn(recipe, student, teacher, prompts, said, **without(judged, recipe)))
+  (want, want_grads), (got, got_grads) = outcomes
+  np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
+  assert want["grad_norm"] > 1e-3
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), got_grads, want_grads)
+
+
+@EACH
+def test_no_loss_moves_anything_without_a_token(loss, student, teacher, prompts, said, judged):
+  recipe = with_loss(loss)
+  empty = dataclasses.replace(said, mask=said.mask & False)
+  stats, grads = learn(recipe, student, teacher, prompts, empty, **without(judged, recipe))
+  assert float(stats["loss"]) == 0.0
+  assert (int(stats["trained"]), int(stats["empty"]), int(stats["skipped"])) == (0, 1, 0)
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_segment_that_no_row_reaches_moves_nothing(student, teacher, prompts, said):
+  recipe = with_loss({"weights": Weights("segment", start=H, tokens=3)})
+  stats, grads = learn(recipe, student, teacher, prompts, said)
+  assert (int(stats["tokens"]), int(stats["trained"]), int(stats["empty"])) == (int(said.mask.sum()), 0, 1)
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_first_tokens_as_a_weight_are_a_short_horizon(student, teacher, prompts, said):
+  """Loss and gradient of TOPD at 4 tokens, from a full rollout of which the rest is masked."""
+  cut = lambda a: a[:, :4]
+  short = Rollout(cut(said.response), cut(said.mask), cut(said.behavior_logprob), said.ended)
+  a, grads_a = learn(with_loss({"weights": Weights("first", tokens=4)}), student, teacher, prompts, said)
+  b, grads_b = learn(RECIPE, student, teacher, prompts, short)
+  np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5), grads_a, grads_b)
+
+
+def test_importance_is_one_on_the_rollout_that_was_just_sampled(student, teacher, prompts, said):
+  """Behaviour and trained log-probabilities agree token by token, at a temperature too."""
+  for temperature in (1.0, 0.7):
+    sampling = dataclasses.replace(RECIPE.sampling, temperature=temperature)
+    objective = Objective(37, sampling_temperature=temperature)
+    recipe = with_loss({"objective": objective, "importance": "truncated", "level": "sequence"}, sampling=sampling)
+    drawn = programs(recipe)[0](student, prompts, jax.random.key(4), H)
+    stats, _ = learn(recipe, student, teacher, prompts, drawn)
+    np.testing.assert_allclose(stats["sums"]["importance"].sum() / stats["tokens"], 1, rtol=1e-4)
+
+
+def test_reward_alone_raises_what_was_rewarded(student, teacher, prompts, said):
+  """One small step of pure policy gradient: the rewarded row becomes more likely, the punished one less."""
+  recipe = with_loss({"divergence": 0.0, "reward": 1.0}, optimizer=optax.sgd(1e-3))
+  advantage = jnp.array([1.0, 0.0, -1.0, 0.0])
+  _, grads = learn(recipe, student, teacher, prompts, said, advantage=advantage)
+  stepped = jax.tree.map(lambda p, g: p - g, student, grads)
+
+  def likelihood(params):
+    x = decoder.unembed(params, RECIPE.read(params, STUDENT, prompts, said))
+    at = jnp.take_along_axis(jax.nn.log_softmax(x), said.response[..., None], axis=-1)[..., 0]
+    return jnp.sum(jnp.where(said.mask, at, 0.0), axis=1)
+
+  change = likelihood(stepped) - likelihood(student)
+  assert change[0] > 0 > change[2]
+
+
+def test_staying_near_the_initial_student(student, teacher, prompts, said, judged):
+  """The term alone: nothing at the initial student itself, a pull where the student has left it."""
+  recipe = with_loss({"divergence": 0.0, "reward": 1e-30, "initial": 1.0})
+  still = jnp.zeros(4)
+  at_home, _ = learn(recipe, student, teacher, prompts, said, initial=student, advantage=still)
+  away, _ = learn(recipe, student, teacher, prompts, said, initial=judged["initial"], advantage=still)
+  assert float(at_home["grad_norm"]) == 0.0
+  assert float(away["loss"]) > 1e-4
+  assert float(away["grad_norm"]) > 1e-3
+
+
+def test_each_row_can_have_a_teacher_of_its_own(student, teacher, prompts, said):
+  """Two teachers, the second the student itself: rows that choose it add nothing, the others what they added alone."""
+  recipe = dataclasses.replace(RECIPE, teachers=(TEACHER, STUDENT))
+  share = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+  stats, grads = learn(recipe, student, (teacher, student), prompts.replace(share=share), said)
+  only = dataclasses.replace(said, mask=said.mask & (share[:, :1] > 0))
+  want, want_grads = learn(RECIPE, student, teacher, prompts, only)
+  scale = float(only.mask.sum() / said.mask.sum())
+  np.testing.assert_allclose(stats["loss"], want["loss"] * scale, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * scale, rtol=1e-3, atol=2e-5), grads, want_grads)

@@ -1,0 +1,21 @@
+"""Who earns a reward: from rewards of whole responses to advantages.
+
+Dimensions: p prompts, n rollouts of each, B = p n rows; a prompt's rollouts stand together.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+
+def group_relative(reward: Float[np.ndarray, "B"], n: int, *, std: bool = False) -> Float[np.ndarray, "B"]:
+  """A reward against the mean of its prompt's n rollouts; a prompt whose rollouts earn the same teaches nothing.
+
+  Args:
+    std: divide by the group's standard deviation as well (GRPO, arXiv:2402.03300), which makes easy and hard prompts
+      weigh more than those in between (arXiv:2503.20783).
+  """
+  groups = np.asarray(reward, np.float32).reshape(-1, n)
+  advantage = groups - groups.mean(axis=1, keepdims=True)
+  if std:
+    advantage /= groups.std(axis=1, keepdims=True) + 1e-6
+  return advantage.reshape(-1)

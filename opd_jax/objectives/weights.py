@@ -1,0 +1,139 @@
+"""How much each token counts: masks and weights by position, by disagreement and by entropy, and the normalisers.
+
+Masks choose tokens and the normaliser counts only those, so that a rollout of which the first N are trained is a
+rollout of N. Weights multiply, and the normaliser counts every token.
+
+Dimensions: B rows, H response positions.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+MASKS = ("first", "last", "segment", "random")
+BY_READING = ("gap", "student_entropy", "teacher_entropy")
+KINDS = ("uniform", *MASKS, "linear", "rising", *BY_READING)
+NORMALISERS = ("token", "sequence", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """`config.weights`."""
+
+  kind: str = "uniform"
+  tokens: int = 0  # first, last, segment, random: how many of each row
+  start: int = 0  # segment: the first position, from 0
+  end: float = 0.0  # linear: the weight at `horizon`
+  gamma: float = 0.5  # gap: the first token counts 1 + gamma
+  mean_one: bool = False  # weights divided by their mean over the row
+  horizon: int = 1  # linear: T, positions
+
+  def choose(self, mask: Bool[Array, "B H"], key: jax.Array) -> Bool[Array, "B H"]:
+    """The tokens that are trained."""
+    match self.kind:
+      case "first":
+        return segment(mask, 0, self.tokens)
+      case "last":
+        return last(mask, self.tokens)
+      case "segment":
+        return segment(mask, self.start, self.tokens)
+      case "random":
+        return random(mask, self.tokens, key)
+    return mask
+
+  def of(self, mask: Bool[Array, "B H"], readings: dict[str, Float[Array, "B H"]]) -> Float[Array, "B H"]:
+    """The weight of each token, 0 outside the mask. `readings` are looked at by the kinds of BY_READING only."""
+    match self.kind:
+      case "linear":
+        w = linear(mask, self.horizon, self.end)
+      case "rising":
+        w = rising(mask)
+      case "gap":
+        w = cumulative_gap(jnp.abs(readings["logprob"] - readings["teacher_logprob"]), mask, self.gamma)
+      case "student_entropy":
+        w = relative(readings["student_entropy"], mask)
+      case "teacher_entropy":
+        w = jnp.where(mask, jnp.exp(-readings["teacher_entropy"]), 0.0)
+      case _:
+        w = mask.astype(jnp.float32)
+    return relative(w, mask) if self.mean_one else w
+
+
+def segment(mask: Bool[Array, "B H"], start: int, tokens: int) -> Bool[Array, "B H"]:
+  """Response positions from `start` on, as many as `tokens`, where the row has them."""
+  at = jnp.arange(mask.shape[1])
+  return mask & (at >= start) & (at < start + tokens)
+
+
+def last(mask: Bool[Array, "B H"], tokens: int) -> Bool[Array, "B H"]:
+  """The last tokens that each row really has."""
+  left = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32) - jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+  return mask & (left < tokens)
+
+
+def random(mask: Bool[Array, "B H"], tokens: int, key: jax.Array) -> Bool[Array, "B H"]:
+  """As many tokens of each row, anywhere in it: the control of position at an equal count."""
+  drawn = jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
+  rank = jnp.argsort(jnp.argsort(drawn, axis=1), axis=1)
+  return mask & (rank < tokens)
+
+
+def linear(mask: Bool[Array, "B H"], horizon: int, end: float) -> Float[Array, "B H"]:
+  """From 1 at the first position to `end` at `horizon`, by absolute position, whatever the row's length."""
+  share = jnp.arange(mask.shape[1], dtype=jnp.float32) / horizon
+  return jnp.where(mask, jnp.clip(1 + (end - 1) * share, min(1.0, end), max(1.0, end)), 0.0)
+
+
+def rising(
+  mask: Bool[Array, "B H"], least: float = 0.25, centre: float = 0.30, width: float = 0.10
+) -> Float[Array, "B H"]:
+  """PW-OPSD's weights, for a privileged self-teacher whose late tokens are the reliable ones (arXiv:2605.21606).
+
+  least + (1 - least) sigmoid((f - centre) / width), f = (n - 1/2) / length for the n-th token of the row.
+  """
+  length = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32), 1)
+  f = (jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 0.5) / length
+  return jnp.where(mask, least + (1 - least) * jax.nn.sigmoid((f - centre) / width), 0.0)
+
+
+def cumulative_gap(gap: Float[Array, "B H"], mask: Bool[Array, "B H"], gamma: float) -> Float[Array, "B H"]:
+  """IW-OPD: 1 + gamma (1 - F), F = the share of the row's total gap that lies before the token (arXiv:2606.22600).
+
+  Args:
+    gap: |log t - log s| of the drawn tokens.
+
+  The first token counts 1 + gamma, and all do in a row without any gap. The mean is above 1: see `Weights.mean_one`.
+  """
+  gap = jnp.where(mask, gap, 0.0)
+  total = jnp.sum(gap, axis=1, keepdims=True)
+  before = jnp.cumsum(gap, axis=1) - gap
+  return jnp.where(mask, 1 + gamma * (1 - before / jnp.where(total > 0, total, 1.0)), 0.0)
+
+
+def relative(w: Float[Array, "B H"], mask: Bool[Array, "B H"]) -> Float[Array, "B H"]:
+  """Divided by the mean over the row's tokens; 1 everywhere in a row without any."""
+  w = jnp.where(mask, w, 0.0)
+  mean = jnp.sum(w, axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32), 1)
+  return jnp.where(mask, jnp.where(mean > 0, w / jnp.where(mean > 0, mean, 1.0), 1.0), 0.0)
+
+
+def share(mask: Bool[Array, "B H"], normaliser: str, constant: float) -> Float[Array, "B H"]:
+  """What each token adds to the mean over the whole batch, 0 outside the mask.
+
+  token: 1 / tokens of the batch. sequence: 1 / tokens of its row / rows that have any. constant: 1 / constant / rows.
+  Made before a batch is split, so no split changes it. Nothing is divided by zero where nothing is left.
+  """
+  tokens = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32)
+  match normaliser:
+    case "token":
+      each = 1 / jnp.maximum(jnp.sum(tokens), 1).astype(jnp.float32)
+    case "sequence":
+      rows = jnp.maximum(jnp.sum(tokens > 0, dtype=jnp.int32), 1).astype(jnp.float32)
+      each = 1 / jnp.maximum(tokens, 1).astype(jnp.float32) / rows
+    case "constant":
+      each = jnp.float32(1 / constant / mask.shape[0])
+    case _:
+      raise ValueError(f"normaliser {normaliser!r} is not one of {', '.join(NORMALISERS)}")
+  return jnp.where(mask, each, 0.0)

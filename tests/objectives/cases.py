@@ -1,0 +1,57 @@
+"""Objectives that are tested in every way, and arrays to test them on."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax.objectives.divergence import Coefficients, Objective, Readout
+
+V = 9
+TOPK = [
+  Objective(V, support=support, tail=tail, k=3)
+  for support in ("student_topk", "teacher_topk", "both_topk")
+  for tail in ("bucket", "renormalise")
+]
+OBJECTIVES = [
+  Objective(V),
+  Objective(V, kind="forward_kl"),
+  Objective(V, kind="jsd"),
+  Objective(V, kind="jsd", beta=0.1, normalised=True),
+  Objective(V, kind="jsd", beta=0.0, normalised=True),
+  Objective(V, kind="jsd", beta=1.0, normalised=True),
+  Objective(V, kind="mixture", beta=0.3),
+  Objective(V, student_temperature=1.3, teacher_temperature=0.7, sampling_temperature=0.8),
+  Objective(V, entry_clip=0.05),
+  Objective(V, kind="forward_kl", entry_clip=0.05),
+  Objective(V, kind="jsd", beta=0.3, entry_clip=0.02),
+  *TOPK,
+  Objective(V, support="both_topk", kind="jsd", k=3),
+  Objective(V, support="student_topk", kind="forward_kl", k=3, entry_clip=0.1),
+  Objective(V, support="student_topk", tail="reweight", k=3),
+]
+
+
+def name(o: Objective) -> str:
+  """Of a test: what differs from the default."""
+  base = Objective(o.vocab)
+  return " ".join(f"{k}={v}" for k, v in vars(o).items() if v != getattr(base, k)) or "default"
+
+
+B, H, D = 2, 5, 4  # of most tests, so that they share compiled programs
+
+
+def arrays(B=B, H=H, D=D, E=D, ids=V, seed=0, teachers=1, dtype=jnp.float32, vocab=None):
+  """Random readouts, drawn tokens and a ragged mask: the positional arguments after the objective."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+  return (
+    Readout(draw(B, H, D), draw(ids, D).astype(jnp.float32)),
+    tuple(Readout(draw(B, H, E), draw(ids, E)) for _ in range(teachers)),
+    jnp.asarray(rng.integers(0, vocab or ids, (B, H))),
+    jnp.asarray(np.arange(H) < rng.integers(0, H + 1, B)[:, None]),
+  )
+
+
+def coefficients(B=B, H=H, seed=0, divergence=True, initial=False) -> Coefficients:
+  rng = np.random.default_rng(1000 + seed)
+  draw = lambda: jnp.asarray(rng.normal(size=(B, H)), jnp.float32)
+  return Coefficients(draw() if divergence else None, draw(), draw() if initial else None)
