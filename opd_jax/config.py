@@ -203,12 +203,12 @@ def check(c: Config) -> None:
 
   def positive(*keys):
     for key in keys:
-      if _get(c, key) < 1:
-        raise InputError(f"config.{key} is {_get(c, key)}; it has to be at least 1.")
+      if get(c, key) < 1:
+        raise InputError(f"config.{key} is {get(c, key)}; it has to be at least 1.")
 
   def one_of(key, *allowed):
-    if _get(c, key) not in allowed:
-      raise InputError(f"config.{key} is {_get(c, key)!r}; it can be {', '.join(map(repr, allowed))}.")
+    if get(c, key) not in allowed:
+      raise InputError(f"config.{key} is {get(c, key)!r}; it can be {', '.join(map(repr, allowed))}.")
 
   positive("steps", "batch", "rollouts_per_prompt", "updates_per_rollout", "data.max_prompt", "eval.prompts", "eval.k")
   positive("eval.batch", "checkpoint.keep", "log.every", "log.bins", "optimizer.max_skipped", "objective.k")
@@ -238,14 +238,14 @@ def check(c: Config) -> None:
     "weights.end",
     "weights.gamma",
   ):
-    if _get(c, key) < 0:
-      raise InputError(f"config.{key} is {_get(c, key)}; it cannot be negative.")
+    if get(c, key) < 0:
+      raise InputError(f"config.{key} is {get(c, key)}; it cannot be negative.")
   for key in ("optimizer.clip", "optimizer.weight_decay", "log.overlap_k", "log.samples"):
-    if _get(c, key) < 0:
-      raise InputError(f"config.{key} is {_get(c, key)}; it cannot be negative.")
+    if get(c, key) < 0:
+      raise InputError(f"config.{key} is {get(c, key)}; it cannot be negative.")
   for key in ("optimizer.b1", "optimizer.b2"):
-    if not 0 <= _get(c, key) < 1:
-      raise InputError(f"config.{key} is {_get(c, key)}; it has to be at least 0 and below 1.")
+    if not 0 <= get(c, key) < 1:
+      raise InputError(f"config.{key} is {get(c, key)}; it has to be at least 0 and below 1.")
   if c.log.wandb and not importlib.util.find_spec("wandb"):
     raise InputError(
       f"config.log.wandb is {c.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
@@ -258,11 +258,11 @@ def check(c: Config) -> None:
       f"config.sampling.temperature is {c.sampling.temperature}; a rollout is sampled, so it has to be above 0."
     )
   for key in ("objective.student_temperature", "objective.teacher_temperature"):
-    if _get(c, key) <= 0:
-      raise InputError(f"config.{key} is {_get(c, key)}; it has to be above 0.")
+    if get(c, key) <= 0:
+      raise InputError(f"config.{key} is {get(c, key)}; it has to be above 0.")
   for key in ("objective.beta", "objective.discount"):
-    if not 0 <= _get(c, key) <= 1:
-      raise InputError(f"config.{key} is {_get(c, key)}; it lies between 0 and 1.")
+    if not 0 <= get(c, key) <= 1:
+      raise InputError(f"config.{key} is {get(c, key)}; it lies between 0 and 1.")
   loss.check(c)
   if c.eval.temperature < 0:
     raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")
@@ -350,7 +350,8 @@ def flat(tree: dict, prefix: str = "") -> dict:
   return out
 
 
-def _get(c: Config, key: str):
+def get(c: Config, key: str):
+  """The value of a dotted key."""
   for part in key.split("."):
     c = c[part]
   return c

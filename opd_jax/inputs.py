@@ -255,6 +255,12 @@ def _warnings(
       f"{c.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and importance.kind "
       "is none"
     )
+  later = [key for key in ("objective.discount", "mixture.reward") if configs.get(c, key)]
+  if later and losses.chosen_importance(c) != "none" and c.importance.level != "sequence":
+    out.append(
+      f"importance.level is {c.importance.level!r}, and {' and '.join(later)} make a token answer for later ones, whose "
+      "ratios it leaves out: biased, where 'sequence' is exact but for the cap"
+    )
   if teachers[1:] and c.data.teacher_field:
     out.append(f"each of the {len(teachers)} teachers reads every rollout, also those that another one answers")
   sizes = {m.cfg.vocab for m in (student, *teachers)}

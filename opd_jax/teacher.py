@@ -36,7 +36,7 @@ def shares(
     InputError: weights that do not fit, or a prompt whose teacher is none of them.
   """
   K = len(directories)
-  if weights and (len(weights) != K or min(weights) < 0 or not sum(weights)):
+  if weights and (len(weights) != K or not min(weights) >= 0 or not 0 < sum(weights) < np.inf):
     raise InputError(
       f"config.teacher_weights is {tuple(weights)}; it needs one weight of 0 or more for each of the {K} teacher(s), "
       "and not all of them 0."

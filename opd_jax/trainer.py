@@ -9,6 +9,7 @@ What is not part of the sentence (logging, evaluating, saving, compiling the nex
 """
 
 import contextlib
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import checkpoint, credit, horizon, inputs, metrics, optim, state, teacher, workdir
+from opd_jax import checkpoint, credit, horizon, inputs, metrics, optim, state, tasks, teacher, workdir
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.data import pipeline
@@ -108,18 +109,19 @@ class Trainer:
 
   def _score(self, program, batch: Batch, said: Rollout) -> Answer:
     answer = program["score"](self.judges, batch, said)
-    if self.inputs.verify:
-      answer = answer.replace(advantage=self._verify(said))
+    if verify := self.inputs.verify:
+      answer = answer.replace(advantage=self._advantages(said, verify))
     jax.block_until_ready(answer)
     self.clock.lap("score")
     return answer
 
-  def _verify(self, said: Rollout) -> jax.Array:
-    """Advantages of the rollouts whose answers are right, and of the others."""
+  def _advantages(self, said: Rollout, verify: tasks.Verifier) -> jax.Array:
+    """Of the rollouts whose answers are right, and of the others."""
     c, i = self.c, self.inputs
-    texts = decode(i.tokenizer, *jax.device_get((said.response, said.mask)), i.sampling.stop_ids)
+    response, mask = jax.device_get((said.response, said.mask))
+    texts = decode(i.tokenizer, response, mask, i.sampling.stop_ids)
     answers = [i.train.answers[p] for p in self.prompts.index for _ in range(c.rollouts_per_prompt)]
-    reward = np.array([i.verify(*pair) for pair in zip(texts, answers, strict=True)], np.float32)
+    reward = np.array([verify(*pair) for pair in zip(texts, answers, strict=True)], np.float32)
     self.reward = float(reward.mean())
     advantage = credit.group_relative(reward, c.rollouts_per_prompt, std=c.mixture.reward_std)
     return jax.device_put(advantage, meshes.rows(i.mesh))
@@ -133,7 +135,7 @@ class Trainer:
   def _next_batch(self) -> Batch:
     batch, share = next(self.prompts), self.inputs.share
     if share is not None:
-      batch = batch.replace(share=share[self.prompts.index])
+      batch = dataclasses.replace(batch, share=share[self.prompts.index])  # pyright: ignore[reportArgumentType]: numpy
     batch = jax.device_put(batch, meshes.rows(self.inputs.mesh))
     self.clock.lap("other")
     return batch

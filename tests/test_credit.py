@@ -21,9 +21,10 @@ def test_divided_by_the_standard_deviation():
 
 
 @pytest.mark.parametrize("std", [False, True])
-@pytest.mark.parametrize("reward", [0.0, 1.0, -0.5])
+@pytest.mark.parametrize("reward", [0.0, 1.0, -0.5, 0.1, 0.3, 5.3])
 def test_equal_rewards_teach_nothing(reward, std):
   np.testing.assert_array_equal(credit.group_relative(np.full(6, reward), 3, std=std), np.zeros(6))
+  np.testing.assert_array_equal(credit.group_relative(np.full(7, reward), 7, std=std), np.zeros(7))
   np.testing.assert_array_equal(credit.group_relative(np.full(3, reward), 1, std=std), np.zeros(3))
 
 

@@ -94,13 +94,9 @@ class Chunk:
   def by_block(self, x: Tokens, heads: Heads, block: int):
     """The same with no more than [N, block] logits at a time: once over the vocabulary for its log-sums, once for the
     sums, once for the gradient."""
-    v = heads.student.shape[0]
     blocks = jax.tree.map(lambda w: split(w, block), heads._replace(first=None))
-    blocks = blocks._replace(first=heads.first + block * jnp.arange(-(-v // block)))
-
-    def logits(heads: Heads) -> Logs:
-      beyond = jnp.arange(block) + heads.first - blocks.first[0] >= v
-      return jax.tree.map(lambda a: jnp.where(beyond, -jnp.inf, a), self.logits(x, heads))
+    blocks = blocks._replace(first=heads.first + block * jnp.arange(heads.student.shape[0] // block))
+    logits = lambda b: self.logits(x, b)
 
     def run(f, start):
       return lax.scan(f, start, blocks)
@@ -126,7 +122,7 @@ class Chunk:
         return d_hidden + more, d_head
 
       d_hidden, d_head = run(back, jnp.zeros(x.student.shape, jnp.float32))
-      d_head = d_head.reshape(-1, d_head.shape[-1])[:v]
+      d_head = d_head.reshape(heads.student.shape)
     return self.total(x, found), self.report(found), d_hidden, d_head
 
   def logits(self, x: Tokens, heads: Heads) -> Logs:
@@ -216,14 +212,14 @@ class Chunk:
         by_log = slopes(o, s, self.teacher(x, logs)) - probability(s) * found["slope"][:, None]
       else:
         by_log = self.picked_derivative(s, picked)
-      d += (c.divergence / o.student_temperature)[:, None] * by_log
-    if c.initial_kl is not None:
+      d += scaled(c.divergence / o.student_temperature, by_log)
+    if c.initial_kl is not None and logs.initial is not None:
       by_log = divergence.reverse_kl(s, logs.initial) - probability(s) * found["initial_kl"][:, None]
-      d += (c.initial_kl / o.student_temperature)[:, None] * by_log
+      d += scaled(c.initial_kl / o.student_temperature, by_log)
     if c.logprob is not None:
       drawn = x.token[:, None] == first + jnp.arange(s.shape[-1])
       by_log = drawn - probability(s if logs.sampled is None else logs.sampled)
-      d += (c.logprob / o.sampling_temperature)[:, None] * by_log
+      d += scaled(c.logprob / o.sampling_temperature, by_log)
     return d
 
   def support(self, s: Float[Array, "N v"], t: Float[Array, "N v"], first: Int[Array, ""]) -> Picked:
@@ -328,6 +324,11 @@ def pull(d: Float[Array, "N v"], hidden: Float[Array, "N D"], head: Float[Array,
   d = d.astype(hidden.dtype)
   d_hidden = jnp.einsum("nv,vd->nd", d, head, preferred_element_type=jnp.float32)
   return d_hidden, jnp.einsum("nv,nd->vd", d, hidden, preferred_element_type=jnp.float32)
+
+
+def scaled(c: Float[Array, "N"], by_log: Float[Array, "N v"]) -> Float[Array, "N v"]:
+  """Nothing where the coefficient is 0, whatever stands there: padding, or a divergence that is infinite."""
+  return jnp.where((c != 0)[:, None], c[:, None] * by_log, 0.0)
 
 
 def normalise(logs: Logs, log_sums: Logs) -> Logs:

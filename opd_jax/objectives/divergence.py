@@ -101,7 +101,7 @@ def weighted(
     initial: the student before training, for `initial_kl`.
   """
   found = read(objective, student, teachers, token, mask, share=share, initial=initial)
-  total = jnp.zeros((), jnp.float32)
+  total = jnp.zeros(())
   for name, c in coefficients._asdict().items():
     if c is not None:
       total += jnp.sum(jnp.where(mask, lax.stop_gradient(c) * found[name], 0.0))
@@ -218,7 +218,7 @@ def support(
   if not objective.topk:
     return s, t
   ids, chosen = chosen_ids(objective, s, t)
-  member = jnp.any(jnp.where(chosen[..., None], jax.nn.one_hot(ids, s.shape[-1], dtype=bool), False), axis=-2)
+  member = jnp.put_along_axis(jnp.zeros(s.shape, bool), ids, True, axis=-1, inplace=False)
 
   def of(log):
     at = jnp.where(chosen, jnp.take_along_axis(log, ids, axis=-1), -jnp.inf)
@@ -280,5 +280,6 @@ def log_sum(log: Float[Array, "*b n"]) -> Float[Array, "*b"]:
 
 
 def logits(r: Readout, vocab: int) -> Float[Array, "B H V"]:
-  """Over the shared ids, fp32."""
-  return jnp.einsum("bhd,vd->bhv", r.hidden, r.head[:vocab].astype(r.hidden.dtype), preferred_element_type=jnp.float32)
+  """Over the shared ids, in fp32 (float64 where the hidden states are)."""
+  dtype = jnp.promote_types(jnp.float32, r.hidden.dtype)
+  return jnp.einsum("bhd,vd->bhv", r.hidden, r.head[:vocab].astype(r.hidden.dtype), preferred_element_type=dtype)

@@ -92,16 +92,19 @@ class Work:
   def run(self, student: Readout, given: Given) -> tuple[Float[Array, ""], Readings, Readout | None]:
     """The weighted sum, the readings, and the gradient of the sum where it is wanted."""
     shards = 1 if self.mesh is None else self.mesh.shape[VOCAB]
-    lay_out = lambda r: None if r is None else r._replace(head=_head(r, self.objective.vocab, shards))
-    given = given._replace(teachers=tuple(map(lay_out, given.teachers)), initial=lay_out(given.initial))
+    o = self.objective
+    block = o.vocab_chunk if 0 < o.vocab_chunk * shards < o.vocab else 1
+    lay_out = lambda r: r._replace(head=_head(r, o.vocab, shards * block))
+    given = given._replace(
+      teachers=tuple(map(lay_out, given.teachers)), initial=given.initial and lay_out(given.initial)
+    )
     if self.mesh is None or self.mesh.size == 1:
       total, found, gradient = self.on_device(None, None, lay_out(student), given)
     else:
       axis = VOCAB if shards > 1 else None
       rows, readout = P(ROWS), Readout(P(ROWS), P(axis))  # pyright: ignore[reportArgumentType]
-      of = lambda r: None if r is None else readout
       specs = jax.tree.map(lambda _: rows, given)._replace(
-        teachers=tuple(map(of, given.teachers)), initial=of(given.initial)
+        teachers=(readout,) * len(given.teachers), initial=given.initial and readout
       )
       total, found, gradient = jax.shard_map(
         functools.partial(self.on_device, ROWS, axis),
@@ -112,7 +115,7 @@ class Work:
       )(lay_out(student), given)
     if gradient is not None:
       V = student.head.shape[0]
-      head = gradient.head[: min(self.objective.vocab, V)]
+      head = gradient.head[: min(o.vocab, V)]
       head = jnp.pad(head, ((0, V - head.shape[0]), (0, 0))).astype(student.head.dtype)
       gradient = Readout(gradient.hidden.astype(student.hidden.dtype), head)
     return total, found, gradient
@@ -122,7 +125,8 @@ class Work:
     (B, H), (v, D) = given.token.shape, student.head.shape
     o = self.objective
     first = jnp.int32(0) if axis is None else lax.axis_index(axis) * v
-    heads = Heads(student.head, tuple(t.head for t in given.teachers), given.initial and given.initial.head, first)
+    initial = None if given.initial is None else given.initial.head
+    heads = Heads(student.head, tuple(t.head for t in given.teachers), initial, first)
     of_tokens = lambda a: a.reshape(B * H, *a.shape[2:])
     real = lambda a: of_tokens(jnp.where(given.mask[..., None] if a.ndim == 3 else given.mask, a, 0))
     each = lambda a: of_tokens(jnp.broadcast_to(a[:, None], (B, H, a.shape[1])))
@@ -151,7 +155,7 @@ class Work:
       found, d_hidden = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: B * H], (found, d_hidden))
     total = total if rows is None else lax.psum(total, rows)
     found = {name: jnp.where(given.mask, a.reshape(B, H), 0.0) for name, a in found.items()}
-    if not self.gradient:
+    if d_head is None:
       return total, found, None
     d_hidden = d_hidden if axis is None else lax.psum(d_hidden, axis)
     d_head = d_head if rows is None else lax.psum(d_head, rows)
@@ -181,7 +185,7 @@ def chunk_size(ids: int, mesh: Mesh | None = None) -> int:
   return max(LOGITS_PER_CHUNK.get(platform, LOGITS_ON_ACCELERATORS) // ids, LEAST_TOKENS)
 
 
-def _head(r: Readout, vocab: int, shards: int) -> Float[Array, "V D"]:
-  """In the hidden states' type, over the shared ids, and padded so that every device has equally many."""
+def _head(r: Readout, vocab: int, multiple: int) -> Float[Array, "V D"]:
+  """In the hidden states' type, over the shared ids, and padded so that every device and block has equally many."""
   head = r.head[:vocab].astype(r.hidden.dtype)
-  return jnp.pad(head, ((0, -vocab % shards), (0, 0)))
+  return jnp.pad(head, ((0, -vocab % multiple), (0, 0)))

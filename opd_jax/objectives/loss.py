@@ -81,7 +81,9 @@ class Loss:
       w = self.divergence * shares.chosen * self.weights.of(shares.chosen > 0, readings) * importance
       if self.sampled:
         r = self.log_ratio(readings)
-        logprob = w * surrogate.coefficient(self.estimator, r, shares.all > 0, self.discount)
+        logprob = w * surrogate.coefficient(self.estimator, r, shares.chosen > 0, self.discount)
+        if self.token_clip and self.estimator != "k1":  # these are differentiated, and a clipped value does not change
+          logprob = jnp.where(jnp.abs(r) < self.token_clip, logprob, 0.0)
       else:
         distance = jnp.where(readings["divergence"] > self.token_clip, 0.0, w) if self.token_clip else w
     if self.reward:
@@ -119,7 +121,8 @@ class Loss:
       distance = jnp.minimum(distance, self.token_clip) if self.token_clip else distance
     distance = jnp.where(shares.all > 0, distance, 0.0)
     w = self.weights.of(shares.chosen > 0, readings)
-    total = self.divergence * jnp.sum(shares.chosen * w * importance * distance)
+    counted = shares.chosen * w * importance
+    total = self.divergence * jnp.sum(jnp.where(counted != 0, counted * distance, 0.0))
     if self.reward and advantage is not None:
       total -= self.reward * jnp.sum(shares.all * importance * advantage[:, None])
     if self.initial:
@@ -171,13 +174,21 @@ def check(c) -> None:
         f"is {o.student_temperature} and sampling.temperature {c.sampling.temperature}: the drawn token estimates a "
         "divergence of the distribution that it was drawn from; make the two equal, or use another support",
       )
+    if c.sampling.top_p < 1 or c.sampling.top_k > 0:
+      refuse(
+        "objective.support",
+        "is 'sampled', which estimates a divergence of the distribution that tokens are drawn from, and top_p or top_k "
+        "cut that one: set sampling.top_p=1 and sampling.top_k=0, or use another support",
+      )
     if o.entry_clip:
       refuse("objective.entry_clip", "is for entries of the vocabulary, and a drawn token has none; use token_clip")
   elif o.estimator != "auto":
     refuse("objective.estimator", f"is {o.estimator!r}, but objective.support is {o.support!r}; it needs 'sampled'")
   if o.discount and not (sampled and estimator(c) == "k1"):
     refuse(
-      "objective.discount", f"is {o.discount}, which only a policy gradient has: support 'sampled' with estimator 'k1'"
+      "objective.discount",
+      f"is {o.discount}, which only a policy gradient has: support 'sampled' of reverse_kl with estimator 'k1'; "
+      "otherwise set it to 0",
     )
   if o.kind == "jsd" and not o.normalised and o.beta in (0, 1):
     refuse(

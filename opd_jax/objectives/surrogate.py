@@ -36,7 +36,7 @@ def coefficient(
 ) -> Float[Array, "B H"]:
   """By what grad log s(y) is multiplied; 0 outside the mask."""
   r = jnp.where(mask, r, 0.0)
-  return -jnp.expm1(-r) if estimator == "k3" else cost_to_go(r, discount)
+  return jnp.where(mask, -jnp.expm1(-r) if estimator == "k3" else cost_to_go(r, discount), 0.0)
 
 
 def cost_to_go(cost: Float[Array, "B H"], discount: float) -> Float[Array, "B H"]:
@@ -55,8 +55,9 @@ def importance(
   Args:
     log_ratio: log s(y) now minus the behaviour log-probability, both at the sampling temperature.
     kind: "truncated" cuts the weight at `cap`; "masked" drops tokens whose weight is above `cap` or below 1 / `cap`.
-    level: whose ratio: of the "token", of the "prefix" up to and including it (with no cap then exact for everything
-      without a discount), of the whole "sequence" (exact with a discount too). The variance grows in that order.
+    level: whose ratio: of the "token", of the "prefix" up to and including it, of the whole "sequence". With no cap the
+      prefix is exact for what depends on a token and those before it, and the sequence for what depends on later ones
+      too: a discount, a reward. The variance grows in that order.
   """
   log_ratio = jnp.where(mask, log_ratio, 0.0)
   if level == "prefix":
@@ -67,5 +68,5 @@ def importance(
   if kind == "masked":
     w = jnp.where(jnp.abs(log_ratio) <= bound, jnp.exp(jnp.minimum(log_ratio, bound)), 0.0)
   else:
-    w = jnp.exp(jnp.minimum(log_ratio, bound))
+    w = jnp.minimum(jnp.exp(jnp.minimum(log_ratio, bound)), cap)
   return jnp.where(mask, w, 0.0)

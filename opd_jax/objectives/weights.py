@@ -1,7 +1,7 @@
 """How much each token counts: masks and weights by position, by disagreement and by entropy, and the normalisers.
 
-Masks choose tokens and the normaliser counts only those, so that a rollout of which the first N are trained is a
-rollout of N. Weights multiply, and the normaliser counts every token.
+Masks choose tokens, and the normaliser and a discount count only those, so that a rollout of which the first N are
+trained is a rollout of N. Weights multiply, and the normaliser counts every token.
 
 Dimensions: B rows, H response positions.
 """

@@ -86,7 +86,9 @@ class Distill:
       prompts, said, answer, shares = part
       student = Readout(self.read(params, self.student, prompts, said), decoder.head(params))
       teachers = tuple(Readout(h, decoder.head(p)) for h, p in zip(answer.teachers, judges.teachers, strict=True))
-      initial = None if answer.initial is None else Readout(answer.initial, decoder.head(judges.initial))
+      initial = None
+      if answer.initial is not None and judges.initial is not None:
+        initial = Readout(answer.initial, decoder.head(judges.initial))
       seen = (self.loss.objective, student, teachers, said.response, said.mask)
       how = {"share": prompts.share, "initial": initial, "mesh": self.mesh}
       extra = (said.behavior_logprob, answer.advantage)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from opd_jax.objectives import divergence, fused
 from opd_jax.objectives.divergence import Coefficients, Objective, Readout
 from tests.objectives import reference
-from tests.objectives.cases import OBJECTIVES, V, arrays, coefficients, name
+from tests.objectives.cases import OBJECTIVES, B, H, V, arrays, coefficients, name
 
 SAMPLED = Objective(V, support="sampled", chunk=3)
 FUSED = [*(dataclasses.replace(o, chunk=3) for o in OBJECTIVES), SAMPLED]  # ten tokens in chunks of three
@@ -64,10 +65,26 @@ def test_fused_is_dense_for_any_shape(B, H, D, E, ids, chunk, vocab_chunk, topk)
 
 @pytest.mark.parametrize("vocab_chunk", [0, 4])
 def test_two_teachers_and_the_initial_student(vocab_chunk):
-  o = Objective(V, kind="jsd", chunk=3, vocab_chunk=vocab_chunk)
+  """Twelve tokens in chunks of five: the padding of the last one has no teacher at all."""
+  o = Objective(V, chunk=5, vocab_chunk=vocab_chunk)
   seen, c = arrays(3, 4, seed=8, teachers=2), coefficients(3, 4, initial=True)
   more = {"share": jnp.array([[0.3, 0.7], [1.0, 0.0], [0.0, 1.0]]), "initial": arrays(3, 4, seed=9)[0]}
   agree(o, graded(fused.weighted, o, seen, c, more), graded(divergence.weighted, o, seen, c, more))
+
+
+@pytest.mark.parametrize("vocab_chunk", [0, 4])
+def test_token_that_does_not_count_may_be_infinitely_far(vocab_chunk):
+  """Its teacher rules out what the student says; a token mask, or a clip, has taken it out of the sum."""
+  (student, (teacher,), token, _), c = arrays(), coefficients()
+  hidden = teacher.hidden.at[0, 1].set(jnp.array([3e38, 0, 0, 0]))
+  c = jax.tree.map(lambda a: a.at[0, 1].set(0.0), c)
+  o = Objective(V, chunk=3, vocab_chunk=vocab_chunk)
+  seen = (student, (Readout(hidden, teacher.head * 1e3),), token, jnp.ones((B, H), bool))
+  (value, readings), gradient = graded(fused.weighted, o, seen, c, {})
+  assert not np.isfinite(readings["kl"][0, 1])
+  assert np.isfinite(value)
+  assert all(np.isfinite(g).all() for g in gradient)
+  assert not np.any(gradient.hidden[0, 1])
 
 
 def test_read_is_what_weighted_reads():
@@ -107,7 +124,7 @@ def test_same_model_gives_exactly_nothing(objective):
   """Not 1e-8: a student that is its own teacher does not move at all."""
   same = dataclasses.replace(objective, teacher_temperature=objective.student_temperature)
   (student, _, *rest), c = inputs(objective)
-  c = c._replace(logprob=jnp.zeros_like(c.logprob))
+  c = c._replace(logprob=jnp.zeros((B, H)))
   ((value, readings), gradient) = graded(fused.weighted, same, (student, (student,), *rest), c, {})
   assert float(value) == 0
   assert not np.any(readings["kl"])
@@ -201,7 +218,7 @@ def test_error_against_float64(objective, dtype, error):
 
 def temporaries(weighted, objective, B, T, D, ids) -> float:
   """MiB of temporary memory of value and gradient, beside inputs and outputs, as compiled."""
-  spec = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+  spec: Any = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   seen = (
     Readout(spec(B, T, D), spec(ids, D)),
     (Readout(spec(B, T, D), spec(ids, D)),),

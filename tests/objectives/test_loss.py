@@ -114,6 +114,18 @@ CASES = {
     loss(SAMPLED, token_clip=CLIP),
     lambda x: mean(carried(sg(jnp.clip(r(x), -CLIP, CLIP)), sg(jnp.clip(r(x), -CLIP, CLIP)), x)),
   ),
+  "k1, first, discount": (
+    loss(SAMPLED, weights=Weights("first", tokens=2), discount=1.0),
+    lambda x: mean(carried(sg(r(x)), to_go(FIRST * (READ["logprob"] - READ["teacher_logprob"]), 1.0), x), FIRST),
+  ),
+  "k2, token_clip": (
+    loss(SAMPLED, estimator="k2", token_clip=CLIP),
+    lambda x: mean(jnp.where(jnp.abs(r(x)) < CLIP, r(x) ** 2, CLIP**2) / 2),
+  ),
+  "k3, token_clip": (
+    loss(SAMPLED, estimator="k3", token_clip=CLIP),
+    lambda x: mean((lambda c: jnp.exp(-c) - 1 + c)(jnp.where(jnp.abs(r(x)) < CLIP, r(x), CLIP * jnp.sign(sg(r(x)))))),
+  ),
   "reward": (
     loss(reward=0.7),
     lambda x: mean(x["divergence"]) - 0.7 * mean(ADVANTAGE[:, None] * policy(x)),
@@ -368,10 +380,15 @@ REFUSED = {
     "objective.estimator",
     {"needs 'sampled'": {"objective.support": "sampled"}},
   ),
+  "sampled, top_p": (
+    SAMPLE | {"sampling.top_p": 0.9},
+    "objective.support",
+    {"sampling.top_p=1": {"sampling.top_p": 1.0}},
+  ),
   "discount without sampled": (
     {"objective.discount": 0.5},
     "objective.discount",
-    {"support 'sampled' with estimator 'k1'": SAMPLE | {"objective.estimator": "k1"}},
+    {"support 'sampled' of reverse_kl with estimator 'k1'": SAMPLE | {"objective.estimator": "k1"}},
   ),
   "discount with k2": (
     SAMPLE | {"objective.discount": 0.5, "objective.estimator": "k2"},
