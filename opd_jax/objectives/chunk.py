@@ -96,32 +96,26 @@ class Chunk:
     sums, once for the gradient."""
     blocks = jax.tree.map(lambda w: split(w, block), heads._replace(first=None))
     blocks = blocks._replace(first=heads.first + block * jnp.arange(heads.student.shape[0] // block))
-    logits = lambda b: self.logits(x, b)
+    one = jax.tree.map(lambda a: a[0], blocks)
 
-    def run(f, start):
-      return lax.scan(f, start, blocks)
+    def fold(f, combine, start: float):
+      """f of every block, combined."""
+      nothing = jax.tree.map(lambda a: jnp.full(a.shape, start, a.dtype), jax.eval_shape(f, one))
+      return lax.scan(lambda so_far, b: (jax.tree.map(combine, so_far, f(b)), None), nothing, blocks)[0]
 
-    shape = jax.eval_shape(logits, jax.tree.map(lambda a: a[0], blocks))
-    none = jax.tree.map(lambda a: jnp.full(a.shape[:1], -jnp.inf), shape)
-    log_sums, _ = run(
-      lambda so_far, b: (jax.tree.map(lambda z, a: add(z, local_log_sum(a)), so_far, logits(b)), None), none
-    )
+    log_sums = fold(lambda b: jax.tree.map(local_log_sum, self.logits(x, b)), jnp.logaddexp, -jnp.inf)
     log_sums = jax.tree.map(self.log_sum_over_vocab, log_sums)
-    sums = lambda b: self.sums(x, normalise(logits(b), log_sums), b.first)
-    nothing = jax.tree.map(
-      lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(sums, jax.tree.map(lambda a: a[0], blocks))
-    )
-    found, _ = run(lambda so_far, b: (jax.tree.map(jnp.add, so_far, sums(b)), None), nothing)
-    found = self.over_vocab(found)
+    logs = lambda b: normalise(self.logits(x, b), log_sums)
+    found = self.over_vocab(fold(lambda b: self.sums(x, logs(b), b.first), jnp.add, 0.0))
     d_hidden = d_head = None
     if self.gradient:
 
       def back(d_hidden, b: Heads):
-        d = self.derivative(x, normalise(logits(b), log_sums), found, b.first, None)
+        d = self.derivative(x, logs(b), found, b.first, None)
         more, d_head = pull(d, x.student, b.student)
         return d_hidden + more, d_head
 
-      d_hidden, d_head = run(back, jnp.zeros(x.student.shape, jnp.float32))
+      d_hidden, d_head = lax.scan(back, jnp.zeros(x.student.shape, jnp.float32), blocks)
       d_head = d_head.reshape(heads.student.shape)
     return self.total(x, found), self.report(found), d_hidden, d_head
 
@@ -135,17 +129,14 @@ class Chunk:
       return jnp.where(beyond, -jnp.inf, a if temperature == 1 else a / temperature)
 
     s = of(x.student, heads.student, o.student_temperature)
-    needed = self.readings or x.coefficients.divergence is not None
-    return Logs(
-      student=s,
-      sampled=None
-      if o.sampling_temperature == o.student_temperature
-      else s * (o.student_temperature / o.sampling_temperature),
-      teachers=tuple(of(h, w, o.teacher_temperature) for h, w in zip(x.teachers, heads.teachers, strict=True))
-      if needed
-      else (),
-      initial=None if x.initial is None else of(x.initial, heads.initial, o.student_temperature),
-    )
+    same = o.sampling_temperature == o.student_temperature
+    sampled = None if same else s * (o.student_temperature / o.sampling_temperature)
+    teachers, initial = (), None
+    if self.readings or x.coefficients.divergence is not None:
+      teachers = tuple(of(h, w, o.teacher_temperature) for h, w in zip(x.teachers, heads.teachers, strict=True))
+    if x.initial is not None:
+      initial = of(x.initial, heads.initial, o.student_temperature)
+    return Logs(s, sampled, teachers, initial)
 
   def log_sums(self, logs: Logs) -> Logs:
     """Logarithm of the sum over the whole vocabulary, [N] each."""
@@ -167,7 +158,7 @@ class Chunk:
       return logs.teachers[0]
     t = jnp.full_like(logs.teachers[0], -jnp.inf)
     for i, one in enumerate(logs.teachers):
-      t = add(t, one + jnp.log(x.share[:, i, None]))
+      t = jnp.logaddexp(t, one + jnp.log(x.share[:, i, None]))
     return t
 
   def sums(self, x: Tokens, logs: Logs, first: Int[Array, ""]) -> dict[str, Float[Array, "N"]]:
@@ -184,7 +175,7 @@ class Chunk:
       if self.readings:
         out["teacher_logprob"] = of_token(t)
         out["kl"] = sum_(divergence.reverse_kl(s, t))
-        out["student_entropy"], out["teacher_entropy"] = (-sum_(probability(log) * finite(log)) for log in (s, t))
+        out["student_entropy"], out["teacher_entropy"] = (-sum_(jnp.exp(log) * finite(log)) for log in (s, t))
       if o.support == "full":
         found = divergence.entries(o, s, t)
         out["divergence"] = sum_(jnp.minimum(found, o.entry_clip) if o.entry_clip else found)
@@ -209,16 +200,16 @@ class Chunk:
     d = jnp.zeros(s.shape, jnp.float32)
     if c.divergence is not None:
       if picked is None:
-        by_log = slopes(o, s, self.teacher(x, logs)) - probability(s) * found["slope"][:, None]
+        by_log = slopes(o, s, self.teacher(x, logs)) - jnp.exp(s) * found["slope"][:, None]
       else:
         by_log = self.picked_derivative(s, picked)
       d += scaled(c.divergence / o.student_temperature, by_log)
     if c.initial_kl is not None and logs.initial is not None:
-      by_log = divergence.reverse_kl(s, logs.initial) - probability(s) * found["initial_kl"][:, None]
+      by_log = divergence.reverse_kl(s, logs.initial) - jnp.exp(s) * found["initial_kl"][:, None]
       d += scaled(c.initial_kl / o.student_temperature, by_log)
     if c.logprob is not None:
       drawn = x.token[:, None] == first + jnp.arange(s.shape[-1])
-      by_log = drawn - probability(s if logs.sampled is None else logs.sampled)
+      by_log = drawn - jnp.exp(s if logs.sampled is None else logs.sampled)
       d += scaled(c.logprob / o.sampling_temperature, by_log)
     return d
 
@@ -266,15 +257,15 @@ class Chunk:
     k = picked.local.shape[1]
     if self.objective.tail == "reweight":
       at = reweighted(picked)
-      d = -probability(s) * jnp.sum(at, axis=-1, keepdims=True)
+      d = -jnp.exp(s) * jnp.sum(at, axis=-1, keepdims=True)
     else:
       by_log = slopes(self.objective, picked.student, picked.teacher)
       total = jnp.sum(by_log, axis=-1, keepdims=True)
       at = by_log[:, :k]
       if picked.rest is None:
-        d, at = jnp.zeros_like(s), at - probability(picked.student) * total
+        d, at = jnp.zeros_like(s), at - jnp.exp(picked.student) * total
       else:
-        d = by_log[:, k:] * probability(picked.rest - finite(picked.student[:, k:])) - probability(s) * total
+        d = by_log[:, k:] * jnp.exp(picked.rest - finite(picked.student[:, k:])) - jnp.exp(s) * total
     return d.at[jnp.arange(s.shape[0])[:, None], picked.local].add(at, mode="drop")
 
   def top(self, log: Float[Array, "N v"], k: int, first: Int[Array, ""]) -> Int[Array, "N k"]:
@@ -294,16 +285,16 @@ class Chunk:
 
 def slopes(o: Objective, s: Float[Array, "N n"], t: Float[Array, "N n"]) -> Float[Array, "N n"]:
   """Derivative of `divergence.entries`, clipped, by log s, plus a multiple of s that makes it 0 where s = t."""
-  p = probability(s)
+  p = jnp.exp(s)
   kind = o.kind
   if kind == "jsd" and o.normalised and o.beta in (0, 1):
     kind = "forward_kl" if o.beta == 0 else "reverse_kl"
   if kind == "reverse_kl":
     out, added = divergence.reverse_kl(s, t), -1.0
   elif kind == "forward_kl":
-    out, added = p - probability(t), 1.0
+    out, added = p - jnp.exp(t), 1.0
   elif kind == "mixture":
-    out = o.beta * divergence.reverse_kl(s, t) + (1 - o.beta) * (p - probability(t))
+    out = o.beta * divergence.reverse_kl(s, t) + (1 - o.beta) * (p - jnp.exp(t))
     added = 1 - 2 * o.beta
   else:
     m = divergence.log_mean(s, t, o.beta)
@@ -339,15 +330,6 @@ def local_log_sum(a: Float[Array, "N v"]) -> Float[Array, "N"]:
   """logsumexp, and -inf where there is nothing."""
   most = jnp.max(a, axis=-1)
   return finite(most) + jnp.log(jnp.sum(jnp.exp(a - finite(most)[:, None]), axis=-1))
-
-
-def add(a: Float[Array, "*b"], b: Float[Array, "*b"]) -> Float[Array, "*b"]:
-  """log(exp a + exp b)."""
-  return jnp.logaddexp(a, b)
-
-
-def probability(log: Float[Array, "*b"]) -> Float[Array, "*b"]:
-  return jnp.exp(log)
 
 
 def finite(log: Float[Array, "*b"]) -> Float[Array, "*b"]:
