@@ -54,6 +54,11 @@ class Checkpoints:
     except Exception as e:
       if "RESOURCE_EXHAUSTED" in str(e):
         raise
+      if "tree structures do not match" in str(e):
+        raise InputError(
+          f"The checkpoint of step {step} in {self._path} was written by another version of opd_jax, or for another "
+          "optimiser; read it with the version that run.json beside it names, or give a new workdir."
+        ) from e
       raise InputError(
         f"The checkpoint of step {step} in {self._path} cannot be read ({str(e).splitlines()[0]}); "
         f"delete {self._path / str(step)} to go on from the one before, or give a new workdir."

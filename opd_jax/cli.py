@@ -83,8 +83,9 @@ def parse(argv: Sequence[str], usage: str, define: Callable, source: Source) -> 
     raise InputError(" ".join(str(e).split()).rstrip(".") + ".") from None
   if values["help"].value:
     print(usage.strip(), "\n\nConfig keys (override with --config.KEY=VALUE):\n")
+    meanings = configs.meanings()
     for key, value in known.items():
-      print(f"  {key} = {value!r}")
+      print(f"  {key} = {value!r}" + (f"    {meanings[key]}" if key in meanings else ""))
     for name in sorted(n for n in values if n not in ("help", "config") and not n.startswith("config.")):
       print(f"\n  --{name}: {values[name].help}", end="")
     print()

@@ -7,8 +7,10 @@ locked: a key that does not exist is refused. It is saved in the workdir and dec
 import contextlib
 import difflib
 import importlib.util
+import inspect
 import json
 import pathlib
+import re
 import runpy
 from typing import Any
 
@@ -82,14 +84,14 @@ def default() -> Config:
   c.objective.normaliser = "token"  # mean over tokens of the batch, over rows of means ("sequence"), over a "constant"
   c.objective.constant = 0  # tokens per row; 0: horizon.max
   c.objective.chunk = 0  # tokens per chunk of logits; 0: as many as measured well, see objectives/fused.py
-  c.objective.vocab_chunk = 0  # ids per block of the vocabulary; 0: all at once
+  c.objective.vocab_chunk = 0  # ids per block of the vocabulary, without log.overlap_k; 0: all at once
 
   c.weights = ConfigDict()  # how much each token's distance counts, objectives/weights.py
   c.weights.kind = (
-    "uniform"  # first, last, segment, random (masks); linear, rising, gap, student_entropy, teacher_entropy
+    "uniform"  # masks: first, last, segment, random; linear, rising, gap, student_entropy, teacher_entropy
   )
   c.weights.tokens = 0  # masks: how many tokens of each row
-  c.weights.start = 0  # segment: first position
+  c.weights.start = 0  # segment: first position, from 0
   c.weights.end = 0.0  # linear: the weight at horizon.max
   c.weights.gamma = 0.5  # gap
   c.weights.mean_one = False  # weights divided by their mean over the row: no change of step size
@@ -147,6 +149,12 @@ def default() -> Config:
   c.log.wandb = ""  # a Weights & Biases project; "": off
   c.log.samples = 2  # rollouts written as text into samples.jsonl at every evaluation
   return c.lock()
+
+
+def meanings() -> dict[str, str]:
+  """What is said of each key beside its default above, for --help."""
+  said = re.findall(r"^  c\.([\w.]+) = .*?  # (.*)$", inspect.getsource(default), re.MULTILINE)
+  return dict(said)
 
 
 def at_scale(scale: str) -> Config:
@@ -237,10 +245,11 @@ def check(c: Config) -> None:
     "weights.start",
     "weights.end",
     "weights.gamma",
+    "optimizer.clip",
+    "optimizer.weight_decay",
+    "log.overlap_k",
+    "log.samples",
   ):
-    if get(c, key) < 0:
-      raise InputError(f"config.{key} is {get(c, key)}; it cannot be negative.")
-  for key in ("optimizer.clip", "optimizer.weight_decay", "log.overlap_k", "log.samples"):
     if get(c, key) < 0:
       raise InputError(f"config.{key} is {get(c, key)}; it cannot be negative.")
   for key in ("optimizer.b1", "optimizer.b2"):
@@ -263,6 +272,16 @@ def check(c: Config) -> None:
   for key in ("objective.beta", "objective.discount"):
     if not 0 <= get(c, key) <= 1:
       raise InputError(f"config.{key} is {get(c, key)}; it lies between 0 and 1.")
+  if c.data.teacher_field and c.data.path.startswith(TASK):
+    raise InputError(
+      f"config.data.teacher_field is {c.data.teacher_field!r}, but {c.data.path} is a built-in task, whose problems name no "
+      "teacher; give a JSONL file in config.data.path, or leave the field empty."
+    )
+  if c.data.teacher_field and c.teacher_weights:
+    raise InputError(
+      "config.teacher_weights mixes the teachers of every example and config.data.teacher_field chooses one; set only one "
+      "of the two."
+    )
   loss.check(c)
   if c.eval.temperature < 0:
     raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")

@@ -40,7 +40,7 @@ class Problems:
   ids: list[list[int]]
   answers: list[str]
   skipped: int = 0  # lines left out by data.on_bad_line
-  teachers: tuple[str, ...] = ()  # which of several teachers answers each, where the data say
+  teachers: tuple[tuple[str, str], ...] = ()  # where the data say: which teacher answers each, and its line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Inputs:
 
   student: Model
   teachers: tuple[Model, ...]
-  share: Float[np.ndarray, "prompts K"] | None  # how much each prompt listens to each of several teachers
+  teacher_weight: Float[np.ndarray, "prompts K"] | None  # how much each prompt listens to each of several teachers
   schedule: horizon.Schedule
   mesh: jax.sharding.Mesh
   tokenizer: Any  # of transformers
@@ -94,7 +94,7 @@ def load(c: Config) -> Inputs:
   vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
   train = problems(c, c.data.path, tokenizer, held_out=False)
-  share = frozen.shares(names, c.teacher_weights, train.teachers, len(train.ids))
+  teacher_weight = frozen.weights(names, c.teacher_weights, train.teachers, len(train.ids))
   width = pipeline.width(train.ids)
   longest = min(m.cfg.max_positions for m in (student, *teachers))
   if width + c.horizon.max > longest:
@@ -114,7 +114,7 @@ def load(c: Config) -> Inputs:
   return Inputs(
     student=student,
     teachers=teachers,
-    share=share,
+    teacher_weight=teacher_weight,
     schedule=schedule,
     mesh=mesh,
     tokenizer=tokenizer,
@@ -224,7 +224,7 @@ def problems(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     on_bad_line=c.data.on_bad_line,
   )
   most = c.eval.prompts if held_out else len(ids)
-  teachers = tuple(e.teacher for e in kept[:most]) if any(e.teacher for e in kept) else ()
+  teachers = tuple((e.teacher, e.where) for e in kept[:most]) if any(e.teacher for e in kept) else ()
   return Problems(ids[:most], [e.answer for e in kept[:most]], skipped + unusable, teachers)
 
 
@@ -245,15 +245,20 @@ def _warnings(
 ) -> tuple[str, ...]:
   """What is allowed but worth saying before the run."""
   out = []
-  if not sampling.on_policy:
+  if c.objective.student_temperature != sampling.temperature or sampling.top_p < 1 or sampling.top_k > 0:
     out.append(
       f"sampling is not on-policy (temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}): "
-      "the objective compares the untempered, untruncated distributions on tokens drawn from another one"
+      f"the objective compares distributions at temperature {c.objective.student_temperature} and whole, on tokens drawn "
+      "from another one"
     )
   if c.updates_per_rollout > 1 and losses.chosen_importance(c) == "none":
     out.append(
       f"{c.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and importance.kind "
       "is none"
+    )
+  if c.mixture.reward and c.horizon.kind != "full":
+    out.append(
+      f"mixture.reward with a {c.horizon.kind} horizon: a response that the horizon cuts has no answer and is judged wrong"
     )
   later = [key for key in ("objective.discount", "mixture.reward") if configs.get(c, key)]
   if later and losses.chosen_importance(c) != "none" and c.importance.level != "sequence":

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from opd_jax.types import TrainState
 
@@ -26,21 +26,19 @@ def make(c) -> optax.GradientTransformation:
 
 
 def apply(
-  optimizer: optax.GradientTransformation, state: TrainState, grads, loss: Float[Array, ""], tokens: Int[Array, ""]
+  optimizer: optax.GradientTransformation, state: TrainState, grads, loss: Float[Array, ""]
 ) -> tuple[TrainState, Float[Array, ""]]:
-  """One update, or none where the loss or the gradient is not finite, or where there was nothing to learn from.
+  """One update, or none where the loss or the gradient is not finite, or where the gradient is exactly zero.
 
-  An update without a gradient would still move weights, by momentum and decay.
-
-  Args:
-    tokens: how many the loss is a mean over.
+  Zero is what is left where no token counts, where all are clipped, or where all rollouts of each prompt earn the same;
+  an update would still move weights, by momentum and decay.
 
   Returns:
     The next state, and the gradient's global norm before clipping.
   """
   norm = optax.global_norm(grads)
-  wanted = tokens > 0
   good = jnp.isfinite(loss) & jnp.isfinite(norm)
+  wanted = norm != 0
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   keep = lambda new, old: jnp.where(good & wanted, new, old)
   return TrainState(

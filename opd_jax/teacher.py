@@ -23,37 +23,36 @@ def external(directory: pathlib.Path, cfg: decoder.DecoderConfig, mesh: jax.shar
   return hf.read(directory, cfg, meshes.parameter_shardings(mesh, cfg), dtype=dtype)
 
 
-def shares(
-  directories: Sequence[str], weights: Sequence[float], chosen: Sequence[str], prompts: int
+def weights(
+  directories: Sequence[str], mixture: Sequence[float], chosen: Sequence[tuple[str, str]], prompts: int
 ) -> Float[np.ndarray, "prompts K"] | None:
   """How much each prompt listens to each of K teachers; None where there is one.
 
   Args:
-    weights: of the mixture, where no teacher is chosen; empty: equal.
-    chosen: each prompt's teacher, as an index or as the last name of its directory; empty: all prompts mix.
+    mixture: the weight of each teacher, where none is chosen; empty: equal.
+    chosen: each prompt's teacher, as an index or as the last name of its directory, and where the prompt stands, for
+      the error; empty: all prompts mix.
 
   Raises:
     InputError: weights that do not fit, or a prompt whose teacher is none of them.
   """
   K = len(directories)
-  if weights and (len(weights) != K or not min(weights) >= 0 or not 0 < sum(weights) < np.inf):
+  if mixture and (len(mixture) != K or not min(mixture) >= 0 or not 0 < sum(mixture) < np.inf):
     raise InputError(
-      f"config.teacher_weights is {tuple(weights)}; it needs one weight of 0 or more for each of the {K} teacher(s), "
+      f"config.teacher_weights is {tuple(mixture)}; it needs one weight of 0 or more for each of the {K} teacher(s), "
       "and not all of them 0."
     )
-  if K == 1:
-    return None
   if not chosen:
-    each = np.asarray(weights or [1.0] * K, np.float32)
-    return np.tile(each / each.sum(), (prompts, 1))
+    each = np.asarray(mixture or [1.0] * K, np.float32)
+    return np.tile(each / each.sum(), (prompts, 1)) if K > 1 else None
   names = [pathlib.PurePath(d).name.removeprefix("builtin:") for d in directories]
   rows = np.zeros((prompts, K), np.float32)
-  for i, name in enumerate(chosen):
+  for i, (name, where) in enumerate(chosen):
     known = name in names or (name.isdecimal() and int(name) < K)
     if not known or names.count(name) > 1:
       raise InputError(
-        f"Training example {i + 1} asks for the teacher {name!r} in config.data.teacher_field; the teachers are "
+        f"{where} asks for the teacher {name!r} in config.data.teacher_field; the teachers are "
         f"{', '.join(f'{k} ({n})' for k, n in enumerate(names))}: use an index, or a name that only one has."
       )
     rows[i, names.index(name) if name in names else int(name)] = 1
-  return rows
+  return rows if K > 1 else None

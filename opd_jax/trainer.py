@@ -133,9 +133,9 @@ class Trainer:
     return stats
 
   def _next_batch(self) -> Batch:
-    batch, share = next(self.prompts), self.inputs.share
-    if share is not None:
-      batch = dataclasses.replace(batch, share=share[self.prompts.index])  # pyright: ignore[reportArgumentType]: numpy
+    batch, teacher_weight = next(self.prompts), self.inputs.teacher_weight
+    if teacher_weight is not None:
+      batch = dataclasses.replace(batch, teacher_weight=teacher_weight[self.prompts.index])  # pyright: ignore[reportArgumentType]: numpy
     batch = jax.device_put(batch, meshes.rows(self.inputs.mesh))
     self.clock.lap("other")
     return batch
@@ -247,11 +247,13 @@ class Trainer:
   @property
   def _shapes(self) -> Batch:
     """The abstract batch that programs are compiled for."""
-    shape, share = (self.c.batch, self.inputs.prompt_width), self.inputs.share
+    shape, teacher_weight = (self.c.batch, self.inputs.prompt_width), self.inputs.teacher_weight
     return Batch(
       prompt=jax.ShapeDtypeStruct(shape, jnp.int32),  # pyright: ignore[reportArgumentType]
       prompt_mask=jax.ShapeDtypeStruct(shape, jnp.bool_),  # pyright: ignore[reportArgumentType]
-      share=None if share is None else jax.ShapeDtypeStruct((shape[0], share.shape[1]), jnp.float32),  # pyright: ignore[reportArgumentType]
+      teacher_weight=None
+      if teacher_weight is None
+      else jax.ShapeDtypeStruct((shape[0], teacher_weight.shape[1]), jnp.float32),  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -18,7 +18,7 @@ class Batch:
 
   prompt: Int[Array, "B P"]  # left-padded token ids
   prompt_mask: Bool[Array, "B P"]  # true on real tokens
-  share: Float[Array, "B K"] | None = None  # with several teachers: the weight of each; rows sum to 1
+  teacher_weight: Float[Array, "B K"] | None = None  # with several teachers: the weight of each; rows sum to 1
 
 
 @flax.struct.dataclass
@@ -56,4 +56,4 @@ class TrainState:
   opt_state: Any  # optax
   step: jax.Array  # int32[], updates applied or skipped so far
   skipped: jax.Array  # int32[], updates skipped in a row because of a NaN or Inf
-  empty: jax.Array  # int32[], updates left out so far because there was no token to train
+  empty: jax.Array  # int32[], updates left out so far because the gradient was exactly zero

@@ -27,8 +27,12 @@ ALL_TERMS = {
 
 @pytest.fixture
 def even_is_right(monkeypatch):
-  """Random weights never answer right, so here a response of an even number of symbols is."""
-  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda said, answer: len(said) % 2 == 0)
+  """Random weights never answer right, so here a response that is `even` with its answer is."""
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
+
+
+def even(said: str, answer: str) -> bool:
+  return (len(said) + sum(map(ord, answer))) % 2 == 0
 
 
 @pytest.mark.usefixtures("even_is_right")
@@ -39,7 +43,8 @@ def test_every_term_at_once_and_resumed(small, tmp_path):
   records = read(tmp_path / "whole", "train")
   assert any(0 < r["reward"] < 1 for r in records)
   assert all(r["importance"] > 0 and r["weight"] > 1 and r["initial_kl"] >= 0 for r in records)
-  assert records[-1]["initial_kl"] > 1e-4, "two updates a step leave the initial student at once"
+  assert int(whole.state.step) == 4 * 2
+  assert records[-1]["initial_kl"] > 1e-4
   Trainer(small("topd", steps=2, **ALL_TERMS), tmp_path / "parts").run()
   again = Trainer(small("topd", steps=4, **ALL_TERMS), tmp_path / "parts")
   again.run()
@@ -47,18 +52,22 @@ def test_every_term_at_once_and_resumed(small, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again.state.params, whole.state.params)
 
 
+@pytest.mark.parametrize("std", [False, True])
 @pytest.mark.usefixtures("even_is_right")
-def test_advantages_are_relative_to_the_other_rollouts_of_a_prompt(small, tmp_path, monkeypatch):
-  run = Trainer(small("topd", steps=1, **ALL_TERMS), tmp_path / "w")
+def test_advantages_are_relative_to_the_other_rollouts_of_a_prompt(std, small, tmp_path, monkeypatch):
+  run = Trainer(small("topd", steps=1, **ALL_TERMS | {"mixture.reward_std": std}), tmp_path / "w")
   seen = []
   update = Trainer._update
   monkeypatch.setattr(Trainer, "_update", lambda self, p, a, b, s: seen.append((a, s)) or update(self, p, a, b, s))
   run.run()
   answer, said = seen[0]
   texts = decode(run.inputs.tokenizer, np.asarray(said.response), np.asarray(said.mask), run.inputs.sampling.stop_ids)
-  right = np.array([len(text) % 2 == 0 for text in texts], float).reshape(4, 2)
+  answers = [run.inputs.train.answers[i] for i in run.prompts.index for _ in range(2)]
+  right = np.array([even(*pair) for pair in zip(texts, answers, strict=True)], float).reshape(4, 2)
   assert 0 < right.mean() < 1
-  np.testing.assert_allclose(answer.advantage, (right - right.mean(axis=1, keepdims=True)).reshape(-1))
+  spread = right.std(axis=1, keepdims=True) + 1e-6 if std else 1
+  want = (right - right.mean(axis=1, keepdims=True)) / spread
+  np.testing.assert_allclose(answer.advantage, want.reshape(-1), rtol=1e-6)
 
 
 @pytest.fixture
@@ -78,13 +87,13 @@ def of_two(tiny, path, **changes):
 def test_every_example_has_the_teacher_that_its_line_names(small, tiny, problems, tmp_path):
   chosen = {"data.teacher_field": "who", "horizon.ratio": 0.5}
   run = Trainer(small("topd", steps=2, **of_two(tiny, problems, **chosen)), tmp_path / "w")
-  assert run.inputs.share is not None
-  np.testing.assert_array_equal(run.inputs.share, [[1, 0], [0, 1]] * 4)
+  assert run.inputs.teacher_weight is not None
+  np.testing.assert_array_equal(run.inputs.teacher_weight, [[1, 0], [0, 1]] * 4)
   seen = []
   next_batch = Trainer._next_batch
   run._next_batch = lambda: seen.append(next_batch(run)) or seen[-1]
   run.run()
-  np.testing.assert_array_equal(seen[-1].share, run.inputs.share[run.prompts.index])
+  np.testing.assert_array_equal(seen[-1].teacher_weight, run.inputs.teacher_weight[run.prompts.index])
   assert all(r["kl"] > 0 for r in read(tmp_path / "w", "train"))
 
 
@@ -101,7 +110,8 @@ def test_mixed_teachers(small, tiny, problems, tmp_path):
   ("changes", "says"),
   [
     ({"data.teacher_field": "teacher"}, r"no field 'teacher'.*data.teacher_field"),
-    ({"data.teacher_field": "answer", "teacher_weights": (1.0,)}, "teacher_weights is"),
+    ({"data.teacher_field": "who", "teacher_weights": (0.5, 0.5)}, "set only one of the two"),
+    ({"data.teacher_field": "who", "data.path": "task:chain"}, "whose problems name no teacher"),
     ({"teacher_weights": (1.0, -1.0)}, "one weight of 0 or more for each of the 2"),
   ],
 )

@@ -32,11 +32,11 @@ def test_the_optimiser_follows_the_schedule():
   np.testing.assert_allclose(moved, [optim.learning_rate(c, i) for i in range(3)], rtol=1e-4)
 
 
-def update(c, params, grads, tokens=1):
+def update(c, params, grads):
   optimizer = optim.make(c)
   zero = jnp.int32(0)
   state = TrainState(params=params, opt_state=optimizer.init(params), step=zero, skipped=zero, empty=zero)
-  return optim.apply(optimizer, state, grads, jnp.float32(1.0), jnp.int32(tokens))
+  return optim.apply(optimizer, state, grads, jnp.float32(1.0))
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -49,8 +49,9 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_weight_decay_spares_norms_and_biases():
-  params = {"q": jnp.ones((2, 2)), "q_norm": jnp.ones(2), "q_bias": jnp.ones(2)}
-  state, _ = update(settings(weight_decay=0.1, lr=1.0), params, jax.tree.map(jnp.zeros_like, params))
+  params = {"q": jnp.ones((2, 2)), "q_norm": jnp.ones(2), "q_bias": jnp.ones(2), "k": jnp.ones(1)}
+  grads = jax.tree.map(jnp.zeros_like, params) | {"k": jnp.ones(1)}
+  state, _ = update(settings(weight_decay=0.1, lr=1.0), params, grads)
   np.testing.assert_allclose(state.params["q"], 0.9)
   np.testing.assert_allclose(state.params["q_norm"], 1.0)
   np.testing.assert_allclose(state.params["q_bias"], 1.0)
@@ -67,6 +68,6 @@ def test_nan_leaves_parameters_and_moments():
 def test_nothing_to_learn_from_moves_nothing_and_is_counted():
   """Adam's momentum and the decay would."""
   params = {"q": jnp.ones(3)}
-  state, _ = update(settings(weight_decay=0.1, lr=1.0), params, {"q": jnp.zeros(3)}, tokens=0)
+  state, _ = update(settings(weight_decay=0.1, lr=1.0), params, {"q": jnp.zeros(3)})
   np.testing.assert_array_equal(state.params["q"], params["q"])
   assert (int(state.step), int(state.skipped), int(state.empty)) == (1, 0, 1)

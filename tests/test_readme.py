@@ -1,4 +1,4 @@
-"""What the README says can be typed, can be typed."""
+"""What the README and --help say can be typed, can be typed."""
 
 import ast
 import pathlib
@@ -37,3 +37,14 @@ def test_every_test_that_is_named_exists():
   named = re.findall(r"::(test_\w+)", README)
   assert len(named) >= 8
   assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_help_says_what_the_keys_of_the_losses_mean():
+  meanings = config.meanings()
+  keys = config.flat(config.default().to_dict())
+  assert meanings.keys() <= keys.keys()
+  assert {k for k in keys if k.startswith(("objective.", "weights.", "importance."))} - meanings.keys() <= {
+    "objective.student_temperature",
+    "objective.teacher_temperature",
+    "importance.cap",
+  }

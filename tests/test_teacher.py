@@ -9,16 +9,25 @@ from opd_jax.errors import InputError
 THREE = ("builtin:teacher", "/models/math", "code/")
 
 
+def heard(directories, mixture, chosen, prompts):
+  """`teacher.weights` of prompts that stand on lines 1, 2, ..."""
+  lines = [(name, f"train.jsonl:{i + 1}") for i, name in enumerate(chosen)]
+  return teacher.weights(directories, mixture, lines, prompts)
+
+
 def shares(*args) -> np.ndarray:
   """Of more than one teacher."""
-  found = teacher.shares(*args)
+  found = heard(*args)
   assert found is not None
   return found
 
 
 def test_one_teacher_needs_no_shares():
-  assert teacher.shares(["a"], (), (), 5) is None
-  assert teacher.shares(["a"], (2.0,), (), 5) is None
+  assert heard(["a"], (), (), 5) is None
+  assert heard(["a"], (2.0,), (), 5) is None
+  assert heard(["a"], (), ("a", "0"), 2) is None
+  with pytest.raises(InputError, match="the teacher 'nobody'"):
+    heard(["a"], (), ("nobody",), 1)
 
 
 def test_a_mixture_is_equal_or_weighted_and_sums_to_one():
@@ -30,7 +39,7 @@ def test_a_mixture_is_equal_or_weighted_and_sums_to_one():
 
 
 def test_a_chosen_teacher_is_heard_alone():
-  """By the last name of its directory or by its index, whatever the weights of the mixture."""
+  """By the last name of its directory or by its index, and not by weights."""
   chosen = ("math", "0", "teacher", "code", "2")
   want = np.eye(3)[[1, 0, 0, 2, 2]]
   np.testing.assert_array_equal(shares(THREE, (), chosen, 5), want)
@@ -40,30 +49,30 @@ def test_a_chosen_teacher_is_heard_alone():
 def test_directories_of_one_name_are_told_apart_by_index():
   same = ("a/model", "b/model", "c/other")
   np.testing.assert_array_equal(shares(same, (), ("1", "other", "0"), 3), np.eye(3)[[1, 2, 0]])
-  with pytest.raises(InputError, match=r"example 2 asks for the teacher 'model'.*only one has"):
-    teacher.shares(same, (), ("1", "model"), 2)
+  with pytest.raises(InputError, match=r"train.jsonl:2 asks for the teacher 'model'.*only one has"):
+    heard(same, (), ("1", "model"), 2)
 
 
 @pytest.mark.parametrize("name", ["history", "3", "-1", "", "Math", "1.0"])
 def test_a_teacher_that_is_none_of_them_is_refused(name):
   with pytest.raises(InputError) as refusal:
-    teacher.shares(THREE, (), ("math", "1", name), 3)
+    heard(THREE, (), ("math", "1", name), 3)
   for piece in (
-    f"example 3 asks for the teacher {name!r}",
+    f"train.jsonl:3 asks for the teacher {name!r}",
     "config.data.teacher_field",
     "0 (teacher), 1 (math), 2 (code)",
   ):
     assert piece in str(refusal.value)
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0, 1.0, 1.0), (1.0, -0.5, 1.0), (0, 0, 0)])
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0, 1.0, 1.0), (1.0, -0.5, 1.0), (0, 0, 0), (float("nan"), 1, 1)])
 def test_weights_that_do_not_fit_are_refused(weights):
   for chosen in ((), ("math",)):
     with pytest.raises(InputError, match=r"config\.teacher_weights is .* each of the 3 teacher"):
-      teacher.shares(THREE, weights, chosen, 1)
+      heard(THREE, weights, chosen, 1)
 
 
 def test_weights_of_one_teacher_are_looked_at_too():
   for weights in ((1.0, 1.0), (0.0,), (-1.0,)):
     with pytest.raises(InputError, match=r"config\.teacher_weights"):
-      teacher.shares(["a"], weights, (), 1)
+      heard(["a"], weights, (), 1)

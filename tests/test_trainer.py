@@ -1,12 +1,13 @@
 """The loop: stages, programs, resuming, and what a run leaves behind."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from opd_jax import trainer
+from opd_jax import checkpoint, state, trainer
 from opd_jax.errors import InputError
 from opd_jax.models import hf
 from opd_jax.trainer import Trainer
@@ -182,3 +183,15 @@ def test_run_stops_after_too_many_broken_updates(small, tmp_path, monkeypatch):
 def test_tensorboard_files_are_written(small, tmp_path):
   Trainer(small("opd", steps=1, **{"log.tensorboard": True, "eval.every": 0}), tmp_path / "w").run()
   assert list((tmp_path / "w" / "tensorboard").glob("events*"))
+
+
+def test_checkpoint_of_another_version_is_not_called_broken(whole):
+  """Whoever reads it with other fields is told so, and not to delete it."""
+  path, run = whole
+  like = state.abstract(run.c, run.inputs.student.cfg, run.inputs.mesh)
+  other = dataclasses.replace(like, opt_state={})
+  checkpoints = checkpoint.Checkpoints(path, 2)
+  with pytest.raises(InputError, match="another version of opd_jax") as refusal:
+    checkpoints.restore(other)
+  checkpoints.close()
+  assert "delete" not in str(refusal.value)

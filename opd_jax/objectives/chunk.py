@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
   initial: Float[Array, "N D"] | None
   token: Int[Array, "N"]
   coefficients: Coefficients  # of [N]
-  share: Float[Array, "N K"] | None
+  teacher_weight: Float[Array, "N K"] | None
 
 
 class Heads(NamedTuple):
@@ -154,11 +154,11 @@ class Chunk:
 
   def teacher(self, x: Tokens, logs: Logs) -> Float[Array, "N v"]:
     """`divergence.mix`."""
-    if x.share is None:
+    if x.teacher_weight is None:
       return logs.teachers[0]
     t = jnp.full_like(logs.teachers[0], -jnp.inf)
     for i, one in enumerate(logs.teachers):
-      t = jnp.logaddexp(t, one + jnp.log(x.share[:, i, None]))
+      t = jnp.logaddexp(t, one + jnp.log(x.teacher_weight[:, i, None]))
     return t
 
   def sums(self, x: Tokens, logs: Logs, first: Int[Array, ""]) -> dict[str, Float[Array, "N"]]:
@@ -190,7 +190,7 @@ class Chunk:
     return sum((jnp.sum(jnp.where(c != 0, c * a, 0.0)) for c, a in used), jnp.zeros((), jnp.float32))
 
   def report(self, found: dict[str, Float[Array, "N"]]) -> dict[str, Float[Array, "N"]]:
-    return {name: a for name, a in found.items() if name not in ("slope", "reweighted")} if self.readings else {}
+    return {name: a for name, a in found.items() if name != "slope"} if self.readings else {}
 
   def derivative(
     self, x: Tokens, logs: Logs, found: dict[str, Float[Array, "N"]], first: Int[Array, ""], picked: Picked | None
@@ -297,8 +297,7 @@ def slopes(o: Objective, s: Float[Array, "N n"], t: Float[Array, "N n"]) -> Floa
     out = o.beta * divergence.reverse_kl(s, t) + (1 - o.beta) * (p - jnp.exp(t))
     added = 1 - 2 * o.beta
   else:
-    m = divergence.log_mean(s, t, o.beta)
-    out, added = (1 - o.beta) * p * (finite(s) - finite(m)), 0.0
+    out, added = (1 - o.beta) * p * divergence.log_ratio_to_mean(s, t, o.beta), 0.0
     out = out / (o.beta * (1 - o.beta)) if o.normalised else out
   if o.entry_clip:
     out = jnp.where(divergence.entries(o, s, t) > o.entry_clip, added * p, out)

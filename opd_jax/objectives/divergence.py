@@ -58,6 +58,10 @@ class Objective:
   chunk: int = 0  # fused.py: tokens per chunk; 0: chosen there
   vocab_chunk: int = 0  # fused.py: ids per block of the vocabulary; 0: all at once
 
+  def __post_init__(self):
+    if self.topk and self.vocab_chunk:
+      raise ValueError("the most likely ids are looked for in the whole vocabulary at once; leave vocab_chunk at 0")
+
   @property
   def topk(self) -> bool:
     return self.support.endswith("topk")
@@ -89,7 +93,7 @@ def weighted(
   mask: Bool[Array, "B H"],
   coefficients: Coefficients,
   *,
-  share: Float[Array, "B K"] | None = None,
+  teacher_weight: Float[Array, "B K"] | None = None,
   initial: Readout | None = None,
 ) -> tuple[Float[Array, ""], Readings]:
   """The sum over tokens of coefficients times readings, and the readings (without gradient, 0 outside the mask).
@@ -97,14 +101,15 @@ def weighted(
   Gradients flow through `student` only: not through coefficients, teachers or the initial student.
 
   Args:
-    share: with several teachers, the weight of each for each row; rows sum to 1.
+    teacher_weight: with several teachers, the weight of each for each row; rows sum to 1.
     initial: the student before training, for `initial_kl`.
   """
-  found = read(objective, student, teachers, token, mask, share=share, initial=initial)
+  found = read(objective, student, teachers, token, mask, teacher_weight=teacher_weight, initial=initial)
   total = jnp.zeros(())
   for name, c in coefficients._asdict().items():
     if c is not None:
-      total += jnp.sum(jnp.where(mask, lax.stop_gradient(c) * found[name], 0.0))
+      counts = mask & (c != 0)
+      total += jnp.sum(jnp.where(counts, lax.stop_gradient(c) * jnp.where(counts, found[name], 0.0), 0.0))
   return total, lax.stop_gradient(found)
 
 
@@ -115,7 +120,7 @@ def read(
   token: Int[Array, "B H"],
   mask: Bool[Array, "B H"],
   *,
-  share: Float[Array, "B K"] | None = None,
+  teacher_weight: Float[Array, "B K"] | None = None,
   initial: Readout | None = None,
 ) -> Readings:
   """Per token and 0 outside the mask:
@@ -125,11 +130,11 @@ def read(
   kl: the full reverse KL whatever the objective; student_entropy, teacher_entropy; overlap.
   initial_kl: KL(student || initial student) over the full vocabulary.
   """
-  frozen = lambda r: lax.stop_gradient(logits(r, objective.vocab))
-  student = student._replace(hidden=jnp.where(mask[..., None], student.hidden, 0.0))
-  x = logits(student, objective.vocab)
+  real = lambda r: logits(r._replace(hidden=jnp.where(mask[..., None], r.hidden, 0.0)), objective.vocab)
+  frozen = lambda r: lax.stop_gradient(real(r))
+  x = real(student)
   s = log_softmax(x / objective.student_temperature)
-  t = mix([log_softmax(frozen(r) / objective.teacher_temperature) for r in teachers], share)
+  t = mix([log_softmax(frozen(r) / objective.teacher_temperature) for r in teachers], teacher_weight)
   of = lambda log: jnp.take_along_axis(log, token[..., None], axis=-1)[..., 0]
   out = {
     "logprob": of(log_softmax(x / objective.sampling_temperature)),
@@ -188,17 +193,22 @@ def jsd(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float, normalise
   """
   if normalised and beta in (0, 1):
     return forward_kl(s, t) if beta == 0 else reverse_kl(s, t)
-  m = log_mean(s, t, beta)
-  both = beta * _expectation(t, t, m) + (1 - beta) * _expectation(s, s, m)
+  to_student = _expectation(s, log_ratio_to_mean(s, t, beta), jnp.zeros_like(s))
+  to_teacher = _expectation(t, log_ratio_to_mean(t, s, 1 - beta), jnp.zeros_like(t))
+  both = beta * to_teacher + (1 - beta) * to_student
   return both / (beta * (1 - beta)) if normalised else both
 
 
-def log_mean(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float) -> Float[Array, "*b n"]:
-  """log(beta t + (1 - beta) s), exactly s where the two are equal: seen from the larger one, whose ratio is at most 1."""
-  low, high = jnp.where(t < s, t, s), jnp.where(t < s, s, t)  # not min and max: they share a gradient between equals
-  nothing = low == -jnp.inf
-  ratio = jnp.where(nothing, -1.0, jnp.expm1(jnp.where(nothing, 0.0, low - high)))
-  return high + jnp.log1p(jnp.where(t < s, beta, 1 - beta) * ratio)
+def log_ratio_to_mean(a: Float[Array, "*b n"], b: Float[Array, "*b n"], weight: float) -> Float[Array, "*b n"]:
+  """a - log(weight exp(b) + (1 - weight) exp(a)): exactly 0 between equals, and exact for small weights too.
+
+  Means nothing where exp(a) is 0, and is finite there.
+  """
+  gap = jnp.where(a > -jnp.inf, b - jnp.where(a > -jnp.inf, a, 0.0), 0.0)
+  far = gap > 30  # then seen from the larger one, before the exponential overflows
+  near = jnp.log1p(weight * jnp.expm1(jnp.where(far, 0.0, gap)))
+  beyond = gap + jnp.log1p((1 - weight) * jnp.expm1(jnp.where(far, -gap, 0.0)))
+  return -jnp.where(far, beyond, near)
 
 
 def _expectation(p: Float[Array, "*b n"], a: Float[Array, "*b n"], b: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
@@ -266,11 +276,11 @@ def overlap(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int) -> Float[A
   return jnp.mean(jnp.any(ids(s)[..., :, None] == ids(t)[..., None, :], axis=-1), axis=-1)
 
 
-def mix(teachers: list[Float[Array, "B H V"]], share: Float[Array, "B K"] | None) -> Float[Array, "B H V"]:
-  """Several teachers as one: t = sum_i share_i t_i. A share of 1 and zeros chooses one of them exactly."""
-  if share is None:
+def mix(teachers: list[Float[Array, "B H V"]], teacher_weight: Float[Array, "B K"] | None) -> Float[Array, "B H V"]:
+  """Several teachers as one: t = sum_i share_i t_i. A teacher_weight of 1 and zeros chooses one of them exactly."""
+  if teacher_weight is None:
     return teachers[0]
-  return log_sum(jnp.stack([t + jnp.log(share[:, i, None, None]) for i, t in enumerate(teachers)], axis=-1))
+  return log_sum(jnp.stack([t + jnp.log(teacher_weight[:, i, None, None]) for i, t in enumerate(teachers)], axis=-1))
 
 
 def log_sum(log: Float[Array, "*b n"]) -> Float[Array, "*b"]:

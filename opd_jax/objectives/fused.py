@@ -1,8 +1,8 @@
 """The readings of divergence.py and their weighted sum from hidden states, in chunks: [B, H, V] never exists.
 
 A loss is a sum of readings with coefficients that carry no gradient, so the gradient of a chunk of tokens can be made
-while its logits are there: one pass, nothing kept and nothing recomputed. Temporary memory is O(chunk V) beside the
-gradients themselves; sums and accumulators are fp32.
+while its logits are there: one pass, nothing kept and nothing recomputed (in blocks of the vocabulary: three passes).
+Temporary memory is O(chunk V) beside the gradients themselves; sums and accumulators are fp32.
 
 On a mesh the rows lie over data and fsdp and the vocabulary over tensor. Every device works on its own rows and ids
 (chunk.py says how the ids come together), and the head's gradient is summed over devices once, after the last chunk.
@@ -38,7 +38,7 @@ def weighted(
   mask: Bool[Array, "B H"],
   coefficients: Coefficients,
   *,
-  share: Float[Array, "B K"] | None = None,
+  teacher_weight: Float[Array, "B K"] | None = None,
   initial: Readout | None = None,
   mesh: Mesh | None = None,
   readings: bool = True,
@@ -49,7 +49,7 @@ def weighted(
     mesh: whose devices share the work; None: one device.
     readings: False leaves out what the sum does not need; a teacher that it does not need is not read.
   """
-  given = Given(teachers, initial, token, mask, coefficients, share)
+  given = Given(teachers, initial, token, mask, coefficients, teacher_weight)
   return _weighted(Work(objective, mesh, readings), student, given)
 
 
@@ -60,12 +60,12 @@ def read(
   token: Int[Array, "B H"],
   mask: Bool[Array, "B H"],
   *,
-  share: Float[Array, "B K"] | None = None,
+  teacher_weight: Float[Array, "B K"] | None = None,
   initial: Readout | None = None,
   mesh: Mesh | None = None,
 ) -> Readings:
   """See `divergence.read`; without gradient."""
-  given = Given(teachers, initial, token, mask, Coefficients(), share)
+  given = Given(teachers, initial, token, mask, Coefficients(), teacher_weight)
   return Work(objective, mesh).run(lax.stop_gradient(student), given)[1]
 
 
@@ -77,7 +77,7 @@ class Given(NamedTuple):
   token: Int[Array, "B H"]
   mask: Bool[Array, "B H"]
   coefficients: Coefficients
-  share: Float[Array, "B K"] | None
+  teacher_weight: Float[Array, "B K"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Work:
       initial=None if given.initial is None else real(given.initial.hidden),
       token=of_tokens(given.token),
       coefficients=jax.tree.map(real, given.coefficients),
-      share=None if given.share is None else each(given.share),
+      teacher_weight=None if given.teacher_weight is None else each(given.teacher_weight),
     )
     size = o.chunk or chunk_size(min(v, o.vocab_chunk or v), self.mesh)
     chunk = Chunk(o, axis, self.readings, self.gradient)

@@ -4,6 +4,8 @@
     - reward   x (importance x advantage x log s(y))
     + initial  x KL(student || initial student)
 
+The last is a penalty on the prefixes that were drawn, whoever drew them, and takes no importance weight.
+
 Every term is a coefficient without gradient times one reading of a token (divergence.Coefficients). Where a coefficient
 depends on readings, the tokens are read once before the pass that differentiates; otherwise that pass is the only one.
 
@@ -201,10 +203,21 @@ def check(c) -> None:
       refuse("objective.tail", "is 'reweight', which is defined for reverse_kl over student_topk only; use 'bucket'")
     if o.entry_clip:
       refuse("objective.entry_clip", "does not go with objective.tail 'reweight'; use 'bucket' or 'renormalise'")
+  if o.k < 2 and o.tail == "renormalise" and o.support in ("student_topk", "teacher_topk"):
+    refuse(
+      "objective.k",
+      "is 1 with tail 'renormalise': both sides become certain, and nothing is left of the teacher; "
+      "raise it, or use tail 'bucket'",
+    )
   if o.vocab_chunk and o.support.endswith("topk"):
     refuse("objective.vocab_chunk", "does not go with a top-k support; leave it at 0 and lower objective.chunk instead")
   if w.kind in weights.MASKS and w.tokens < 1:
     refuse("weights.tokens", f"is {w.tokens}; weights.kind {w.kind!r} needs at least 1")
+  if w.kind == "segment" and w.start >= c.horizon.max:
+    refuse(
+      "weights.start",
+      f"is {w.start}, which no response of at most horizon.max={c.horizon.max} tokens reaches; lower it",
+    )
   if chosen_importance(c) != "none":
     if c.sampling.top_p < 1 or c.sampling.top_k > 0:
       refuse(
@@ -212,8 +225,10 @@ def check(c) -> None:
         "compares the student's distribution with the one sampled from, and top_p or top_k cut the latter: set "
         "sampling.top_p=1 and sampling.top_k=0, or importance.kind=none",
       )
-    if c.importance.cap < 1:
+    if not c.importance.cap >= 1:
       refuse("importance.cap", f"is {c.importance.cap}; it has to be at least 1")
+    if c.importance.kind == "masked" and c.importance.cap == 1:
+      refuse("importance.cap", "is 1, and 'masked' would drop every token whose ratio is not exactly 1; raise it")
   m = c.mixture
   if min(m.divergence, m.reward, m.initial) < 0 or not (m.divergence or m.reward):
     refuse("mixture", "needs coefficients of 0 or more, and divergence or reward above 0")
@@ -226,9 +241,10 @@ def check(c) -> None:
 
 
 def estimator(c) -> str:
-  return (
-    "k3" if c.objective.kind == "forward_kl" else "k1" if c.objective.estimator == "auto" else c.objective.estimator
-  )
+  """auto: the first that belongs to the kind."""
+  if c.objective.estimator != "auto":
+    return c.objective.estimator
+  return surrogate.ESTIMATORS.get(c.objective.kind, ("k1",))[0]
 
 
 def chosen_importance(c) -> str:

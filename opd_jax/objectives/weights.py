@@ -1,7 +1,9 @@
 """How much each token counts: masks and weights by position, by disagreement and by entropy, and the normalisers.
 
 Masks choose tokens, and the normaliser and a discount count only those, so that a rollout of which the first N are
-trained is a rollout of N. Weights multiply, and the normaliser counts every token.
+trained is a rollout of N. Weights multiply, and the normaliser counts every token. Those by entropy are ours:
+student_entropy is the entropy over its mean in the row, up to the row's length where one token has all of it;
+teacher_entropy is exp(-entropy), 1 where the teacher is certain.
 
 Dimensions: B rows, H response positions.
 """

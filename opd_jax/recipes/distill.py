@@ -78,9 +78,9 @@ class Distill:
     """One optimiser update on the loss over the batch's generated tokens.
 
     What each token adds to the mean is settled for the whole batch before it is split, so the loss does not depend on
-    the horizon, on padding or on the number of micro-batches. A batch without a token to train changes nothing.
+    the horizon, on padding or on the number of micro-batches. A batch without a gradient changes nothing.
     """
-    shares = self.loss.shares(said.mask, jax.random.fold_in(jax.random.key(self.seed), state.step))
+    shares = self.loss.shares(said.mask, jax.random.fold_in(self.key, state.step))
 
     def loss_of(params: Params, part) -> tuple[jax.Array, tuple]:
       prompts, said, answer, shares = part
@@ -90,7 +90,7 @@ class Distill:
       if answer.initial is not None and judges.initial is not None:
         initial = Readout(answer.initial, decoder.head(judges.initial))
       seen = (self.loss.objective, student, teachers, said.response, said.mask)
-      how = {"share": prompts.share, "initial": initial, "mesh": self.mesh}
+      how = {"teacher_weight": prompts.teacher_weight, "initial": initial, "mesh": self.mesh}
       extra = (said.behavior_logprob, answer.advantage)
       first = self.loss.reads_first
       readings = fused.read(*seen, **how) if first else {}
@@ -105,10 +105,15 @@ class Distill:
 
     parts = self.split((repeat(batch, self.n), said, answer, shares))
     loss, stats, grads = gradient(parts) if self.micro_batches == 1 else accumulate(gradient, parts)
-    trained = jnp.sum(shares.chosen > 0 if self.loss.divergence else said.mask, dtype=jnp.int32)
-    state, norm = optim.apply(self.optimizer, state, grads, loss, trained)
+    trained = jnp.sum(shares.chosen > 0, dtype=jnp.int32)
+    state, norm = optim.apply(self.optimizer, state, grads, loss)
     counts = {"skipped": state.skipped, "empty": state.empty, "trained": trained}
     return state, {"loss": loss, "grad_norm": norm, "sums": stats, **counts, **self.lengths(said)}
+
+  @property
+  def key(self) -> jax.Array:
+    """Of the mask of random tokens, apart from the keys of rollouts and evaluations."""
+    return jax.random.fold_in(jax.random.key(self.seed), 2**21)
 
   def read(self, params: Params, cfg: decoder.DecoderConfig, prompts: Batch, said: Rollout) -> Float[Array, "B H D"]:
     """Hidden states that predict each response token, under these prompts."""

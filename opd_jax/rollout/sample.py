@@ -26,10 +26,6 @@ class Sampling:
   top_p: float = 1.0
   top_k: int = 0
 
-  @property
-  def on_policy(self) -> bool:
-    return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

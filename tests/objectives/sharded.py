@@ -64,7 +64,7 @@ def main() -> None:
     o = dataclasses.replace(objective, chunk=3, overlap_k=0 if objective.vocab_chunk else 2)
     seen = arrays(B, H, ids=V + 2, teachers=2, vocab=V)
     c = coefficients(B, H, divergence=o.support != "sampled", initial=True)
-    more = {"share": jnp.tile(jnp.array([[0.4, 0.6]]), (B, 1)), "initial": arrays(B, H, ids=V + 2, seed=3)[0]}
+    more = {"teacher_weight": jnp.tile(jnp.array([[0.4, 0.6]]), (B, 1)), "initial": arrays(B, H, ids=V + 2, seed=3)[0]}
     want = graded(o, None)(seen, c, more)
     for layout, sizes in layouts.items():
       if layout != "2 x 2 x 2" and objective not in (OBJECTIVES[0], Objective(V, support="both_topk", k=3)):

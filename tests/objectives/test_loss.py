@@ -385,6 +385,22 @@ REFUSED = {
     "objective.support",
     {"sampling.top_p=1": {"sampling.top_p": 1.0}},
   ),
+  "certain on both sides": (
+    {"objective.support": "teacher_topk", "objective.tail": "renormalise", "objective.k": 1},
+    "objective.k",
+    {"raise it": {"objective.k": 2}, "tail 'bucket'": {"objective.tail": "bucket"}},
+  ),
+  "segment beyond the horizon": (
+    {"weights.kind": "segment", "weights.tokens": 5, "weights.start": OPD.horizon.max},
+    "weights.start",
+    {"lower it": {"weights.start": OPD.horizon.max - 5}},
+  ),
+  "masked at one": (
+    REUSE | {"importance.kind": "masked", "importance.cap": 1.0},
+    "importance.cap",
+    {"raise it": {"importance.cap": 2.0}},
+  ),
+  "cap that is no number": (REUSE | {"importance.cap": float("nan")}, "importance.cap", {}),
   "discount without sampled": (
     {"objective.discount": 0.5},
     "objective.discount",

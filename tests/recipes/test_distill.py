@@ -281,6 +281,27 @@ def test_segment_that_no_row_reaches_moves_nothing(student, teacher, prompts, sa
   assert not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
+def test_nothing_left_to_learn_is_left_out_and_what_is_left_is_not(student, teacher, prompts, said):
+  """All tokens clipped: the momentum must not move the weights. No token for the teacher, but a reward: it does."""
+  clipped, _ = learn(with_loss({"token_clip": 1e-9}), student, teacher, prompts, said)
+  assert (float(clipped["grad_norm"]), int(clipped["empty"])) == (0.0, 1)
+  recipe = with_loss({"weights": Weights("segment", start=H, tokens=3), "reward": 1.0})
+  stats, grads = learn(recipe, student, teacher, prompts, said, advantage=jnp.array([1.0, 0.0, -1.0, 0.0]))
+  assert (int(stats["trained"]), int(stats["empty"])) == (0, 0)
+  assert any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_random_tokens_are_others_at_the_next_step(student, teacher, prompts, said):
+  recipe = with_loss({"weights": Weights("random", tokens=2)})
+  _, score, update = programs(recipe)
+  judges = Judges((teacher,))
+  answer = score(judges, prompts, said)
+  at = lambda step: update(dataclasses.replace(fresh(student), step=jnp.int32(step)), judges, answer, prompts, said)[1][
+    "loss"
+  ]
+  assert len({float(at(step)) for step in range(3)}) == 3
+
+
 def test_first_tokens_as_a_weight_are_a_short_horizon(student, teacher, prompts, said):
   """Loss and gradient of TOPD at 4 tokens, from a full rollout of which the rest is masked."""
   cut = lambda a: a[:, :4]
@@ -333,7 +354,7 @@ def test_each_row_can_have_a_teacher_of_its_own(student, teacher, prompts, said)
   """Two teachers, the second the student itself: rows that choose it add nothing, the others what they added alone."""
   recipe = dataclasses.replace(RECIPE, teachers=(TEACHER, STUDENT))
   share = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-  stats, grads = learn(recipe, student, (teacher, student), prompts.replace(share=share), said)
+  stats, grads = learn(recipe, student, (teacher, student), prompts.replace(teacher_weight=share), said)
   only = dataclasses.replace(said, mask=said.mask & (share[:, :1] > 0))
   want, want_grads = learn(RECIPE, student, teacher, prompts, only)
   scale = float(only.mask.sum() / said.mask.sum())

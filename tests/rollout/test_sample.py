@@ -151,12 +151,6 @@ def test_draws_follow_the_distribution():
   np.testing.assert_allclose(logprob, np.log(tempered)[token], rtol=1e-5)
 
 
-def test_on_policy_means_the_students_own_distribution():
-  assert SAMPLING.on_policy
-  for off in ({"temperature": 0.9}, {"top_p": 0.9}, {"top_k": 5}):
-    assert not dataclasses.replace(SAMPLING, **off).on_policy
-
-
 def test_no_sort_of_the_vocabulary_when_truncation_is_off(student, prompts):
   text = program().lower(student, prompts, jax.random.key(0), H).as_text()
   assert "stablehlo.sort" not in text
