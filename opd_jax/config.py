@@ -87,9 +87,7 @@ def default() -> Config:
   c.objective.vocab_chunk = 0  # ids per block of the vocabulary, without log.overlap_k; 0: all at once
 
   c.weights = ConfigDict()  # how much each token's distance counts, objectives/weights.py
-  c.weights.kind = (
-    "uniform"  # masks: first, last, segment, random; linear, rising, gap, student_entropy, teacher_entropy
-  )
+  c.weights.kind = "uniform"  # first, last, segment, random, linear, rising, gap, student_entropy, teacher_entropy
   c.weights.tokens = 0  # masks: how many tokens of each row
   c.weights.start = 0  # segment: first position, from 0
   c.weights.end = 0.0  # linear: the weight at horizon.max
@@ -153,7 +151,7 @@ def default() -> Config:
 
 def meanings() -> dict[str, str]:
   """What is said of each key beside its default above, for --help."""
-  said = re.findall(r"^  c\.([\w.]+) = .*?  # (.*)$", inspect.getsource(default), re.MULTILINE)
+  said = re.findall(r"^  c\.([\w.]+) = (?!ConfigDict).*?  # (.*)$", inspect.getsource(default), re.MULTILINE)
   return dict(said)
 
 
