@@ -18,7 +18,6 @@ import ml_collections
 from ml_collections import ConfigDict
 
 from opd_jax.errors import InputError
-from opd_jax.objectives import divergence, loss, surrogate, weights
 
 Config = Any  # an ml_collections.ConfigDict, whose keys a type checker cannot know
 
@@ -206,6 +205,7 @@ def check(c: Config) -> None:
 
   The horizon and the data have checks of their own in horizon.py and data/.
   """
+  from opd_jax.objectives import divergence, loss, surrogate, weights  # with JAX, which readers of configs do without
 
   def positive(*keys):
     for key in keys:

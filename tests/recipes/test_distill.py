@@ -219,7 +219,6 @@ def test_position_bins_hold_every_token_once(student, teacher, prompts, said):
 
 
 LOSSES = {
-  "sequence": {"normaliser": "sequence"},
   "constant": {"normaliser": "constant", "constant": 20},
   "last 2": {"weights": Weights("last", tokens=2)},
   "random 2": {"weights": Weights("random", tokens=2)},
@@ -313,14 +312,13 @@ def test_first_tokens_as_a_weight_are_a_short_horizon(student, teacher, prompts,
 
 
 def test_importance_is_one_on_the_rollout_that_was_just_sampled(student, teacher, prompts, said):
-  """Behaviour and trained log-probabilities agree token by token, at a temperature too."""
-  for temperature in (1.0, 0.7):
-    sampling = dataclasses.replace(RECIPE.sampling, temperature=temperature)
-    objective = Objective(37, sampling_temperature=temperature)
-    recipe = with_loss({"objective": objective, "importance": "truncated", "level": "sequence"}, sampling=sampling)
-    drawn = programs(recipe)[0](student, prompts, jax.random.key(4), H)
-    stats, _ = learn(recipe, student, teacher, prompts, drawn)
-    np.testing.assert_allclose(stats["sums"]["importance"].sum() / stats["tokens"], 1, rtol=1e-4)
+  """Behaviour and trained log-probabilities agree token by token, at a temperature that is not 1."""
+  sampling = dataclasses.replace(RECIPE.sampling, temperature=0.7)
+  objective = Objective(37, sampling_temperature=0.7)
+  recipe = with_loss({"objective": objective, "importance": "truncated", "level": "sequence"}, sampling=sampling)
+  drawn = programs(recipe)[0](student, prompts, jax.random.key(4), H)
+  stats, _ = learn(recipe, student, teacher, prompts, drawn)
+  np.testing.assert_allclose(stats["sums"]["importance"].sum() / stats["tokens"], 1, rtol=1e-4)
 
 
 def test_reward_alone_raises_what_was_rewarded(student, teacher, prompts, said):
