@@ -297,7 +297,7 @@ def slopes(o: Objective, s: Float[Array, "N n"], t: Float[Array, "N n"]) -> Floa
     out = o.beta * divergence.reverse_kl(s, t) + (1 - o.beta) * (p - jnp.exp(t))
     added = 1 - 2 * o.beta
   else:
-    out, added = (1 - o.beta) * p * divergence.log_ratio_to_mean(s, t, o.beta), 0.0
+    out, added = (1 - o.beta) * p * divergence.log_ratios_to_mean(s, t, o.beta)[0], 0.0
     out = out / (o.beta * (1 - o.beta)) if o.normalised else out
   if o.entry_clip:
     out = jnp.where(divergence.entries(o, s, t) > o.entry_clip, added * p, out)

@@ -26,6 +26,7 @@ Dimensions: B rows, H response positions, D width of a model, V vocabulary, K te
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ from jaxtyping import Array, Bool, Float, Int
 KINDS = ("reverse_kl", "forward_kl", "jsd", "mixture")
 SUPPORTS = ("full", "student_topk", "teacher_topk", "both_topk", "sampled")
 TAILS = ("bucket", "renormalise", "reweight")
+TINY = 1e-38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +195,21 @@ def jsd(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float, normalise
   """
   if normalised and beta in (0, 1):
     return forward_kl(s, t) if beta == 0 else reverse_kl(s, t)
-  to_student = _expectation(s, log_ratio_to_mean(s, t, beta), jnp.zeros_like(s))
-  to_teacher = _expectation(t, log_ratio_to_mean(t, s, 1 - beta), jnp.zeros_like(t))
-  both = beta * to_teacher + (1 - beta) * to_student
+  to_student, to_teacher = log_ratios_to_mean(s, t, beta)
+  nothing = jnp.zeros_like(s)
+  both = beta * _expectation(t, to_teacher, nothing) + (1 - beta) * _expectation(s, to_student, nothing)
   return both / (beta * (1 - beta)) if normalised else both
+
+
+def log_ratios_to_mean(
+  s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+  """log s - log m and log t - log m, m = beta t + (1 - beta) s: that of the side which m is near by its exact form."""
+  if beta <= 0.5:
+    near = log_ratio_to_mean(s, t, beta)
+    return near, jnp.where(s > -jnp.inf, near + (t - s), -math.log(max(beta, TINY)))
+  near = log_ratio_to_mean(t, s, 1 - beta)
+  return jnp.where(t > -jnp.inf, near + (s - t), -math.log(max(1 - beta, TINY))), near
 
 
 def log_ratio_to_mean(a: Float[Array, "*b n"], b: Float[Array, "*b n"], weight: float) -> Float[Array, "*b n"]:
