@@ -3,6 +3,7 @@
 Dimensions: B prompts per step, P prompt width.
 """
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -187,11 +188,9 @@ def _render(
 ) -> tuple[list[list[int] | None], list[str]]:
   """Token ids of each example, or None and the reason."""
   chat.uses_template(tokenizer, chat_template=chat_template, system=system)  # a fault of the config, not of a line
-  try:
+  with contextlib.suppress(InputError):  # then one by one, to name the lines
     rows = chat.render_all([e.prompt for e in examples], tokenizer, chat_template=chat_template, system=system)
     return list(rows), [""] * len(rows)
-  except InputError:
-    pass  # one by one, to name the lines
   out: list[tuple[list[int] | None, str]] = []
   for example in examples:
     try:

@@ -10,6 +10,7 @@ Dimensions: N tokens of the chunk, D width of a model, v ids on this device or i
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -84,7 +85,9 @@ class Chunk:
       picked = self.support(logs.student, self.teacher(x, logs), heads.first)
       found |= self.compare(picked)
     if self.readings and self.objective.overlap_k:
-      found["overlap"] = self.overlap(logs.student, self.teacher(x, logs), heads.first)
+      top = functools.partial(self.top, first=heads.first)
+      k = min(self.objective.overlap_k, self.objective.vocab)
+      found["overlap"] = divergence.overlap(logs.student, self.teacher(x, logs), k, top)
     d_hidden = d_head = None
     if self.gradient:
       d = self.derivative(x, logs, found, heads.first, picked)
@@ -178,7 +181,7 @@ class Chunk:
         out["student_entropy"], out["teacher_entropy"] = (-sum_(jnp.exp(log) * finite(log)) for log in (s, t))
       if o.support == "full":
         found = divergence.entries(o, s, t)
-        out["divergence"] = sum_(jnp.minimum(found, o.entry_clip) if o.entry_clip else found)
+        out["divergence"] = sum_(divergence.clip(o, found))
         if self.gradient:
           out["slope"] = sum_(slopes(o, s, t))
         if o.entry_clip:
@@ -216,14 +219,7 @@ class Chunk:
   def support(self, s: Float[Array, "N v"], t: Float[Array, "N v"], first: Int[Array, ""]) -> Picked:
     """`divergence.support` for ids that lie on several devices."""
     o, v = self.objective, s.shape[-1]
-    k = min(o.k, o.vocab)
-    if o.support == "both_topk":
-      mine, other = self.top(s, k, first), self.top(t, k, first)
-      again = jnp.any(other[:, :, None] == mine[:, None, :], axis=-1)
-      ids, chosen = jnp.concatenate([mine, other], axis=1), jnp.concatenate([jnp.ones_like(again), ~again], axis=1)
-    else:
-      ids = self.top(s if o.support == "student_topk" else t, k, first)
-      chosen = jnp.ones(ids.shape, bool)
+    ids, chosen = divergence.chosen_ids(o, s, t, functools.partial(self.top, first=first))
     local = ids - first
     local = jnp.where((local >= 0) & (local < v), local, v)
 
@@ -247,7 +243,7 @@ class Chunk:
     if o.tail == "reweight":
       return {"divergence": jnp.sum(reweighted(picked), axis=-1)}
     found = divergence.entries(o, picked.student, picked.teacher)
-    out = {"divergence": jnp.sum(jnp.minimum(found, o.entry_clip) if o.entry_clip else found, axis=-1)}
+    out = {"divergence": jnp.sum(divergence.clip(o, found), axis=-1)}
     if o.entry_clip:
       out["clipped"] = jnp.mean(found > o.entry_clip, axis=-1, dtype=jnp.float32)
     return out
@@ -276,11 +272,6 @@ class Chunk:
       most, ids = (lax.all_gather(a, self.axis, axis=1, tiled=True) for a in (most, ids))
       ids = jnp.take_along_axis(ids, lax.top_k(most, k)[1], axis=1)
     return ids
-
-  def overlap(self, s: Float[Array, "N v"], t: Float[Array, "N v"], first: Int[Array, ""]) -> Float[Array, "N"]:
-    k = min(self.objective.overlap_k, self.objective.vocab)
-    mine, other = self.top(s, k, first), self.top(t, k, first)
-    return jnp.mean(jnp.any(mine[:, :, None] == other[:, None, :], axis=-1), axis=-1, dtype=jnp.float32)
 
 
 def slopes(o: Objective, s: Float[Array, "N n"], t: Float[Array, "N n"]) -> Float[Array, "N n"]:

@@ -27,6 +27,7 @@ Dimensions: B rows, H response positions, D width of a model, V vocabulary, K te
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -85,6 +86,7 @@ class Coefficients(NamedTuple):
 
 
 Readings = dict[str, Float[Array, "B H"]]
+Top = Callable[[Array, int], Array]  # log-probabilities [*b, V] and k -> the k most likely ids [*b, k]
 
 
 def weighted(
@@ -160,8 +162,7 @@ def divergence(objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*
   """The configured divergence of normalised log-probabilities over the whole vocabulary, in nats."""
   if objective.tail == "reweight" and objective.topk:
     return reweighted_topk(s, t, objective.k)
-  found = entries(objective, *support(objective, s, t))
-  return jnp.sum(jnp.minimum(found, objective.entry_clip) if objective.entry_clip else found, axis=-1)
+  return jnp.sum(clip(objective, entries(objective, *support(objective, s, t))), axis=-1)
 
 
 def entries(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
@@ -253,17 +254,30 @@ def support(
 
 
 def chosen_ids(
-  objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"]
+  objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"], top: Top | None = None
 ) -> tuple[Int[Array, "*b n"], Bool[Array, "*b n"]]:
-  """The ids of the support, and which of them do not repeat an earlier one."""
-  k = min(objective.k, s.shape[-1])
-  top = lambda log: lax.top_k(lax.stop_gradient(log), k)[1]
+  """The ids of the support, and which of them do not repeat an earlier one.
+
+  Args:
+    top: finds the most likely ids; where the vocabulary lies on several devices, chunk.py knows how.
+  """
+  top = top or most_likely
+  k = min(objective.k, objective.vocab)
   if objective.support == "both_topk":
-    mine, other = top(s), top(t)
-    again = jnp.any(other[..., :, None] == mine[..., None, :], axis=-1)
+    mine, other = top(s, k), top(t, k)
+    again = among(other, mine)
     return jnp.concatenate([mine, other], axis=-1), jnp.concatenate([jnp.ones_like(again), ~again], axis=-1)
-  ids = top(s if objective.support == "student_topk" else t)
+  ids = top(s if objective.support == "student_topk" else t, k)
   return ids, jnp.ones(ids.shape, bool)
+
+
+def most_likely(log: Float[Array, "*b V"], k: int) -> Int[Array, "*b k"]:
+  return lax.top_k(lax.stop_gradient(log), min(k, log.shape[-1]))[1]
+
+
+def among(ids: Int[Array, "*b k"], others: Int[Array, "*b n"]) -> Bool[Array, "*b k"]:
+  """Which of the ids stand among the others."""
+  return jnp.any(ids[..., :, None] == others[..., None, :], axis=-1)
 
 
 def reweighted_topk(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int) -> Float[Array, "*b"]:
@@ -271,6 +285,11 @@ def reweighted_topk(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int) ->
   s, ids = lax.top_k(s, min(k, s.shape[-1]))
   cost = lax.stop_gradient(jax.nn.softmax(s, axis=-1) * (s - jnp.take_along_axis(t, ids, axis=-1)))
   return jnp.sum(cost * jnp.exp(s - lax.stop_gradient(s)), axis=-1)
+
+
+def clip(objective: Objective, found: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """Entries no larger than the clip."""
+  return jnp.minimum(found, objective.entry_clip) if objective.entry_clip else found
 
 
 def clipped(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b"]:
@@ -282,15 +301,14 @@ def entropy(log: Float[Array, "*b V"]) -> Float[Array, "*b"]:
   return -jnp.sum(_expectation(log, log, jnp.zeros_like(log)), axis=-1)
 
 
-def overlap(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int) -> Float[Array, "*b"]:
+def overlap(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int, top: Top | None = None) -> Float[Array, "*b"]:
   """|top-k of the student and top-k of the teacher| / k."""
-  k = min(k, s.shape[-1])
-  ids = lambda x: lax.top_k(x, k)[1]
-  return jnp.mean(jnp.any(ids(s)[..., :, None] == ids(t)[..., None, :], axis=-1), axis=-1)
+  top = top or most_likely
+  return jnp.mean(among(top(s, k), top(t, k)), axis=-1, dtype=jnp.float32)
 
 
 def mix(teachers: list[Float[Array, "B H V"]], teacher_weight: Float[Array, "B K"] | None) -> Float[Array, "B H V"]:
-  """Several teachers as one: t = sum_i share_i t_i. A teacher_weight of 1 and zeros chooses one of them exactly."""
+  """Several teachers as one: t = sum_i weight_i t_i. A weight of 1 and zeros choose one of them exactly."""
   if teacher_weight is None:
     return teachers[0]
   return log_sum(jnp.stack([t + jnp.log(teacher_weight[:, i, None, None]) for i, t in enumerate(teachers)], axis=-1))

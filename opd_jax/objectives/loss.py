@@ -72,10 +72,12 @@ class Loss:
     behavior: Float[Array, "B H"],
     advantage: Float[Array, "B"] | None,
   ) -> Coefficients:
-    """Args:
-    readings: empty where not `reads_first`.
-    behavior: log-probabilities of the drawn tokens when they were drawn, at the sampling temperature.
-    advantage: of each row's reward; None without one.
+    """By what each token's readings are multiplied.
+
+    Args:
+      readings: empty where not `reads_first`.
+      behavior: log-probabilities of the drawn tokens when they were drawn, at the sampling temperature.
+      advantage: of each row's reward; None without one.
     """
     importance = self.importance_weights(shares, readings, behavior)
     distance = logprob = initial = None
@@ -112,7 +114,7 @@ class Loss:
   ) -> tuple[Float[Array, ""], Readings]:
     """This part's share of the loss as a number, and what is worth knowing of each token beside its readings.
 
-    `distance` is what the teacher's term takes of a token, clipped but not weighted. The reward's term is the
+    Its "loss" is what the teacher's term takes of a token, clipped but not weighted. The reward's term is the
     importance-weighted advantage, whose gradient is the policy gradient.
     """
     importance = self.importance_weights(shares, readings, behavior)
