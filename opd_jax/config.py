@@ -33,6 +33,7 @@ def default() -> Config:
   c.student = "builtin:student"  # a Hugging Face directory, or builtin:NAME
   c.teacher = "builtin:teacher"
   c.teachers = ()  # several teachers, instead of `teacher`: directories; together they are one mixed distribution
+  c.teacher_precision = "compute"  # of the teachers' weights: compute (as `precision`), int8 (less memory, needs qwix)
   c.teacher_weights = ()  # of the mixture, one per teacher; (): equal. See data.teacher_field for one per example
   c.allow_mismatch = ()  # of "tokenizer", "eos", "chat_template": differences between student and teacher that are intended
 
@@ -40,6 +41,7 @@ def default() -> Config:
   c.rollouts_per_prompt = 1
   c.updates_per_rollout = 1  # optimiser updates on each rollout batch
   c.micro_batch = 0  # rows per gradient-accumulation slice; 0: all rows at once
+  c.buckets = 1  # response widths of an update: each slice runs at the least that holds its longest row
 
   c.data = ConfigDict()
   c.data.path = "task:chain"  # a JSONL file, or task:NAME
@@ -48,6 +50,7 @@ def default() -> Config:
   c.data.teacher_field = ""  # of a file: the example's teacher, as an index into `teachers` or a directory's last name
   c.data.max_prompt = 1024  # tokens
   c.data.on_bad_line = "refuse"  # refuse, skip (with a count), or truncate (too long prompts lose their beginning)
+  c.data.widths = 1.5  # largest step between two compiled prompt widths, so that at most 1/3 is padding; 0: one width
   c.data.chat_template = True  # wrap prompts in the student's chat template where its tokenizer has one
   c.data.system = ""  # a system message put before every prompt, with a chat template only
   c.data.verifier = "auto"  # auto (the task's own; gsm8k for files), or a name in opd_jax/tasks
@@ -66,6 +69,12 @@ def default() -> Config:
   c.sampling.temperature = 1.0
   c.sampling.top_p = 1.0  # below 1, and top_k above 0, the rollout is no longer on-policy
   c.sampling.top_k = 0  # 0: off
+
+  c.rollout = ConfigDict()  # how the token loop is cut, rollout/segments.py
+  c.rollout.segment = 64  # tokens, at least, between two growths of the cache; 0: the whole cache from the beginning
+  c.rollout.segments = 8  # at most; each is compiled
+  c.rollout.shrink = ()  # divisors of the batch: gather the rows that have not ended into 1/2, 1/4, ... of it
+  c.rollout.ahead = False  # sample step k+1 while step k is verified: one update off-policy, importance-weighted
 
   c.objective = ConfigDict()  # the distance between student and teacher at a token, objectives/divergence.py
   c.objective.kind = "reverse_kl"  # reverse_kl, forward_kl, jsd, mixture (of the two KLs)
@@ -94,7 +103,7 @@ def default() -> Config:
   c.weights.mean_one = False  # weights divided by their mean over the row: no change of step size
 
   c.importance = ConfigDict()  # for rollouts that the student of another update wrote, objectives/surrogate.py
-  c.importance.kind = "auto"  # none, truncated, masked; auto: truncated where updates_per_rollout is above 1
+  c.importance.kind = "auto"  # none, truncated, masked; auto: truncated where rollouts are not the student's
   c.importance.level = "token"  # token, prefix, sequence: whose probability ratio
   c.importance.cap = 2.0
 
@@ -135,7 +144,8 @@ def default() -> Config:
   c.mesh.tensor = 1
 
   c.precision = "auto"  # compute type: float32, bfloat16; auto: float32 on CPU, bfloat16 on accelerators
-  c.remat = False  # recompute each layer in the backward pass
+  c.attention = "auto"  # xla, blocks (CPU), cudnn (GPU), splash (TPU); auto: the platform's own, models/kernels.py
+  c.remat = "none"  # what the backward pass computes again: none, dots (all but products with weights), layer
   c.compile_cache = "auto"  # a directory, "off", or auto: .jax_cache beside the workdir
 
   c.log = ConfigDict()
@@ -195,7 +205,8 @@ def at_scale(scale: str) -> Config:
     c.eval.batch = 30
     c.mesh.fsdp = -1
     c.mesh.data = 1
-    c.remat = True
+    c.remat = "layer"
+    c.buckets = 4
     return c
   raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")
 
@@ -217,7 +228,16 @@ def check(c: Config) -> None:
       raise InputError(f"config.{key} is {get(c, key)!r}; it can be {', '.join(map(repr, allowed))}.")
 
   positive("steps", "batch", "rollouts_per_prompt", "updates_per_rollout", "data.max_prompt", "eval.prompts", "eval.k")
-  positive("eval.batch", "checkpoint.keep", "log.every", "log.bins", "optimizer.max_skipped", "objective.k")
+  positive(
+    "buckets",
+    "rollout.segments",
+    "eval.batch",
+    "checkpoint.keep",
+    "log.every",
+    "log.bins",
+    "optimizer.max_skipped",
+    "objective.k",
+  )
   one_of("data.on_bad_line", "refuse", "skip", "truncate")
   one_of("objective.kind", *divergence.KINDS)
   one_of("objective.support", *divergence.SUPPORTS)
@@ -227,6 +247,8 @@ def check(c: Config) -> None:
   one_of("importance.kind", *surrogate.IMPORTANCE)
   one_of("importance.level", *surrogate.LEVELS)
   one_of("optimizer.kind", "adamw")
+  one_of("remat", "none", "dots", "layer")
+  one_of("teacher_precision", "compute", "int8")
   one_of("precision", "auto", "float32", "bfloat16")
   for key in (
     "eval.every",
@@ -234,6 +256,7 @@ def check(c: Config) -> None:
     "checkpoint.every",
     "optimizer.warmup",
     "sampling.top_k",
+    "rollout.segment",
     "objective.chunk",
     "objective.vocab_chunk",
     "objective.constant",
@@ -253,6 +276,15 @@ def check(c: Config) -> None:
   for key in ("optimizer.b1", "optimizer.b2"):
     if not 0 <= get(c, key) < 1:
       raise InputError(f"config.{key} is {get(c, key)}; it has to be at least 0 and below 1.")
+  if c.teacher_precision == "int8" and not importlib.util.find_spec("qwix"):
+    raise InputError(
+      "config.teacher_precision is 'int8', but qwix is not installed; pip install qwix, or leave it 'compute'."
+    )
+  if c.data.widths and c.data.widths <= 1:
+    raise InputError(f"config.data.widths is {c.data.widths}; it is a ratio above 1, such as 1.5, or 0 for one width.")
+  for divisor in c.rollout.shrink:
+    if not isinstance(divisor, int) or divisor < 2:
+      raise InputError(f"config.rollout.shrink holds {divisor!r}; it holds whole numbers of 2 or more, such as (2, 4).")
   if c.log.wandb and not importlib.util.find_spec("wandb"):
     raise InputError(
       f"config.log.wandb is {c.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."

@@ -18,7 +18,8 @@ from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.inputs import Evaluation
-from opd_jax.programs import record
+from opd_jax.models import kernels
+from opd_jax.programs import Shape, record
 from opd_jax.rollout import cache, sample
 from opd_jax.types import Batch, Params
 
@@ -42,7 +43,9 @@ class Evaluator:
     self._key = jax.random.fold_in(jax.random.key(c.seed), 2**20)  # no training step has this number
     began = time.perf_counter()
     self._program = self._lower(params).compile()
-    self.compiled = record("evaluate", inputs.max_tokens, time.perf_counter() - began, self._program)
+    self.compiled = record(
+      "evaluate", Shape(self._width, inputs.max_tokens), time.perf_counter() - began, self._program
+    )
 
   def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
     """Returns the record of metrics.jsonl (without step and time) and a few responses as text."""
@@ -91,6 +94,8 @@ class Evaluator:
       horizon=self._in.max_tokens,
       n=self._k,
       dtype=self._in.dtype,
+      segments=self._in.segments,
+      attend=functools.partial(kernels.attend, self._in.attention, mesh),
       lay_out=lambda params, cfg, dtype: meshes.constrain(mesh, cache.lay_out(params, cfg, dtype), "rollout"),
     )
     row, everywhere = meshes.rows(mesh), meshes.replicated(mesh)

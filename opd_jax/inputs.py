@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,9 +18,10 @@ from opd_jax.config import Config
 from opd_jax.data import pipeline, sources
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, kernels
 from opd_jax.objectives import loss as losses
 from opd_jax.rollout.sample import Sampling
+from opd_jax.rollout.segments import Segments
 
 TRAIN_PROBLEMS = 8192  # of a built-in task; generated, so the number only has to be larger than most runs need
 
@@ -53,6 +55,8 @@ class Evaluation:
   verify: tasks.Verifier
   sampling: Sampling
   max_tokens: int
+  segments: Segments
+  attention: str  # see models/kernels.py
   mesh: jax.sharding.Mesh
   dtype: jnp.dtype
 
@@ -69,7 +73,8 @@ class Inputs:
   tokenizer: Any  # of transformers
   train: Problems
   sampling: Sampling
-  prompt_width: int  # P, tokens
+  prompt_widths: tuple[int, ...]  # rising, tokens; a batch takes the first that holds its longest prompt
+  attention: str  # see models/kernels.py
   dtype: jnp.dtype
   evaluation: Evaluation | None  # None where config.eval.every is 0
   verify: tasks.Verifier | None  # of rollouts; None where the loss has no reward
@@ -120,7 +125,8 @@ def load(c: Config) -> Inputs:
     tokenizer=tokenizer,
     train=train,
     sampling=sampling,
-    prompt_width=width,
+    prompt_widths=pipeline.widths(train.ids, c.data.widths),
+    attention=attention(c, mesh, [m.cfg for m in (student, *teachers)]),
     dtype=compute_dtype(c.precision),
     evaluation=evaluation,
     verify=tasks.verifier(verifier_name(c, c.data.path)) if c.mixture.reward else None,
@@ -155,9 +161,24 @@ def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vo
     verify=tasks.verifier(verifier_name(c, path)),
     sampling=Sampling(of.stop_ids, tokenizers.pad_id(tokenizer, of.stop_ids), vocab, c.eval.temperature),
     max_tokens=max_tokens,
+    segments=segments(c, mesh),
+    attention=attention(c, mesh, [of.cfg]),
     mesh=mesh,
     dtype=compute_dtype(c.precision),
   )
+
+
+def attention(c: Config, mesh: jax.sharding.Mesh, models: Sequence[decoder.DecoderConfig]) -> str:
+  """The attention that all of these models can run, of `config.attention`."""
+  platform, dtype = mesh.devices.flat[0].platform, compute_dtype(c.precision)
+  chosen = {kernels.choose(c.attention, platform, dtype, m.head_width) for m in models}
+  return chosen.pop() if len(chosen) == 1 else "xla"
+
+
+def segments(c: Config, mesh: jax.sharding.Mesh) -> Segments:
+  """Where the token loop is cut, of `config.rollout`."""
+  shrink = tuple(c.rollout.shrink)
+  return Segments(c.rollout.segment, c.rollout.segments, shrink, meshes.row_shards(mesh))
 
 
 def verifier_name(c: Config, path: str) -> str:

@@ -34,6 +34,7 @@ DIMENSIONS = {  # of each parameter by name, without the leading layer axis
   "up": ("width", "ff"),
   "down": ("ff", "width"),
 }
+PARTS = ("qvalue", "scale")  # of an int8 matrix, that lie as it does; axes that share a scale have size 1, so whole
 RULES = {
   "train": {"vocab": "tensor", "heads": "tensor", "ff": "tensor", "width": "fsdp"},
   "rollout": {"vocab": "tensor", "heads": "tensor", "ff": "tensor", "width": None},
@@ -115,7 +116,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def _spec(mesh: Mesh, path, leaf, layout: str) -> P:
   names = [key.key if hasattr(key, "key") else getattr(key, "name", None) for key in path]
-  dimensions = DIMENSIONS.get(next((n for n in reversed(names) if isinstance(n, str)), ""), ())
+  own = (n for n in reversed(names) if isinstance(n, str) and n not in PARTS)
+  dimensions = DIMENSIONS.get(next(own, ""), ())
   lead = leaf.ndim - len(dimensions)  # the stacked layers
   if lead not in (0, 1):
     return P()

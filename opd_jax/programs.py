@@ -1,4 +1,4 @@
-"""Compiled programs: one per (step function, width), known before the run.
+"""Compiled programs: one per (step function, shape), known before the run.
 
 A stage's programs are compiled ahead of their first call. While a stage trains, the next one's programs compile in a
 background thread; what the loop has to wait for is counted.
@@ -9,16 +9,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 
 from opd_jax.errors import InputError
 
-Lower = Callable[[int], Iterable[tuple[str, jax.stages.Lowered]]]  # width -> the lowered step functions, with names
+
+class Shape(NamedTuple):
+  """What is static about a step."""
+
+  prompt: int  # P, tokens
+  width: int  # H, tokens
+
+
+Lower = Callable[[Shape], Iterable[tuple[str, jax.stages.Lowered]]]  # the lowered step functions, with names
 
 
 class Programs:
-  """Programs by width.
+  """Programs by shape.
 
   Attributes:
     compiled: one `record` per program.
@@ -26,45 +35,45 @@ class Programs:
 
   def __init__(self, lower: Lower):
     self._lower = lower
-    self._widths = ThreadPoolExecutor(1, thread_name_prefix="lower")  # one width after another
+    self._shapes = ThreadPoolExecutor(1, thread_name_prefix="lower")  # one shape after another
     self._pool = ThreadPoolExecutor(3, thread_name_prefix="compile")  # its programs beside each other
-    self._futures: dict[int, Future] = {}
+    self._futures: dict[Shape, Future] = {}
     self._lock = threading.Lock()
     self.compiled: list[dict] = []
 
-  def prepare(self, width: int) -> None:
-    """Starts compiling a width in the background, once."""
+  def prepare(self, shape: Shape) -> None:
+    """Starts compiling a shape in the background, once."""
     with self._lock:
-      if width not in self._futures:
-        self._futures[width] = self._widths.submit(self._compile, width)
+      if shape not in self._futures:
+        self._futures[shape] = self._shapes.submit(self._compile, shape)
 
-  def at(self, width: int) -> dict[str, jax.stages.Compiled]:
-    """The programs of a width; waits where they are not ready."""
-    self.prepare(width)
-    return self._futures[width].result()
+  def at(self, shape: Shape) -> dict[str, jax.stages.Compiled]:
+    """The programs of a shape; waits where they are not ready."""
+    self.prepare(shape)
+    return self._futures[shape].result()
 
   def close(self) -> None:
-    for pool in (self._widths, self._pool):
+    for pool in (self._shapes, self._pool):
       pool.shutdown(wait=True, cancel_futures=True)
 
-  def _compile(self, width: int) -> dict[str, jax.stages.Compiled]:
+  def _compile(self, shape: Shape) -> dict[str, jax.stages.Compiled]:
     def one(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
       began = time.perf_counter()
       program = lowered.compile()
-      self.compiled.append(record(name, width, time.perf_counter() - began, program))
+      self.compiled.append(record(name, shape, time.perf_counter() - began, program))
       return program
 
     # Each is lowered while the one before it compiles; XLA holds no lock of Python's.
-    futures = {name: self._pool.submit(one, name, lowered) for name, lowered in self._lower(width)}
+    futures = {name: self._pool.submit(one, name, lowered) for name, lowered in self._lower(shape)}
     return {name: f.result() for name, f in futures.items()}
 
 
-def record(name: str, width: int, seconds: float, program: jax.stages.Compiled) -> dict:
-  """Name, width, seconds of compiling (in whichever thread), and bytes per device while it runs."""
+def record(name: str, shape: Shape, seconds: float, program: jax.stages.Compiled) -> dict:
+  """Name, shape, seconds of compiling (in whichever thread), and bytes per device while it runs."""
   memory = program.memory_analysis()
   sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
   total = sum(getattr(memory, s, 0) for s in sizes) - getattr(memory, "alias_size_in_bytes", 0)
-  return {"name": name, "width": width, "seconds": round(seconds, 3), "bytes": total}
+  return {"name": name, **shape._asdict(), "seconds": round(seconds, 3), "bytes": total}
 
 
 def use_cache(setting: str, workdir: pathlib.Path) -> None:

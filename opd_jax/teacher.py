@@ -1,7 +1,7 @@
 """Who teaches: external models that never change, and the student as it was before training.
 
 A frozen model is its parameters on the mesh and the configuration that reads them. It is kept in the compute type,
-since nothing is ever added to it.
+since nothing is ever added to it, or with its matrices in int8.
 """
 
 import pathlib
@@ -14,13 +14,38 @@ from jaxtyping import Float
 
 from opd_jax import mesh as meshes
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, quantise
 from opd_jax.types import Params
 
 
-def external(directory: pathlib.Path, cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Params:
-  """Reads a frozen model's weights straight into their shards."""
-  return hf.read(directory, cfg, meshes.parameter_shardings(mesh, cfg), dtype=dtype)
+def external(
+  directory: pathlib.Path,
+  cfg: decoder.DecoderConfig,
+  mesh: jax.sharding.Mesh,
+  dtype: jnp.dtype,
+  precision: str = "compute",
+) -> Params:
+  """Reads a frozen model's weights straight into their shards.
+
+  Args:
+    dtype: the compute type.
+    precision: "compute", or "int8": the layers' matrices as models/quantise.py keeps them.
+  """
+  params = hf.read(directory, cfg, meshes.parameter_shardings(mesh, cfg), dtype=dtype)
+  return quantised(params, mesh) if precision == "int8" else params
+
+
+def quantised(params: Params, mesh: jax.sharding.Mesh) -> Params:
+  """The parameters with int8 matrices, each in its shards; the dense matrices in `params` are given up one by one.
+
+  So the devices never hold more than the dense model, and one matrix of all layers in both types.
+  """
+  layers = params["layers"]
+  for name in quantise.CONTRACTED:
+    one = {"layers": {name: layers.pop(name)}}
+    kept = meshes.shardings(mesh, jax.eval_shape(quantise.quantise, one))
+    layers |= jax.block_until_ready(jax.jit(quantise.quantise, out_shardings=kept)(one))["layers"]
+  return params
 
 
 def weights(

@@ -2,8 +2,8 @@
 
     for step in range(steps):
       the student answers the next prompts, at most H_k tokens long
-      the teacher reads the answers
-      the student moves toward the teacher
+      a verifier judges the answers, where the loss has a reward
+      the teacher reads them, and the student moves toward the teacher
 
 What is not part of the sentence (logging, evaluating, saving, compiling the next stage) is one call each.
 """
@@ -11,22 +11,31 @@ What is not part of the sentence (logging, evaluating, saving, compiling the nex
 import contextlib
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import checkpoint, credit, horizon, inputs, metrics, optim, state, tasks, teacher, workdir
+from opd_jax import checkpoint, credit, horizon, inputs, metrics, optim, state, teacher, workdir
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.evaluation import Evaluator, decode
 from opd_jax.objectives import loss as losses
-from opd_jax.programs import Programs, use_cache
+from opd_jax.programs import Programs, Shape, use_cache
 from opd_jax.recipes.distill import Distill
-from opd_jax.types import Answer, Batch, Judges, Params, Rollout
+from opd_jax.types import Batch, Judges, Params, Rollout
+
+
+class Turn(NamedTuple):
+  """One step's prompts and what the student says to them."""
+
+  program: dict[str, jax.stages.Compiled]
+  batch: Batch
+  index: np.ndarray  # which prompts
+  said: Rollout  # perhaps still being said
 
 
 class Trainer:
@@ -50,9 +59,11 @@ class Trainer:
     self.schedule = i.schedule
     self.stages = horizon.describe(self.schedule, c.steps, c.batch * c.rollouts_per_prompt)
     self.recipe = recipe(c, i)
-    self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_width, i.sampling.pad_id, c.seed)
-    read = lambda model: teacher.external(model.path, model.cfg, i.mesh, i.dtype)
-    self.judges = Judges(tuple(map(read, i.teachers)), read(i.student) if c.mixture.initial else None)
+    self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_widths, i.sampling.pad_id, c.seed)
+    self.shapes = [Shape(self.prompts.width(k), self.schedule.width(k)) for k in range(c.steps)]
+    read = lambda model, *precision: teacher.external(model.path, model.cfg, i.mesh, i.dtype, *precision)
+    teachers = tuple(read(model, c.teacher_precision) for model in i.teachers)
+    self.judges = Judges(teachers, read(i.student) if c.mixture.initial else None)
     self.key = jax.random.key(c.seed)
     self.checkpoints = checkpoint.Checkpoints(self.path, c.checkpoint.keep)
     if self.checkpoints.latest() is None:
@@ -64,7 +75,7 @@ class Trainer:
     self.step = self.resumed = position["step"]
     self.tokens = position["tokens"]
     self.clock = metrics.Clock(position["seconds"])
-    self.programs = Programs(lambda width: self.recipe.programs(width, self.state, self.judges, self._shapes))
+    self.programs = Programs(lambda s: self.recipe.programs(s.width, self.state, self.judges, self._abstract(s.prompt)))
     self.evaluator: Evaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
@@ -85,49 +96,55 @@ class Trainer:
     self.clock.start()
     if self.step == 0:
       self._evaluate()
+    turn = None
     for step in range(self.step, self.c.steps):
-      program = self._programs(step)
-      batch = self._next_batch()
-      said = self._roll_out(program, batch, step)
-      answer = self._score(program, batch, said)
+      turn = turn or self._speak(step)
+      self._heard(turn)
+      ahead = self._speak(step + 1) if self._may_run_ahead(step) else None
+      advantage = self._verify(turn)
       for _ in range(self.c.updates_per_rollout):
-        stats = self._update(program, answer, batch, said)
-      self.step = step + 1
+        stats = self._update(turn, advantage)
+      turn, self.step = ahead, step + 1
       self._record(step, stats)
-      if self._due(self.c.eval.every):
+      if self._due(self.c.eval.every, self.step):
         self._evaluate()
-      if self._due(self.c.checkpoint.every):
+      if self._due(self.c.checkpoint.every, self.step):
         self._save()
     self.checkpoints.wait()
 
-  def _roll_out(self, program, batch: Batch, step: int) -> Rollout:
-    key = jax.random.fold_in(self.key, step)
-    said = program["rollout"](self.state.params, batch, key, np.int32(self.schedule.limit(step)))
-    jax.block_until_ready(said)
+  def _speak(self, step: int) -> "Turn":
+    """The student begins to answer the next prompts; nobody waits for it yet."""
+    program, batch, key = self._programs(step), self._next_batch(), jax.random.fold_in(self.key, step)
+    limit = np.int32(self.schedule.limit(step))
+    return Turn(program, batch, self.prompts.index, program["rollout"](self.state.params, batch, key, limit))
+
+  def _heard(self, turn: "Turn") -> None:
+    jax.block_until_ready(turn.said)
     self.clock.lap("rollout")
-    return said
 
-  def _score(self, program, batch: Batch, said: Rollout) -> Answer:
-    answer = program["score"](self.judges, batch, said)
-    if verify := self.inputs.verify:
-      answer = answer.replace(advantage=self._advantages(said, verify))
-    jax.block_until_ready(answer)
-    self.clock.lap("score")
-    return answer
+  def _may_run_ahead(self, step: int) -> bool:
+    """Not beyond an evaluation or a checkpoint, so that a run resumes as if it had never stopped."""
+    c = self.c
+    waits = self._due(c.eval.every, step + 1) or self._due(c.checkpoint.every, step + 1)
+    return c.rollout.ahead and not waits
 
-  def _advantages(self, said: Rollout, verify: tasks.Verifier) -> jax.Array:
-    """Of the rollouts whose answers are right, and of the others."""
+  def _verify(self, turn: "Turn") -> jax.Array | None:
+    """Advantages of the rollouts whose answers are right, and of the others; None where the loss has no reward."""
     c, i = self.c, self.inputs
-    response, mask = jax.device_get((said.response, said.mask))
+    if not i.verify:
+      return None
+    verify = i.verify
+    response, mask = jax.device_get((turn.said.response, turn.said.mask))
     texts = decode(i.tokenizer, response, mask, i.sampling.stop_ids)
-    answers = [i.train.answers[p] for p in self.prompts.index for _ in range(c.rollouts_per_prompt)]
+    answers = [i.train.answers[p] for p in turn.index for _ in range(c.rollouts_per_prompt)]
     reward = np.array([verify(*pair) for pair in zip(texts, answers, strict=True)], np.float32)
     self.reward = float(reward.mean())
     advantage = credit.group_relative(reward, c.rollouts_per_prompt, std=c.mixture.reward_std)
+    self.clock.lap("verify")
     return jax.device_put(advantage, meshes.rows(i.mesh))
 
-  def _update(self, program, answer: Answer, batch: Batch, said: Rollout) -> dict[str, Any]:
-    self.state, stats = program["update"](self.state, self.judges, answer, batch, said)
+  def _update(self, turn: "Turn", advantage: jax.Array | None) -> dict[str, Any]:
+    self.state, stats = turn.program["update"](self.state, self.judges, turn.batch, turn.said, advantage)
     stats = jax.device_get(stats)
     self.clock.lap("update")
     return stats
@@ -141,13 +158,13 @@ class Trainer:
     return batch
 
   def _programs(self, step: int):
-    """This step's compiled programs; the next stage's begin to compile in the background."""
+    """This step's compiled programs; those of the next other shape begin to compile in the background."""
     self.clock.lap("other")
-    stage = next(s for s in self.stages if s["start"] <= step < s["end"])
-    programs = self.programs.at(stage["width"])
+    programs = self.programs.at(self.shapes[step])
     self.clock.lap("compile")
-    if stage["index"] + 1 < len(self.stages):
-      self.programs.prepare(self.stages[stage["index"] + 1]["width"])
+    seen = set(self.shapes[: step + 1])
+    if after := next((s for s in self.shapes[step:] if s not in seen), None):
+      self.programs.prepare(after)
     return programs
 
   def _record(self, step: int, stats: dict[str, Any]) -> None:
@@ -213,9 +230,9 @@ class Trainer:
     self.checkpoints.save(self.step, self.state, position)
     workdir.describe(self.path, self.stages, self.programs.compiled, self.resumed)
 
-  def _due(self, every: int) -> bool:
+  def _due(self, every: int, step: int) -> bool:
     """True every so many steps and after the last."""
-    return self.step == self.c.steps or (every > 0 and self.step % every == 0)
+    return step == self.c.steps or (every > 0 and step % every == 0)
 
   def _announce(self) -> None:
     """The run in a few lines: models, stages, programs, warnings."""
@@ -227,7 +244,7 @@ class Trainer:
     self.log.say(
       f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "
       f"({_millions(self.state.params)}), {teachers}, {c.steps} steps of "
-      f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_width} tokens, "
+      f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_widths[-1]} tokens, "
       f"{i.mesh.size} device(s), {i.dtype}, workdir {self.path}"
     )
     for s in self.stages:
@@ -237,17 +254,17 @@ class Trainer:
         f"at most {s['tokens']:,} tokens"
       )
     evaluations = " and 1 for evaluation" if c.eval.every else ""
-    widths = len({s["width"] for s in self.stages})
-    self.log.say(f"  {widths} width(s) x 3 programs (rollout, score, update){evaluations}")
+    shapes = sorted(set(self.shapes))
+    listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
+    self.log.say(f"  {len(shapes)} shape(s) x 2 programs (rollout, update){evaluations}; prompt + response: {listed}")
     for warning in i.warnings:
       self.log.say(f"  note: {warning}")
     if self.resumed:
       self.log.say(f"  resumed after step {self.resumed}")
 
-  @property
-  def _shapes(self) -> Batch:
-    """The abstract batch that programs are compiled for."""
-    shape, teacher_weight = (self.c.batch, self.inputs.prompt_width), self.inputs.teacher_weight
+  def _abstract(self, prompt_width: int) -> Batch:
+    """The batch that programs are compiled for."""
+    shape, teacher_weight = (self.c.batch, prompt_width), self.inputs.teacher_weight
     return Batch(
       prompt=jax.ShapeDtypeStruct(shape, jnp.int32),  # pyright: ignore[reportArgumentType]
       prompt_mask=jax.ShapeDtypeStruct(shape, jnp.bool_),  # pyright: ignore[reportArgumentType]
@@ -269,8 +286,11 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
     mesh=i.mesh,
     n=c.rollouts_per_prompt,
     micro_batches=rows // c.micro_batch if c.micro_batch else 1,
+    buckets=c.buckets,
     dtype=i.dtype,
     remat=c.remat,
+    attention=i.attention,
+    segments=inputs.segments(c, i.mesh),
     max_horizon=c.horizon.max,
     bins=min(c.log.bins, c.horizon.max),
     seed=c.seed,

@@ -1,6 +1,6 @@
 """The records that travel between the rooms of the library.
 
-Dimensions: B rows, P prompt width, H horizon (response width), D and E widths of models, K teachers.
+Dimensions: B rows, P prompt width, H horizon (response width), K teachers.
 """
 
 from typing import Any
@@ -37,15 +37,6 @@ class Judges:
 
   teachers: tuple[Params, ...]
   initial: Params | None = None  # the student before training, where the loss holds it near
-
-
-@flax.struct.dataclass
-class Answer:
-  """What is made of a rollout: the judges' hidden states before every response token, and the verifier's verdict."""
-
-  teachers: tuple[Float[Array, "B H E"], ...]
-  initial: Float[Array, "B H D"] | None = None
-  advantage: Float[Array, "B"] | None = None  # of each row's reward, where the loss has one
 
 
 @flax.struct.dataclass

@@ -18,7 +18,7 @@ def test_short_demo_through_the_command_line(tmp_path):
   for method in ("opd", "topd", "popd"):
     info = json.loads((tmp_path / "demo" / f"chain-short-{method}-seed0" / "run.json").read_text())
     programs[method] = len(info["programs"])
-  assert programs == {"opd": 4, "topd": 4, "popd": 7}
+  assert programs == {"opd": 3, "topd": 3, "popd": 5}
 
   again = subprocess.run(command, capture_output=True, text=True, check=False)
   assert again.returncode == 0, again.stderr

@@ -245,9 +245,17 @@ def parse(*argv):
 
 def test_overrides_reach_the_config():
   c = parse(
-    "--config=configs/topd.py", "--config.horizon.ratio=0.25", "--config.allow_mismatch=('eos',)", "--config.remat"
+    "--config=configs/topd.py",
+    "--config.horizon.ratio=0.25",
+    "--config.allow_mismatch=('eos',)",
+    "--config.mixture.reward_std",
   )
-  assert (c.horizon.kind, c.horizon.ratio, c.allow_mismatch, c.remat) == ("truncated", 0.25, ("eos",), True)
+  assert (c.horizon.kind, c.horizon.ratio, c.allow_mismatch, c.mixture.reward_std) == (
+    "truncated",
+    0.25,
+    ("eos",),
+    True,
+  )
   assert parse("--config=topd:paper").horizon.max == 15360
   assert parse().horizon.kind == "progressive"
 

@@ -58,16 +58,16 @@ def test_advantages_are_relative_to_the_other_rollouts_of_a_prompt(std, small, t
   run = Trainer(small("topd", steps=1, **ALL_TERMS | {"mixture.reward_std": std}), tmp_path / "w")
   seen = []
   update = Trainer._update
-  monkeypatch.setattr(Trainer, "_update", lambda self, p, a, b, s: seen.append((a, s)) or update(self, p, a, b, s))
+  monkeypatch.setattr(Trainer, "_update", lambda self, *how: seen.append(how) or update(self, *how))
   run.run()
-  answer, said = seen[0]
+  (turn, advantage), said = seen[0], seen[0][0].said
   texts = decode(run.inputs.tokenizer, np.asarray(said.response), np.asarray(said.mask), run.inputs.sampling.stop_ids)
-  answers = [run.inputs.train.answers[i] for i in run.prompts.index for _ in range(2)]
+  answers = [run.inputs.train.answers[i] for i in turn.index for _ in range(2)]
   right = np.array([even(*pair) for pair in zip(texts, answers, strict=True)], float).reshape(4, 2)
   assert 0 < right.mean() < 1
   spread = right.std(axis=1, keepdims=True) + 1e-6 if std else 1
   want = (right - right.mean(axis=1, keepdims=True)) / spread
-  np.testing.assert_allclose(answer.advantage, want.reshape(-1), rtol=1e-6)
+  np.testing.assert_allclose(advantage, want.reshape(-1), rtol=1e-6)
 
 
 @pytest.fixture

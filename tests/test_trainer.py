@@ -57,7 +57,7 @@ def test_as_many_programs_as_stages(whole):
   info = json.loads((path / "run.json").read_text())
   assert [s["width"] for s in info["stages"]] == [8, 16, 20]
   made = sorted((p["name"], p["width"]) for p in info["programs"])
-  expected = [(name, width) for name in ("rollout", "score", "update") for width in (8, 16, 20)]
+  expected = [(name, width) for name in ("rollout", "update") for width in (8, 16, 20)]
   assert made == sorted([*expected, ("evaluate", 20)])
 
 
@@ -119,11 +119,11 @@ def test_a_longer_run_goes_on(whole, small, tmp_path):
 def test_seed_and_step_give_other_tokens(small, tmp_path):
   """Two seeds differ; two steps of one run differ although the prompts are the same."""
   said = {}
-  roll_out = Trainer._roll_out
   for seed in (0, 1):
     run = Trainer(small(seed=seed, steps=2, **{"eval.every": 0}), tmp_path / str(seed))
-    program, batch = run._programs(0), run._next_batch()
-    said[seed] = [np.asarray(roll_out(run, program, batch, step).response) for step in (0, 0, 1)]
+    batch = run._next_batch()
+    run._next_batch = lambda batch=batch: batch
+    said[seed] = [np.asarray(run._speak(step).said.response) for step in (0, 0, 1)]
     run.programs.close()
   assert (said[0][0] == said[0][1]).all()
   assert (said[0][0] != said[0][2]).any()
@@ -143,6 +143,43 @@ def test_second_step_traces_and_compiles_nothing(small, tmp_path, monkeypatch):
   Trainer(small("opd", steps=4, **{"eval.every": 0, "optimizer.warmup": 2}), tmp_path / "w").run()
   assert counts[0] > 0, "the listener hears nothing"
   assert counts == [counts[0]] * 4
+
+
+AHEAD = {"rollout.ahead": True, "mixture.reward": 0.5, "rollouts_per_prompt": 2, "checkpoint.every": 3, "eval.every": 0}
+
+
+def test_a_rollout_ahead_is_one_update_old_and_weighted_for_it(small, tmp_path, monkeypatch):
+  """Step k + 1 is sampled before update k, but not across a checkpoint: there the student is heard as it is."""
+  spoken, speak = [], Trainer._speak
+  monkeypatch.setattr(Trainer, "_speak", lambda self, step: spoken.append((step, self.step)) or speak(self, step))
+  Trainer(small("topd", steps=6, **AHEAD | {"horizon.ratio": 0.5}), tmp_path / "w").run()
+  assert spoken == [(0, 0), (1, 0), (2, 1), (3, 3), (4, 3), (5, 4)]
+  mean = [r["importance"] for r in read(tmp_path / "w", "train")]
+  assert [abs(m - 1) > 1e-4 for m in mean] == [False, True, True, False, True, True]
+
+
+def test_a_run_ahead_resumes_as_if_it_had_never_stopped(small, tmp_path):
+  changes = AHEAD | {"horizon.ratio": 0.5}
+  whole = Trainer(small("topd", steps=6, **changes), tmp_path / "whole")
+  whole.run()
+  Trainer(small("topd", steps=3, **changes), tmp_path / "w").run()
+  again = Trainer(small("topd", steps=6, **changes), tmp_path / "w")
+  again.run()
+  for mine, theirs in zip(leaves(again.state), leaves(whole.state), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+
+
+def test_prompts_of_different_length_have_programs_of_their_own(small, tmp_path):
+  """Short batches are not padded to the longest prompt, and a shape is compiled once."""
+  data = tmp_path / "data.jsonl"
+  rows = [{"prompt": "1" * n, "answer": "1"} for n in (5, 5, 5, 60)]
+  data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+  changes = {"data.path": str(data), "batch": 1, "eval.every": 0, "horizon.ratio": 0.5, "data.chat_template": False}
+  run = Trainer(small("topd", steps=8, **changes), tmp_path / "w")
+  assert {s.prompt for s in run.shapes} == {16, 64}
+  run.run()
+  made = sorted((p["name"], p["prompt"]) for p in json.loads((tmp_path / "w" / "run.json").read_text())["programs"])
+  assert made == [("rollout", 16), ("rollout", 64), ("update", 16), ("update", 64)]
 
 
 def test_gradient_accumulation_gives_the_same_run(small, tmp_path):

@@ -5,6 +5,7 @@ Dimensions: B prompts per step, P prompt width.
 
 import contextlib
 import hashlib
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,13 @@ class Prompts:
   index: Int[np.ndarray, "B"]  # which prompts the last batch holds
 
   def __init__(
-    self, ids: Sequence[Sequence[int]], batch: int, width: int, pad_id: int, seed: int, shuffle: bool = True
+    self, ids: Sequence[Sequence[int]], batch: int, widths: Sequence[int], pad_id: int, seed: int, shuffle: bool = True
   ):
     """
     Args:
       ids: token ids of each prompt.
       batch: prompts per step.
-      width: P, at least the longest prompt.
+      widths: rising; P is the first that holds a batch's longest prompt, and the last holds every prompt.
       pad_id: fills the left; masked.
       seed: of the order.
       shuffle: draw an order for each epoch; False keeps the order of `ids`.
@@ -48,9 +49,9 @@ class Prompts:
     if not self._rows:
       raise InputError("There is no prompt to train on; check data.path.")
     longest = max(map(len, self._rows))
-    if longest > width:
-      raise ValueError(f"a prompt of {longest} tokens does not fit the width {width}")
-    self._width, self._pad_id = width, pad_id
+    if longest > widths[-1]:
+      raise ValueError(f"a prompt of {longest} tokens does not fit the width {widths[-1]}")
+    self._widths, self._pad_id = tuple(widths), pad_id
     digest = hashlib.sha256(np.asarray([len(row) for row in self._rows], np.int64).tobytes())
     for row in self._rows:
       digest.update(row.tobytes())
@@ -61,9 +62,9 @@ class Prompts:
       "seed": int(seed),
       "shuffle": bool(shuffle),
     }
-    order = grain.MapDataset.source(_Epochs(len(self._rows), seed, shuffle)).batch(batch, drop_remainder=True)
+    self._batches = grain.MapDataset.source(_Epochs(len(self._rows), seed, shuffle)).batch(batch, drop_remainder=True)
     # Everything is in memory: threads would only wait for each other.
-    self._order = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    self._order = iter(self._batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
   def __iter__(self) -> "Prompts":
     return self
@@ -71,7 +72,15 @@ class Prompts:
   def __next__(self) -> Batch:
     """The next B prompts as numpy arrays: prompt int32[B, P], prompt_mask bool[B, P]."""
     self.index = np.asarray(next(self._order), np.int64)
-    return pad([self._rows[i] for i in self.index], self._width, self._pad_id)
+    return pad([self._rows[i] for i in self.index], self._holds(self.index), self._pad_id)
+
+  def width(self, step: int) -> int:
+    """P of the batch that is the `step`-th from the beginning, without reading up to it."""
+    return self._holds(np.asarray(self._batches[step], np.int64))
+
+  def _holds(self, index: Int[np.ndarray, "B"]) -> int:
+    longest = max(len(self._rows[i]) for i in index)
+    return next(w for w in self._widths if w >= longest)
 
   def state(self) -> dict[str, Any]:
     """The position after the last batch, for JSON."""
@@ -170,6 +179,22 @@ def width(ids: Sequence[Sequence[int]], multiple: int = 16, limit: int | None = 
   longest = max(map(len, ids))
   rounded = -(-longest // multiple) * multiple
   return rounded if limit is None else max(longest, min(rounded, limit))
+
+
+def widths(ids: Sequence[Sequence[int]], ratio: float, multiple: int = 8) -> tuple[int, ...]:
+  """Prompt widths to compile for, rising to `width`, each at most `ratio` of the one before; ratio 0: only that one.
+
+  Padded to the first width that holds it, the longest prompt of a batch leaves less than 1 - 1 / ratio of the width
+  empty. None is below 16.
+  """
+  rising = [width(ids)]
+  shortest = max(min(map(len, ids)), 2 * multiple)
+  while ratio:
+    below = math.ceil(rising[0] / ratio / multiple) * multiple
+    if not shortest <= below < rising[0]:
+      break
+    rising.insert(0, below)
+  return tuple(rising)
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray], width: int, pad_id: int) -> Batch:

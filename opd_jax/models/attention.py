@@ -59,16 +59,27 @@ def attend_cache(
   v: Float[Array, "B K S h"],
   visible: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N h"]:
-  """The same with keys transposed and heads outermost, the layout of the cache.
-
-  The query heads of one group are rows of one matrix product, so keys and values are never repeated.
-  """
+  """The same with keys transposed and heads outermost, the layout of the cache."""
   B, T, N, h = q.shape
-  K = k.shape[1]
-  G = N // K
-  rows = q.reshape(B, T, K, G, h).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
+  return attend_groups(q.reshape(B, T, k.shape[1], -1, h), k, v, visible).reshape(B, T, N, h)
+
+
+def attend_groups(
+  q: Float[Array, "B T K G h"],
+  k: Float[Array, "B K h S"],
+  v: Float[Array, "B K S h"],
+  visible: Bool[Array, "B T S"],
+) -> Float[Array, "B T K G h"]:
+  """The same with the query heads of a group together.
+
+  They are rows of one matrix product, so keys and values are never repeated.
+  """
+  B, T, K, G, h = q.shape
+  rows = q.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)
   scores = jnp.matmul(rows, k, preferred_element_type=jnp.float32) / math.sqrt(h)
-  scores = scores.reshape(B, K, G, T, -1)
-  weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, NEVER), axis=-1)
-  out = jnp.matmul(weights.reshape(B, K, G * T, -1).astype(v.dtype), v)
-  return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).reshape(B, T, N, h)
+  scores = jnp.where(visible[:, None, None], scores.reshape(B, K, G, T, -1), NEVER)
+  weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  total = jnp.sum(weights, axis=-1).reshape(B, K, G * T, 1)
+  out = jnp.matmul(weights.reshape(B, K, G * T, -1).astype(v.dtype), v, preferred_element_type=jnp.float32)
+  out = (out / total).astype(v.dtype)  # h numbers are fewer than S
+  return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4)

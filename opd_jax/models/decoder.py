@@ -16,7 +16,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models.attention import attend_causal
+from opd_jax.models.quantise import dense
 from opd_jax.types import Params
+
+REMAT = {  # what a layer keeps for the backward pass beside its input; "none": everything
+  "none": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights; attention again
+  "layer": None,  # nothing: the whole layer again
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,27 +107,30 @@ def hidden(
   mask: Bool[Array, "B T"],
   *,
   dtype: jnp.dtype = jnp.float32,
-  remat: bool = False,
+  remat: str = "none",
+  attend=attend_causal,
 ) -> Float[Array, "B T D"]:
   """Final normed hidden states; `unembed` turns the positions of interest into logits.
 
   Args:
+    params: the layers' matrices may be int8, see quantise.py; each layer is made dense when the scan reaches it.
     mask: true on real tokens. Padding may stand on either side: it is never attended to and takes no position.
     dtype: compute type of the matrix products; norms, softmax and rotary angles are fp32.
-    remat: recompute each layer in the backward pass instead of keeping its activations.
+    remat: what the backward pass computes again, a key of REMAT.
+    attend: causal attention over whole sequences, see attention.py and kernels.py.
   """
   positions = positions_of(mask)
   rope = rope_tables(cfg, positions)
 
   def layer(x, w):
-    w = jax.tree.map(lambda a: a.astype(dtype), w)
+    w = dense(w, dtype)
     q, k, v = qkv(x, w, cfg, rope)
     with jax.named_scope("attention"):
-      x = x + project_out(attend_causal(q, k, v, mask), w)
+      x = x + project_out(attend(q, k, v, mask), w)
     return x + feed_forward(x, w, cfg), None
 
-  if remat:
-    layer = jax.checkpoint(layer, prevent_cse=False)
+  if remat != "none":
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
   x = embed(params, tokens, dtype)
   x, _ = lax.scan(layer, x, params["layers"], unroll=cfg.layers if cfg.layers <= 4 else 1)
   return rms_norm(x, params["norm"], cfg.norm_eps)
@@ -200,7 +210,8 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Arr
   """Normed, projected and rotated queries [B, T, N, h], keys and values [B, T, K, h]."""
   with jax.named_scope("qkv"):
     x = rms_norm(x, w["attn_norm"], cfg.norm_eps)
-    q, k, v = (jnp.einsum("btd,dnh->btnh", x, w[name]) for name in "qkv")
+    by_head = lambda name: project(x, w[name].reshape(cfg.width, -1)).reshape(*x.shape[:2], -1, cfg.head_width)
+    q, k, v = map(by_head, "qkv")
     if cfg.qkv_bias:
       q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if cfg.qk_norm:
@@ -209,11 +220,35 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Arr
 
 
 def project_out(x: Float[Array, "B T N h"], w: Params) -> Float[Array, "B T D"]:
-  return jnp.einsum("btnh,nhd->btd", x, w["o"])
+  return project(x.reshape(*x.shape[:2], -1), w["o"].reshape(-1, w["o"].shape[-1]))
 
 
 def feed_forward(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig) -> Float[Array, "B T D"]:
   """SwiGLU."""
   with jax.named_scope("feed_forward"):
     x = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
-    return (jax.nn.silu(x @ w["gate"]) * (x @ w["up"])) @ w["down"]
+    return project(jax.nn.silu(project(x, w["gate"])) * project(x, w["up"]), w["down"])
+
+
+@jax.custom_vjp
+def project(x: Float[Array, "*b d"], w: Float[Array, "d f"]) -> Float[Array, "*b f"]:
+  """x @ w, whose backward pass finishes the gradient of the output before it uses it.
+
+  Otherwise XLA on CPU makes that gradient again, column by column, inside the transposition that the weight's gradient
+  needs, where it costs more than the product.
+  """
+  return x @ w
+
+
+def _project(x, w):
+  return x @ w, (x, w)
+
+
+def _project_back(residuals, d_out):
+  x, w = residuals
+  d_out = lax.optimization_barrier(d_out)
+  rows = lambda a: a.reshape(-1, a.shape[-1])
+  return d_out @ w.T, lax.dot_general(rows(x), rows(d_out), (((0,), (0,)), ((), ())))
+
+
+project.defvjp(_project, _project_back)

@@ -250,9 +250,9 @@ def estimator(c) -> str:
 
 
 def chosen_importance(c) -> str:
-  """auto: truncated where a rollout is used for more than one update."""
+  """auto: truncated where a rollout is used for more than one update, or was begun before the last one."""
   if c.importance.kind == "auto":
-    return "truncated" if c.updates_per_rollout > 1 else "none"
+    return "truncated" if c.updates_per_rollout > 1 or c.rollout.ahead else "none"
   return c.importance.kind
 
 

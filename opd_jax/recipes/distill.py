@@ -1,13 +1,12 @@
 """On-policy distillation: OPD, TOPD and POPD are this one file under three horizons (arXiv:2605.31490).
 
     for every step:
-      sample   the student answers the prompts, at most H tokens long      `rollout`
-      score    the teachers read what the student wrote                    `score`
-      update   the student moves toward them, token by token               `update`
+      rollout  the student answers the prompts, at most H tokens long
+      update   the teachers read what the student wrote, and the student moves toward them, token by token
 
-All three are pure functions of arrays; what they close over is static. The teachers' answers travel from `score` to
-`update` as hidden states [B, H, E] and never as logits [B, H, V], so several updates on one rollout, or a teacher
-that lies elsewhere on the mesh, score once.
+Both are pure functions of arrays; what they close over is static. Teachers and student read the same rows in the same
+layout, micro-batch by micro-batch, so a teacher's hidden states [b, H, E] live as long as one micro-batch and logits
+[b, H, V] never exist.
 
 Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, D and E model widths.
 """
@@ -17,6 +16,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,12 +25,13 @@ from jaxtyping import Array, Float
 
 from opd_jax import mesh as meshes
 from opd_jax import optim
-from opd_jax.models import decoder
+from opd_jax.models import decoder, kernels
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import Readout
-from opd_jax.objectives.loss import Loss
+from opd_jax.objectives.loss import Loss, Shares
 from opd_jax.rollout import cache, sample
-from opd_jax.types import Answer, Batch, Judges, Params, Rollout, TrainState
+from opd_jax.rollout.segments import DEFAULT, Segments
+from opd_jax.types import Batch, Judges, Params, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,11 @@ class Distill:
   mesh: jax.sharding.Mesh
   n: int = 1  # rollouts per prompt
   micro_batches: int = 1  # gradient-accumulation slices
+  buckets: int = 1  # widths that an update is compiled for
   dtype: Any = jnp.float32  # compute type
-  remat: bool = False
+  remat: str = "none"  # what the backward pass computes again, see decoder.REMAT
+  attention: str = "xla"  # see models/kernels.py
+  segments: Segments = DEFAULT
   max_horizon: int = 0  # position bins of the metrics span [0, max_horizon)
   bins: int = 16
   seed: int = 0  # of the mask of random tokens
@@ -58,67 +62,73 @@ class Distill:
       return meshes.constrain(self.mesh, cache.lay_out(params, cfg, dtype), "rollout")
 
     how = {"cfg": self.student, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
-    return sample.rollout(params, batch, key, limit, lay_out=lay_out, **how)
-
-  def score(self, judges: Judges, batch: Batch, said: Rollout) -> Answer:
-    """The hidden states of every frozen model before every response token."""
-    batch = repeat(batch, self.n)
-
-    def one(part: tuple[Batch, Rollout]) -> Answer:
-      teachers = zip(judges.teachers, self.teachers, strict=True)
-      initial = None if judges.initial is None else self.read(judges.initial, self.student, *part)
-      return Answer(tuple(self.read(params, cfg, *part) for params, cfg in teachers), initial)
-
-    parts = self.split((batch, said))
-    return self.merge(one(parts) if self.micro_batches == 1 else lax.map(one, parts))
+    return sample.rollout(params, batch, key, limit, lay_out=lay_out, segments=self.segments, attend=self.attend, **how)
 
   def update(
-    self, state: TrainState, judges: Judges, answer: Answer, batch: Batch, said: Rollout
+    self, state: TrainState, judges: Judges, batch: Batch, said: Rollout, advantage: Float[Array, "B"] | None = None
   ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser update on the loss over the batch's generated tokens.
 
     What each token adds to the mean is settled for the whole batch before it is split, so the loss does not depend on
     the horizon, on padding or on the number of micro-batches. A batch without a gradient changes nothing.
+
+    Args:
+      advantage: of each row's reward, where the loss has one.
     """
     shares = self.loss.shares(said.mask, jax.random.fold_in(self.key, state.step))
+    rows = Rows(repeat(batch, self.n), said, shares, advantage)
 
-    def loss_of(params: Params, part) -> tuple[jax.Array, tuple]:
-      prompts, said, answer, shares = part
-      student = Readout(self.read(params, self.student, prompts, said), decoder.head(params))
-      teachers = tuple(Readout(h, decoder.head(p)) for h, p in zip(answer.teachers, judges.teachers, strict=True))
-      initial = None
-      if answer.initial is not None and judges.initial is not None:
-        initial = Readout(answer.initial, decoder.head(judges.initial))
-      seen = (self.loss.objective, student, teachers, said.response, said.mask)
-      how = {"teacher_weight": prompts.teacher_weight, "initial": initial, "mesh": self.mesh}
-      extra = (said.behavior_logprob, answer.advantage)
-      first = self.loss.reads_first
-      readings = fused.read(*seen, **how) if first else {}
-      coefficients = self.loss.coefficients(shares, readings, *extra)
-      total, found = fused.weighted(*seen, coefficients, **how, readings=not first)
-      value, more = self.loss.value(shares, readings or found, *extra)
-      return total, (value, self.by_position((readings or found) | more | {"count": said.mask}))
-
-    def gradient(part):
-      (_, (loss, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, part)
+    def gradient(part: Rows):
+      (_, (loss, stats)), grads = jax.value_and_grad(self.loss_of, has_aux=True)(state.params, judges, part)
       return loss, stats, grads
 
-    parts = self.split((repeat(batch, self.n), said, answer, shares))
-    loss, stats, grads = gradient(parts) if self.micro_batches == 1 else accumulate(gradient, parts)
+    def in_bucket(part: Rows):
+      """The gradient at the least of the compiled widths that holds the longest response."""
+      H = part.said.mask.shape[1]
+      widths = [-(-H * (i + 1) // self.buckets) for i in range(self.buckets)]
+      longest = jnp.max(jnp.sum(part.said.mask, axis=1, dtype=jnp.int32))
+      narrow = [lambda part, w=w: gradient(part.cut(w)) for w in widths]
+      return lax.switch(jnp.sum(longest > jnp.array(widths[:-1], jnp.int32)), narrow, part)
+
+    of_part = gradient if self.buckets == 1 else in_bucket
+    loss, stats, grads = of_part(rows) if self.micro_batches == 1 else accumulate(of_part, self.split(rows))
     trained = jnp.sum(shares.chosen > 0, dtype=jnp.int32)
     state, norm = optim.apply(self.optimizer, state, grads, loss)
     counts = {"skipped": state.skipped, "empty": state.empty, "trained": trained}
     return state, {"loss": loss, "grad_norm": norm, "sums": stats, **counts, **self.lengths(said)}
+
+  def loss_of(self, params: Params, judges: Judges, part: "Rows") -> tuple[jax.Array, tuple]:
+    """These rows' part of the sum whose gradient is wanted; its value as a loss, and the metrics by position."""
+    said = part.said
+    student = self.read(params, self.student, part)
+    teachers = tuple(self.read(p, cfg, part) for p, cfg in zip(judges.teachers, self.teachers, strict=True))
+    initial = None if judges.initial is None else self.read(judges.initial, self.student, part)
+    seen = (self.loss.objective, student, lax.stop_gradient(teachers), said.response, said.mask)
+    how = {"teacher_weight": part.batch.teacher_weight, "initial": lax.stop_gradient(initial), "mesh": self.mesh}
+    extra = (said.behavior_logprob, part.advantage)
+    first = self.loss.reads_first
+    readings = fused.read(*seen, **how) if first else {}
+    coefficients = self.loss.coefficients(part.shares, readings, *extra)
+    total, found = fused.weighted(*seen, coefficients, **how, readings=not first)
+    value, more = self.loss.value(part.shares, readings or found, *extra)
+    return total, (value, self.by_position((readings or found) | more | {"count": said.mask}))
 
   @property
   def key(self) -> jax.Array:
     """Of the mask of random tokens, apart from the keys of rollouts and evaluations."""
     return jax.random.fold_in(jax.random.key(self.seed), 2**21)
 
-  def read(self, params: Params, cfg: decoder.DecoderConfig, prompts: Batch, said: Rollout) -> Float[Array, "B H D"]:
-    """Hidden states that predict each response token, under these prompts."""
-    how = {"dtype": self.dtype, "remat": self.remat}
-    return decoder.response_hidden(params, cfg, prompts.prompt, prompts.prompt_mask, said.response, said.mask, **how)
+  def read(self, params: Params, cfg: decoder.DecoderConfig, part: "Rows") -> Readout:
+    """What predicts each response token, under these prompts."""
+    prompt, said = part.batch, part.said
+    how = {"dtype": self.dtype, "remat": self.remat, "attend": self.attend}
+    seen = (prompt.prompt, prompt.prompt_mask, said.response, said.mask)
+    return Readout(decoder.response_hidden(params, cfg, *seen, **how), decoder.head(params))
+
+  @property
+  def attend(self):
+    """Attention over whole sequences."""
+    return functools.partial(kernels.attend, self.attention, self.mesh)
 
   def by_position(self, stats: dict[str, Float[Array, "B H"]]) -> dict[str, Float[Array, "bins"]]:
     """Sums over rows within bins of response position; fp32."""
@@ -133,22 +143,22 @@ class Distill:
     ended = jnp.mean(said.ended, dtype=jnp.float32)
     return {"tokens": jnp.sum(said.mask, dtype=jnp.int32), "ended": ended, "cut": 1 - ended}
 
-  def split(self, tree):
-    """[B, ...] -> [micro-batches, B / micro-batches, ...]; every device keeps its own rows."""
-    if self.micro_batches == 1:
-      return tree
-    return jax.tree.map(lambda a: a.reshape(-1, self.micro_batches, *a.shape[1:]).swapaxes(0, 1), tree)
+  def split(self, rows: "Rows") -> "Rows":
+    """[B, ...] -> [micro-batches, B / micro-batches, ...]; every device keeps its own rows.
 
-  def merge(self, tree):
-    """The inverse of `split`."""
-    if self.micro_batches == 1:
-      return tree
-    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), tree)
+    With several widths the rows of a micro-batch are of like length.
+    """
+    shards = Segments(shards=meshes.row_shards(self.mesh))
+    if self.buckets > 1:
+      length = jnp.sum(rows.said.mask, axis=1, dtype=jnp.int32).reshape(shards.shards, -1)
+      rows = shards.gather(rows, jnp.argsort(length, axis=1))
+    part = lambda a: a.reshape(shards.shards, self.micro_batches, -1, *a.shape[1:]).swapaxes(0, 1)
+    return jax.tree.map(lambda a: part(a).reshape(self.micro_batches, -1, *a.shape[1:]), rows)
 
   def programs(
-    self, width: int, state: TrainState, judges: Judges, batch: Batch
+    self, horizon: int, state: TrainState, judges: Judges, batch: Batch
   ) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """The three step functions of one stage, lowered for these (abstract) arguments; the slowest to compile first."""
+    """The two step functions of one stage, lowered for these (abstract) arguments; the slower to compile first."""
     row, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
     placed = lambda tree, sharding: jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
@@ -158,15 +168,30 @@ class Distill:
     limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     state, judges, batch = own(state), own(judges), placed(batch, row)
 
-    rollout = functools.partial(self.rollout, horizon=width)
+    rollout = functools.partial(self.rollout, horizon=horizon)
     said = placed(jax.eval_shape(rollout, state.params, batch, key, limit), row)
-    answer = placed(jax.eval_shape(self.score, judges, batch, said), row)
     advantage = jax.ShapeDtypeStruct(said.ended.shape, jnp.float32, sharding=row) if self.loss.reward else None
     kept = jax.tree.map(lambda a: a.sharding, state)
     update = jax.jit(self.update, donate_argnums=0, out_shardings=(kept, everywhere))
-    yield "update", update.lower(state, judges, answer.replace(advantage=advantage), batch, said)
+    yield "update", update.lower(state, judges, batch, said, advantage)
     yield "rollout", jax.jit(rollout, out_shardings=row).lower(state.params, batch, key, limit)
-    yield "score", jax.jit(self.score, out_shardings=row).lower(judges, batch, said)
+
+
+@flax.struct.dataclass
+class Rows:
+  """What an update reads, row by row."""
+
+  batch: Batch  # a prompt for every row
+  said: Rollout
+  shares: Shares
+  advantage: Float[Array, "B"] | None
+
+  def cut(self, width: int) -> "Rows":
+    """Without the response columns from `width` on."""
+    H = self.said.mask.shape[1]
+    narrow = lambda a: a[:, :width] if a.ndim == 2 and a.shape[1] == H else a
+    said, shares = jax.tree.map(narrow, (self.said, self.shares))
+    return dataclasses.replace(self, said=said, shares=shares)
 
 
 def accumulate(f, parts):

@@ -259,7 +259,7 @@ _TIME = (
 # name in Run.seconds, legend, colour, hatch: light fills, so that the hatch is what tells them apart in grey
 _PARTS = (
   ("rollout", "rollout", "#9ecae1", ""),
-  ("score", "score", "#f7c59f", "///"),
+  ("verify", "verifying", "#f7c59f", "///"),
   ("update", "update", "#a8ddb5", "..."),
   ("other", "rest of the loop", "#dddddd", "xxx"),
   ("compile", "waiting for compilation", "#ffffff", "\\\\\\"),

@@ -56,7 +56,7 @@ class Run:
 
   @property
   def elapsed(self) -> float:
-    """Training seconds: rollout, score, update and the rest of the loop, without compiling and evaluation."""
+    """Training seconds: rollout, verifying, update and the rest of the loop, without compiling and evaluation."""
     return self._last("elapsed")
 
   @property
@@ -71,7 +71,7 @@ class Run:
   def seconds(self) -> dict[str, float]:
     """Where the time went. Parts of the logged steps are scaled to all steps where not every step was logged."""
     logged = lambda part: sum(r["seconds"].get(part, 0.0) for r in self.train)
-    parts: dict[str, float] = {part: logged(part) for part in ("rollout", "score", "update", "other")}
+    parts: dict[str, float] = {part: logged(part) for part in ("rollout", "verify", "update", "other")}
     if total := sum(parts.values()):
       parts = {part: value * self.elapsed / total for part, value in parts.items()}
     return parts | {"compile": logged("compile"), "eval": sum(r.get("seconds", 0.0) for r in self.evals)}

@@ -4,6 +4,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horiz
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import decoder
+from opd_jax.models.attention import attend_causal
 from opd_jax.rollout import cache
+from opd_jax.rollout.segments import DEFAULT, Segments
 from opd_jax.types import Batch, Params, Rollout
 
 
@@ -29,17 +32,24 @@ class Sampling:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
-  """What the token loop carries."""
+class Row:
+  """What the token loop carries for every row; what a row is given stands beside what it has said."""
 
-  t: jax.Array  # int32[], tokens drawn so far
+  key: jax.Array  # key[B]
+  prompt_mask: jax.Array  # bool[B, P]
   token: jax.Array  # int32[B], the last one, not yet in the cache
-  caches: list[cache.LayerCache]  # one per layer, S slots; prompt first, response after it
-  visible: jax.Array  # bool[B, S], slots that hold a real token, the last one's included
   response: jax.Array  # int32[B, H]
   logprob: jax.Array  # f32[B, H]
-  mask: jax.Array  # bool[B, H]
+  length: jax.Array  # int32[B], tokens said
   ended: jax.Array  # bool[B], a stop token was drawn
+  caches: list[cache.LayerCache]  # one per layer; prompt first, response after it
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  t: jax.Array  # int32[], tokens drawn so far
+  rows: Row
 
 
 def rollout(
@@ -54,6 +64,8 @@ def rollout(
   n: int = 1,
   dtype: jnp.dtype = jnp.float32,
   lay_out=cache.lay_out,
+  segments: Segments = DEFAULT,
+  attend=attend_causal,
 ) -> Rollout:
   """Samples n responses to every prompt, at most `limit` <= `horizon` tokens long.
 
@@ -64,55 +76,85 @@ def rollout(
   Args:
     horizon: static; the width of the result and of the compiled program.
     limit: traced; tokens beyond it are padding.
+    segments: where the cache grows and the batch shrinks; `segments.PLAIN` is the reference.
+    attend: attention over whole prompts, see attention.py and kernels.py.
   """
   w = lay_out(params, cfg, dtype)
   B, P = batch.prompt.shape[0] * n, batch.prompt.shape[1]
-  with jax.named_scope("prefill"):
-    x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, P + horizon)
-  x, caches, prompt_mask = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (x, caches, batch.prompt_mask))
-  prompt_length = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
-  row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B))
-
-  def speak(s: State, x: jax.Array) -> State:
-    """Draws token t from the hidden state that predicts it, and writes it down."""
-    with jax.named_scope("sample"):
-      keys = jax.vmap(lambda k: jax.random.fold_in(k, s.t))(row_keys)
-      token, logprob = draw(keys, cache.logits(w, x, sampling.vocab), sampling)
-    live = ~s.ended
-    token = jnp.where(live, token, sampling.pad_id)
-    put = lambda a, new, at: lax.dynamic_update_slice_in_dim(a, new[:, None], at, axis=1)
-    return dataclasses.replace(
-      s,
-      t=s.t + 1,
-      token=token,
-      visible=put(s.visible, live, P + s.t),
-      response=put(s.response, token, s.t),
-      logprob=put(s.logprob, jnp.where(live, logprob, 0.0), s.t),
-      mask=put(s.mask, live, s.t),
-      ended=s.ended | is_stop(token, sampling.stop_ids) & live,
-    )
+  ends = segments.ends(horizon)
 
   def going_on(s: State) -> jax.Array:
-    return (s.t < limit) & ~jnp.all(s.ended)
+    return (s.t < limit) & ~jnp.all(s.rows.ended)
+
+  def speak(s: State, x: Float[Array, "b D"]) -> State:
+    """Draws token t from the hidden state that predicts it, and writes it down."""
+    r = s.rows
+    with jax.named_scope("sample"):
+      keys = jax.vmap(lambda k: jax.random.fold_in(k, s.t))(r.key)
+      token, logprob = draw(keys, cache.logits(w, x, sampling.vocab), sampling)
+    live = ~r.ended
+    token = jnp.where(live, token, sampling.pad_id)
+    put = lambda a, new: lax.dynamic_update_slice_in_dim(a, new[:, None], s.t, axis=1)
+    said = dataclasses.replace(
+      r,
+      token=token,
+      response=put(r.response, token),
+      logprob=put(r.logprob, jnp.where(live, logprob, 0.0)),
+      length=r.length + live,
+      ended=r.ended | is_stop(token, sampling.stop_ids) & live,
+    )
+    return State(s.t + 1, said)
 
   def one_token(s: State) -> State:
-    at = s.t - 1  # the last token's index in the response
+    r, at = s.rows, s.t - 1  # the last token's index in the response
+    width = r.caches[0].width
+    filled = jnp.pad(r.prompt_mask, ((0, 0), (0, width - P)), constant_values=True)
+    visible = filled & (jnp.arange(width) <= P + at)  # a row that has ended sees padding too, and is not heard
     with jax.named_scope("decode"):
-      x, caches = cache.decode(w, cfg, s.token, prompt_length + at, P + at, s.visible, s.caches)
-    return speak(dataclasses.replace(s, caches=caches), x)
+      position = jnp.sum(r.prompt_mask, axis=1, dtype=jnp.int32) + at
+      rope = jax.tree.map(lambda table: table[position][:, None], angles)
+      x, caches = cache.decode(w, cfg, r.token, rope, P + at, visible, r.caches)
+    return speak(State(s.t, dataclasses.replace(r, caches=caches)), x)
 
-  silence = State(
-    t=jnp.int32(0),
+  def segment(rows: int, end: int):
+    """The loop up to token `end`, over `rows` rows."""
+
+    def run(s: State) -> State:
+      inside = lambda s: going_on(s) & (s.t < end)
+      if rows == B:
+        return lax.while_loop(inside, one_token, s)
+      live = segments.live_first(s.rows.ended, rows)
+      few = lax.while_loop(inside, one_token, State(s.t, segments.gather(s.rows, live)))
+      return State(few.t, segments.scatter(s.rows, few.rows, live))
+
+    return run
+
+  def rest(s: State, i: int) -> Row:
+    """Segment i and all after it; without caches, since nobody reads them any more."""
+    s = State(s.t, dataclasses.replace(s.rows, caches=[c.grow(P + ends[i]) for c in s.rows.caches]))
+    sizes = segments.sizes(B) if i else [B]
+    run = [segment(size, ends[i]) for size in sizes]
+    s = run[0](s) if len(run) == 1 else lax.switch(segments.choose(sizes, s.rows.ended), run, s)
+    said = lambda s: dataclasses.replace(s.rows, caches=[])
+    return said(s) if i == len(ends) - 1 else lax.cond(going_on(s), lambda s: rest(s, i + 1), said, s)
+
+  angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + horizon)[None]))
+  with jax.named_scope("prefill"):
+    x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attend)
+  x, caches, prompt_mask = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (x, caches, batch.prompt_mask))
+  silent = Row(
+    key=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B)),
+    prompt_mask=prompt_mask,
     token=jnp.full((B,), sampling.pad_id, jnp.int32),
-    caches=caches,
-    visible=jnp.pad(prompt_mask, ((0, 0), (0, horizon))),
     response=jnp.full((B, horizon), sampling.pad_id, jnp.int32),
     logprob=jnp.zeros((B, horizon), jnp.float32),
-    mask=jnp.zeros((B, horizon), bool),
+    length=jnp.zeros((B,), jnp.int32),
     ended=jnp.zeros((B,), bool),
+    caches=caches,
   )
-  said = lax.while_loop(going_on, one_token, speak(silence, x))
-  return Rollout(response=said.response, mask=said.mask, behavior_logprob=said.logprob, ended=said.ended)
+  said = rest(speak(State(jnp.int32(0), silent), x), 0)
+  mask = jnp.arange(horizon) < said.length[:, None]
+  return Rollout(response=said.response, mask=mask, behavior_logprob=said.logprob, ended=said.ended)
 
 
 def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
@@ -122,11 +164,39 @@ def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tu
   """
   if sampling.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
-  else:
-    logits = restrict(logits / sampling.temperature, sampling)
-    token = jax.vmap(jax.random.categorical)(keys, logits)
-  logprob = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-  return token.astype(jnp.int32), logprob
+    logprob = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return token.astype(jnp.int32), logprob
+  return categorical(keys, restrict(logits / sampling.temperature, sampling))
+
+
+def categorical(keys: jax.Array, logits: Float[Array, "B V"]) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+  """A draw from softmax(logits) and its log-probability, with two random numbers per row instead of V.
+
+  A block of ids is drawn by its mass, then an id by its share of the block, each by inversion. The second number is
+  independent of the first, so that an id far below the 2^-24 steps of a uniform number is drawn as often as it should
+  be. An id of probability 0 never is.
+
+  Args:
+    keys: key[B], each folded for this draw alone: such a key is itself random words, and these are the numbers.
+  """
+  V = logits.shape[-1]
+  blocks = math.isqrt(V)
+  top = jnp.max(logits, axis=-1, keepdims=True)
+  mass = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, -V % blocks))).reshape(-1, blocks, -(-V // blocks))
+  u = (jax.random.key_data(keys)[:, :2] >> 8).astype(jnp.float32) * 2**-24
+  of_block = jnp.cumsum(jnp.sum(mass, axis=-1), axis=-1)
+  block = invert(of_block, u[:, 0])
+  inside = jnp.take_along_axis(mass, block[:, None, None], axis=1)[:, 0]
+  index = invert(jnp.cumsum(inside, axis=-1), u[:, 1])
+  chosen = jnp.take_along_axis(inside, index[:, None], axis=-1)[:, 0]
+  return block * mass.shape[-1] + index, jnp.log(chosen) - jnp.log(of_block[:, -1])
+
+
+def invert(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Array, "B"]:
+  """The first index whose cumulative mass exceeds the share u in [0, 1) of the whole."""
+  whole = cumulative[:, -1:]
+  below = jnp.minimum(u[:, None] * whole, jnp.nextafter(whole, 0.0))  # the product may round up to the whole
+  return jnp.sum(cumulative <= below, axis=-1, dtype=jnp.int32)
 
 
 def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:

@@ -23,7 +23,7 @@ ORDER = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7, 5, 3, 7, 8, 2, 4, 1, 0, 6, 9]  # two epoc
 
 
 def prompts(ids=IDS, batch=4, seed=0, **kwargs):
-  return pipeline.Prompts(ids, batch, width=4, pad_id=0, seed=seed, **kwargs)
+  return pipeline.Prompts(ids, batch, widths=(4,), pad_id=0, seed=seed, **kwargs)
 
 
 def order(stream, batches):
@@ -239,5 +239,22 @@ def test_the_whole_of_gsm8k(with_template, template):
   wrapped = "[user] {}\n[assistant]" if template else "{}"
   for i in (0, 3000, 7472):
     assert with_template.decode(ids[i]) == wrapped.format(read[i].prompt)
-  stream = pipeline.Prompts(ids, 64, pipeline.width(ids, limit=1024), 0, seed=0)
+  stream = pipeline.Prompts(ids, 64, [pipeline.width(ids, limit=1024)], 0, seed=0)
   assert sorted(order(stream, 117)[:7473]) == list(range(7473))
+
+
+def test_widths_leave_at_most_a_third_empty():
+  ids = [[1] * n for n in (20, 90, 400, 1000)]
+  widths = pipeline.widths(ids, 1.5)
+  assert widths[-1] == pipeline.width(ids) == 1008
+  assert all(a < b <= 1.5 * a for a, b in itertools.pairwise(widths))
+  assert widths[0] < 1.5 * 20 + 16
+  assert pipeline.widths(ids, 0) == (1008,)
+
+
+def test_the_width_of_a_step_is_known_before_it_comes():
+  ids = [[1] * n for n in (2, 3, 17, 40, 5, 6)]
+  stream = pipeline.Prompts(ids, 2, pipeline.widths(ids, 1.5), pad_id=0, seed=3)
+  known = [stream.width(step) for step in range(9)]
+  assert known == [next(stream).prompt.shape[1] for _ in range(9)]
+  assert len(set(known)) > 1

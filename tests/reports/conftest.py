@@ -39,7 +39,7 @@ def workdir(
   for step in range(steps + 1):
     at = {"step": step, "tokens": tokens * step, "elapsed": seconds * step, "wall": 2 * seconds * step + 3}
     if step:
-      parts = {"rollout": 0.5, "score": 0.125, "update": 0.25, "other": 0.125}
+      parts = {"rollout": 0.5, "verify": 0.125, "update": 0.25, "other": 0.125}
       records.append(
         at
         | {"kind": "train", "limit": limit, "width": 40, "skipped": 0, "peak_memory": 2**20}

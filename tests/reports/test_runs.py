@@ -115,4 +115,4 @@ class TestLoad:
     (run,) = load([path])
     assert run.elapsed == 40.0
     assert run.seconds["rollout"] == pytest.approx(20.0)
-    assert sum(run.seconds[k] for k in ("rollout", "score", "update", "other")) == pytest.approx(40.0)
+    assert sum(run.seconds[k] for k in ("rollout", "verify", "update", "other")) == pytest.approx(40.0)
