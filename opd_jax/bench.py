@@ -1,168 +1,190 @@
-"""Time, memory and error of the objectives, fused against dense, on this machine.
+"""Speed and memory of the rollout and the update, against what this machine can do and against PyTorch transformers.
 
-    python -m opd_jax.bench                                      rows x tokens x width x vocabulary = 4 x 512 x 256 x 32768
-    python -m opd_jax.bench --shape=1x64x32x512 --repeat=1       in seconds
+    python -m opd_jax.bench                                                   rollout and update of configs/popd.py
+    python -m opd_jax.bench rollout --batch=16,64 --prompt=16 --horizon=128,512 --out=bench
+    python -m opd_jax.bench --config=configs/opd.py:hf --student=Qwen3-0.6B/config.json --teacher=DIR --horizon=512
+    python -m opd_jax.bench rollout --against=transformers
+    python -m opd_jax.bench --smallest                                        a tiny model, in seconds
+    python -m opd_jax.bench objectives --help                                 objectives, fused against dense
 
-Value and gradient by the student's hidden states and head, teacher and student of the same shape. Time is the median of
-the repeats, dense and fused in turn, readings for the metrics included; memory is the temporary memory that the compiler reports. The error is the largest
-deviation of a gradient from float64 over the largest entry there, on the first 64 tokens.
+Weights are random, nothing stops early, and of a model only config.json is read: any Qwen3, Qwen2.5 or Llama-3 shape
+is measured without a download. The sizes are lists, and every combination of them is measured. Keys of the config are
+overridden as in training (--config.rollouts_per_prompt=4).
+
+Seconds are medians and the least of the repeats. The roofline is the least time that the counted FLOPs and bytes
+(benchmarks/roofline.py) need at the rates measured on the machine (benchmarks/machine.py); the fraction is roofline
+over least seconds. Compile seconds are of XLA alone, without a compile cache unless JAX_COMPILATION_CACHE_DIR is set.
 """
 
-import argparse
-import json
-import pathlib
-import statistics
+import dataclasses
+import itertools
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from absl import flags
 
-from opd_jax.objectives import divergence, fused
-from opd_jax.objectives.divergence import Coefficients, Objective, Readout
+from opd_jax import cli
+from opd_jax import config as configs
+from opd_jax.errors import InputError
 
-ERROR_TOKENS = 64
+PARTS = ("rollout", "update")
 
 
-def objectives(vocab: int) -> dict[str, Objective]:
-  """Every kind over the full vocabulary, and every support with the reverse KL."""
-  of = lambda **o: Objective(vocab, **o)
-  kinds = {
-    "reverse KL": of(),
-    "forward KL": of(kind="forward_kl"),
-    "JSD 0.5": of(kind="jsd"),
-    "mixture 0.5": of(kind="mixture"),
-  }
-  supports = {
-    f"{side.split('_')[0]} top-16, {tail}": of(support=side, tail=tail)
-    for side in ("student_topk", "teacher_topk", "both_topk")
-    for tail in ("bucket", "renormalise")
-  }
-  return (
-    {f"{name}, full": o for name, o in kinds.items()}
-    | {f"reverse KL, {name}": o for name, o in supports.items()}
-    | {
-      "reverse KL, student top-16, reweight": of(support="student_topk", tail="reweight"),
-      "JSD 0.5, student top-100, bucket": of(kind="jsd", support="student_topk", k=100),
-      "sampled token (k1)": of(support="sampled"),
-      "reverse KL, full, blocks of V / 8": of(vocab_chunk=max(1, vocab // 8), chunk=512),
-    }
-  )
-
-
-def measure(o: Objective, seen: tuple, repeat: int) -> dict[str, Any]:
-  """Seconds, MiB and error of one objective."""
-  B, T = seen[2].shape
-  c = jnp.full((B, T), 1 / (B * T), jnp.float32)
-  coefficients = Coefficients(logprob=c) if o.support == "sampled" else Coefficients(c)
-
-  def compiled(weighted: Callable):
-    run = lambda student, others, c: jax.value_and_grad(lambda s: weighted(o, s, *others, c), has_aux=True)(student)
-    return jax.jit(run).lower(seen[0], seen[1:], coefficients).compile()
-
-  programs = {"fused": compiled(fused.weighted), "dense": compiled(divergence.weighted)}
-  spent = {name: [] for name in programs}
-  for _ in range(repeat + 1):
-    for name, program in programs.items():
-      began = time.perf_counter()
-      jax.block_until_ready(program(seen[0], seen[1:], coefficients))
-      spent[name].append(time.perf_counter() - began)
-  out: dict[str, Any] = {"error": error(o, seen)}
-  for name, program in programs.items():
-    out[f"{name}_seconds"] = statistics.median(spent[name][1:])
-    out[f"{name}_min_seconds"] = min(spent[name][1:])
-    out[f"{name}_mib"] = program.memory_analysis().temp_size_in_bytes / 2**20
-  return out
-
-
-def error(o: Objective, seen: tuple) -> float:
-  """Of the fused gradient against the dense one in float64."""
-  student, (teacher,), token, mask = seen
-  n = min(ERROR_TOKENS, token.shape[1])
-  cut = lambda r: r._replace(hidden=r.hidden[:1, :n])
-  c: Any = np.full((1, n), 1 / n)
-  given = Coefficients(logprob=c) if o.support == "sampled" else Coefficients(c)
-
-  def gradient(weighted, student, teacher, given):
-    run = lambda s, *others: weighted(o, s, *others)[0]
-    return jax.device_get(jax.jit(jax.grad(run))(student, (teacher,), token[:1, :n], mask[:1, :n], given))
-
-  mine = gradient(fused.weighted, cut(student), cut(teacher), jax.tree.map(jnp.float32, given))
-  with jax.enable_x64(True):
-    wide = lambda r: jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), cut(r))
-    exact = gradient(divergence.weighted, wide(student), wide(teacher), given)
-  if exact.head.dtype != np.float64:
-    raise RuntimeError("the reference is not in float64")
-  pairs = zip(mine, exact, strict=True)
-  return max(float(np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()) for a, b in pairs)
-
-
-def inputs(B: int, T: int, D: int, V: int) -> tuple:
-  """Random readouts whose distributions are neither flat nor certain, and drawn tokens."""
-  rng = np.random.default_rng(0)
-  hidden = lambda: jnp.asarray(rng.normal(size=(B, T, D)), jnp.float32)
-  head = lambda: jnp.asarray(rng.normal(size=(V, D)) * 3 / np.sqrt(D), jnp.float32)
-  token, mask = jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32), jnp.ones((B, T), bool)
-  return Readout(hidden(), head()), (Readout(hidden(), head()),), token, mask
-
-
-def show(rows: dict[str, dict[str, Any]], shape: str, console: Console | None = None) -> None:
-  table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-  table.add_column(f"{shape}, {jax.devices()[0].device_kind}", no_wrap=True)
-  for head in (
-    "gradient\nerror",
-    "fused\nms",
-    "dense\nms",
-    "dense /\nfused",
-    "fused\nMiB",
-    "dense\nMiB",
-    "dense /\nfused",
-  ):
-    table.add_column(head, justify="right", no_wrap=True)
-  for name, r in rows.items():
-    fused_, dense = (r["fused_seconds"], r["fused_mib"]), (r["dense_seconds"], r["dense_mib"])
-    times = [f"{theirs / max(mine, 1e-9):.1f}x" for mine, theirs in zip(fused_, dense, strict=True)]
-    table.add_row(
-      name,
-      f"{r['error']:.0e}",
-      *(f"{1e3 * side[0]:,.0f}" for side in (fused_, dense)),
-      times[0],
-      *(f"{side[1]:,.0f}" for side in (fused_, dense)),
-      times[1],
-    )
-  (console or Console(width=110)).print(table)
+def define(values: flags.FlagValues) -> None:
+  text = lambda name, default, said: flags.DEFINE_string(name, default, said, flag_values=values)
+  text("student", None, "instead of config.student: a model directory, or a config.json of any name")
+  text("teacher", None, "instead of config.teacher(s): likewise")
+  text("batch", None, "prompts of a step, one number or several (config.batch)")
+  text("prompt", None, "tokens of a prompt, one number or several (16)")
+  text("horizon", None, "tokens of a response, one number or several (config.horizon.max)")
+  flags.DEFINE_integer("repeat", None, "timed repeats after one that warms up (5)", flag_values=values)
+  text("out", None, "a directory for bench.json, bench.txt and prefix.png")
+  text("against", None, "time the same rollouts in another library: transformers")
+  flags.DEFINE_bool("smallest", False, "tiny sizes where none are given: does it run?", flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(prog="python -m opd_jax.bench", description=(__doc__ or "").split("\n", 1)[0])
-  parser.add_argument("--shape", default="4x512x256x32768", metavar="BxTxDxV", help="rows, tokens, width, vocabulary")
-  parser.add_argument("--repeat", type=int, default=3, help="timed repeats after one that warms up (3)")
-  parser.add_argument("--out", metavar="FILE", help="also write the numbers as JSON")
-  args = parser.parse_args(argv)
+  argv = list(sys.argv[1:] if argv is None else argv)
+  command = " ".join(["python -m opd_jax.bench", *argv])
+  cli.quiet()
+  if argv[:1] == ["objectives"]:
+    from opd_jax.benchmarks import objectives
+
+    return objectives.main(argv[1:])
   try:
-    B, T, D, V = (int(n) for n in args.shape.split("x"))
-    if min(B, T, D, V, args.repeat) < 1:
-      raise ValueError
-  except ValueError:
-    print(
-      f"error: --shape={args.shape} --repeat={args.repeat}: write four positive numbers as 4x512x256x32768, and "
-      "repeat at least once.",
-      file=sys.stderr,
-    )
+    parts = PARTS
+    if argv and not argv[0].startswith("-"):
+      if argv[0] not in PARTS:
+        raise InputError(f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)} and objectives.")
+      parts = (argv.pop(0),)
+    values, c = cli.parse(["bench", *argv], __doc__ or "", define, cli.of_method)
+    run(values, c, parts, command)
+  except InputError as e:
+    print(f"error: {e}", file=sys.stderr)
     return 2
-  seen = inputs(B, T, D, V)
-  rows = {name: measure(o, seen, args.repeat) for name, o in objectives(V).items()}
-  show(rows, args.shape)
-  if args.out:
-    result = {"shape": args.shape, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "objectives": rows}
-    pathlib.Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+  except KeyboardInterrupt:
+    print("stopped", file=sys.stderr)
+    return 130
   return 0
+
+
+def run(values: flags.FlagValues, c, parts: Sequence[str], command: str) -> None:
+  """Checks everything before anything is compiled, measures, and shows and writes the record."""
+  from opd_jax.benchmarks import against, report
+  from opd_jax.benchmarks.subject import Subject
+
+  named = {"student": values.student, "teacher": values.teacher} | ({"teachers": ()} if values.teacher else {})
+  c = configs.override(c, {key: name for key, name in named.items() if name is not None})
+  tiny = values.smallest
+  repeat = values.repeat if values.repeat is not None else 2 if tiny else 5
+  if repeat < 1:
+    raise InputError(f"--repeat is {repeat}; it has to be at least 1.")
+  cases = combinations(
+    numbers("batch", values.batch, 4 if tiny else c.batch),
+    numbers("prompt", values.prompt, 8 if tiny else 16),
+    numbers("horizon", values.horizon, 16 if tiny else c.horizon.max),
+  )
+  if values.against is not None:
+    against.check(values.against)
+    if "rollout" not in parts:
+      raise InputError("--against times the rollout; leave out 'update', or --against.")
+  subject = Subject.load(c, smallest=tiny)
+  for case in cases:
+    subject.config(case)
+  out = report.open_(values.out) if values.out else None
+  parts = (*parts, "against") if values.against else parts
+  record = describe(subject, command, repeat) | measure(subject, cases, parts, repeat, small=tiny)
+  report.show(record)
+  if out:
+    print("wrote " + ", ".join(map(str, report.write(record, out))))
+
+
+def measure(subject, cases: list, parts: Sequence[str], repeat: int, *, small: bool) -> dict[str, Any]:
+  """The machine, and each part for every case: rollout, then against, then update, which gives the parameters up."""
+  from rich.console import Console
+
+  from opd_jax import metrics
+  from opd_jax.benchmarks import against, machine, rollout, update
+
+  progress = Console(stderr=True, highlight=False)
+  say = lambda what: progress.print(f"  measuring {what}", soft_wrap=True)
+  record: dict[str, Any] = {part: [] for part in parts}
+  say("the machine")
+  rates = machine.measure(subject.dtype, repeat, small=small)
+  params, programs = subject.params(), {}
+  if "rollout" in parts:
+    for case in cases:
+      say(f"the rollout of {case}")
+      programs[case] = rollout.program(subject, case, params)
+      record["rollout"].append(rollout.measure(subject, case, params, programs[case], rates, repeat))
+  if "against" in parts:
+    theirs = against.Theirs(subject, params)
+    for case in cases:
+      say(f"transformers on {case}")
+      record["against"].append(theirs.measure(subject, case, params, programs[case][0], repeat))
+  if "update" in parts:
+    state, judges = subject.state(params), subject.judges()
+    for case in cases:
+      say(f"the update of {case}")
+      measured, state = update.measure(subject, case, state, judges, rates, repeat)
+      record["update"].append(measured)
+  if set(PARTS) <= set(parts):
+    record["step"] = [step(*both) for both in zip(record["rollout"], record["update"], strict=True)]
+  return {"machine": rates.as_json(), **record, "process_peak_bytes": metrics.peak_memory()}
+
+
+def combinations(*sizes: list[int]) -> list:
+  """Every `subject.Case` of these batches, prompts and horizons."""
+  from opd_jax.benchmarks.subject import Case
+
+  return [Case(*one) for one in itertools.product(*sizes)]
+
+
+def numbers(name: str, text: str | None, default: int) -> list[int]:
+  """The sizes of --NAME, each at least 1."""
+  try:
+    found = [int(part) for part in (text if text is not None else str(default)).split(",")]
+  except ValueError:
+    found = []
+  if not found or min(found) < 1:
+    raise InputError(f"--{name}={text} is not a list of whole numbers above 0; write it as --{name}=16,64.")
+  return list(dict.fromkeys(found))
+
+
+def step(rollout: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+  """A whole step: both one after the other."""
+  both = {key: rollout[key] + update[key] for key in ("seconds", "min_seconds", "roofline_seconds")}
+  return {
+    **{key: rollout[key] for key in ("batch", "rows", "prompt", "horizon")},
+    **both,
+    "tokens_per_second": rollout["rows"] * rollout["horizon"] / both["seconds"],
+    "fraction_of_roofline": both["roofline_seconds"] / both["min_seconds"],
+  }
+
+
+def describe(subject, command: str, repeat: int) -> dict[str, Any]:
+  """What was measured, with what and on what."""
+  import jax
+
+  from opd_jax import workdir
+  from opd_jax.benchmarks import machine, roofline
+
+  def model(name: str, cfg) -> dict[str, Any]:
+    return {"name": name, "parameters": roofline.parameters(cfg), **dataclasses.asdict(cfg)}
+
+  return {
+    "command": command,
+    **workdir.provenance(),
+    "device_kind": jax.devices()[0].device_kind,
+    "processor": machine.processor(),
+    "cores": machine.cores(),
+    "dtype": subject.dtype.name,
+    "repeat": repeat,
+    "compile_cache": jax.config.values["jax_compilation_cache_dir"],
+    "student": model(subject.names[0], subject.student),
+    "teachers": [model(name, cfg) for name, cfg in zip(subject.names[1:], subject.teachers, strict=True)],
+  }
 
 
 if __name__ == "__main__":

@@ -1,23 +1,207 @@
 """The bench on its smallest setting: that it measures what it says, not how fast anything is."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from opd_jax import bench
+from opd_jax.benchmarks import against, objectives, report, rollout, subject
+from opd_jax.benchmarks.machine import Machine, Rate, Read
+from opd_jax.benchmarks.subject import Case, Subject
+from opd_jax.config import load, override
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+  """Everything but the comparison with other libraries."""
+  out = tmp_path_factory.mktemp("bench")
+  assert bench.main(["--smallest", "--batch=2", "--horizon=16", "--repeat=1", f"--out={out}"]) == 0
+  return out, json.loads((out / "bench.json").read_text())
+
+
+def leaves(tree, path=()):
+  """Every number with the keys that lead to it."""
+  if isinstance(tree, dict):
+    for key, value in tree.items():
+      yield from leaves(value, (*path, key))
+  elif isinstance(tree, list):
+    for i, value in enumerate(tree):
+      yield from leaves(value, (*path, i))
+  elif isinstance(tree, (int, float)) and not isinstance(tree, bool):
+    yield path, tree
+
+
+def test_files_and_numbers(measured):
+  out, record = measured
+  assert sorted(p.name for p in out.iterdir()) == ["bench.json", "bench.txt", "prefix.png"]
+  assert (out / "prefix.png").stat().st_size > 5000
+  text = (out / "bench.txt").read_text()
+  for part in ("rollout", "update", "step"):
+    assert [r["horizon"] for r in record[part]] == [16]
+    assert f"{part} 2 x (8 + 16)" in text
+  for part in ("machine", "rollout", "update", "step"):
+    for path, x in leaves(record[part]):
+      assert math.isfinite(x), path
+      if not {"seconds_per_token", "last_to_first_quarter"} & set(path):  # differences of two times
+        assert x > 0, path
+  for part in ("rollout", "update", "step"):
+    for r in record[part]:
+      assert 0 < r["fraction_of_roofline"] < 2
+      assert r["min_seconds"] <= r["seconds"]
+  assert record["command"].startswith("python -m opd_jax.bench --smallest")
+  assert {"versions", "device_kind", "processor", "cores", "dtype"} <= record.keys()
+  assert record["student"]["parameters"] > 0
+
+
+def test_every_combination_of_sizes():
+  cases = bench.combinations(bench.numbers("batch", "16,64,16", 1), [8], bench.numbers("horizon", None, 32))
+  assert cases == [Case(16, 8, 32), Case(64, 8, 32)]
+
+
+def test_a_step_is_rollout_and_update(measured):
+  for r, u, s in zip(*(measured[1][part] for part in ("rollout", "update", "step")), strict=True):
+    assert s["seconds"] == r["seconds"] + u["seconds"]
+    assert s["tokens_per_second"] == pytest.approx(s["rows"] * s["horizon"] / s["seconds"])
+
+
+def test_stretches_cover_the_rollout(measured):
+  for r in measured[1]["rollout"]:
+    stretches = r["by_prefix"]
+    assert [s["from_token"] for s in stretches[1:]] == [s["to_token"] for s in stretches[:-1]]
+    assert (stretches[0]["from_token"], stretches[-1]["to_token"]) == (1, r["horizon"])
+    whole = sum(s["seconds_per_token"] * (s["to_token"] - s["from_token"]) for s in stretches)
+    assert whole == pytest.approx(r["min_seconds"] - r["prefill_seconds"])
+    bound = sum(s["roofline_seconds_per_token"] * (s["to_token"] - s["from_token"]) for s in stretches)
+    assert 0 < bound < r["roofline_seconds"], "the prompt comes on top"
+
+
+def test_quarters_of_made_up_times():
+  """Tokens of the last quarter cost thrice those of the first."""
+  c = load("popd")
+  of = Subject.load(c, smallest=True)
+  case = Case(2, 8, 16)
+  rates = Machine((Read(1, Rate(1e9, 1e9)),), copy=Rate(1e9, 1e9), matrix=Rate(1e9, 1e9))
+  at = {limit: 1.0 + sum(1 + (t >= 12) * 2 for t in range(1, limit)) for limit in rollout.limits(16)}
+  found = rollout.quarters(of, case, rates, {limit: [s, s + 1] for limit, s in at.items()})
+  assert found is not None
+  assert found["seconds"] == pytest.approx(3)
+  works = rollout.works_of(of, case)
+  mean = lambda ws: np.mean([w.bytes for w in ws])
+  assert found["bytes"] == pytest.approx(mean(works[12:]) / mean(works[1:4]))
+  assert rollout.quarters(of, Case(2, 8, 4), rates, {1: [1.0], 2: [2.0], 3: [3.0], 4: [4.0]}) is None
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5, 100, 256])
+def test_limits_begin_with_the_prompt_and_end_with_the_horizon(horizon):
+  limits = rollout.limits(horizon)
+  assert (limits[0], limits[-1]) == (1, horizon)
+  assert limits == sorted(set(limits))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["decode"], "no benchmark 'decode'"),
+    (["--batch=4,x"], "--batch=4,x is not a list"),
+    (["--horizon=0"], "--horizon=0 is not a list"),
+    (["--repeat=0"], "--repeat is 0"),
+    (["--prompt=32000", "--horizon=1000"], "33000 positions"),
+    (["--student=nowhere"], "no model directory nowhere"),
+    (["--against=vllm"], "it can be transformers"),
+    (["update", "--against=transformers"], "leave out 'update'"),
+    (["--config.nothing=1"], "no config key 'nothing'"),
+    (["--config.micro_batch=3", "--batch=4"], "config.micro_batch is 3"),
+    (["--shape=4x512x256x32768"], "shape"),
+  ],
+)
+def test_wrong_inputs(arguments, said, capsys):
+  assert bench.main(arguments) == 2
+  err = capsys.readouterr().err
+  assert err.startswith("error: ")
+  assert said in err
+  assert err.count("\n") == 1
+
+
+def test_a_place_that_is_a_file(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  assert bench.main(["--smallest", f"--out={tmp_path / 'file'}"]) == 2
+  assert "--out=" in capsys.readouterr().err
+
+
+def test_without_torch(monkeypatch, capsys):
+  monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: None)
+  assert bench.main(["--against=transformers"]) == 2
+  assert "pip install torch" in capsys.readouterr().err
+
+
+LLAMA = {
+  "architectures": ["LlamaForCausalLM"],
+  "vocab_size": 64,
+  "hidden_size": 32,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "intermediate_size": 48,
+  "max_position_embeddings": 128,
+}
+
+
+def test_a_config_json_is_enough(tmp_path):
+  """In a directory, or under another name."""
+  (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+  (tmp_path / "llama.json").write_text(json.dumps(LLAMA))
+  found = subject.architecture(str(tmp_path))
+  assert found == subject.architecture(str(tmp_path / "llama.json"))
+  assert (found.layers, found.head_width, found.tied) == (3, 8, False)
+  c = override(load("popd"), {"student": str(tmp_path)})
+  both = Subject.load(c, smallest=True)
+  assert both.student == found
+  assert both.teachers == (subject.SMALLEST,)
+
+
+def test_an_unsupported_model_is_refused_by_its_own_name(tmp_path, capsys):
+  file = tmp_path / "other.json"
+  file.write_text(json.dumps(LLAMA | {"architectures": ["OtherForCausalLM"]}))
+  assert bench.main([f"--student={file}"]) == 2
+  assert f"{file}: OtherForCausalLM is not supported" in capsys.readouterr().err
+
+
+def test_many_sizes_make_one_picture():
+  """A panel for each batch, a line for each prompt and horizon, and a roofline for each."""
+  stretch = {"prefix": 10.0, "seconds_per_token": 1e-3, "roofline_seconds_per_token": 5e-4}
+  rollouts = [
+    {"rows": B, "prompt": 8, "horizon": H, "by_prefix": [stretch, stretch | {"prefix": 20.0}]}
+    for B in (2, 4, 8, 16)
+    for H in (16, 32)
+  ]
+  figure = report.prefix_figure({"rollout": rollouts})
+  assert [ax.get_title() for ax in figure.axes] == [f"{B} rows" for B in (2, 4, 8, 16)]
+  assert [len(ax.get_lines()) for ax in figure.axes] == [4] * 4
+
+
+def test_against_transformers(tmp_path):
+  pytest.importorskip("torch")
+  arguments = ["rollout", "--smallest", "--batch=2", "--horizon=16", "--repeat=1", "--against=transformers"]
+  assert bench.main([*arguments, f"--out={tmp_path}"]) == 0
+  (r,) = json.loads((tmp_path / "bench.json").read_text())["against"]
+  assert r["greedy_tokens_compared"] == 32
+  assert r["ratio"] == pytest.approx(r["theirs"]["seconds"] / r["ours"]["seconds"])
+  assert r["theirs"]["tokens_per_second"] == pytest.approx(32 / r["theirs"]["seconds"])
 
 
 @pytest.mark.parametrize("wrong", ["4x512", "axbxcxd", "0x1x1x1"])
 def test_shape_that_is_none(wrong, capsys):
-  assert bench.main([f"--shape={wrong}"]) == 2
+  assert bench.main(["objectives", f"--shape={wrong}"]) == 2
   assert "four positive numbers" in capsys.readouterr().err
 
 
-def test_table_and_json(tmp_path, capsys, monkeypatch):
+def test_objectives(tmp_path, capsys, monkeypatch):
   names = ("reverse KL, full", "sampled token (k1)")
-  every = bench.objectives
-  monkeypatch.setattr(bench, "objectives", lambda vocab: {n: every(vocab)[n] for n in names})
-  assert bench.main(["--shape=1x8x4x32", "--repeat=1", f"--out={tmp_path / 'bench.json'}"]) == 0
+  every = objectives.objectives
+  monkeypatch.setattr(objectives, "objectives", lambda vocab: {n: every(vocab)[n] for n in names})
+  assert bench.main(["objectives", "--shape=1x8x4x32", "--repeat=1", f"--out={tmp_path / 'bench.json'}"]) == 0
   said = capsys.readouterr().out
   assert all(n in said for n in names)
   found = json.loads((tmp_path / "bench.json").read_text())["objectives"]

@@ -1,0 +1,139 @@
+"""The rollout beside `generate` of PyTorch transformers: the same weights, the same prompts, the same work."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax.benchmarks import timing
+from opd_jax.benchmarks.machine import cores
+from opd_jax.benchmarks.subject import Case, Subject
+from opd_jax.errors import InputError
+from opd_jax.models import hf
+from opd_jax.rollout import sample
+from opd_jax.types import Params
+
+LIBRARIES = ("transformers",)
+CHECKED = (4, 8)  # rows and tokens; near ties among more of them could differ by rounding alone
+
+
+def check(name: str) -> None:
+  """Refuses another library than the known ones, or one that is not installed."""
+  if name not in LIBRARIES:
+    raise InputError(f"--against={name} is not known; it can be {', '.join(LIBRARIES)}.")
+  if importlib.util.find_spec("torch") is None:
+    raise InputError("--against=transformers needs PyTorch, which is not installed: pip install torch.")
+
+
+class Theirs:
+  """transformers' model with our weights, on the GPU where JAX's are on one too, otherwise on the cores.
+
+  Attributes:
+    greedy_tokens: how many tokens were compared with ours before anything was timed.
+  """
+
+  def __init__(self, subject: Subject, params: Params):
+    import torch
+    import transformers
+
+    check("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    self._torch = torch
+    torch.set_num_threads(cores())
+    self.device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as there:
+      path = pathlib.Path(there) / "model"
+      hf.write(path, subject.student, params, pad_id=0, eos_id=None, dtype="float32")
+      model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    self._model = model.to(self.device).eval()
+    self.greedy_tokens = self._agree(subject, params)
+    self._model = self._model.to(getattr(torch, subject.dtype.name))
+
+  def measure(
+    self, subject: Subject, case: Case, params: Params, run: jax.stages.Compiled, repeat: int
+  ) -> dict[str, Any]:
+    """One record for the JSON: both in turn, and the ratio of the medians.
+
+    Args:
+      run: our rollout, see `rollout.program`.
+    """
+    batch, key, s = subject.prompts(case), jax.random.key(0), subject.c.sampling
+    ids = np.repeat(np.asarray(batch.prompt), subject.c.rollouts_per_prompt, axis=0)
+    drawn = {"do_sample": True, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k}
+    calls = {
+      "ours": lambda: run(params, batch, key, np.int32(case.horizon)),
+      "theirs": lambda: self.generate(ids, case.horizon, **drawn),
+    }
+    threads = self.choose_threads(lambda: self.generate(ids, min(case.horizon, 32), **drawn))
+    timing.in_turn(calls, 1)
+    spent = timing.in_turn(calls, repeat)
+    median = {name: statistics.median(each) for name, each in spent.items()}
+    tokens = subject.rows(case) * case.horizon
+    return {
+      "batch": case.batch,
+      "rows": subject.rows(case),
+      "prompt": case.prompt,
+      "horizon": case.horizon,
+      "against": "transformers",
+      "device": self.device,
+      "threads": threads,
+      "greedy_tokens_compared": self.greedy_tokens,
+      "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+      **{name: timing.summary(each) | {"tokens_per_second": tokens / median[name]} for name, each in spent.items()},
+      "ratio": median["theirs"] / median["ours"],
+    }
+
+  def choose_threads(self, call: Callable[[], Any]) -> int:
+    """All cores, or one where that is faster, as it is where others keep the cores busy: threads spin at barriers."""
+
+    def with_threads(n: int):
+      self._torch.set_num_threads(n)
+      return call()
+
+    spent = timing.in_turn({n: functools.partial(with_threads, n) for n in (cores(), 1)}, 2)
+    best = min(spent, key=lambda n: min(spent[n]))
+    self._torch.set_num_threads(best)
+    return best
+
+  def generate(self, ids: np.ndarray, tokens: int, **how) -> np.ndarray:
+    """int[B, tokens], none of them a stop token."""
+    prompt = self._torch.tensor(ids, dtype=self._torch.long, device=self.device)
+    with self._torch.inference_mode():
+      said = self._model.generate(
+        prompt,
+        attention_mask=self._torch.ones_like(prompt),
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        use_cache=True,
+        pad_token_id=0,
+        **how,
+      )
+    return said[:, ids.shape[1] :].cpu().numpy()
+
+  def _agree(self, subject: Subject, params: Params) -> int:
+    """Greedy tokens of both in fp32; the number compared.
+
+    Raises:
+      RuntimeError: where they differ, since then two different models would be timed.
+    """
+    rows, tokens = CHECKED
+    batch = subject.prompts(Case(subject.mesh.size * rows, 8, tokens))
+    sampling = sample.Sampling((), 0, subject.student.vocab, temperature=0)
+    how = {"cfg": subject.student, "sampling": sampling, "horizon": tokens, "dtype": jnp.float32}
+    greedy = jax.jit(functools.partial(sample.rollout, **how))
+    with jax.default_matmul_precision("highest"):
+      ours = greedy(params, dataclasses.replace(batch, teacher_weight=None), jax.random.key(0), np.int32(tokens))
+    theirs = self.generate(np.asarray(batch.prompt), tokens, do_sample=False)
+    if not np.array_equal(np.asarray(ours.response), theirs):
+      raise RuntimeError("transformers' greedy tokens are not ours: the two do not run the same model")
+    return theirs.size

@@ -1,0 +1,120 @@
+"""What is counted, against numbers counted by hand and against XLA's own count."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from opd_jax.benchmarks import roofline
+from opd_jax.benchmarks.machine import Machine, Rate, Read
+from opd_jax.benchmarks.roofline import Work
+from opd_jax.models import decoder
+from opd_jax.rollout import cache
+
+# D 4, N 2, K 1, h 3, F 5, L 2: a layer has q 24, k 12, v 12, o 24 and three times 20 numbers: 132.
+SMALL = decoder.DecoderConfig(vocab=10, width=4, layers=2, heads=2, kv_heads=1, head_width=3, ff_width=5)
+# Large enough that what is not a matrix product hardly counts.
+WIDE = decoder.DecoderConfig(
+  vocab=256, width=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+)
+HOW: Any = {"vocab": 8, "itemsize": 2}
+
+
+def test_a_token_by_hand():
+  """3 rows that see 7 slots: 2 x 264 + 4 x 2 layers x 2 heads x 3 x 7 + 2 x 8 x 4 FLOPs each."""
+  work = roofline.token(SMALL, 3, 7, **HOW)
+  assert work.flops == 3 * (528 + 336 + 64)
+  assert work.weights == 2 * (264 + 8 * 4)
+  assert work.parts == 2 * 3 * 7 * 2 * 2 * 1 * 3, "keys and values of 2 layers, 1 head, 3 wide"
+  assert work.bytes == work.weights + work.parts
+
+
+def test_a_rollout_by_hand():
+  """Two prompts of 3 tokens, read once for their two rollouts each: 6 pairs a prompt."""
+  first, *rest = roofline.rollout(SMALL, 2, 2, 3, 5, **HOW)
+  assert first.flops == 2 * 3 * 528 + 2 * 6 * (4 * 2 * 2 * 3) + 4 * 64
+  assert first.parts == 4 * 3 * 12 * 2
+  assert rest == [roofline.token(SMALL, 4, prefix, **HOW) for prefix in (4, 5, 6, 7)]
+
+
+def test_an_update_by_hand():
+  """One row of 3 + 2 tokens, of which 4 are read: 10 pairs; the teacher is as large as the student."""
+  forward, logits = 4 * 528 + 10 * 48, 2 * 64
+  work = roofline.update(SMALL, (SMALL,), 1, 3, 2, **HOW)
+  assert work.flops == forward + logits + 3 * (forward + logits)
+  assert work.weights == 3 * 2 * (264 + 32)
+  assert work.parts == 8 * 4 * (264 + 10 * 4 + 2 * 2 * 4 + 4), "matrices, embedding, two norms a layer and the last"
+  again = lambda remat: roofline.update(SMALL, (SMALL,), 1, 3, 2, **HOW, remat=remat).flops - work.flops
+  assert again("layer") == forward
+  assert again("dots") == 10 * 48
+  assert roofline.update(SMALL, (SMALL, SMALL), 1, 3, 2, **HOW).flops == work.flops + forward + logits
+
+
+def test_every_remat_is_counted():
+  for remat in decoder.REMAT:
+    roofline.update(SMALL, (), 1, 3, 2, **HOW, remat=remat)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": False, "qk_norm": True}, {"qkv_bias": True}])
+def test_parameters_are_those_of_the_model(changes):
+  cfg = dataclasses.replace(SMALL, **changes)
+  params = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
+  assert roofline.parameters(cfg) == sum(a.size for a in jax.tree.leaves(params))
+
+
+def xla_flops(f, *args) -> float:
+  found = jax.jit(f).lower(*args).compile().cost_analysis()
+  assert found is not None
+  return found["flops"]
+
+
+@pytest.fixture(scope="module")
+def wide():
+  return decoder.init(WIDE, jax.random.key(0))
+
+
+def test_xla_counts_the_same_for_a_token(wide):
+  B, S = 16, 128
+  w = cache.lay_out(wide, WIDE, jnp.float32)
+  empty = [cache.LayerCache(jnp.zeros((B, 2, 32, S)), jnp.zeros((B, 2, S, 32)))] * WIDE.layers
+  rope = decoder.rope_tables(WIDE, jnp.zeros((B, 1), jnp.int32))
+
+  def step(w, tokens, caches):
+    x, caches = cache.decode(w, WIDE, tokens, rope, jnp.int32(S - 1), jnp.ones((B, S), bool), caches)
+    return cache.logits(w, x, 200), caches
+
+  counted = roofline.token(WIDE, B, S, vocab=200, itemsize=4).flops
+  assert counted == pytest.approx(xla_flops(step, w, jnp.zeros(B, jnp.int32), empty), rel=0.1)
+
+
+def test_xla_counts_the_same_forward_and_backward(wide):
+  """XLA's program has whole squares of scores where half would do, so squares are compared."""
+  B, T = 4, 64
+  tokens, mask = jnp.zeros((B, T), jnp.int32), jnp.ones((B, T), bool)
+
+  def loss(params):
+    return jnp.sum(decoder.unembed(params, decoder.hidden(params, WIDE, tokens, mask)))
+
+  forward = roofline.layers(WIDE, B * T, B * T * T) + roofline.head(WIDE, B * T, WIDE.vocab)
+  assert forward == pytest.approx(xla_flops(loss, wide), rel=0.1)
+  assert 3 * forward == pytest.approx(xla_flops(jax.grad(loss), wide), rel=0.1)
+
+
+def test_seconds_are_of_what_binds():
+  rate = lambda x: Rate(x, x / 2)
+  machine = Machine((Read(100, rate(40.0)), Read(10_000, rate(10.0))), copy=rate(20.0), matrix=rate(1000.0))
+  assert roofline.seconds(Work(5000, 100, 300), machine) == 400 / machine.bandwidth(400)
+  assert roofline.seconds(Work(50_000, 100, 300), machine) == 50
+  assert roofline.seconds([Work(50_000), Work(1000)], machine) == 51, "one after the other"
+  assert roofline.seconds(Work(0, 400, 800), machine, devices=8, tensor=4) == 200 / machine.bandwidth(200)
+
+
+def test_bandwidth_is_that_of_an_array_as_large():
+  rate = lambda x: Rate(x, x)
+  reads = (Read(100, rate(30.0)), Read(1000, rate(40.0)), Read(10_000, rate(10.0)))
+  machine = Machine(reads, copy=rate(1.0), matrix=rate(1.0))
+  assert machine.bandwidth(1e9) == machine.bandwidth(10_000) == 10
+  assert machine.bandwidth(1) == machine.bandwidth(100) == 40, "a smaller array is read at least as fast"
+  assert machine.bandwidth(3162.2776) == pytest.approx(25, rel=1e-3)
