@@ -6,6 +6,7 @@
     python -m opd_jax.bench rollout --against=transformers
     python -m opd_jax.bench --smallest                                        a tiny model, in seconds
     python -m opd_jax.bench objectives --help                                 objectives, fused against dense
+    python -m opd_jax.bench int8 --help                                       what int8 does to a teacher
 
 Weights are random, nothing stops early, and of a model only config.json is read: any Qwen3, Qwen2.5 or Llama-3 shape
 is measured without a download. The sizes are lists, and every combination of them is measured. Keys of the config are
@@ -52,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from opd_jax.benchmarks import objectives
 
     return objectives.main(argv[1:])
+  if argv[:1] == ["int8"]:
+    from opd_jax.benchmarks import int8
+
+    return int8.main(argv[1:])
   try:
     parts = PARTS
     if argv and not argv[0].startswith("-"):
       if argv[0] not in PARTS:
-        raise InputError(f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)} and objectives.")
+        raise InputError(f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)}, objectives and int8.")
       parts = (argv.pop(0),)
     values, c = cli.parse(["bench", *argv], __doc__ or "", define, cli.of_method)
     run(values, c, parts, command)

@@ -209,3 +209,16 @@ def test_objectives(tmp_path, capsys, monkeypatch):
   for r in found.values():
     assert 0 < r["error"] < 1e-4, "an fp32 gradient is near the float64 one, and not equal to it"
     assert min(r["fused_seconds"], r["dense_seconds"]) > 0
+
+
+def test_the_error_of_int8_is_measured_against_the_dense_teacher(tiny, monkeypatch):
+  pytest.importorskip("qwix")
+  from opd_jax.benchmarks import int8
+
+  monkeypatch.setattr(int8, "HORIZON", 8)
+  found = int8.measure(tiny["student"], tiny["teacher"], "task:chain", prompts=4)
+  assert abs(found["float32"]["kl"]) < 1e-6
+  assert found["float32"]["top1"] == 1
+  assert found["float32"]["moved"] == 0
+  assert 1e-6 < found["int8 in float32"]["kl"] < 0.1
+  assert found["int8 in float32"]["moved"] != 0
