@@ -33,6 +33,11 @@ DIMENSIONS = {  # of each parameter by name, without the leading layer axis
   "gate": ("width", "ff"),
   "up": ("width", "ff"),
   "down": ("ff", "width"),
+  # as rollout/cache.py joins them
+  "qkv": ("width", "heads", None, None),
+  "qkv_bias": ("heads", None, None),
+  "out": ("heads", None, None, "width"),
+  "gate_up": ("width", None, "ff"),
 }
 PARTS = ("qvalue", "scale")  # of an int8 matrix, that lie as it does; axes that share a scale have size 1, so whole
 RULES = {

@@ -33,13 +33,17 @@ def alone(tiny, tmp_path_factory):
   return run(tiny, tmp_path_factory.mktemp("mesh") / "one", 1)
 
 
+# Whatever sorts or gathers rows does so on each device's own.
+CUT = ("--config.rollout.segment=4", "--config.rollout.shrink=(2,)", "--config.micro_batch=4", "--config.buckets=2")
+
+
 @pytest.mark.parametrize(
-  "mesh",
-  [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
-  ids=lambda m: " x ".join(f"{k} {v}" for k, v in m.items()),
+  ("mesh", "more"),
+  [({"data": 8}, ()), ({"data": 2, "fsdp": 2, "tensor": 2}, ()), ({"data": 2, "fsdp": 1, "tensor": 4}, CUT)],
+  ids=["data 8", "data 2 x fsdp 2 x tensor 2", "data 2 x tensor 4, segments and buckets"],
 )
-def test_eight_devices_give_the_losses_of_one(mesh, alone, tiny, tmp_path):
-  got = run(tiny, tmp_path / "w", 8, *(f"--config.mesh.{k}={v}" for k, v in mesh.items()))
+def test_eight_devices_give_the_losses_of_one(mesh, more, alone, tiny, tmp_path):
+  got = run(tiny, tmp_path / "w", 8, *(f"--config.mesh.{k}={v}" for k, v in mesh.items()), *more)
   assert [r["kind"] for r in got] == [r["kind"] for r in alone] == ["eval", "train", "train", "train", "eval"]
   for mine, theirs in zip(got, alone, strict=True):
     if mine["kind"] == "train":
@@ -50,6 +54,24 @@ def test_eight_devices_give_the_losses_of_one(mesh, alone, tiny, tmp_path):
       assert mine["length"] == theirs["length"], "greedy tokens differ"
   samples = [(p / "samples.jsonl").read_text() for p in (tmp_path / "w",)]
   assert samples[0]
+
+
+def test_the_weights_of_a_rollout_are_split_over_tensor_alone():
+  import jax
+
+  from opd_jax.models import decoder
+  from opd_jax.rollout import cache
+  from tests.conftest import TEACHER
+
+  mesh = meshes.make(devices=jax.devices()[:1])  # every size is divisible by 1, so every rule shows
+  laid = jax.eval_shape(lambda: cache.lay_out(decoder.init(TEACHER, jax.random.key(0)), TEACHER, np.float32))
+  found = {name: tuple(s.spec) for name, s in meshes.shardings(mesh, laid, "rollout").layers[0].items()}
+  assert found["qkv"] == (None, "tensor", None, None)
+  assert found["qkv_bias"] == ("tensor", None, None)
+  assert found["out"] == ("tensor", None, None, None)
+  assert found["gate_up"] == (None, None, "tensor")
+  assert found["down"] == ("tensor", None)
+  assert found["attn_norm"] == (None,)
 
 
 def test_batch_has_to_divide(tiny, tmp_path):

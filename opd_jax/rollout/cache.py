@@ -58,14 +58,14 @@ def lay_out(params: Params, cfg: decoder.DecoderConfig, dtype: jnp.dtype) -> Wei
 
 
 def join(w: Params, cfg: decoder.DecoderConfig) -> Params:
-  """One layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `o` [K, G, h, D], the heads of a group together."""
+  """One layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D], the heads of a group together."""
   K, h = cfg.kv_heads, cfg.head_width
   by_group = lambda a: a.reshape(*a.shape[:-2], K, -1, h)
   joined = lambda end: jnp.concatenate([by_group(w[name + end]) for name in "qkv"], axis=-2)
   out = {name: a for name, a in w.items() if "norm" in name or name == "down"}
   out |= {
     "qkv": joined(""),
-    "o": w["o"].reshape(K, -1, h, cfg.width),
+    "out": w["o"].reshape(K, -1, h, cfg.width),
     "gate_up": jnp.stack([w["gate"], w["up"]], axis=1),
   }
   return out | ({"qkv_bias": joined("_bias")} if cfg.qkv_bias else {})
@@ -138,7 +138,7 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: t
 def finish_layer(x: Float[Array, "B T D"], heads: Float[Array, "B T *heads h"], w: Params, cfg: decoder.DecoderConfig):
   """The output projection and the feed-forward of a layer, each added to its input."""
   D = cfg.width
-  x = x + jnp.matmul(heads.reshape(*x.shape[:2], -1), w["o"].reshape(-1, D))
+  x = x + jnp.matmul(heads.reshape(*x.shape[:2], -1), w["out"].reshape(-1, D))
   with jax.named_scope("feed_forward"):
     y = decoder.rms_norm(x, w["mlp_norm"], cfg.norm_eps)
     y = jnp.matmul(y, w["gate_up"].reshape(D, -1)).reshape(*x.shape[:2], 2, -1)
