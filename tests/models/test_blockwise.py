@@ -28,7 +28,7 @@ def value_and_gradient(attend, q, k, v, mask, cotangent):
   return jnp.where(mask[..., None, None], out, 0), *pull(cotangent.astype(out.dtype))
 
 
-@pytest.mark.parametrize("block", [1, 4, 7, 20, 21, 64])
+@pytest.mark.parametrize("block", [4, 7, 20, 64])
 def test_equals_the_dense_form(block, seen):
   mine = value_and_gradient(lambda *a: blockwise.attend(*a, block=block), *seen)
   dense = value_and_gradient(attend_causal, *seen)

@@ -27,8 +27,8 @@ def program(segments: Segments, n: int = 4):
 
 @pytest.mark.parametrize(
   "segments",
-  [Segments(4), Segments(5), Segments(1, most=3), Segments(4, shrink=(2, 4)), Segments(3, shrink=(4, 8, 16), shards=2)],
-  ids=["even", "uneven", "few", "shrinking", "shrinking by shard"],
+  [Segments(5), Segments(1, most=3), Segments(3, shrink=(4, 8, 16), shards=2)],
+  ids=["uneven", "few", "shrinking by shard"],
 )
 def test_tokens_are_those_of_the_plain_loop(segments, student, prompts):
   """Bit for bit, at limits inside, at and between the ends of segments, with rows that end at different times."""
