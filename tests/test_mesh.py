@@ -64,7 +64,7 @@ def test_the_weights_of_a_rollout_are_split_over_tensor_alone():
   from tests.conftest import TEACHER
 
   mesh = meshes.make(devices=jax.devices()[:1])  # every size is divisible by 1, so every rule shows
-  laid = jax.eval_shape(lambda: cache.lay_out(decoder.init(TEACHER, jax.random.key(0)), TEACHER, np.float32))
+  laid = jax.eval_shape(lambda: cache.lay_out(decoder.init(TEACHER, jax.random.key(0)), TEACHER, np.dtype("float32")))
   found = {name: tuple(s.spec) for name, s in meshes.shardings(mesh, laid, "rollout").layers[0].items()}
   assert found["qkv"] == (None, "tensor", None, None)
   assert found["qkv_bias"] == ("tensor", None, None)
