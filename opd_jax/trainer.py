@@ -75,6 +75,7 @@ class Trainer:
     self.step = self.resumed = position["step"]
     self.tokens = position["tokens"]
     self.clock = metrics.Clock(position["seconds"])
+    self.upcoming = list(dict.fromkeys(self.shapes[self.step :]))  # each shape once, by its first use
     self.programs = Programs(lambda s: self.recipe.programs(s.width, self.state, self.judges, self._abstract(s.prompt)))
     self.evaluator: Evaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
@@ -158,12 +159,11 @@ class Trainer:
     return batch
 
   def _programs(self, step: int):
-    """This step's compiled programs; those of the next other shape begin to compile in the background."""
+    """This step's compiled programs; those of the next new shape begin to compile in the background."""
     self.clock.lap("other")
     programs = self.programs.at(self.shapes[step])
     self.clock.lap("compile")
-    seen = set(self.shapes[: step + 1])
-    if after := next((s for s in self.shapes[step:] if s not in seen), None):
+    for after in self.upcoming[self.upcoming.index(self.shapes[step]) + 1 :][:1]:
       self.programs.prepare(after)
     return programs
 

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,9 +62,10 @@ class Prompts:
       "seed": int(seed),
       "shuffle": bool(shuffle),
     }
-    self._batches = grain.MapDataset.source(_Epochs(len(self._rows), seed, shuffle)).batch(batch, drop_remainder=True)
+    self._ahead = _Epochs(len(self._rows), seed, shuffle)  # for `width`, with an epoch of its own in mind
+    order = grain.MapDataset.source(_Epochs(len(self._rows), seed, shuffle)).batch(batch, drop_remainder=True)
     # Everything is in memory: threads would only wait for each other.
-    self._order = iter(self._batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    self._order = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
   def __iter__(self) -> "Prompts":
     return self
@@ -76,9 +77,12 @@ class Prompts:
 
   def width(self, step: int) -> int:
     """P of the batch that is the `step`-th from the beginning, without reading up to it."""
-    return self._holds(np.asarray(self._batches[step], np.int64))
+    B = self._source["batch"]
+    return self._holds(self._ahead[i] for i in range(step * B, (step + 1) * B))
 
-  def _holds(self, index: Int[np.ndarray, "B"]) -> int:
+  def _holds(self, index: Iterable[int]) -> int:
+    if len(self._widths) == 1:
+      return self._widths[0]
     longest = max(len(self._rows[i]) for i in index)
     return next(w for w in self._widths if w >= longest)
 

@@ -50,18 +50,9 @@ def attend(
   visible: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N h"]:
   """Softmax attention with keys and values in token order; scores and softmax in fp32."""
-  return attend_cache(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), visible)
-
-
-def attend_cache(
-  q: Float[Array, "B T N h"],
-  k: Float[Array, "B K h S"],
-  v: Float[Array, "B K S h"],
-  visible: Bool[Array, "B T S"],
-) -> Float[Array, "B T N h"]:
-  """The same with keys transposed and heads outermost, the layout of the cache."""
   B, T, N, h = q.shape
-  return attend_groups(q.reshape(B, T, k.shape[1], -1, h), k, v, visible).reshape(B, T, N, h)
+  q = q.reshape(B, T, k.shape[2], -1, h)
+  return attend_groups(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), visible).reshape(B, T, N, h)
 
 
 def attend_groups(
@@ -70,9 +61,9 @@ def attend_groups(
   v: Float[Array, "B K S h"],
   visible: Bool[Array, "B T S"],
 ) -> Float[Array, "B T K G h"]:
-  """The same with the query heads of a group together.
+  """The same in the layout of the cache: keys transposed, heads outermost, the query heads of a group together.
 
-  They are rows of one matrix product, so keys and values are never repeated.
+  The heads of a group are rows of one matrix product, so keys and values are never repeated.
   """
   B, T, K, G, h = q.shape
   rows = q.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, h)

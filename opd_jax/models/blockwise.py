@@ -2,7 +2,7 @@
 
 A query reads the keys up to its block's end, so half of the products are never made, and the scores [B, N, T, T] go to
 memory neither forward nor backward: the backward pass makes them again from the sums that the forward pass keeps. Rows
-go through a few at a time. The dense reference is `attention.attend_causal`.
+go through one at a time. The dense reference is `attention.attend_causal`.
 
 Dimensions: B rows, T positions, N query heads, K key/value heads, G = N / K, h head width, t positions of a block.
 """
