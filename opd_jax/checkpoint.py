@@ -5,12 +5,14 @@ of the metric files), as JSON. Saving is asynchronous; a save that was cut short
 """
 
 import errno
-import pathlib
+import os
 import shutil
 from typing import Any
 
 import orbax.checkpoint as ocp
+from etils import epath
 
+from opd_jax.bucket import Place
 from opd_jax.errors import InputError
 from opd_jax.types import TrainState
 
@@ -18,11 +20,11 @@ from opd_jax.types import TrainState
 class Checkpoints:
   """The checkpoints of one workdir; `keep` of them."""
 
-  def __init__(self, workdir: pathlib.Path, keep: int | None = None):
+  def __init__(self, root: epath.Path, keep: int | None = None):
     """`keep` None reads only: nothing is made, and nothing deleted."""
-    self._path = workdir / "checkpoints"
+    self._path = root / "checkpoints"
     if keep is None and not self._path.is_dir():
-      raise InputError(f"{workdir} has no checkpoints; give the --workdir of a run that has saved one.")
+      raise InputError(f"{root} has no checkpoints; give the --workdir of a run that has saved one.")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
     self._manager = ocp.CheckpointManager(self._path.resolve(), options=options)
 
@@ -75,8 +77,11 @@ class Checkpoints:
     self._manager.close()
 
 
-def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
+def check_space(place: Place, state_bytes: int, keep: int) -> None:
   """Refuses to start where `keep` checkpoints and the one being written do not fit beside what is there already."""
+  if place.remote:
+    return
+  workdir = place.path
   saved = [p for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
   there = next(p for p in (workdir.resolve(), *workdir.resolve().parents) if p.exists())
   needed, free = state_bytes * max(1, keep + 1 - len(saved)), shutil.disk_usage(there).free
@@ -88,7 +93,7 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
     )
 
 
-def explain(e: Exception, path: pathlib.Path) -> Exception:
+def explain(e: Exception, path: os.PathLike) -> Exception:
   """A full disk in one sentence; anything else as it is."""
   cause: BaseException | None = e
   while cause:

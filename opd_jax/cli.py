@@ -7,9 +7,9 @@ status 2, never in a traceback.
 import itertools
 import logging
 import os
-import pathlib
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -17,30 +17,80 @@ from absl import flags
 from ml_collections import config_flags
 
 from opd_jax import config as configs
+from opd_jax import supervise
 from opd_jax.config import Config
-from opd_jax.errors import InputError
+from opd_jax.errors import RESUME, InputError, Leave
 
 Source = Callable[[Sequence[str], str | None], Config]  # (arguments, --config or None) -> the config to override
 
 
-def main(run: Callable[[flags.FlagValues, Config], None], usage: str, define: Callable, source: Source) -> None:
+def main(
+  run: Callable[[flags.FlagValues, Config], None],
+  usage: str,
+  define: Callable,
+  source: Source,
+  several: bool = False,
+) -> None:
   """Parses sys.argv and calls `run(flags, config)`.
 
   Args:
     usage: what --help prints before the flags.
     define: adds the entry point's own flags to a FlagValues.
     source: where the config comes from, `of_method` or `of_workdir`.
+    several: whether the entry point can be one of several processes; then it has the flags that join them.
   """
   quiet()
+  status = 0
   try:
-    values, c = parse(sys.argv, usage, define, source)
-    run(values, c)
+    own = (lambda values: [define(values), _define_processes(values)]) if several else define
+    values, c = parse(sys.argv, usage, own, source)
+    joins = several and (values.coordinator is not None or supervise.clustered())
+    with supervise.supervised(joins):
+      if joins:
+        from opd_jax import hosts
+
+        hosts.start(values.coordinator, values.processes, values.process, values.silence)
+      try:
+        run(values, c)
+      except Leave as e:
+        print(f"{e}; the same command goes on from there", file=sys.stderr)
+        status = RESUME
+      if joins:
+        hosts.finish()
   except InputError as e:
     print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
+    status = 2
+    _tell_others(e)
+  except KeyboardInterrupt as e:
     print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-    sys.exit(130)
+    status = 130
+    _tell_others(e)
+  except Exception as e:
+    if not (hosts := sys.modules.get("opd_jax.hosts")) or not hosts.joined():
+      raise
+    traceback.print_exc()
+    _tell_others(e)
+  sys.exit(status)
+
+
+def _define_processes(values: flags.FlagValues) -> None:
+  said = "one of several processes; not needed on TPU slices, Slurm, Open MPI"
+  flags.DEFINE_string("coordinator", None, f"HOST:PORT of process 0; {said}", flag_values=values)
+  flags.DEFINE_integer("processes", None, f"how many there are; {said}", flag_values=values)
+  flags.DEFINE_integer("process", None, f"which this is, from 0; {said}", flag_values=values)
+  flags.DEFINE_float(
+    "silence", 30.0, "seconds without a sign of life after which a process is lost", flag_values=values
+  )
+
+
+def _tell_others(e: BaseException) -> None:
+  """Where there are other processes, ends this one at once: JAX's own way out would wait for them."""
+  hosts = sys.modules.get("opd_jax.hosts")
+  if hosts and hosts.joined():
+    hosts.leave(e)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(2 if isinstance(e, InputError) else 130 if isinstance(e, KeyboardInterrupt) else 1)
 
 
 def of_method(argv: Sequence[str], spec: str | None) -> Config:
@@ -50,7 +100,7 @@ def of_method(argv: Sequence[str], spec: str | None) -> Config:
 
 def of_workdir(argv: Sequence[str], spec: str | None) -> Config:
   """The config that --workdir was made with; without a workdir, --config or the defaults."""
-  from opd_jax import workdir
+  from opd_jax import bucket, workdir
 
   for arg, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
     if named := re.fullmatch(r"--?workdir(?:=(.*))?", arg):
@@ -58,7 +108,7 @@ def of_workdir(argv: Sequence[str], spec: str | None) -> Config:
         raise InputError(
           "A --workdir has its config with it: leave --config out, and override keys with --config.KEY=VALUE."
         )
-      return workdir.load_config(pathlib.Path(named[1] if named[1] is not None else after))
+      return workdir.load_config(bucket.Place(named[1] if named[1] is not None else after).fetch())
   return configs.load(spec) if spec else configs.default()
 
 

@@ -34,6 +34,7 @@ def default() -> Config:
   c.teacher = "builtin:teacher"
   c.teachers = ()  # several teachers, instead of `teacher`: directories; together they are one mixed distribution
   c.teacher_precision = "compute"  # of the teachers' weights: compute (as `precision`), int8 (less memory, needs qwix)
+  c.teacher_offload = False  # keep teachers in host memory between updates
   c.teacher_weights = ()  # of the mixture, one per teacher; (): equal. See data.teacher_field for one per example
   c.allow_mismatch = ()  # of "tokenizer", "eos", "chat_template": differences between student and teacher that are intended
 
@@ -141,7 +142,9 @@ def default() -> Config:
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: the devices that the other axes leave
   c.mesh.fsdp = 1
+  c.mesh.expert = 1  # experts of a mixture-of-experts teacher; rows too, as fsdp
   c.mesh.tensor = 1
+  c.mesh.teacher = "fsdp"  # teachers' weights lie, beside tensor, over: none, fsdp, all (data too)
 
   c.precision = "auto"  # compute type: float32, bfloat16; auto: float32 on CPU, bfloat16 on accelerators
   c.attention = "auto"  # xla, blocks (CPU), cudnn (GPU), splash (TPU); auto: the platform's own, models/kernels.py
@@ -249,6 +252,7 @@ def check(c: Config) -> None:
   one_of("optimizer.kind", "adamw")
   one_of("remat", "none", "dots", "layer")
   one_of("teacher_precision", "compute", "int8")
+  one_of("mesh.teacher", "none", "fsdp", "all")
   one_of("precision", "auto", "float32", "bfloat16")
   for key in (
     "eval.every",

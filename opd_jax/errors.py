@@ -1,4 +1,8 @@
-"""The one exception that a user is meant to see."""
+"""The exceptions that a user is meant to see."""
+
+RESUME = (
+  75  # status of a process that did not finish, and would go on if it were started again (sysexits.h: EX_TEMPFAIL)
+)
 
 
 class InputError(ValueError):
@@ -6,3 +10,7 @@ class InputError(ValueError):
 
   Entry points print the message without a traceback and leave with status 2.
   """
+
+
+class Leave(Exception):
+  """The run was asked to stop and has saved; entry points print the message and leave with status RESUME."""

@@ -27,7 +27,7 @@ def define(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, c) -> None:
   from rich.console import Console
 
-  from opd_jax import config, inputs, state
+  from opd_jax import bucket, config, hosts, inputs, state
   from opd_jax import mesh as meshes
   from opd_jax.data import tokenizer as tokenizers
   from opd_jax.evaluation import Evaluator
@@ -37,8 +37,9 @@ def run(values: flags.FlagValues, c) -> None:
   if bool(values.workdir) == bool(values.model):
     raise InputError("Name what to evaluate: either --workdir=DIR (a run) or --model=DIR (a Hugging Face directory).")
   out = pathlib.Path(values.out) if values.out else None
-  if values.workdir and not out:
-    out = pathlib.Path(values.workdir) / "evaluation.json"
+  place = bucket.Place(values.workdir) if values.workdir else None
+  if place and not out:
+    out = place.path / "evaluation.json"
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out} cannot be written: there is no directory {out.parent}.")
   config.check(c)
@@ -46,15 +47,15 @@ def run(values: flags.FlagValues, c) -> None:
   tokenizer = tokenizers.load(model.path)
   mesh = meshes.for_reading(c.mesh)
   i = inputs.load_evaluation(c, model, tokenizer, mesh, model.cfg.vocab)
-  if values.workdir:
-    path = pathlib.Path(values.workdir)
-    params, step = state.saved_params(c, model.cfg, mesh, path, values.step)
-    what = f"{path}, step {step}"
-    use_cache(c.compile_cache, path)
+  if place:
+    params, step = state.saved_params(c, model.cfg, mesh, place.root, values.step)
+    what = f"{place.name}, step {step}"
+    use_cache(c.compile_cache, place.root)
   else:
     params, what = hf.read(model.path, model.cfg, meshes.parameter_shardings(mesh, model.cfg)), values.model
   record, samples = Evaluator(c, i, params)(params)
-
+  if not hosts.first():
+    return
   console = Console(highlight=False, soft_wrap=True)
   console.print(f"{what}: {record['prompts']} problems, {record['k']} answer(s) each, temperature {c.eval.temperature}")
   console.print(f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]")
@@ -70,8 +71,10 @@ def run(values: flags.FlagValues, c) -> None:
   console.print("  intervals: 95%, over problems")
   if out:
     out.write_text(json.dumps({"of": what, **record, "samples": samples}, indent=2))
+    if place and out.parent == place.path:
+      place.push()
     console.print(f"  written to {out}")
 
 
 if __name__ == "__main__":
-  cli.main(run, __doc__ or "", define, cli.of_workdir)
+  cli.main(run, __doc__ or "", define, cli.of_workdir, several=True)

@@ -3,6 +3,7 @@
 An evaluation is never cut by the training horizon; its own limit is `eval.max_tokens`.
 """
 
+import dataclasses
 import functools
 import math
 import time
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax import hosts
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.data import pipeline
@@ -54,15 +56,16 @@ class Evaluator:
     for first in range(0, len(ids), self._batch):
       part = ids[first : first + self._batch]
       padded = part + [part[0]] * (self._batch - len(part))
-      batch = jax.device_put(pipeline.pad(padded, self._width, sampling.pad_id), meshes.rows(self._in.mesh))
+      batch = hosts.place(pipeline.pad(padded, self._width, sampling.pad_id), meshes.rows(self._in.mesh))
       key = jax.random.fold_in(self._key, first)
-      said = jax.device_get(self._program(params, batch, key, np.int32(self._in.max_tokens)))
+      said = self._program(params, batch, key, np.int32(self._in.max_tokens))
+      said = hosts.whole(dataclasses.replace(said, behavior_logprob=said.ended))  # nobody asks for it here
       rows = len(part) * self._k
       texts += decode(self._in.tokenizer, said.response[:rows], said.mask[:rows], sampling.stop_ids)
       lengths.append(said.mask[:rows].sum(axis=1))
       ended.append(said.ended[:rows])
     answers = [a for a in self._in.problems.answers for _ in range(self._k)]
-    correct = np.array([self._in.verify(text, answer) for text, answer in zip(texts, answers, strict=True)])
+    correct = self._judge(texts, answers)
     length = np.concatenate(lengths)
     result = {
       **summarise(correct.reshape(-1, self._k), self._pass_at),
@@ -85,11 +88,18 @@ class Evaluator:
     ]
     return result, shown
 
+  def _judge(self, texts: list[str], answers: list[str]) -> np.ndarray:
+    """Which texts are right, bool[texts]; every process judges its share."""
+    share = slice(jax.process_index(), None, jax.process_count())
+    correct = np.zeros(len(texts), bool)
+    correct[share] = [self._in.verify(*pair) for pair in zip(texts[share], answers[share], strict=True)]
+    return hosts.combine(correct)
+
   def _lower(self, params: Params) -> jax.stages.Lowered:
     mesh = self._in.mesh
     run = functools.partial(
       sample.rollout,
-      cfg=self._in.model.cfg,
+      cfg=meshes.for_rollout(mesh, self._in.model.cfg),
       sampling=self._in.sampling,
       horizon=self._in.max_tokens,
       n=self._k,

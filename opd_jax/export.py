@@ -19,7 +19,9 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, c) -> None:
-  from opd_jax import inputs, state
+  from etils import epath
+
+  from opd_jax import hosts, inputs, state
   from opd_jax import mesh as meshes
   from opd_jax.models import hf
 
@@ -27,10 +29,11 @@ def run(values: flags.FlagValues, c) -> None:
     raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
   student = inputs.model(c.student)
   mesh = meshes.for_reading(c.mesh)
-  params, step = state.saved_params(c, student.cfg, mesh, pathlib.Path(values.workdir), values.step)
+  params, step = state.saved_params(c, student.cfg, mesh, epath.Path(values.workdir), values.step)
   hf.write(pathlib.Path(values.out), student.cfg, params, like=student.path, dtype=values.dtype)
-  print(f"wrote the student of {values.workdir}, step {step}, to {values.out}")
+  if hosts.first():
+    print(f"wrote the student of {values.workdir}, step {step}, to {values.out}")
 
 
 if __name__ == "__main__":
-  cli.main(run, __doc__ or "", define, cli.of_workdir)
+  cli.main(run, __doc__ or "", define, cli.of_workdir, several=True)

@@ -89,7 +89,7 @@ def load(c: Config) -> Inputs:
   """
   configs.check(c)
   schedule = horizon.from_config(c.horizon)
-  mesh = meshes.make(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+  mesh = meshes.from_config(c.mesh)
   meshes.check_rows(mesh, c.batch, "config.batch")
   if c.micro_batch:
     meshes.check_rows(mesh, c.micro_batch, "config.micro_batch")
@@ -127,10 +127,10 @@ def load(c: Config) -> Inputs:
     sampling=sampling,
     prompt_widths=pipeline.widths(train.ids, c.data.widths),
     attention=attention(c, mesh, [m.cfg for m in (student, *teachers)]),
-    dtype=compute_dtype(c.precision),
+    dtype=compute_dtype(c.precision, mesh),
     evaluation=evaluation,
     verify=tasks.verifier(verifier_name(c, c.data.path)) if c.mixture.reward else None,
-    warnings=_warnings(c, sampling, student, teachers, train, evaluation),
+    warnings=_warnings(c, mesh, sampling, student, teachers, train, evaluation),
   )
 
 
@@ -164,13 +164,13 @@ def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vo
     segments=segments(c, mesh),
     attention=attention(c, mesh, [of.cfg]),
     mesh=mesh,
-    dtype=compute_dtype(c.precision),
+    dtype=compute_dtype(c.precision, mesh),
   )
 
 
 def attention(c: Config, mesh: jax.sharding.Mesh, models: Sequence[decoder.DecoderConfig]) -> str:
   """The attention that all of these models can run, of `config.attention`."""
-  platform, dtype = mesh.devices.flat[0].platform, compute_dtype(c.precision)
+  platform, dtype = mesh.devices.flat[0].platform, compute_dtype(c.precision, mesh)
   chosen = {kernels.choose(c.attention, platform, dtype, m.head_width) for m in models}
   return chosen.pop() if len(chosen) == 1 else "xla"
 
@@ -249,15 +249,16 @@ def problems(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
   return Problems(ids[:most], [e.answer for e in kept[:most]], skipped + unusable, teachers)
 
 
-def compute_dtype(precision: str) -> jnp.dtype:
+def compute_dtype(precision: str, mesh: jax.sharding.Mesh) -> jnp.dtype:
   """float32 on CPU, where bfloat16 is slower; bfloat16 on accelerators."""
   if precision == "auto":
-    precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    precision = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
   return jnp.dtype(precision)
 
 
 def _warnings(
   c: Config,
+  mesh: jax.sharding.Mesh,
   sampling: Sampling,
   student: Model,
   teachers: tuple[Model, ...],
@@ -295,6 +296,9 @@ def _warnings(
       f"vocabulary sizes differ ({' and '.join(map(str, sorted(sizes)))}): all models are compared over the first "
       f"{sampling.vocab} ids, the rest is treated as padding"
     )
+  out += meshes.uneven(mesh, "the student", student.cfg)
+  for m in teachers:
+    out += meshes.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
   if not student.stop_ids:
     out.append("the student has no stop token: every rollout is cut by the horizon")
   for path, skipped in ((c.data.path, train.skipped), (c.eval.path, evaluation.problems.skipped if evaluation else 0)):

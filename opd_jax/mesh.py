@@ -1,24 +1,31 @@
 """The device mesh, and where every array lies on it.
 
-One table says which mesh axis each dimension of a parameter is split over, for the two layouts:
+Axes: `data` and `fsdp` split the rows of a batch, `expert` splits them too and holds the experts of a mixture, `tensor`
+splits heads, feed-forward width and vocabulary. Over several slices, `data` is what crosses from one to the other.
+
+One table says which mesh axes each dimension of a parameter is split over, for every layout:
 
     train     fp32 master weights and optimiser state, layers stacked, split over fsdp and tensor
-    rollout   compute-type weights, one pytree per layer, split over tensor only
+    rollout   compute-type weights, one pytree per layer, split over tensor only (and experts over expert)
+    teacher   compute type, stacked; beside tensor split over nothing, over fsdp, or over everything (`mesh.teacher`)
 
-Rows of a batch are split over data and fsdp together. A dimension that its axis does not divide stays whole.
+A dimension that its axes do not divide is split over those of them that do, or stays whole; `uneven` says which.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from opd_jax.errors import InputError
 from opd_jax.models import decoder
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
+AXES = ("data", "fsdp", "expert", "tensor")
+ROWS = ("data", "fsdp", "expert")
 
 DIMENSIONS = {  # of each parameter by name, without the leading layer axis
   "embed": ("vocab", "width"),
@@ -40,46 +47,68 @@ DIMENSIONS = {  # of each parameter by name, without the leading layer axis
   "gate_up": ("width", None, "ff"),
 }
 PARTS = ("qvalue", "scale")  # of an int8 matrix, that lie as it does; axes that share a scale have size 1, so whole
-RULES = {
-  "train": {"vocab": "tensor", "heads": "tensor", "ff": "tensor", "width": "fsdp"},
-  "rollout": {"vocab": "tensor", "heads": "tensor", "ff": "tensor", "width": None},
+WIDE = {"vocab": ("tensor",), "heads": ("tensor",), "ff": ("tensor",), "experts": ("expert",)}
+RULES = {  # an axis is used once per array, by the first dimension that asks for it
+  "train": WIDE | {"width": ("fsdp", "expert")},
+  "rollout": WIDE,
+  "teacher:none": WIDE,
+  "teacher:fsdp": WIDE | {"width": ("fsdp", "expert")},
+  "teacher:all": WIDE | {"width": ("data", "fsdp", "expert")},
 }
 
 
-def make(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1, devices: Sequence | None = None) -> Mesh:
   """A mesh of the given axis sizes, at most one of them -1 (what the others leave).
 
+  Devices of several slices (TPU slices joined by the data-centre network) lie along `data`, so that everything but the
+  sum of gradients and a gather over all data stays inside a slice.
+
   Raises:
-    InputError: where the sizes do not multiply to the number of devices.
+    InputError: where the sizes do not multiply to the number of devices, or the slices do not divide `data`.
   """
-  devices = jax.devices() if devices is None else devices
-  sizes = [data, fsdp, tensor]
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = [data, fsdp, expert, tensor]
+  said = f"config.mesh is data={data}, fsdp={fsdp}, expert={expert}, tensor={tensor}"
   if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
-    raise InputError(
-      f"config.mesh is data={data}, fsdp={fsdp}, tensor={tensor}; sizes are positive, and one of them may be -1."
-    )
+    raise InputError(f"{said}; sizes are positive, and one of them may be -1.")
   known = math.prod(s for s in sizes if s != -1)
   if -1 in sizes and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
     raise InputError(
-      f"config.mesh is data={data}, fsdp={fsdp}, tensor={tensor}, which does not make {len(devices)} device(s); "
-      "the three sizes have to multiply to the number of devices, and one of them may be -1."
+      f"{said}, which does not make {len(devices)} device(s); "
+      "the four sizes have to multiply to the number of devices, and one of them may be -1."
     )
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  types = (AxisType.Auto,) * len(AXES)
+  if slices == 1:
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+  if sizes[0] % slices:
+    near = [n for n in range(slices, len(devices) + 1, slices) if len(devices) % n == 0]
+    raise InputError(
+      f"{said}, over {slices} slices: the slices lie along data, so config.mesh.data has to be a multiple of {slices}, "
+      f"such as {' or '.join(map(str, near[:2]))}."
+    )
+  inner, outer = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
+  return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
+
+
+def from_config(c, devices: Sequence | None = None) -> Mesh:
+  """The mesh of `config.mesh`."""
+  return make(c.data, c.fsdp, c.tensor, c.expert, devices)
 
 
 def for_reading(c) -> Mesh:
   """The mesh of `config.mesh`, or all devices as rows where the run had another number of them."""
   try:
-    return make(c.data, c.fsdp, c.tensor)
+    return from_config(c)
   except InputError:
     return make()
 
 
 def row_shards(mesh: Mesh) -> int:
   """Over how many devices the rows of a batch are split."""
-  return mesh.shape["data"] * mesh.shape["fsdp"]
+  return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def check_rows(mesh: Mesh, rows: int, key: str) -> None:
@@ -88,9 +117,37 @@ def check_rows(mesh: Mesh, rows: int, key: str) -> None:
   if rows % shards:
     near = sorted({max(shards, rows // shards * shards), (rows // shards + 1) * shards})
     raise InputError(
-      f"{key} is {rows}, which the {shards} row shards of the mesh (data x fsdp) do not divide; "
+      f"{key} is {rows}, which the {shards} row shards of the mesh (data x fsdp x expert) do not divide; "
       f"{' or '.join(map(str, near))} would."
     )
+
+
+def uneven(mesh: Mesh, name: str, cfg: decoder.DecoderConfig) -> list[str]:
+  """What of a model the tensor axis does not divide, so that every device of it does the whole; with sizes that would."""
+  tensor, out = mesh.shape["tensor"], []
+  parts = {"query heads": cfg.heads, "feed-forward columns": cfg.ff_width, "vocabulary ids": cfg.vocab}
+  if not shares_heads(mesh, cfg) and cfg.kv_heads % tensor:
+    parts["key/value heads"] = cfg.kv_heads
+  for what, n in parts.items():
+    if n % tensor:
+      fits = [t for t in range(1, 2 * tensor + 1) if n % t == 0]
+      near = sorted({max(t for t in fits if t <= tensor), *[t for t in fits if t > tensor][:1]})
+      out.append(
+        f"config.mesh.tensor={tensor} does not divide the {n} {what} of {name}, so each device works on all of them; "
+        f"{' or '.join(map(str, near))} would split them"
+      )
+  return out
+
+
+def shares_heads(mesh: Mesh, cfg: decoder.DecoderConfig) -> bool:
+  """Whether the tensor axis is a multiple of the key/value heads: then a head is copied to the devices that share it."""
+  tensor = mesh.shape["tensor"]
+  return tensor > cfg.kv_heads and tensor % cfg.kv_heads == 0 and cfg.heads % tensor == 0
+
+
+def for_rollout(mesh: Mesh, cfg: decoder.DecoderConfig) -> decoder.DecoderConfig:
+  """The model with a key/value head for each device of the tensor axis, where it has fewer; tokens are the same."""
+  return dataclasses.replace(cfg, kv_heads=mesh.shape["tensor"]) if shares_heads(mesh, cfg) else cfg
 
 
 def shardings(mesh: Mesh, tree, layout: str = "train"):
@@ -98,11 +155,11 @@ def shardings(mesh: Mesh, tree, layout: str = "train"):
   return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(mesh, path, leaf, layout)), tree)
 
 
-def parameter_shardings(mesh: Mesh, cfg: decoder.DecoderConfig):
-  """Train-layout shardings of a model that has not been read yet."""
+def parameter_shardings(mesh: Mesh, cfg: decoder.DecoderConfig, layout: str = "train"):
+  """Shardings of a model that has not been read yet."""
   is_shape = lambda x: isinstance(x, tuple)
   arrays = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, "float32"), decoder.shapes(cfg), is_leaf=is_shape)
-  return shardings(mesh, arrays)
+  return shardings(mesh, arrays, layout)
 
 
 def constrain(mesh: Mesh, tree, layout: str):
@@ -126,6 +183,20 @@ def _spec(mesh: Mesh, path, leaf, layout: str) -> P:
   lead = leaf.ndim - len(dimensions)  # the stacked layers
   if lead not in (0, 1):
     return P()
-  axes = (None,) * lead + tuple(RULES[layout].get(d) if d else None for d in dimensions)
-  fits = lambda axis, size: axis if axis and size % mesh.shape[axis] == 0 else None
-  return P(*(fits(axis, size) for axis, size in zip(axes, leaf.shape, strict=True)))
+  free = set(mesh.axis_names)
+  spec: list = [None] * lead
+  for dimension, size in zip(dimensions, leaf.shape[lead:], strict=True):
+    wanted = [axis for axis in RULES[layout].get(dimension, ()) if axis in free]
+    axes = _dividing(wanted, size, mesh)
+    free -= set(axes)
+    spec.append(axes if len(axes) > 1 else axes[0] if axes else None)
+  return P(*spec)
+
+
+def _dividing(axes: Sequence[str], size: int, mesh: Mesh) -> tuple[str, ...]:
+  """Those of the axes, from the first, whose product divides the size; of several, none of size 1 beside another."""
+  chosen: list[str] = []
+  for axis in axes:
+    if size % math.prod(mesh.shape[a] for a in (*chosen, axis)) == 0:
+      chosen.append(axis)
+  return tuple(a for a in chosen if mesh.shape[a] > 1) or tuple(chosen[:1])

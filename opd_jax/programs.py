@@ -4,7 +4,7 @@ A stage's programs are compiled ahead of their first call. While a stage trains,
 background thread; what the loop has to wait for is counted.
 """
 
-import pathlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
+from etils import epath
 
 from opd_jax.errors import InputError
 
@@ -76,20 +77,20 @@ def record(name: str, shape: Shape, seconds: float, program: jax.stages.Compiled
   return {"name": name, **shape._asdict(), "seconds": round(seconds, 3), "bytes": total}
 
 
-def use_cache(setting: str, workdir: pathlib.Path) -> None:
+def use_cache(setting: str, root: epath.Path) -> None:
   """Turns on the persistent compile cache: a directory, "off", or "auto" for .jax_cache beside the workdir.
 
   Programs that compile in under a second are kept too: on a small model they are all of that kind.
   """
   if setting == "off":
     return
-  path = workdir.resolve().parent / ".jax_cache" if setting == "auto" else pathlib.Path(setting).expanduser()
+  path = root.resolve().parent / ".jax_cache" if setting == "auto" else epath.Path(setting).expanduser()
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise InputError(
       f"The compile cache {path} cannot be made ({e.strerror}); set config.compile_cache to another directory or 'off'."
     ) from None
-  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_compilation_cache_dir", os.fspath(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from opd_jax import checkpoint, optim
 from opd_jax import mesh as meshes
@@ -33,10 +34,10 @@ def read(c: Config, path: pathlib.Path, cfg: decoder.DecoderConfig, mesh: jax.sh
 
 
 def saved_params(
-  c: Config, cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, workdir: pathlib.Path, step: int | None
+  c: Config, cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, root: epath.Path, step: int | None
 ) -> tuple[Params, int]:
   """The parameters of a checkpoint (the last where `step` is None), and its step."""
-  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints = checkpoint.Checkpoints(root)
   state, position = checkpoints.restore(abstract(c, cfg, mesh), step)
   checkpoints.close()
   return state.params, position["step"]

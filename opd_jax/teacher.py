@@ -15,7 +15,7 @@ from jaxtyping import Float
 from opd_jax import mesh as meshes
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf, quantise
-from opd_jax.types import Params
+from opd_jax.types import Judges, Params
 
 
 def external(
@@ -24,18 +24,20 @@ def external(
   mesh: jax.sharding.Mesh,
   dtype: jnp.dtype,
   precision: str = "compute",
+  layout: str = "teacher:fsdp",
 ) -> Params:
   """Reads a frozen model's weights straight into their shards.
 
   Args:
     dtype: the compute type.
     precision: "compute", or "int8": the layers' matrices as models/quantise.py keeps them.
+    layout: what it is split over, a key of mesh.RULES.
   """
-  params = hf.read(directory, cfg, meshes.parameter_shardings(mesh, cfg), dtype=dtype)
-  return quantised(params, mesh) if precision == "int8" else params
+  params = hf.read(directory, cfg, meshes.parameter_shardings(mesh, cfg, layout), dtype=dtype)
+  return quantised(params, mesh, layout) if precision == "int8" else params
 
 
-def quantised(params: Params, mesh: jax.sharding.Mesh) -> Params:
+def quantised(params: Params, mesh: jax.sharding.Mesh, layout: str = "teacher:fsdp") -> Params:
   """The parameters with int8 matrices, each in its shards; the dense matrices in `params` are given up one by one.
 
   So the devices never hold more than the dense model, and one matrix of all layers in both types.
@@ -43,9 +45,23 @@ def quantised(params: Params, mesh: jax.sharding.Mesh) -> Params:
   layers = params["layers"]
   for name in quantise.CONTRACTED:
     one = {"layers": {name: layers.pop(name)}}
-    kept = meshes.shardings(mesh, jax.eval_shape(quantise.quantise, one))
+    kept = meshes.shardings(mesh, jax.eval_shape(quantise.quantise, one), layout)
     layers |= jax.block_until_ready(jax.jit(quantise.quantise, out_shardings=kept)(one))["layers"]
   return params
+
+
+def rest(params: Params) -> Params:
+  """Moved into the hosts' memory, where every device reaches its own shards over a bus."""
+  return _moved(params, "pinned_host")
+
+
+def rise(judges: Judges) -> Judges:
+  """A copy on the devices, of models that rest in host memory."""
+  return _moved(judges, "device")
+
+
+def _moved(tree, kind: str):
+  return jax.device_put(tree, jax.tree.map(lambda a: a.sharding.with_memory_kind(kind), tree))
 
 
 def weights(

@@ -27,4 +27,4 @@ def run(values: flags.FlagValues, c) -> None:
 
 
 if __name__ == "__main__":
-  cli.main(run, __doc__ or "", define, cli.of_method)
+  cli.main(run, __doc__ or "", define, cli.of_method, several=True)

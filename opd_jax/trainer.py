@@ -10,18 +10,33 @@ What is not part of the sentence (logging, evaluating, saving, compiling the nex
 
 import contextlib
 import dataclasses
-import pathlib
+import json
+import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import checkpoint, credit, horizon, inputs, metrics, optim, state, teacher, workdir
+from opd_jax import (
+  __version__,
+  checkpoint,
+  credit,
+  horizon,
+  hosts,
+  inputs,
+  metrics,
+  optim,
+  state,
+  teacher,
+  workdir,
+)
+from opd_jax import config as configs
 from opd_jax import mesh as meshes
+from opd_jax.bucket import Place
 from opd_jax.config import Config
 from opd_jax.data import pipeline
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, Leave
 from opd_jax.evaluation import Evaluator, decode
 from opd_jax.objectives import loss as losses
 from opd_jax.programs import Programs, Shape, use_cache
@@ -34,8 +49,9 @@ class Turn(NamedTuple):
 
   program: dict[str, jax.stages.Compiled]
   batch: Batch
-  index: np.ndarray  # which prompts
+  index: np.ndarray  # which prompts, of the rows that this process makes
   said: Rollout  # perhaps still being said
+  before: dict[str, Any]  # the position among the prompts before these
 
 
 class Trainer:
@@ -47,25 +63,25 @@ class Trainer:
     InputError: anything about the config, the models, the data or the workdir that cannot work.
   """
 
-  def __init__(self, c: Config, path: str | pathlib.Path):
-    self.c, self.path = c, pathlib.Path(path)
+  def __init__(self, c: Config, path: str | os.PathLike):
+    self.c, self.place = c, Place(path)
+    self.path = self.place.path
     i = self.inputs = inputs.load(c)
     empty = state.abstract(c, i.student.cfg, i.mesh)
-    workdir.check(self.path, c)
-    checkpoint.check_space(self.path, state.size(empty), c.checkpoint.keep)
-    workdir.open_(self.path, c)
-    use_cache(c.compile_cache, self.path)
+    hosts.on_first(lambda: self._open(state.size(empty)))
+    use_cache(c.compile_cache, self.place.root)
 
     self.schedule = i.schedule
     self.stages = horizon.describe(self.schedule, c.steps, c.batch * c.rollouts_per_prompt)
     self.recipe = recipe(c, i)
-    self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_widths, i.sampling.pad_id, c.seed)
+    self.rows = meshes.rows(i.mesh)
+    self.mine = hosts.rows_of(self.rows, c.batch)
+    self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_widths, i.sampling.pad_id, c.seed, rows=self.mine)
+    hosts.agree("configs, prompts or versions", json.dumps([configs.to_json(c), self.prompts.source, __version__]))
     self.shapes = [Shape(self.prompts.width(k), self.schedule.width(k)) for k in range(c.steps)]
-    read = lambda model, *precision: teacher.external(model.path, model.cfg, i.mesh, i.dtype, *precision)
-    teachers = tuple(read(model, c.teacher_precision) for model in i.teachers)
-    self.judges = Judges(teachers, read(i.student) if c.mixture.initial else None)
+    self.judges = self._read_judges()
     self.key = jax.random.key(c.seed)
-    self.checkpoints = checkpoint.Checkpoints(self.path, c.checkpoint.keep)
+    self.checkpoints = checkpoint.Checkpoints(self.place.root, c.checkpoint.keep)
     if self.checkpoints.latest() is None:
       self.state = state.read(c, i.student.path, i.student.cfg, i.mesh)
       position = {"step": 0, "tokens": 0, "lengths": {}, "seconds": {}}
@@ -81,9 +97,14 @@ class Trainer:
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
   def run(self) -> None:
-    """Trains from the last checkpoint, or from the beginning, to the last step."""
+    """Trains from the last checkpoint, or from the beginning, to the last step.
+
+    Raises:
+      Leave: the run was asked to stop, and has saved.
+    """
     with contextlib.ExitStack() as closing:
-      for part in (self.checkpoints, self.programs, self.log):
+      self.notice = hosts.Notice()
+      for part in (self.notice, self.checkpoints, self.programs, self.log):
         closing.callback(part.close)
       try:
         self._run()
@@ -99,6 +120,8 @@ class Trainer:
       self._evaluate()
     turn = None
     for step in range(self.step, self.c.steps):
+      if self.notice.before(step):
+        self._leave(turn)
       turn = turn or self._speak(step)
       self._heard(turn)
       ahead = self._speak(step + 1) if self._may_run_ahead(step) else None
@@ -115,9 +138,9 @@ class Trainer:
 
   def _speak(self, step: int) -> "Turn":
     """The student begins to answer the next prompts; nobody waits for it yet."""
-    program, batch, key = self._programs(step), self._next_batch(), jax.random.fold_in(self.key, step)
-    limit = np.int32(self.schedule.limit(step))
-    return Turn(program, batch, self.prompts.index, program["rollout"](self.state.params, batch, key, limit))
+    before, program, batch = self.prompts.state(), self._programs(step), self._next_batch()
+    key, limit = jax.random.fold_in(self.key, step), np.int32(self.schedule.limit(step))
+    return Turn(program, batch, self.prompts.index, program["rollout"](self.state.params, batch, key, limit), before)
 
   def _heard(self, turn: "Turn") -> None:
     jax.block_until_ready(turn.said)
@@ -135,17 +158,18 @@ class Trainer:
     if not i.verify:
       return None
     verify = i.verify
-    response, mask = jax.device_get((turn.said.response, turn.said.mask))
+    response, mask = hosts.here((turn.said.response, turn.said.mask))
     texts = decode(i.tokenizer, response, mask, i.sampling.stop_ids)
     answers = [i.train.answers[p] for p in turn.index for _ in range(c.rollouts_per_prompt)]
     reward = np.array([verify(*pair) for pair in zip(texts, answers, strict=True)], np.float32)
-    self.reward = float(reward.mean())
+    self.reward = float(np.mean(hosts.whole(self._on_devices(reward, c.rollouts_per_prompt))))
     advantage = credit.group_relative(reward, c.rollouts_per_prompt, std=c.mixture.reward_std)
     self.clock.lap("verify")
-    return jax.device_put(advantage, meshes.rows(i.mesh))
+    return self._on_devices(advantage, c.rollouts_per_prompt)
 
   def _update(self, turn: "Turn", advantage: jax.Array | None) -> dict[str, Any]:
-    self.state, stats = turn.program["update"](self.state, self.judges, turn.batch, turn.said, advantage)
+    judges = teacher.rise(self.judges) if self.c.teacher_offload else self.judges
+    self.state, stats = turn.program["update"](self.state, judges, turn.batch, turn.said, advantage)
     stats = jax.device_get(stats)
     self.clock.lap("update")
     return stats
@@ -154,9 +178,14 @@ class Trainer:
     batch, teacher_weight = next(self.prompts), self.inputs.teacher_weight
     if teacher_weight is not None:
       batch = dataclasses.replace(batch, teacher_weight=teacher_weight[self.prompts.index])  # pyright: ignore[reportArgumentType]: numpy
-    batch = jax.device_put(batch, meshes.rows(self.inputs.mesh))
+    batch = self._on_devices(batch)
     self.clock.lap("other")
     return batch
+
+  def _on_devices(self, tree, per_prompt: int = 1):
+    """Rows that this process has made, `per_prompt` for each of its prompts, as global arrays."""
+    rows = (self.mine[:, None] * per_prompt + np.arange(per_prompt)).reshape(-1)
+    return hosts.place(tree, self.rows, rows, self.c.batch * per_prompt)
 
   def _programs(self, step: int):
     """This step's compiled programs; those of the next new shape begin to compile in the background."""
@@ -219,16 +248,47 @@ class Trainer:
     at = {"step": self.step, "tokens": self.tokens, "elapsed": self.clock.elapsed, "wall": self.clock.wall}
     self.log.evaluation(at | record | {"seconds": self.clock.totals["eval"] - before}, samples)
 
-  def _save(self) -> None:
+  def _save(self, ahead: Turn | None = None) -> None:
     position = {
       "step": self.step,
       "tokens": self.tokens,
-      "prompts": self.prompts.state(),
+      "prompts": ahead.before if ahead else self.prompts.state(),
       "lengths": self.log.lengths(),
       "seconds": self.clock.totals,
     }
+    self._describe(self.programs.compiled)
     self.checkpoints.save(self.step, self.state, position)
-    workdir.describe(self.path, self.stages, self.programs.compiled, self.resumed)
+
+  def _leave(self, ahead: Turn | None) -> None:
+    """Saves, unless it has been done at this step, and ends the run."""
+    if self.step > self.resumed and self.checkpoints.latest() != self.step:
+      self._save(ahead)
+    self.checkpoints.wait()
+    raise Leave(f"asked to stop: saved after step {self.step} of {self.c.steps} in {self.place.name}")
+
+  def _describe(self, programs: list[dict]) -> None:
+    """run.json, and in a bucket all that was written so far."""
+    if hosts.first():
+      workdir.describe(self.path, self.stages, programs, self.resumed)
+      self.place.push()
+
+  def _open(self, state_bytes: int) -> None:
+    """The workdir, checked and made."""
+    self.place.fetch()
+    workdir.check(self.place, self.c)
+    checkpoint.check_space(self.place, state_bytes, self.c.checkpoint.keep)
+    workdir.open_(self.path, self.c)
+
+  def _read_judges(self) -> Judges:
+    c, i = self.c, self.inputs
+    layout = f"teacher:{c.mesh.teacher}"
+
+    def read(model: inputs.Model, precision: str = "compute") -> Params:
+      params = teacher.external(model.path, model.cfg, i.mesh, i.dtype, precision, layout)
+      return teacher.rest(params) if c.teacher_offload else params
+
+    teachers = tuple(read(model, c.teacher_precision) for model in i.teachers)
+    return Judges(teachers, read(i.student) if c.mixture.initial else None)
 
   def _due(self, every: int, step: int) -> bool:
     """True every so many steps and after the last."""
@@ -238,14 +298,14 @@ class Trainer:
     """The run in a few lines: models, stages, programs, warnings."""
     c, i = self.c, self.inputs
     if self.step < c.steps:
-      workdir.describe(self.path, self.stages, [], self.resumed)
+      self._describe([])
     names = zip(tuple(c.teachers) or (c.teacher,), self.judges.teachers, strict=True)
     teachers = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in names)
     self.log.say(
       f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "
       f"({_millions(self.state.params)}), {teachers}, {c.steps} steps of "
       f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_widths[-1]} tokens, "
-      f"{i.mesh.size} device(s), {i.dtype}, workdir {self.path}"
+      f"{_mesh(i.mesh)}, {i.dtype}, workdir {self.place.name}"
     )
     for s in self.stages:
       limits = f"{s['first_limit']}" + (f" to {s['last_limit']}" if s["last_limit"] != s["first_limit"] else "")
@@ -297,10 +357,16 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
   )
 
 
+def _mesh(mesh: jax.sharding.Mesh) -> str:
+  axes = " x ".join(f"{name} {n}" for name, n in mesh.shape.items() if n > 1)
+  processes = f" in {jax.process_count()} processes" if hosts.several() else ""
+  return f"{mesh.size} device(s){f' ({axes})' if axes else ''}{processes}"
+
+
 def _millions(params: Params) -> str:
   return f"{sum(a.size for a in jax.tree.leaves(params)) / 1e6:.2f}M"
 
 
-def train(c: Config, path: str | pathlib.Path) -> None:
+def train(c: Config, path: str | os.PathLike) -> None:
   """Trains, or goes on training, in a workdir."""
   Trainer(c, path).run()

@@ -12,12 +12,19 @@ import jax
 
 from opd_jax import __version__
 from opd_jax import config as configs
+from opd_jax.bucket import Place
 from opd_jax.config import Config
 from opd_jax.errors import InputError
 
 # A run may be resumed with other values of these: they do not change what the steps before would have done.
 FREE = (
   "steps",
+  "mesh.data",
+  "mesh.fsdp",
+  "mesh.expert",
+  "mesh.tensor",
+  "mesh.teacher",
+  "teacher_offload",
   "compile_cache",
   "checkpoint.every",
   "checkpoint.keep",
@@ -28,20 +35,21 @@ FREE = (
 )
 
 
-def check(path: pathlib.Path, c: Config) -> None:
+def check(place: Place, c: Config) -> None:
   """Refuses a workdir that belongs to another config, a file, or a place that cannot be written."""
+  path = place.path
   if path.exists() and not path.is_dir():
     raise InputError(f"--workdir={path} is a file; give a directory.")
   there = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
   if not os.access(there, os.W_OK):
     raise InputError(f"--workdir={path} cannot be written: there is no permission in {there}.")
   saved = path / "config.json"
-  if saved.exists() and any((path / "checkpoints").glob("[0-9]*")):  # before the first checkpoint nothing is lost
+  if saved.exists() and any((place.root / "checkpoints").glob("[0-9]*")):  # before the first checkpoint nothing is lost
     differences = configs.difference(saved.read_text(), configs.to_json(c), FREE)
     if differences:
       more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
       raise InputError(
-        f"The workdir {path} belongs to another config: {'; '.join(differences[:5])}{more}. "
+        f"The workdir {place.name} belongs to another config: {'; '.join(differences[:5])}{more}. "
         "Give the config that it began with to resume it, or another --workdir."
       )
 
@@ -79,6 +87,7 @@ def provenance() -> dict[str, Any]:
     | {name: importlib.metadata.version(name) for name in packages},
     "commit": _commit(),
     "devices": f"{len(devices)} x {devices[0].device_kind}",
+    "processes": jax.process_count(),
   }
 
 

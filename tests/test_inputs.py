@@ -100,7 +100,7 @@ def test_batch_that_does_not_divide_over_the_devices():
   """The message names batches that would; the mesh itself needs no devices."""
   from opd_jax.mesh import check_rows
 
-  mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 2, "tensor": 1})
+  mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 2, "expert": 1, "tensor": 1})
 
   with pytest.raises(InputError, match=r"config\.batch is 12, .* 8 row shards .* 8 or 16 would"):
     check_rows(mesh, 12, "config.batch")  # pyright: ignore[reportArgumentType]

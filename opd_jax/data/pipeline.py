@@ -29,10 +29,17 @@ class Prompts:
   so it can be larger than the data. The order depends on nothing else, and `restore(state())` repeats it exactly.
   """
 
-  index: Int[np.ndarray, "B"]  # which prompts the last batch holds
+  index: Int[np.ndarray, "b"]  # which prompts the last batch holds, of the rows made here
 
   def __init__(
-    self, ids: Sequence[Sequence[int]], batch: int, widths: Sequence[int], pad_id: int, seed: int, shuffle: bool = True
+    self,
+    ids: Sequence[Sequence[int]],
+    batch: int,
+    widths: Sequence[int],
+    pad_id: int,
+    seed: int,
+    shuffle: bool = True,
+    rows: Int[np.ndarray, "b"] | None = None,
   ):
     """
     Args:
@@ -42,6 +49,7 @@ class Prompts:
       pad_id: fills the left; masked.
       seed: of the order.
       shuffle: draw an order for each epoch; False keeps the order of `ids`.
+      rows: which rows of every batch are made here, where several processes share them; None: all.
     """
     import grain  # a second of start-up that readers of `tokenise` alone should not pay
 
@@ -52,6 +60,7 @@ class Prompts:
     if longest > widths[-1]:
       raise ValueError(f"a prompt of {longest} tokens does not fit the width {widths[-1]}")
     self._widths, self._pad_id = tuple(widths), pad_id
+    self._mine = np.arange(batch) if rows is None else rows
     digest = hashlib.sha256(np.asarray([len(row) for row in self._rows], np.int64).tobytes())
     for row in self._rows:
       digest.update(row.tobytes())
@@ -71,9 +80,15 @@ class Prompts:
     return self
 
   def __next__(self) -> Batch:
-    """The next B prompts as numpy arrays: prompt int32[B, P], prompt_mask bool[B, P]."""
-    self.index = np.asarray(next(self._order), np.int64)
-    return pad([self._rows[i] for i in self.index], self._holds(self.index), self._pad_id)
+    """The rows made here of the next B prompts, as numpy arrays: prompt int32[b, P], prompt_mask bool[b, P]."""
+    every = np.asarray(next(self._order), np.int64)
+    self.index = every[self._mine]
+    return pad([self._rows[i] for i in self.index], self._holds(every), self._pad_id)
+
+  @property
+  def source(self) -> dict[str, Any]:
+    """What the order depends on, and a digest of the prompts themselves."""
+    return dict(self._source)
 
   def width(self, step: int) -> int:
     """P of the batch that is the `step`-th from the beginning, without reading up to it."""
@@ -88,7 +103,7 @@ class Prompts:
 
   def state(self) -> dict[str, Any]:
     """The position after the last batch, for JSON."""
-    return {"source": dict(self._source), "order": dict(self._order.get_state())}
+    return {"source": self.source, "order": dict(self._order.get_state())}
 
   def restore(self, state: dict[str, Any]) -> None:
     """Goes on after the batch that `state()` was taken behind.

@@ -19,11 +19,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.errors import InputError
+from opd_jax.mesh import ROWS
 from opd_jax.models import blockwise
 from opd_jax.models.attention import attend_causal
 
 KINDS = ("auto", "xla", "blocks", "cudnn", "splash")
-ROWS, HEADS = ("data", "fsdp"), "tensor"  # mesh axes
+HEADS = "tensor"  # mesh axis
 LANES = 128  # of a TPU's vector registers; splash attention's blocks are multiples
 BLOCKS = (512, 384, 256, 128)  # positions of a block of splash attention; larger is faster
 
@@ -89,7 +90,7 @@ def attend(
 ) -> Float[Array, "B T N h"]:
   """Attention of one `kind` (not "auto": see `choose`) on a mesh: every device its own rows and heads.
 
-  The compiler cannot split a kernel, so the split is written out: rows over data and fsdp, heads over tensor. What an
+  The compiler cannot split a kernel, so the split is written out: rows over data, fsdp and expert, heads over tensor. What an
   axis does not divide stays whole, and is computed by each of its devices.
 
   Args:

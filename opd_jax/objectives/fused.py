@@ -4,7 +4,7 @@ A loss is a sum of readings with coefficients that carry no gradient, so the gra
 while its logits are there: one pass, nothing kept and nothing recomputed (in blocks of the vocabulary: three passes).
 Temporary memory is O(chunk V) beside the gradients themselves; sums and accumulators are fp32.
 
-On a mesh the rows lie over data and fsdp and the vocabulary over tensor. Every device works on its own rows and ids
+On a mesh the rows lie over data, fsdp and expert, the vocabulary over tensor. Every device works on its own rows and ids
 (chunk.py says how the ids come together), and the head's gradient is summed over devices once, after the last chunk.
 
 Dimensions: B rows, H response positions, D width of a model, V vocabulary, v of its ids on this device, K teachers.
@@ -21,13 +21,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from opd_jax.mesh import ROWS
 from opd_jax.objectives.chunk import Chunk, Heads, Tokens, split
 from opd_jax.objectives.divergence import Coefficients, Objective, Readings, Readout
 
 LOGITS_PER_CHUNK = {"cpu": 3 * 2**20}  # per device and model; at V 32768 96 tokens, near the fastest there
 LOGITS_ON_ACCELERATORS = 64 * 2**20  # 256 MiB in fp32: large enough for the matrix units, not measured yet
 LEAST_TOKENS = 64  # of a chunk's matrix product, however large the vocabulary
-ROWS, VOCAB = ("data", "fsdp"), "tensor"  # mesh axes
+VOCAB = "tensor"  # mesh axis
 
 
 def weighted(

@@ -61,7 +61,8 @@ class Distill:
     def lay_out(params, cfg, dtype):
       return meshes.constrain(self.mesh, cache.lay_out(params, cfg, dtype), "rollout")
 
-    how = {"cfg": self.student, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
+    cfg = meshes.for_rollout(self.mesh, self.student)
+    how = {"cfg": cfg, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
     return sample.rollout(params, batch, key, limit, lay_out=lay_out, segments=self.segments, attend=self.attend, **how)
 
   def update(
