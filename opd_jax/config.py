@@ -41,7 +41,7 @@ def default() -> Config:
   c.batch = 32  # prompts per step
   c.rollouts_per_prompt = 1
   c.updates_per_rollout = 1  # optimiser updates on each rollout batch
-  c.micro_batch = 0  # rows per gradient-accumulation slice; 0: all rows at once
+  c.micro_batch = 0  # rows per gradient-accumulation slice, at least one for each row shard; 0: all rows at once
   c.buckets = 1  # response widths of an update: each slice runs at the least that holds its longest row
 
   c.data = ConfigDict()
@@ -209,7 +209,7 @@ def at_scale(scale: str) -> Config:
     c.mesh.fsdp = -1
     c.mesh.data = 1
     c.remat = "layer"
-    c.buckets = 4
+    c.buckets = 2
     return c
   raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")
 

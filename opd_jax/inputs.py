@@ -91,8 +91,6 @@ def load(c: Config) -> Inputs:
   schedule = horizon.from_config(c.horizon)
   mesh = meshes.from_config(c.mesh)
   meshes.check_rows(mesh, c.batch, "config.batch")
-  if c.micro_batch:
-    meshes.check_rows(mesh, c.micro_batch, "config.micro_batch")
   student, names = model(c.student), tuple(c.teachers) or (c.teacher,)
   tokenizer = tokenizers.load(student.path)
   teachers = tuple(teacher(name, student, tokenizer, c.allow_mismatch) for name in names)
@@ -132,6 +130,24 @@ def load(c: Config) -> Inputs:
     verify=tasks.verifier(verifier_name(c, c.data.path)) if c.mixture.reward else None,
     warnings=_warnings(c, mesh, sampling, student, teachers, train, evaluation),
   )
+
+
+def micro_batch(c: Config, mesh: jax.sharding.Mesh) -> int:
+  """Rows of a gradient-accumulation slice: `micro_batch`, or the next number that the mesh's row shards divide.
+
+  Raises:
+    InputError: none that divides the rows of a step can be split over the row shards.
+  """
+  rows, shards = c.batch * c.rollouts_per_prompt, meshes.row_shards(mesh)
+  fits = [n for n in range(shards, rows + 1, shards) if rows % n == 0 and n >= c.micro_batch]
+  if not c.micro_batch:
+    return rows
+  if not fits:
+    raise InputError(
+      f"config.micro_batch is {c.micro_batch}, and no number from there to the {rows} rows of a step divides them and is a "
+      f"multiple of the mesh's {shards} row shards; set config.micro_batch=0, or change config.batch."
+    )
+  return fits[0]
 
 
 def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vocab: int) -> Evaluation:
@@ -295,6 +311,10 @@ def _warnings(
     out.append(
       f"vocabulary sizes differ ({' and '.join(map(str, sorted(sizes)))}): all models are compared over the first "
       f"{sampling.vocab} ids, the rest is treated as padding"
+    )
+  if (slices := micro_batch(c, mesh)) != c.micro_batch and c.micro_batch:
+    out.append(
+      f"config.micro_batch is {c.micro_batch}; a mesh of {meshes.row_shards(mesh)} row shards takes {slices} rows"
     )
   out += meshes.uneven(mesh, "the student", student.cfg)
   for m in teachers:

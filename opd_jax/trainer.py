@@ -336,7 +336,6 @@ class Trainer:
 
 def recipe(c: Config, i: inputs.Inputs) -> Distill:
   """The static part of the run that the config asks for."""
-  rows = c.batch * c.rollouts_per_prompt
   return Distill(
     student=i.student.cfg,
     teachers=tuple(t.cfg for t in i.teachers),
@@ -345,7 +344,7 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
     optimizer=optim.make(c.optimizer),
     mesh=i.mesh,
     n=c.rollouts_per_prompt,
-    micro_batches=rows // c.micro_batch if c.micro_batch else 1,
+    micro_batches=c.batch * c.rollouts_per_prompt // inputs.micro_batch(c, i.mesh),
     buckets=c.buckets,
     dtype=i.dtype,
     remat=c.remat,

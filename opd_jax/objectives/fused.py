@@ -5,13 +5,15 @@ while its logits are there: one pass, nothing kept and nothing recomputed (in bl
 Temporary memory is O(chunk V) beside the gradients themselves; sums and accumulators are fp32.
 
 On a mesh the rows lie over data, fsdp and expert, the vocabulary over tensor. Every device works on its own rows and ids
-(chunk.py says how the ids come together), and the head's gradient is summed over devices once, after the last chunk.
+(chunk.py says how the ids come together), and the head's gradient is summed over devices once, after the last chunk,
+each device of fsdp getting the part of it that it keeps.
 
 Dimensions: B rows, H response positions, D width of a model, V vocabulary, v of its ids on this device, K teachers.
 """
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -21,7 +23,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.mesh import ROWS
+from opd_jax.mesh import ROWS, RULES
 from opd_jax.objectives.chunk import Chunk, Heads, Tokens, split
 from opd_jax.objectives.divergence import Coefficients, Objective, Readings, Readout
 
@@ -100,18 +102,20 @@ class Work:
       teachers=tuple(map(lay_out, given.teachers)), initial=given.initial and lay_out(given.initial)
     )
     if self.mesh is None or self.mesh.size == 1:
-      total, found, gradient = self.on_device(None, None, lay_out(student), given)
+      total, found, gradient = self.on_device(None, None, (), lay_out(student), given)
     else:
       axis = VOCAB if shards > 1 else None
       rows, readout = P(ROWS), Readout(P(ROWS), P(axis))  # pyright: ignore[reportArgumentType]
       specs = jax.tree.map(lambda _: rows, given)._replace(
         teachers=(readout,) * len(given.teachers), initial=given.initial and readout
       )
+      width = self.split_width(student.head.shape[1])
+      gradients = Readout(rows, P(axis, width or None))  # pyright: ignore[reportArgumentType]
       total, found, gradient = jax.shard_map(
-        functools.partial(self.on_device, ROWS, axis),
+        functools.partial(self.on_device, ROWS, axis, width),
         mesh=self.mesh,
         in_specs=(readout, specs),
-        out_specs=(P(), rows, readout if self.gradient else None),
+        out_specs=(P(), rows, gradients if self.gradient else None),
         check_vma=False,
       )(lay_out(student), given)
     if gradient is not None:
@@ -121,8 +125,21 @@ class Work:
       gradient = Readout(gradient.hidden.astype(student.hidden.dtype), head)
     return total, found, gradient
 
-  def on_device(self, rows: tuple[str, ...] | None, axis: str | None, student: Readout, given: Given):
-    """The same for the rows and ids of one device, chunk by chunk. `rows` and `axis`: the mesh axes they lie over."""
+  def split_width(self, D: int) -> tuple[str, ...]:
+    """The mesh axes over which the head's gradient is left split: those of its place in the train layout."""
+    assert self.mesh is not None
+    axes = tuple(a for a in RULES["train"]["width"] if self.mesh.shape[a] > 1)
+    return axes if D % math.prod(self.mesh.shape[a] for a in axes) == 0 else ()
+
+  def on_device(
+    self, rows: tuple[str, ...] | None, axis: str | None, width: tuple[str, ...], student: Readout, given: Given
+  ):
+    """The same for the rows and ids of one device, chunk by chunk.
+
+    Args:
+      rows, axis: the mesh axes over which rows and ids lie.
+      width: those of `rows` that get a part each of the head's gradient.
+    """
     (B, H), (v, D) = given.token.shape, student.head.shape
     o = self.objective
     first = jnp.int32(0) if axis is None else lax.axis_index(axis) * v
@@ -159,7 +176,10 @@ class Work:
     if d_head is None:
       return total, found, None
     d_hidden = d_hidden if axis is None else lax.psum(d_hidden, axis)
-    d_head = d_head if rows is None else lax.psum(d_head, rows)
+    if width:
+      d_head = lax.psum_scatter(d_head, width, scatter_dimension=1, tiled=True)
+    if rows is not None:
+      d_head = lax.psum(d_head, tuple(a for a in rows if a not in width))
     return total, found, Readout(d_hidden.reshape(B, H, D), d_head)
 
 

@@ -4,6 +4,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horiz
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -116,27 +117,14 @@ def rollout(
       x, caches = cache.decode(w, cfg, r.token, rope, P + at, visible, r.caches)
     return speak(State(s.t, dataclasses.replace(r, caches=caches)), x)
 
-  def segment(rows: int, end: int):
-    """The loop up to token `end`, over `rows` rows."""
-
-    def run(s: State) -> State:
-      inside = lambda s: going_on(s) & (s.t < end)
-      if rows == B:
-        return lax.while_loop(inside, one_token, s)
-      live = segments.live_first(s.rows.ended, rows)
-      few = lax.while_loop(inside, one_token, State(s.t, segments.gather(s.rows, live)))
-      return State(few.t, segments.scatter(s.rows, few.rows, live))
-
-    return run
-
-  def rest(s: State, i: int) -> Row:
-    """Segment i and all after it; without caches, since nobody reads them any more."""
-    s = State(s.t, dataclasses.replace(s.rows, caches=[c.grow(P + ends[i]) for c in s.rows.caches]))
-    sizes = segments.sizes(B) if i else [B]
-    run = [segment(size, ends[i]) for size in sizes]
-    s = run[0](s) if len(run) == 1 else lax.switch(segments.choose(sizes, s.rows.ended), run, s)
-    said = lambda s: dataclasses.replace(s.rows, caches=[])
-    return said(s) if i == len(ends) - 1 else lax.cond(going_on(s), lambda s: rest(s, i + 1), said, s)
+  def loop(s: State, rows: int, end: int) -> State:
+    """Up to token `end`, over `rows` rows."""
+    inside = lambda s: going_on(s) & (s.t < end)
+    if rows == B:
+      return lax.while_loop(inside, one_token, s)
+    live = segments.live_first(s.rows.ended, rows)
+    few = lax.while_loop(inside, one_token, State(s.t, segments.gather(s.rows, live)))
+    return State(few.t, segments.scatter(s.rows, few.rows, live))
 
   angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + horizon)[None]))
   with jax.named_scope("prefill"):
@@ -152,7 +140,15 @@ def rollout(
     ended=jnp.zeros((B,), bool),
     caches=caches,
   )
-  said = rest(speak(State(jnp.int32(0), silent), x), 0)
+  s = speak(State(jnp.int32(0), silent), x)
+  # One segment after the other, also those that the limit leaves nothing to do: a conditional would keep the caches of
+  # every segment before it alive, and with them several times the memory of the last one.
+  for i, end in enumerate(ends):
+    s = State(s.t, dataclasses.replace(s.rows, caches=[c.grow(P + end) for c in s.rows.caches]))
+    sizes = segments.sizes(B) if i else [B]
+    run = [functools.partial(loop, rows=size, end=end) for size in sizes]
+    s = run[0](s) if len(run) == 1 else lax.switch(segments.choose(sizes, s.rows.ended), run, s)
+  said = s.rows
   mask = jnp.arange(horizon) < said.length[:, None]
   return Rollout(response=said.response, mask=mask, behavior_logprob=said.logprob, ended=said.ended)
 
