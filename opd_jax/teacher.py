@@ -60,6 +60,12 @@ def rise(judges: Judges) -> Judges:
   return _moved(judges, "device")
 
 
+def on_devices(judges: Judges) -> Judges:
+  """Their shapes and places once they have risen."""
+  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding.with_memory_kind("device"))
+  return jax.tree.map(place, judges)
+
+
 def _moved(tree, kind: str):
   return jax.device_put(tree, jax.tree.map(lambda a: a.sharding.with_memory_kind(kind), tree))
 

@@ -92,7 +92,8 @@ class Trainer:
     self.tokens = position["tokens"]
     self.clock = metrics.Clock(position["seconds"])
     self.upcoming = list(dict.fromkeys(self.shapes[self.step :]))  # each shape once, by its first use
-    self.programs = Programs(lambda s: self.recipe.programs(s.width, self.state, self.judges, self._abstract(s.prompt)))
+    judges = teacher.on_devices(self.judges)
+    self.programs = Programs(lambda s: self.recipe.programs(s.width, self.state, judges, self._abstract(s.prompt)))
     self.evaluator: Evaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 

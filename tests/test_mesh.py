@@ -1,59 +1,50 @@
-"""Eight fake devices give what one gives. In processes of their own, since a process cannot change its devices."""
+"""Eight fake devices give what one gives, and what a mesh cannot split is said or refused."""
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from opd_jax import mesh as meshes
 from opd_jax.errors import InputError
-
-
-def run(tiny, path, devices: int, *overrides: str) -> list[dict]:
-  """A three-step POPD run through the command line; its metrics."""
-  command = [
-    *(sys.executable, "-m", "opd_jax.train", "--config=popd", f"--workdir={path}"),
-    *(f"--config.student={tiny['student']}", f"--config.teacher={tiny['teacher']}"),
-    *("--config.steps=3", "--config.batch=8", "--config.horizon.max=16", "--config.horizon.start=6"),
-    *("--config.horizon.growth=5", "--config.horizon.quantum=16", "--config.eval.every=3", "--config.eval.prompts=8"),
-    *("--config.eval.temperature=0.0", "--config.eval.batch=8", "--config.log.tensorboard=False"),
-    *("--config.optimizer.lr=0.01", "--config.compile_cache=off", *overrides),
-  ]
-  env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-  assert done.returncode == 0, done.stderr
-  return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+from tests.conftest import STUDENT
+from tests.meshes import RUNS
 
 
 @pytest.fixture(scope="module")
-def alone(tiny, tmp_path_factory):
-  return run(tiny, tmp_path_factory.mktemp("mesh") / "one", 1)
+def runs(tiny, tmp_path_factory) -> dict[str, dict]:
+  """What the runs of meshes.py recorded."""
+  command = [
+    sys.executable,
+    "-m",
+    "tests.meshes",
+    tiny["student"],
+    tiny["teacher"],
+    str(tmp_path_factory.mktemp("runs")),
+  ]
+  root = pathlib.Path(__file__).resolve().parent.parent
+  done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=os.environ)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
 
 
-# Whatever sorts or gathers rows does so on each device's own.
-CUT = ("--config.rollout.segment=4", "--config.rollout.shrink=(2,)", "--config.micro_batch=4", "--config.buckets=2")
-
-
-@pytest.mark.parametrize(
-  ("mesh", "more"),
-  [({"data": 8}, ()), ({"data": 2, "fsdp": 2, "tensor": 2}, CUT)],
-  ids=["data 8", "data 2 x fsdp 2 x tensor 2, segments and buckets"],
-)
-def test_eight_devices_give_the_losses_of_one(mesh, more, alone, tiny, tmp_path):
-  got = run(tiny, tmp_path / "w", 8, *(f"--config.mesh.{k}={v}" for k, v in mesh.items()), *more)
-  assert [r["kind"] for r in got] == [r["kind"] for r in alone] == ["eval", "train", "train", "train", "eval"]
-  for mine, theirs in zip(got, alone, strict=True):
+@pytest.mark.parametrize("name", [name for name, (_, devices, _, _) in RUNS.items() if devices > 1])
+def test_several_devices_give_the_losses_of_one(name, runs):
+  several, alone = runs[name], runs[f"{RUNS[name][0]} 1"]
+  assert [r["kind"] for r in several["records"]] == ["eval", "train", "train", "eval"]
+  for mine, theirs in zip(several["records"], alone["records"], strict=True):
     if mine["kind"] == "train":
       assert mine["tokens"] == theirs["tokens"]
       np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5)
       np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4)
     else:
-      assert mine["length"] == theirs["length"], "greedy tokens differ"
-  samples = [(p / "samples.jsonl").read_text() for p in (tmp_path / "w",)]
-  assert samples[0]
+      assert mine["length"] == theirs["length"]
+  assert several["samples"] == alone["samples"], "greedy tokens differ"
 
 
 def test_the_weights_of_a_rollout_are_split_over_tensor_alone():
@@ -74,13 +65,59 @@ def test_the_weights_of_a_rollout_are_split_over_tensor_alone():
   assert found["attn_norm"] == (None,)
 
 
-def test_batch_has_to_divide(tiny, tmp_path):
-  with pytest.raises(AssertionError, match=r"config\.batch is 12, which the 8 row shards"):
-    run(tiny, tmp_path / "w", 8, "--config.batch=12")
-  assert not (tmp_path / "w").exists()
+def test_a_slice_of_rows_follows_the_mesh(small):
+  """Gradient-accumulation slices hold a row for each row shard, or the run is refused with what would work."""
+  from opd_jax import inputs
+
+  mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "expert": 1, "tensor": 1})
+  take = lambda micro, batch=24: inputs.micro_batch(small(batch=batch, micro_batch=micro), mesh)
+  assert (take(0), take(1), take(4), take(5), take(9)) == (24, 4, 4, 8, 12)
+  with pytest.raises(InputError, match=r"multiple of the mesh's 4 row shards"):
+    take(9, batch=10)
 
 
-@pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (2, 1, 1), (-2, 1, 1)])
+def on(tensor: int):
+  return types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "expert": 1, "tensor": tensor})
+
+
+def test_what_the_tensor_axis_does_not_divide_is_said():
+  """4 query heads, 2 key/value heads, 24 feed-forward columns, 37 ids."""
+  said = meshes.uneven(on(3), "the student", STUDENT)
+  assert [s.split(" of the student")[0].split("the ", 1)[1] for s in said] == [
+    "4 query heads",
+    "37 vocabulary ids",
+    "2 key/value heads",
+  ]
+  assert "2 or 4 would split them" in said[0]
+  assert "1 or 2 would split them" in said[2] or "2 would" in said[2]
+  assert not any("heads" in s for s in meshes.uneven(on(4), "the student", STUDENT)), "a head is copied to two devices"
+  assert meshes.for_rollout(on(4), STUDENT).kv_heads == 4
+  assert meshes.for_rollout(on(2), STUDENT) == STUDENT
+  assert meshes.for_rollout(on(8), STUDENT) == STUDENT, "4 query heads do not divide"
+
+
+class Chip:
+  """A device of one of two slices of four."""
+
+  platform = device_kind = "cpu"
+
+  def __init__(self, i: int):
+    self.id, self.slice_index, self.process_index = i, i // 4, i // 4
+
+
+def test_slices_lie_along_data():
+  """Devices of two slices: neighbours along every axis but data are of one slice."""
+  devices = [Chip(i) for i in range(8)]
+  with pytest.raises(InputError, match=r"over 2 slices.*multiple of 2, such as 2 or 4"):
+    meshes.make(data=1, fsdp=8, devices=devices)
+  mesh = meshes.make(data=4, fsdp=2, devices=devices)
+  of = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  assert of.shape == (4, 2, 1, 1)
+  assert (of == of[:, :1]).all()
+  assert of[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (2, 1, 1), (-2, 1, 1), (1, 1, 1, 2)])
 def test_meshes_that_cannot_be_made(sizes):
   import jax
 

@@ -1,0 +1,60 @@
+"""Trains the same short runs on meshes of one to eight fake devices and prints what they record, as one JSON object.
+
+A process of its own, since a process cannot change its devices: python -m tests.meshes STUDENT TEACHER DIRECTORY
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+
+from opd_jax import config, trainer
+from opd_jax import mesh as meshes
+from tests.conftest import small_config
+
+# Whatever sorts or gathers rows does so on each device's own.
+CUT = {"rollout.segment": 4, "rollout.shrink": (2,), "micro_batch": 4, "buckets": 2}
+FAR = {"mesh.teacher": "all", "teacher_offload": True}
+METHODS = {
+  "popd": {"horizon.start": 6, "horizon.growth": 5, "horizon.quantum": 16},
+  "topd": {"horizon.ratio": 0.5, "optimizer.warmup": 0},
+  "opd": {"mixture.reward": 0.1, "rollouts_per_prompt": 2, "mixture.initial": 0.1, "optimizer.warmup": 0},
+}
+RUNS = {  # name: method, devices, mesh, what else
+  "popd 1": ("popd", 1, {}, {}),
+  "popd data 2": ("popd", 2, {"data": 2}, {}),
+  "popd fsdp 2 x tensor 2": ("popd", 4, {"fsdp": 2, "tensor": 2, "data": 1}, {"mesh.teacher": "none"}),
+  "popd data 2 x fsdp 2 x tensor 2, segments and buckets": ("popd", 8, {"fsdp": 2, "tensor": 2}, CUT),
+  "topd 1": ("topd", 1, {}, {}),
+  "topd data 2 x tensor 4, which share heads": ("topd", 8, {"tensor": 4}, {}),
+  "opd 1": ("opd", 1, {}, {}),
+  "opd fsdp 4 x expert 2, teacher over all and offloaded": ("opd", 8, {"fsdp": 4, "expert": 2}, FAR),
+}
+
+
+def main() -> None:
+  student, teacher, directory = sys.argv[1:]
+  out = {}
+  for i, (name, (method, devices, mesh, more)) in enumerate(RUNS.items()):
+    base = {"steps": 2, "batch": 8, "horizon.max": 16, "eval.every": 2, "eval.prompts": 8, "eval.batch": 8}
+    base |= {"eval.temperature": 0.0, "checkpoint.every": 0, "optimizer.warmup": 1} | METHODS[method] | more
+    c = small_config({"student": student, "teacher": teacher}, method)
+    c = config.override(c, base | {f"mesh.{axis}": n for axis, n in mesh.items()})
+    of_config = meshes.make(
+      **({"data": c.mesh.data, "fsdp": c.mesh.fsdp, "expert": c.mesh.expert, "tensor": c.mesh.tensor}),
+      devices=jax.devices()[:devices],
+    )
+    meshes.from_config = lambda _, mesh=of_config: mesh
+    path = pathlib.Path(directory) / str(i)
+    trainer.train(c, path)
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    out[name] = {"records": records, "samples": (path / "samples.jsonl").read_text()}
+  print(json.dumps(out))
+
+
+if __name__ == "__main__":
+  main()
