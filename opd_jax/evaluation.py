@@ -105,6 +105,7 @@ class Evaluator:
       n=self._k,
       dtype=self._in.dtype,
       segments=self._in.segments,
+      drawn=sample.draw_on(mesh, meshes.ROWS, "tensor"),
       attend=functools.partial(kernels.attend, self._in.attention, mesh),
       lay_out=lambda params, cfg, dtype: meshes.constrain(mesh, cache.lay_out(params, cfg, dtype), "rollout"),
     )

@@ -11,9 +11,11 @@ import sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from opd_jax import config, trainer
 from opd_jax import mesh as meshes
+from opd_jax.rollout import sample
 from tests.conftest import small_config
 
 # Whatever sorts or gathers rows does so on each device's own.
@@ -36,9 +38,21 @@ RUNS = {  # name: method, devices, mesh, what else
 }
 
 
+def drawn() -> dict[str, list]:
+  """Tokens and log-probabilities drawn from the same logits, whole and with their ids over four devices."""
+  logits = 3 * jax.random.normal(jax.random.key(1), (8, 1024))
+  keys = jax.random.split(jax.random.key(2), 8)
+  mesh, how = meshes.make(data=2, tensor=4), sample.Sampling((), 0, 1024, temperature=0.7)
+  place = NamedSharding(mesh, PartitionSpec(meshes.ROWS, "tensor"))
+  split = jax.jit(lambda k, x: sample.draw_on(mesh, meshes.ROWS, "tensor")(k, x, how))
+  several, alone = split(keys, jax.device_put(logits, place)), sample.draw(keys, logits, how)
+  assert "all-gather" in split.lower(keys, jax.device_put(logits, place)).compile().as_text()
+  return {name: [a.tolist() for a in pair] for name, pair in (("several", several), ("alone", alone))}
+
+
 def main() -> None:
   student, teacher, directory = sys.argv[1:]
-  out = {}
+  out: dict = {"drawn": drawn()}
   for i, (name, (method, devices, mesh, more)) in enumerate(RUNS.items()):
     base = {"steps": 2, "batch": 8, "horizon.max": 16, "eval.every": 2, "eval.prompts": 8, "eval.batch": 8}
     base |= {"eval.temperature": 0.0, "checkpoint.every": 0, "optimizer.warmup": 1} | METHODS[method] | more

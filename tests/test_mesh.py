@@ -12,6 +12,7 @@ import pytest
 
 from opd_jax import mesh as meshes
 from opd_jax.errors import InputError
+from opd_jax.rollout import sample
 from tests.conftest import STUDENT
 from tests.meshes import RUNS
 
@@ -45,6 +46,25 @@ def test_several_devices_give_the_losses_of_one(name, runs):
     else:
       assert mine["length"] == theirs["length"]
   assert several["samples"] == alone["samples"], "greedy tokens differ"
+
+
+def test_a_draw_over_several_devices_is_the_draw_of_one(runs):
+  """The ids lie over four devices, and only block masses travel."""
+  several, alone = runs["drawn"]["several"], runs["drawn"]["alone"]
+  assert several[0] == alone[0]
+  assert len(set(alone[0])) > 4
+  np.testing.assert_allclose(several[1], alone[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("V", [31, 37, 64, 1024, 32_000, 50_257, 128_256, 151_936, 152_064])
+def test_blocks_of_ids_are_whole_on_every_device(V):
+  blocks = sample.blocks_of(V)
+  assert 1 <= blocks <= V
+  if V > 1000 and V % 128 == 0:
+    assert blocks % 128 == 0
+    assert V % blocks == 0
+  if V > 1000:
+    assert max(blocks, V / blocks) < 10 * V**0.5
 
 
 def test_the_weights_of_a_rollout_are_split_over_tensor_alone():

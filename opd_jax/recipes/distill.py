@@ -63,6 +63,7 @@ class Distill:
 
     cfg = meshes.for_rollout(self.mesh, self.student)
     how = {"cfg": cfg, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
+    how["drawn"] = sample.draw_on(self.mesh, meshes.ROWS, "tensor")
     return sample.rollout(params, batch, key, limit, lay_out=lay_out, segments=self.segments, attend=self.attend, **how)
 
   def update(

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import decoder
@@ -67,6 +68,7 @@ def rollout(
   lay_out=cache.lay_out,
   segments: Segments = DEFAULT,
   attend=attend_causal,
+  drawn=None,
 ) -> Rollout:
   """Samples n responses to every prompt, at most `limit` <= `horizon` tokens long.
 
@@ -79,7 +81,9 @@ def rollout(
     limit: traced; tokens beyond it are padding.
     segments: where the cache grows and the batch shrinks; `segments.PLAIN` is the reference.
     attend: attention over whole prompts, see attention.py and kernels.py.
+    drawn: draws a token per row; None: `draw`, and on a mesh `draw_on`.
   """
+  drawn = drawn or draw
   w = lay_out(params, cfg, dtype)
   B, P = batch.prompt.shape[0] * n, batch.prompt.shape[1]
   ends = segments.ends(horizon)
@@ -92,7 +96,7 @@ def rollout(
     r = s.rows
     with jax.named_scope("sample"):
       keys = jax.vmap(lambda k: jax.random.fold_in(k, s.t))(r.key)
-      token, logprob = draw(keys, cache.logits(w, x, sampling.vocab), sampling)
+      token, logprob = drawn(keys, cache.logits(w, x, sampling.vocab), sampling)
     live = ~r.ended
     token = jnp.where(live, token, sampling.pad_id)
     put = lambda a, new: lax.dynamic_update_slice_in_dim(a, new[:, None], s.t, axis=1)
@@ -162,10 +166,42 @@ def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tu
     token = jnp.argmax(logits, axis=-1)
     logprob = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
     return token.astype(jnp.int32), logprob
-  return categorical(keys, restrict(logits / sampling.temperature, sampling))
+  return categorical(words_of(keys), restrict(logits / sampling.temperature, sampling))
 
 
-def categorical(keys: jax.Array, logits: Float[Array, "B V"]) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+def draw_on(mesh: jax.sharding.Mesh, rows: tuple[str, ...], ids: str):
+  """`draw` for logits whose ids lie over a mesh axis, and stay there.
+
+  Left to the compiler, every small array of a draw would travel. Written out, it is the greatest logit, the masses of
+  the blocks, and the masses inside the one block that was drawn.
+
+  Args:
+    rows, ids: the mesh axes over which rows and ids lie.
+  """
+
+  def run(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling):
+    devices, V = mesh.shape[ids], logits.shape[-1]
+    plain = sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0
+    if devices == 1 or V % devices or blocks_of(V) % devices or V % blocks_of(V) or plain:
+      return draw(keys, logits, sampling)
+    one = lambda words, logits: categorical(words, logits / sampling.temperature, ids)
+    row = PartitionSpec(rows)
+    split = jax.shard_map(
+      one, mesh=mesh, in_specs=(row, PartitionSpec(rows, ids)), out_specs=(row, row), check_vma=False
+    )
+    return split(words_of(keys), logits)
+
+  return run
+
+
+def words_of(keys: jax.Array) -> Int[Array, "B 2"]:
+  """Random words: a key that was folded for one use is such words."""
+  return jax.random.key_data(keys)[:, :2]
+
+
+def categorical(
+  words: Int[Array, "B 2"], logits: Float[Array, "B V"], axis: str | None = None
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
   """A draw from softmax(logits) and its log-probability, with two random numbers per row instead of V.
 
   A block of ids is drawn by its mass, then an id by its share of the block, each by inversion. The second number is
@@ -173,19 +209,40 @@ def categorical(keys: jax.Array, logits: Float[Array, "B V"]) -> tuple[Int[Array
   be. An id of probability 0 never is.
 
   Args:
-    keys: key[B], each folded for this draw alone: such a key is itself random words, and these are the numbers.
+    words: two random words of each row.
+    axis: the mesh axis over which the ids lie, inside a shard_map; each device has whole blocks of them.
   """
   V = logits.shape[-1]
-  blocks = math.isqrt(V)
+  devices = 1 if axis is None else lax.axis_size(axis)
+  blocks = blocks_of(V * devices) // devices  # of this device
   top = jnp.max(logits, axis=-1, keepdims=True)
+  top = top if axis is None else lax.pmax(top, axis)
   mass = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, -V % blocks))).reshape(-1, blocks, -(-V // blocks))
-  u = (jax.random.key_data(keys)[:, :2] >> 8).astype(jnp.float32) * 2**-24
-  of_block = jnp.cumsum(jnp.sum(mass, axis=-1), axis=-1)
+  u = (words >> 8).astype(jnp.float32) * 2**-24
+  of_block = jnp.sum(mass, axis=-1)
+  of_block = jnp.cumsum(of_block if axis is None else lax.all_gather(of_block, axis, axis=1, tiled=True), axis=-1)
   block = invert(of_block, u[:, 0])
-  inside = jnp.take_along_axis(mass, block[:, None, None], axis=1)[:, 0]
+  own = block if axis is None else block - lax.axis_index(axis) * blocks  # where it is on the device that has it
+  inside = jnp.take_along_axis(mass, jnp.clip(own, 0, blocks - 1)[:, None, None], axis=1)[:, 0]
+  if axis is not None:
+    inside = lax.psum(jnp.where(((own >= 0) & (own < blocks))[:, None], inside, 0.0), axis)
   index = invert(jnp.cumsum(inside, axis=-1), u[:, 1])
   chosen = jnp.take_along_axis(inside, index[:, None], axis=-1)[:, 0]
   return block * mass.shape[-1] + index, jnp.log(chosen) - jnp.log(of_block[:, -1])
+
+
+def blocks_of(V: int, devices: int = 128) -> int:
+  """Into how many blocks `categorical` cuts V ids: about sqrt(V), and the same on every mesh.
+
+  Where V allows it, blocks are alike and each device's ids, up to so many devices, are whole blocks: then the ids stay
+  where they are.
+  """
+  shared = math.gcd(V, devices)
+  while shared * 8 > V:
+    shared //= 2
+  alike = [n for n in range(shared, V // 8 + 1, max(shared, 1)) if shared and V % n == 0]
+  near = min(alike, key=lambda n: abs(math.log(n * n / V)), default=1)
+  return near if V / 32 <= near * near <= 32 * V else math.isqrt(V)
 
 
 def invert(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Array, "B"]:
