@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from opd_jax import config as configs
-from opd_jax import supervise
+from opd_jax import supervise, xla
 from opd_jax.config import Config
 from opd_jax.errors import RESUME, InputError, Leave
 
@@ -146,7 +146,8 @@ def parse(argv: Sequence[str], usage: str, define: Callable, source: Source) -> 
 
 
 def quiet() -> None:
-  """Keeps the libraries' chatter off the terminal; warnings of our own go through the metrics."""
+  """Sets the environment before JAX is there, and keeps the libraries' chatter off the terminal."""
+  xla.configure()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
   warnings.filterwarnings("ignore", category=UserWarning, module=r"(orbax|jax|grain).*")

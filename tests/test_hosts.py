@@ -3,6 +3,7 @@
 They train the same run as one process does, and are killed, stopped and resumed on other numbers of processes.
 """
 
+import http.server
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -130,6 +132,7 @@ def same(path: pathlib.Path, alone: pathlib.Path) -> None:
   assert (path / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_killed_stopped_and_resumed_on_other_processes(arguments, alone, tmp_path):
   """Four processes of which one is killed; all of them again, until one hears SIGTERM; then two with two devices each."""
   path = tmp_path / "run"
@@ -173,6 +176,7 @@ def test_killed_stopped_and_resumed_on_other_processes(arguments, alone, tmp_pat
   assert (out / "model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_the_coordinator_is_killed(arguments, alone, tmp_path):
   """JAX aborts a process whose coordinator is gone; its supervisor says so, and what to do."""
   path = tmp_path / "run"
@@ -217,6 +221,40 @@ def test_a_stop_signal_saves_before_the_next_step(tiny, tmp_path):
   trainer.train(c, tmp_path / "stopped")
   assert [r["step"] for r in records(tmp_path / "stopped")] == [1, 2, 3, 4]
   assert hosts.several() is False
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+  """Google's metadata server: nothing at first, and maintenance for those who wait for a change."""
+
+  def do_GET(self):
+    assert self.headers["Metadata-Flavor"] == "Google"
+    event = "maintenance-event" in self.path and "wait_for_change=true" in self.path
+    self.send_response(200)
+    self.end_headers()
+    self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE" if event else b"NONE")
+
+  def log_message(self, *_):
+    pass
+
+
+def test_a_maintenance_notice_stops_the_run(monkeypatch):
+  from opd_jax import hosts
+
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+  monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+  monkeypatch.setattr(hosts, "on_tpu", lambda: True)
+  monkeypatch.setattr(hosts, "NOTICES", {"maintenance-event": "TERMINATE"})
+  notice = hosts.Notice()
+  try:
+    until = time.monotonic() + 20
+    while not notice.before(1) and time.monotonic() < until:
+      time.sleep(0.02)
+    assert notice.before(1)
+  finally:
+    notice.close()
+    server.shutdown()
 
 
 @pytest.mark.parametrize(
