@@ -46,16 +46,16 @@ def main(
     values, c = parse(sys.argv, usage, own, source)
     joins = several and (values.coordinator is not None or supervise.clustered())
     with supervise.supervised(joins):
-      if joins:
-        from opd_jax import hosts
-
-        hosts.start(values.coordinator, values.processes, values.process, values.silence)
       try:
+        if joins:
+          from opd_jax import hosts
+
+          hosts.start(values.coordinator, values.processes, values.process, values.silence)
         run(values, c)
       except Leave as e:
-        print(f"{e}; the same command goes on from there", file=sys.stderr)
+        print(f"{e}; the same command goes on", file=sys.stderr)
         status = RESUME
-      if joins:
+      if hosts := _joined():
         hosts.finish()
   except InputError as e:
     print(f"error: {e}", file=sys.stderr)
@@ -66,7 +66,7 @@ def main(
     status = 130
     _tell_others(e)
   except Exception as e:
-    if not (hosts := sys.modules.get("opd_jax.hosts")) or not hosts.joined():
+    if not _joined():
       raise
     traceback.print_exc()
     _tell_others(e)
@@ -83,10 +83,15 @@ def _define_processes(values: flags.FlagValues) -> None:
   )
 
 
+def _joined():
+  """opd_jax.hosts, where this process is one of several."""
+  hosts = sys.modules.get("opd_jax.hosts")
+  return hosts if hosts and hosts.joined() else None
+
+
 def _tell_others(e: BaseException) -> None:
   """Where there are other processes, ends this one at once: JAX's own way out would wait for them."""
-  hosts = sys.modules.get("opd_jax.hosts")
-  if hosts and hosts.joined():
+  if hosts := _joined():
     hosts.leave(e)
     sys.stderr.flush()
     sys.stdout.flush()

@@ -30,7 +30,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from opd_jax.errors import RESUME, InputError
+from opd_jax.errors import RESUME, InputError, Leave
 from opd_jax.supervise import clustered, on_tpu
 
 SILENCE = 30.0  # seconds without a sign of life after which a process counts as lost
@@ -52,7 +52,8 @@ def start(
     silence: seconds after which a process without a sign of life counts as lost.
 
   Raises:
-    InputError: some of the three, but not all, or the others cannot be reached.
+    InputError: some of the three, but not all, or the coordinator cannot be reached.
+    Leave: the others of a cluster did not come in time.
   """
   global _watch
   given = (coordinator, processes, process)
@@ -78,7 +79,9 @@ def start(
       return  # a cluster's environment without a cluster, such as a shell inside an allocation
     raise InputError(f"The processes cannot find each other: {e}.") from None
   except RuntimeError as e:
-    raise InputError(f"The processes cannot reach each other: {str(e).splitlines()[0]}") from None
+    said = f"the processes cannot reach each other ({str(e).splitlines()[0]})"
+    # Where a cluster starts them, the others may only be late.
+    raise (Leave(said) if coordinator is None else InputError(f"{said[0].upper()}{said[1:]}.")) from None
   if jax.process_count() > 1:
     _watch = Watch(silence)
 
@@ -316,7 +319,10 @@ class Notice:
 
 
 def _listen(event: str, value: str) -> None:
-  """Sends this process a SIGTERM when the metadata server announces the event."""
+  """Sends this process a SIGTERM when the metadata server comes to announce the event.
+
+  What it announced before this process began is no reason to end it again.
+  """
   server = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
   wait = "false"  # what it is now, and then whatever it becomes
   while True:
@@ -327,7 +333,7 @@ def _listen(event: str, value: str) -> None:
     except (OSError, urllib.error.URLError, ValueError):
       time.sleep(30)
       continue
-    if now.startswith(value):
+    if wait == "true" and now.startswith(value):
       sys.stderr.write(f"note: the machine announces {event} {now}; the run saves before its next step and leaves\n")
       os.kill(os.getpid(), signal.SIGTERM)
       return

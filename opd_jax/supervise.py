@@ -1,6 +1,7 @@
 """What has to be known and done before JAX is there: whether this is one process of several, and who watches over it."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import signal
@@ -20,8 +21,10 @@ def clustered() -> bool:
 
 
 def on_tpu() -> bool:
-  """Whether this machine has TPU chips."""
-  return "TPU_WORKER_HOSTNAMES" in os.environ or any(pathlib.Path("/dev").glob("accel[0-9]*"))
+  """Whether this machine has TPU chips: older ones are /dev/accel0 ..., newer ones come through vfio."""
+  if "TPU_WORKER_HOSTNAMES" in os.environ or any(pathlib.Path("/dev").glob("accel[0-9]*")):
+    return True
+  return any(pathlib.Path("/dev/vfio").glob("[0-9]*")) and importlib.util.find_spec("libtpu") is not None
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Creates one TPU VM slice: on demand, as a spot VM (--spot), by a queued request (--queued), or as both.
+# Creates a TPU VM of one slice or, with --slices, of several: on demand, as a spot VM (--spot), by a queued request
+# (--queued), or as both.
 #
 #   tpu_scripts/create.sh --name=opd --zone=us-west4-a --type=v5litepod-8
-#   tpu_scripts/create.sh --name=opd --zone=us-east5-b --type=v6e-8 --spot --queued
+#   tpu_scripts/create.sh --name=opd --zone=us-east5-b --type=v6e-32 --spot --queued
+#   tpu_scripts/create.sh --name=opd --zone=us-east5-b --type=v6e-32 --slices=4
 #   tpu_scripts/create.sh --name=opd --zone=us-west4-a -- --network=my-net --internal-ips
 #
 # A TPU costs money until delete.sh has deleted it. The label opd-jax=NAME is how delete.sh knows what was made here.
-# Where the TPU or the request is there already, the script says so and ends with status 0; so with --queued the same
-# command also tells how far the request is. What follows -- goes to gcloud as it is.
+# Where the TPU or the request is there already, the script says so and ends with status 0; wait.sh waits for what is
+# still to come. Several slices always come by a queued request, as NAME-0, NAME-1, ... What follows -- goes to gcloud
+# as it is.
 #
 #   --spot           cheaper, and may be taken away at any time
 #   --queued         wait in the queue for capacity, rather than fail where there is none
@@ -37,45 +40,52 @@ default_version() {
   esac
 }
 
+advise() {
+  case $1 in
+    *[Qq]uota*)
+      die "The project's quota in $zone does not allow $wanted: ask for more (https://console.cloud.google.com/iam-admin/quotas; spot has a quota of its own), or take a smaller --type or another --zone."
+      ;;
+    *'no more capacity'* | *'nsufficient'*'capacity'*)
+      die "$zone has no room for $wanted now: --queued waits until it has, or take another --zone."
+      ;;
+  esac
+}
+
 parse "$@"
 for word in ${rest[@]+"${rest[@]}"}; do
   case $word in
     --labels | --labels=*) die "--labels is taken: delete.sh knows its TPU by the label opd-jax=$name." ;;
   esac
 done
-
-look_at_tpu
-if ((found)); then
-  remedy="delete it first: delete.sh --name=$name --zone=$zone."
-  [[ -z $type || $type == "$tpu_type" ]] || die "The TPU $name exists in $zone as a $tpu_type, not a $type; $remedy"
-  case $tpu_state in
-    PREEMPTED | TERMINATED) die "The TPU $name was taken away ($tpu_state) and cannot be restarted; $remedy" ;;
-  esac
-  by=''
-  if [[ $tpu_label != "$name" ]]; then by=', and was not made by create.sh'; fi
-  note "The TPU $name exists already in $zone ($tpu_type, $tpu_state)$by."
-  exit 0
-fi
-if ((queued)); then
-  look_at_request
-  if ((found)); then
-    case $request_state in
-      FAILED | SUSPENDING | SUSPENDED)
-        die "The queued request $name is $request_state and brings no TPU any more; delete it first: delete.sh --name=$name --zone=$zone."
-        ;;
-    esac
-    note "The request $name is already in the queue of $zone ($request_state)."
-    exit 0
+assumed=0
+look
+if there; then
+  expect "; $remedy"
+  refuse_lost
+  by=", not made by create.sh"
+  if only_label; then by=''; fi
+  if [[ $request_state == ACTIVE ]] && ((${#nodes[@]} > ready)); then
+    die "$(situation), so a part of it is missing; wait.sh $here gives it time, and if that is in vain, $remedy"
   fi
+  note "$(situation): there already ($tpu_type in $zone$by), so nothing was created."
+  exit 0
 fi
 
 type=${type:-v5litepod-8}
 version=${version:-$(default_version "$type")}
+wanted=$type
+if ((${slices:-1} > 1)); then
+  queued=1 wanted="$slices slices of $type"
+  command=("--node-count=$slices" "--node-prefix=$name")
+else
+  command=("--node-id=$name")
+fi
 if ((queued)); then
-  command=(queued-resources create "$name" "${where[@]}" "--node-id=$name" "--runtime-version=$version")
+  command=(queued-resources create "$name" "${where[@]}" "${command[@]}" "--runtime-version=$version")
 else
   command=(tpu-vm create "$name" "${where[@]}" "--version=$version")
 fi
-command+=("--accelerator-type=$type" "--labels=opd-jax=$name")
+command=(gcloud compute tpus "${command[@]}" "--accelerator-type=$type" "--labels=opd-jax=$name")
 if ((spot)); then command+=(--spot); fi
-run gcloud compute tpus "${command[@]}" ${rest[@]+"${rest[@]}"}
+command+=(${rest[@]+"${rest[@]}"})
+attempt "${command[@]}"
