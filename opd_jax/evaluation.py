@@ -20,7 +20,7 @@ from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.inputs import Evaluation
-from opd_jax.models import kernels
+from opd_jax.models import kernels, moe
 from opd_jax.programs import Shape, record
 from opd_jax.rollout import cache, sample
 from opd_jax.types import Batch, Params
@@ -105,6 +105,7 @@ class Evaluator:
       n=self._k,
       dtype=self._in.dtype,
       segments=self._in.segments,
+      experts=functools.partial(moe.feed_forward, mesh),
       drawn=sample.draw_on(mesh, meshes.ROWS, "tensor"),
       attend=functools.partial(kernels.attend, self._in.attention, mesh),
       lay_out=lambda params, cfg, dtype: meshes.constrain(mesh, cache.lay_out(params, cfg, dtype), "rollout"),

@@ -40,6 +40,10 @@ DIMENSIONS = {  # of each parameter by name, without the leading layer axis
   "gate": ("width", "ff"),
   "up": ("width", "ff"),
   "down": ("ff", "width"),
+  "router": ("width", None),
+  "experts_gate": ("experts", "width", "ff"),
+  "experts_up": ("experts", "width", "ff"),
+  "experts_down": ("experts", "ff", "width"),
   # as rollout/cache.py joins them
   "qkv": ("width", "heads", None, None),
   "qkv_bias": ("heads", None, None),
@@ -128,6 +132,11 @@ def uneven(mesh: Mesh, name: str, cfg: decoder.DecoderConfig) -> list[str]:
   parts = {"query heads": cfg.heads, "feed-forward columns": cfg.ff_width, "vocabulary ids": cfg.vocab}
   if not shares_heads(mesh, cfg) and cfg.kv_heads % tensor:
     parts["key/value heads"] = cfg.kv_heads
+  if cfg.moe and cfg.moe.experts % mesh.shape["expert"]:
+    out.append(
+      f"config.mesh.expert={mesh.shape['expert']} does not divide the {cfg.moe.experts} experts of {name}, so each device "
+      "has all of them"
+    )
   for what, n in parts.items():
     if n % tensor:
       fits = [t for t in range(1, 2 * tensor + 1) if n % t == 0]
@@ -179,18 +188,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def _spec(mesh: Mesh, path, leaf, layout: str) -> P:
   names = [key.key if hasattr(key, "key") else getattr(key, "name", None) for key in path]
   own = (n for n in reversed(names) if isinstance(n, str) and n not in PARTS)
-  dimensions = DIMENSIONS.get(next(own, ""), ())
-  lead = leaf.ndim - len(dimensions)  # the stacked layers
+  return spec(mesh, next(own, ""), leaf.shape, layout)
+
+
+def spec(mesh: Mesh, name: str, shape: tuple[int, ...], layout: str) -> P:
+  """Over which axes each dimension of the parameter of that name lies."""
+  dimensions = DIMENSIONS.get(name, ())
+  lead = len(shape) - len(dimensions)  # the stacked layers
   if lead not in (0, 1):
     return P()
   free = set(mesh.axis_names)
-  spec: list = [None] * lead
-  for dimension, size in zip(dimensions, leaf.shape[lead:], strict=True):
+  found: list = [None] * lead
+  for dimension, size in zip(dimensions, shape[lead:], strict=True):
     wanted = [axis for axis in RULES[layout].get(dimension, ()) if axis in free]
     axes = _dividing(wanted, size, mesh)
     free -= set(axes)
-    spec.append(axes if len(axes) > 1 else axes[0] if axes else None)
-  return P(*spec)
+    found.append(axes if len(axes) > 1 else axes[0] if axes else None)
+  return P(*found)
 
 
 def _dividing(axes: Sequence[str], size: int, mesh: Mesh) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def quantised(params: Params, mesh: jax.sharding.Mesh, layout: str = "teacher:fs
   So the devices never hold more than the dense model, and one matrix of all layers in both types.
   """
   layers = params["layers"]
-  for name in quantise.CONTRACTED:
+  for name in [name for name in quantise.CONTRACTED if name in layers]:
     one = {"layers": {name: layers.pop(name)}}
     kept = meshes.shardings(mesh, jax.eval_shape(quantise.quantise, one), layout)
     layers |= jax.block_until_ready(jax.jit(quantise.quantise, out_shardings=kept)(one))["layers"]

@@ -350,6 +350,7 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
     dtype=i.dtype,
     remat=c.remat,
     attention=i.attention,
+    teacher_layout=f"teacher:{c.mesh.teacher}",
     segments=inputs.segments(c, i.mesh),
     max_horizon=c.horizon.max,
     bins=min(c.log.bins, c.horizon.max),

@@ -46,7 +46,7 @@ def drawn() -> dict[str, list]:
   place = NamedSharding(mesh, PartitionSpec(meshes.ROWS, "tensor"))
   split = jax.jit(lambda k, x: sample.draw_on(mesh, meshes.ROWS, "tensor")(k, x, how))
   several, alone = split(keys, jax.device_put(logits, place)), sample.draw(keys, logits, how)
-  assert "all-gather" in split.lower(keys, jax.device_put(logits, place)).compile().as_text()
+  assert "all-gather" in str(split.lower(keys, jax.device_put(logits, place)).compile().as_text())
   return {name: [a.tolist() for a in pair] for name, pair in (("several", several), ("alone", alone))}
 
 

@@ -161,6 +161,15 @@ def test_a_config_json_is_enough(tmp_path):
   assert both.teachers == (subject.SMALLEST,)
 
 
+def test_a_public_model_needs_no_file(tmp_path, monkeypatch):
+  """Unless there is a directory of that name."""
+  assert subject.architecture("Qwen3-0.6B").layers == 28
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "Qwen3-0.6B").mkdir()
+  (tmp_path / "Qwen3-0.6B" / "config.json").write_text(json.dumps(LLAMA))
+  assert subject.architecture("Qwen3-0.6B").layers == 3
+
+
 def test_an_unsupported_model_is_refused_by_its_own_name(tmp_path, capsys):
   file = tmp_path / "other.json"
   file.write_text(json.dumps(LLAMA | {"architectures": ["OtherForCausalLM"]}))

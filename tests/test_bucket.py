@@ -8,6 +8,7 @@ import types
 
 import pytest
 from etils import epath
+from etils.epath import gpath
 
 from opd_jax import bucket, trainer, workdir
 from opd_jax.errors import InputError
@@ -65,9 +66,7 @@ def test_only_what_changed_is_copied(remote):
 
 def test_a_bucket_that_cannot_be_reached_is_one_sentence(monkeypatch, tmp_path):
   monkeypatch.setattr(bucket.tempfile, "gettempdir", lambda: str(tmp_path))
-  monkeypatch.setattr(
-    epath.gpath._PREFIX_TO_BACKEND["gs"], "isdir", lambda *_: (_ for _ in ()).throw(OSError("denied"))
-  )
+  monkeypatch.setattr(gpath._PREFIX_TO_BACKEND["gs"], "isdir", lambda *_: (_ for _ in ()).throw(OSError("denied")))
   with pytest.raises(InputError, match=r"The workdir gs://runs/popd cannot be used \(OSError: denied\)"):
     bucket.Place(NAME).fetch()
 

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,14 +90,14 @@ def test_a_slice_of_rows_follows_the_mesh(small):
   """Gradient-accumulation slices hold a row for each row shard, or the run is refused with what would work."""
   from opd_jax import inputs
 
-  mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "expert": 1, "tensor": 1})
+  mesh: Any = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "expert": 1, "tensor": 1})
   take = lambda micro, batch=24: inputs.micro_batch(small(batch=batch, micro_batch=micro), mesh)
   assert (take(0), take(1), take(4), take(5), take(9)) == (24, 4, 4, 8, 12)
   with pytest.raises(InputError, match=r"multiple of the mesh's 4 row shards"):
     take(9, batch=10)
 
 
-def on(tensor: int):
+def on(tensor: int) -> Any:
   return types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "expert": 1, "tensor": tensor})
 
 

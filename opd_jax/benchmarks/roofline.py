@@ -6,17 +6,16 @@ from the embedding, activations and what devices send each other are left out, a
 beyond need: masked halves of causal scores, cache slots beyond the filled ones, readings made twice.
 
 Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, T = P + H - 1 tokens of a row that
-are read, L layers, D model width, N query heads, K key/value heads, h head width, F feed-forward width, V shared
-vocabulary, i bytes of a number in the compute type.
+are read, L layers, D model width, N query heads, K key/value heads, h head width, F feed-forward width, E experts of
+which a token goes through k, V shared vocabulary, i bytes of a number in the compute type.
 """
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from opd_jax.benchmarks.machine import Machine
 from opd_jax.models import decoder
 from opd_jax.models.decoder import DecoderConfig
 
@@ -33,7 +32,16 @@ class Work(NamedTuple):
     return self.weights + self.parts
 
 
-def seconds(work: Work | Iterable[Work], machine: Machine, devices: int = 1, tensor: int = 1) -> float:
+class Rates(Protocol):
+  """What a device can do: measured (machine.py) or published (planning/chips.py)."""
+
+  @property
+  def matrix(self) -> Any: ...  # .best: FLOPs per second
+
+  def bandwidth(self, size: float) -> float: ...  # bytes per second of an array of `size` bytes
+
+
+def seconds(work: Work | Iterable[Work], machine: Rates, devices: int = 1, tensor: int = 1) -> float:
   """The roofline: max(FLOPs / matrix rate, bytes / bandwidth), summed over works that wait for each other.
 
   Args:
@@ -51,18 +59,24 @@ def parameters(cfg: DecoderConfig) -> int:
   return sum(map(math.prod, jax.tree.leaves(decoder.shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))))
 
 
-def layer_weights(cfg: DecoderConfig) -> int:
-  """Numbers in the matrices of all layers: L (D h (N + 2 K) + N h D + 3 D F)."""
-  D, N, K, h = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_width
-  return cfg.layers * (D * h * (N + 2 * K) + N * h * D + 3 * D * cfg.ff_width)
+def layer_weights(cfg: DecoderConfig, *, every_expert: bool = True) -> int:
+  """Numbers in the matrices of all layers: L (D h (N + 2 K) + N h D + 3 D F).
+
+  Of a mixture of experts the last is D E + E 3 D F, and with k in the place of the second E what one token goes through.
+  """
+  D, N, K, h, moe = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.moe
+  feed_forward = 3 * D * cfg.ff_width
+  if moe is not None:
+    feed_forward = D * moe.experts + feed_forward * (moe.experts if every_expert else moe.per_token)
+  return cfg.layers * (D * h * (N + 2 * K) + N * h * D + feed_forward)
 
 
 def layers(cfg: DecoderConfig, tokens: int, pairs: float) -> float:
   """FLOPs of all layers forward: 2 layer_weights per token, and 4 L N h per pair of a token and one that it sees.
 
-  The 4 are two products, scores and weighted values, of 2 FLOPs each.
+  The 4 are two products, scores and weighted values, of 2 FLOPs each. Of a mixture the weights of the chosen experts.
   """
-  return 2 * layer_weights(cfg) * tokens + 4 * cfg.layers * cfg.heads * cfg.head_width * pairs
+  return 2 * layer_weights(cfg, every_expert=False) * tokens + 4 * cfg.layers * cfg.heads * cfg.head_width * pairs
 
 
 def causal(T: int) -> int:
@@ -81,7 +95,7 @@ def cache_bytes(cfg: DecoderConfig, rows: int, prefix: float, itemsize: int) -> 
 
 
 def decoding_weights(cfg: DecoderConfig, V: int, itemsize: int) -> int:
-  """Bytes of weights that every token reads: (layer_weights + V D) i; of the embedding only B rows, so not counted."""
+  """Bytes of weights that the rows read together: (layer_weights + V D) i; of the embedding only B rows, so not counted."""
   return (layer_weights(cfg) + V * cfg.width) * itemsize
 
 

@@ -4,9 +4,10 @@ Of a model only config.json is read, so that a directory with nothing else in it
 """
 
 import dataclasses
+import json
 import pathlib
-import shutil
 import tempfile
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,9 @@ from opd_jax import inputs, state, teacher, trainer
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, quantise
 from opd_jax.models.decoder import DecoderConfig
+from opd_jax.planning import architectures
 from opd_jax.recipes.distill import Distill
 from opd_jax.rollout.sample import Sampling
 from opd_jax.types import Batch, Judges, Params, Rollout, TrainState
@@ -62,13 +64,17 @@ class Subject:
   dtype: jnp.dtype
 
   @classmethod
-  def load(cls, c: Config, *, smallest: bool = False) -> "Subject":
-    """Reads the config's models; `smallest`: a tiny one in the place of those that are built in."""
+  def load(cls, c: Config, *, smallest: bool = False, devices: Sequence[Any] | None = None) -> "Subject":
+    """Reads the config's models; `smallest`: a tiny one in the place of those that are built in.
+
+    Args:
+      devices: of the mesh; None: those of this machine.
+    """
     own = lambda name: "smallest" if smallest and name.startswith(configs.BUILTIN) else name
     names = tuple(map(own, (c.student, *(tuple(c.teachers) or (c.teacher,)))))
     student, *teachers = (SMALLEST if name == "smallest" else architecture(name) for name in names)
-    mesh = meshes.make(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    return cls(c, names, student, tuple(teachers), mesh, inputs.compute_dtype(c.precision))
+    mesh = meshes.from_config(c.mesh, devices)
+    return cls(c, names, student, tuple(teachers), mesh, inputs.compute_dtype(c.precision, mesh))
 
   @property
   def vocab(self) -> int:
@@ -84,8 +90,7 @@ class Subject:
     c = configs.override(self.c, {"batch": case.batch, "horizon.max": case.horizon, "horizon.kind": "full"})
     configs.check(c)
     meshes.check_rows(self.mesh, case.batch, "--batch")
-    if c.micro_batch:
-      meshes.check_rows(self.mesh, c.micro_batch, "config.micro_batch")
+    inputs.micro_batch(c, self.mesh)
     longest = min(cfg.max_positions for cfg in (self.student, *self.teachers))
     if case.prompt + case.horizon > longest:
       raise InputError(
@@ -96,10 +101,13 @@ class Subject:
 
   def recipe(self, case: Case) -> Distill:
     """As the trainer makes it, but for stop tokens: there are none."""
-    c = self.config(case)
+    return self.recipe_of(self.config(case))
+
+  def recipe_of(self, c: Config, stop_ids: tuple[int, ...] = ()) -> Distill:
+    """As the trainer makes it of a config with these models and this mesh."""
     s = c.sampling
-    sampling = Sampling((), 0, self.vocab, s.temperature, s.top_p, s.top_k)
-    model = lambda cfg: SimpleNamespace(cfg=cfg, stop_ids=())
+    sampling = Sampling(stop_ids, 0, self.vocab, s.temperature, s.top_p, s.top_k)
+    model = lambda cfg: SimpleNamespace(cfg=cfg, stop_ids=stop_ids)
     part: Any = SimpleNamespace(  # of inputs.Inputs: what a recipe asks of it
       student=model(self.student),
       teachers=tuple(map(model, self.teachers)),
@@ -125,13 +133,39 @@ class Subject:
 
     def frozen(cfg: DecoderConfig, seed: int) -> Params:
       cast = lambda key: jax.tree.map(lambda a: a.astype(self.dtype), decoder.init(cfg, key))
-      layout = meshes.parameter_shardings(self.mesh, cfg)
+      layout = meshes.parameter_shardings(self.mesh, cfg, f"teacher:{self.c.mesh.teacher}")
       return jax.jit(cast, out_shardings=layout)(jax.random.key(seed))
 
     teachers = tuple(frozen(cfg, i) for i, cfg in enumerate(self.teachers, 1))
     if self.c.teacher_precision == "int8":
       teachers = tuple(teacher.quantised(params, self.mesh) for params in teachers)
     return Judges(teachers, frozen(self.student, 0) if self.c.mixture.initial else None)
+
+  def abstract_state(self) -> TrainState:
+    """Shapes and shardings; nothing is allocated."""
+    return state.abstract(self.c, self.student, self.mesh)
+
+  def abstract_judges(self) -> Judges:
+    """Shapes and shardings of what the trainer keeps."""
+    layout = f"teacher:{self.c.mesh.teacher}"
+
+    def frozen(cfg: DecoderConfig, int8: bool) -> Params:
+      dense = lambda: jax.tree.map(lambda a: a.astype(self.dtype), decoder.init(cfg, jax.random.key(0)))
+      arrays = jax.eval_shape(lambda: quantise.quantise(dense()) if int8 else dense())
+      placed = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+      return jax.tree.map(placed, arrays, meshes.shardings(self.mesh, arrays, layout))
+
+    teachers = tuple(frozen(cfg, self.c.teacher_precision == "int8") for cfg in self.teachers)
+    return Judges(teachers, frozen(self.student, False) if self.c.mixture.initial else None)
+
+  def abstract_batch(self, case: Case) -> Batch:
+    """Shapes of a step's prompts."""
+    array = lambda width, dtype: jax.ShapeDtypeStruct((case.batch, width), dtype)
+    return Batch(
+      prompt=array(case.prompt, jnp.int32),  # pyright: ignore[reportArgumentType]
+      prompt_mask=array(case.prompt, jnp.bool_),  # pyright: ignore[reportArgumentType]
+      teacher_weight=array(len(self.teachers), jnp.float32) if self.teachers[1:] else None,  # pyright: ignore[reportArgumentType]
+    )
 
   def prompts(self, case: Case) -> Batch:
     """Random ids without padding."""
@@ -167,18 +201,19 @@ class Subject:
 
 
 def architecture(name: str) -> DecoderConfig:
-  """Of a model directory, a built-in model, or a config.json of any name.
+  """Of a model directory, a built-in model, a config.json of any name, or a public model by name.
 
   Raises:
     InputError: where there is none, or where it describes a model that decoder.py does not follow.
   """
-  file = pathlib.Path(name).expanduser()
-  if not file.is_file():
+  path = pathlib.Path(name).expanduser()
+  known = None if path.exists() else architectures.config(name)
+  if known is None and not path.is_file():
     return hf.read_config(hf.resolve(name))
   with tempfile.TemporaryDirectory() as there:  # hf.py reads directories
     copy = pathlib.Path(there) / "config.json"
-    shutil.copyfile(file, copy)
+    copy.write_text(json.dumps(known) if known else path.read_text(encoding="utf-8"), encoding="utf-8")
     try:
       return hf.read_config(copy.parent)
     except InputError as e:
-      raise InputError(str(e).replace(str(copy), str(file))) from None
+      raise InputError(str(e).replace(str(copy), name)) from None

@@ -1,10 +1,10 @@
-"""A decoder-only transformer: Qwen3, Qwen2.5 and Llama-3 are one `DecoderConfig` each.
+"""A decoder-only transformer: Qwen3, Qwen3-MoE, Qwen2.5 and Llama-3 are one `DecoderConfig` each.
 
 Parameters are a plain pytree with the layers stacked on the first axis, so that training can scan
 over them and shard them; `unstack` gives the token loop one pytree per layer.
 
 Dimensions: B batch, T positions, L layers, D model width, N query heads, K key/value heads,
-G = N / K query heads per key/value head, h head width, F feed-forward width, V vocabulary.
+G = N / K query heads per key/value head, h head width, F feed-forward width, E experts, V vocabulary.
 """
 
 import dataclasses
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from opd_jax.models import moe
 from opd_jax.models.attention import attend_causal
+from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
 from opd_jax.types import Params
 
@@ -44,7 +46,7 @@ class DecoderConfig:
   heads: int
   kv_heads: int
   head_width: int
-  ff_width: int
+  ff_width: int  # of one expert where there are several
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   norm_eps: float = 1e-6
@@ -52,6 +54,7 @@ class DecoderConfig:
   qkv_bias: bool = False  # Qwen2.5
   tied: bool = True  # the output head is the embedding
   max_positions: int = 32_768
+  moe: MoE | None = None  # every layer's feed-forward part is a mixture of experts
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -68,10 +71,13 @@ def shapes(cfg: DecoderConfig) -> Params:
     "v": (L, D, K, h),
     "o": (L, N, h, D),
     "mlp_norm": (L, D),
-    "gate": (L, D, F),
-    "up": (L, D, F),
-    "down": (L, F, D),
   }
+  if cfg.moe is None:
+    layers |= {"gate": (L, D, F), "up": (L, D, F), "down": (L, F, D)}
+  else:
+    E = cfg.moe.experts
+    layers |= {"router": (L, D, E)}
+    layers |= {"experts_gate": (L, E, D, F), "experts_up": (L, E, D, F), "experts_down": (L, E, F, D)}
   if cfg.qk_norm:
     layers |= {"q_norm": (L, h), "k_norm": (L, h)}
   if cfg.qkv_bias:
@@ -93,7 +99,7 @@ def init(cfg: DecoderConfig, key: jax.Array, scale: float = 0.02) -> Params:
       return jnp.ones(shape, jnp.float32)
     if "bias" in name:
       return jnp.zeros(shape, jnp.float32)
-    std = scale / math.sqrt(2 * cfg.layers) if name in ("o", "down") else scale
+    std = scale / math.sqrt(2 * cfg.layers) if name in ("o", "down", "experts_down") else scale
     return std * jax.random.normal(key, shape, jnp.float32)
 
   keys = jax.random.split(key, len(leaves))
@@ -109,6 +115,8 @@ def hidden(
   dtype: jnp.dtype = jnp.float32,
   remat: str = "none",
   attend=attend_causal,
+  experts=moe.reference,
+  look_up=None,
 ) -> Float[Array, "B T D"]:
   """Final normed hidden states; `unembed` turns the positions of interest into logits.
 
@@ -118,6 +126,8 @@ def hidden(
     dtype: compute type of the matrix products; norms, softmax and rotary angles are fp32.
     remat: what the backward pass computes again, a key of REMAT.
     attend: causal attention over whole sequences, see attention.py and kernels.py.
+    experts: the mixture of experts, where there is one, see moe.py.
+    look_up: the embedding; None: `embed`, and on a mesh see lookup.py.
   """
   positions = positions_of(mask)
   rope = rope_tables(cfg, positions)
@@ -127,11 +137,11 @@ def hidden(
     q, k, v = qkv(x, w, cfg, rope)
     with jax.named_scope("attention"):
       x = x + project_out(attend(q, k, v, mask), w)
-    return x + feed_forward(x, w, cfg), None
+    return x + feed_forward(x, w, cfg, mask, experts), None
 
   if remat != "none":
     layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
-  x = embed(params, tokens, dtype)
+  x = (look_up or embed)(params, tokens, dtype)
   x, _ = lax.scan(layer, x, params["layers"], unroll=cfg.layers if cfg.layers <= 4 else 1)
   return rms_norm(x, params["norm"], cfg.norm_eps)
 
@@ -223,10 +233,14 @@ def project_out(x: Float[Array, "B T N h"], w: Params) -> Float[Array, "B T D"]:
   return project(x.reshape(*x.shape[:2], -1), w["o"].reshape(-1, w["o"].shape[-1]))
 
 
-def feed_forward(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig) -> Float[Array, "B T D"]:
-  """SwiGLU."""
+def feed_forward(
+  x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, mask: Bool[Array, "B T"], experts=moe.reference
+) -> Float[Array, "B T D"]:
+  """SwiGLU, or a mixture of several."""
   with jax.named_scope("feed_forward"):
     x = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
+    if cfg.moe is not None:
+      return experts(x, w, cfg.moe, mask)
     return project(jax.nn.silu(project(x, w["gate"])) * project(x, w["up"]), w["down"])
 
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from opd_jax.config import BUILTIN
 from opd_jax.errors import InputError
 from opd_jax.models import weights
 from opd_jax.models.decoder import DecoderConfig, RopeScaling
+from opd_jax.models.moe import MoE
 from opd_jax.models.weights import read_json, write_json
 from opd_jax.types import Params
 
@@ -25,12 +26,16 @@ class Architecture:
   model_type: str
   qk_norm: bool = False
   qkv_bias: bool = False
+  moe: bool = False  # every layer has experts
   head_width: int | None = None  # where config.json has no head_dim; None: width / heads
   off: tuple[str, ...] = ()  # switches of config.json that change the model in a way decoder.py does not follow
 
 
 ARCHITECTURES = {
   "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True, head_width=128, off=("attention_bias", "use_sliding_window")),
+  "Qwen3MoeForCausalLM": Architecture(
+    "qwen3_moe", qk_norm=True, moe=True, off=("attention_bias", "use_sliding_window")
+  ),
   "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, off=("use_sliding_window",)),
   "LlamaForCausalLM": Architecture("llama", off=("attention_bias", "mlp_bias")),
 }
@@ -106,6 +111,8 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
   else:
     head_width = whole("head_dim", width // heads)
   max_positions = whole("max_position_embeddings")
+  if arch.moe and (raw.get("mlp_only_layers") or whole("decoder_sparse_step", 1) > 1):
+    raise refuse("mlp_only_layers or decoder_sparse_step leave some layers without experts, which is not supported")
   try:
     theta, scaling = _rope(raw, max_positions)
     return DecoderConfig(
@@ -115,14 +122,15 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
       heads=heads,
       kv_heads=whole("num_key_value_heads", heads),
       head_width=head_width,
-      ff_width=whole("intermediate_size"),
+      ff_width=whole("moe_intermediate_size" if arch.moe else "intermediate_size"),
       rope_theta=theta,
       rope_scaling=scaling,
       norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
       qk_norm=arch.qk_norm,
       qkv_bias=arch.qkv_bias,
-      tied=bool(raw.get("tie_word_embeddings", False)),  # false is the default of all three architectures
+      tied=bool(raw.get("tie_word_embeddings", False)),  # false is the default of all architectures
       max_positions=max_positions,
+      moe=_moe(raw, whole) if arch.moe else None,
     )
   except InputError:
     raise
@@ -130,6 +138,11 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
     raise refuse(f"the rope scaling has no {e.args[0]}") from None
   except (TypeError, ValueError) as e:
     raise refuse(str(e)) from None
+
+
+def _moe(raw: dict[str, Any], whole: Callable[[str], int]) -> MoE:
+  named = "num_local_experts" if "num_local_experts" in raw else "num_experts"  # by transformers 5, or 4
+  return MoE(whole(named), whole("num_experts_per_tok"), renormalise=bool(raw.get("norm_topk_prob", False)))
 
 
 def _rope(raw: dict[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
@@ -254,9 +267,10 @@ def write_config(
   dtype: str = "float32",
 ) -> None:
   """config.json and generation_config.json of a model born here, under the architecture that expresses it."""
-  able = [a for a, arch in ARCHITECTURES.items() if (arch.qk_norm, arch.qkv_bias) == (cfg.qk_norm, cfg.qkv_bias)]
+  parts = (cfg.qk_norm, cfg.qkv_bias, cfg.moe is not None)
+  able = [a for a, arch in ARCHITECTURES.items() if (arch.qk_norm, arch.qkv_bias, arch.moe) == parts]
   if not able:
-    raise ValueError("no architecture has both normed and biased queries and keys")
+    raise ValueError("no architecture has these norms and biases of queries and keys, with or without experts")
   scaling = None
   if s := cfg.rope_scaling:
     scaling = {
@@ -290,6 +304,15 @@ def write_config(
     "max_position_embeddings": cfg.max_positions,
     "torch_dtype": dtype,
   }
+  if cfg.moe:
+    config |= {
+      "moe_intermediate_size": cfg.ff_width,
+      "num_experts": cfg.moe.experts,
+      "num_experts_per_tok": cfg.moe.per_token,
+      "norm_topk_prob": cfg.moe.renormalise,
+      "decoder_sparse_step": 1,
+      "mlp_only_layers": [],
+    }
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   write_json(directory / "config.json", config | special)

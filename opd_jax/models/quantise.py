@@ -3,11 +3,11 @@
 Every matrix of the layers is kept as int8 with one fp32 scale per output channel, w ~ scale * int8, symmetric and
 rounded to the nearest, so that no weight moves by more than half its scale. The scan over the layers makes them dense
 again one layer at a time, and the products run in the compute type. So this saves memory, not FLOPs: the layers take a
-quarter of their fp32 and half of their bf16 bytes. Norms, biases, embedding and head stay as they are.
+quarter of their fp32 and half of their bf16 bytes. Norms, biases, routers, embedding and head stay as they are.
 
 The arrays are qwix's (github.com/google/qwix), which is asked for only here: pip install qwix.
 
-Dimensions: L layers, D model width, N query heads, K key/value heads, h head width, F feed-forward width.
+Dimensions: L layers, D model width, N query heads, K key/value heads, h head width, F feed-forward width, E experts.
 """
 
 import jax
@@ -23,6 +23,9 @@ CONTRACTED = {  # the axes that a product sums over; every other one keeps its s
   "gate": (1,),  # L D F
   "up": (1,),  # L D F
   "down": (1,),  # L F D
+  "experts_gate": (2,),  # L E D F
+  "experts_up": (2,),  # L E D F
+  "experts_down": (2,),  # L E F D
 }
 
 

@@ -3,7 +3,8 @@
 Weights go from the pages of the files straight into the shards of the devices: a process reads what its devices
 hold, and keeps no more than one parameter (its layers stacked) in host memory at a time.
 
-Dimensions, one letter each in `_LEAVES`: v vocabulary, d model width, n heads, h head width, f feed-forward width.
+Dimensions, one letter each in `_LEAVES`: v vocabulary, d model width, n heads, h head width, f feed-forward width,
+e experts.
 """
 
 import dataclasses
@@ -183,12 +184,11 @@ def _read_sharded(leaf: "_Leaf", tensors: dict[str, _Tensor], dtype: np.dtype, s
 def _read_slice(leaf: "_Leaf", tensors: dict[str, _Tensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
   """leaf[index] as a host array."""
   # astype keeps the order of the file, so that its pages are read in sequence; the transposition is made in memory.
-  if not leaf.stacked:
-    return np.asarray(leaf.ours(tensors[leaf.name].map())[index].astype(dtype))
-  layers = range(leaf.shape[0])[index[0]]
-  out = np.empty([len(range(n)[s]) for n, s in zip(leaf.shape, index, strict=True)], dtype)
-  for i, layer in enumerate(layers):
-    out[i] = leaf.ours(tensors[leaf.name.format(layer)].map())[index[1:]].astype(dtype)
+  wanted = [range(n)[s] for n, s in zip(leaf.shape, index, strict=True)]
+  out = np.empty([len(w) for w in wanted], dtype)
+  for at in np.ndindex(*out.shape[: leaf.stacked]):
+    name = leaf.name.format(*(w[i] for w, i in zip(wanted, at, strict=False)))
+    out[at] = leaf.ours(tensors[name].map())[index[leaf.stacked :]].astype(dtype)
   return out
 
 
@@ -260,12 +260,13 @@ def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[t
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       x = multihost_utils.process_allgather(x, tiled=True)
     x = np.asarray(x)
-    for i, name in enumerate(leaf.tensors()):
-      yield name, np.ascontiguousarray(leaf.stored(x[i] if leaf.stacked else x))
+    for name, at in zip(leaf.tensors(), np.ndindex(*x.shape[: leaf.stacked]), strict=True):
+      yield name, np.ascontiguousarray(leaf.stored(x[at]))
     del x  # before the next one is gathered
 
 
-# Name in the file ({}: the layer), its axes there ("nh": heads and head width are one), axes here without the layer.
+# Name in the file ({}: the layer, or the layer and the expert), its axes there ("nh": heads and head width are one), and
+# axes here without those.
 _LEAVES = {
   "embed": ("model.embed_tokens.weight", ("v", "d"), "vd"),
   "norm": ("model.norm.weight", ("d",), "d"),
@@ -284,6 +285,10 @@ _LEAVES = {
   "gate": ("model.layers.{}.mlp.gate_proj.weight", ("f", "d"), "df"),
   "up": ("model.layers.{}.mlp.up_proj.weight", ("f", "d"), "df"),
   "down": ("model.layers.{}.mlp.down_proj.weight", ("d", "f"), "fd"),
+  "router": ("model.layers.{}.mlp.gate.weight", ("e", "d"), "de"),
+  "experts_gate": ("model.layers.{}.mlp.experts.{}.gate_proj.weight", ("f", "d"), "df"),
+  "experts_up": ("model.layers.{}.mlp.experts.{}.up_proj.weight", ("f", "d"), "df"),
+  "experts_down": ("model.layers.{}.mlp.experts.{}.down_proj.weight", ("d", "f"), "fd"),
 }
 
 
@@ -297,8 +302,9 @@ class _Leaf:
   here: str
 
   @property
-  def stacked(self) -> bool:
-    return len(self.shape) > len(self.here)
+  def stacked(self) -> int:
+    """How many leading axes count tensors: layers, and experts of a layer."""
+    return len(self.shape) - len(self.here)
 
   @property
   def _sizes(self) -> dict[str, int]:
@@ -313,8 +319,8 @@ class _Leaf:
     return tuple(math.prod(self._sizes[c] for c in axis) for axis in self.there)
 
   def tensors(self) -> dict[str, Shape]:
-    """Names and shapes in the file, one per layer."""
-    names = [self.name.format(i) for i in range(self.shape[0])] if self.stacked else [self.name]
+    """Names and shapes in the file."""
+    names = [self.name.format(*at) for at in np.ndindex(*self.shape[: self.stacked])]
     return dict.fromkeys(names, self._stored_shape)
 
   def ours(self, x: np.ndarray) -> np.ndarray:
@@ -322,7 +328,7 @@ class _Leaf:
     return x.reshape([self._sizes[c] for c in self._order]).transpose([self._order.index(c) for c in self.here])
 
   def stored(self, x: np.ndarray) -> np.ndarray:
-    """One layer of ours as it stands in a file."""
+    """One layer of ours, or one expert, as it stands in a file."""
     return x.transpose([self.here.index(c) for c in self._order]).reshape(self._stored_shape)
 
 

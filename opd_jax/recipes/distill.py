@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from opd_jax import mesh as meshes
 from opd_jax import optim
-from opd_jax.models import decoder, kernels
+from opd_jax.models import decoder, kernels, lookup, moe
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import Readout
 from opd_jax.objectives.loss import Loss, Shares
@@ -50,6 +50,7 @@ class Distill:
   dtype: Any = jnp.float32  # compute type
   remat: str = "none"  # what the backward pass computes again, see decoder.REMAT
   attention: str = "xla"  # see models/kernels.py
+  teacher_layout: str = "teacher:fsdp"  # see mesh.py
   segments: Segments = DEFAULT
   max_horizon: int = 0  # position bins of the metrics span [0, max_horizon)
   bins: int = 16
@@ -63,6 +64,7 @@ class Distill:
 
     cfg = meshes.for_rollout(self.mesh, self.student)
     how = {"cfg": cfg, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
+    how["experts"] = self.experts
     how["drawn"] = sample.draw_on(self.mesh, meshes.ROWS, "tensor")
     return sample.rollout(params, batch, key, limit, lay_out=lay_out, segments=self.segments, attend=self.attend, **how)
 
@@ -103,8 +105,9 @@ class Distill:
     """These rows' part of the sum whose gradient is wanted; its value as a loss, and the metrics by position."""
     said = part.said
     student = self.read(params, self.student, part)
-    teachers = tuple(self.read(p, cfg, part) for p, cfg in zip(judges.teachers, self.teachers, strict=True))
-    initial = None if judges.initial is None else self.read(judges.initial, self.student, part)
+    frozen = functools.partial(self.read, part=part, layout=self.teacher_layout)
+    teachers = tuple(frozen(p, cfg) for p, cfg in zip(judges.teachers, self.teachers, strict=True))
+    initial = None if judges.initial is None else frozen(judges.initial, self.student)
     seen = (self.loss.objective, student, lax.stop_gradient(teachers), said.response, said.mask)
     how = {"teacher_weight": part.batch.teacher_weight, "initial": lax.stop_gradient(initial), "mesh": self.mesh}
     extra = (said.behavior_logprob, part.advantage)
@@ -120,10 +123,11 @@ class Distill:
     """Of the mask of random tokens, apart from the keys of rollouts and evaluations."""
     return jax.random.fold_in(jax.random.key(self.seed), 2**21)
 
-  def read(self, params: Params, cfg: decoder.DecoderConfig, part: "Rows") -> Readout:
+  def read(self, params: Params, cfg: decoder.DecoderConfig, part: "Rows", layout: str = "train") -> Readout:
     """What predicts each response token, under these prompts."""
     prompt, said = part.batch, part.said
-    how = {"dtype": self.dtype, "remat": self.remat, "attend": self.attend}
+    how = {"dtype": self.dtype, "remat": self.remat, "attend": self.attend, "experts": self.experts}
+    how["look_up"] = functools.partial(lookup.embed, self.mesh, layout)
     seen = (prompt.prompt, prompt.prompt_mask, said.response, said.mask)
     return Readout(decoder.response_hidden(params, cfg, *seen, **how), decoder.head(params))
 
@@ -131,6 +135,11 @@ class Distill:
   def attend(self):
     """Attention over whole sequences."""
     return functools.partial(kernels.attend, self.attention, self.mesh)
+
+  @property
+  def experts(self):
+    """The feed-forward part of a mixture of experts."""
+    return functools.partial(moe.feed_forward, self.mesh)
 
   def by_position(self, stats: dict[str, Float[Array, "B H"]]) -> dict[str, Float[Array, "bins"]]:
     """Sums over rows within bins of response position; fp32."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import decoder
+from opd_jax.models import decoder, moe
 from opd_jax.models.attention import attend_causal, attend_groups
 from opd_jax.types import Params
 
@@ -58,16 +58,17 @@ def lay_out(params: Params, cfg: decoder.DecoderConfig, dtype: jnp.dtype) -> Wei
 
 
 def join(w: Params, cfg: decoder.DecoderConfig) -> Params:
-  """One layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D], the heads of a group together."""
+  """One layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D], the heads of a group together.
+
+  Where `cfg` has more key/value heads than the weights, each of them is there several times (mesh.for_rollout).
+  """
   K, h = cfg.kv_heads, cfg.head_width
-  by_group = lambda a: a.reshape(*a.shape[:-2], K, -1, h)
+  by_group = lambda a: jnp.repeat(a, K // min(a.shape[-2], K), axis=-2).reshape(*a.shape[:-2], K, -1, h)
   joined = lambda end: jnp.concatenate([by_group(w[name + end]) for name in "qkv"], axis=-2)
-  out = {name: a for name, a in w.items() if "norm" in name or name == "down"}
-  out |= {
-    "qkv": joined(""),
-    "out": w["o"].reshape(K, -1, h, cfg.width),
-    "gate_up": jnp.stack([w["gate"], w["up"]], axis=1),
-  }
+  out = {name: a for name, a in w.items() if "norm" in name or name in ("down", *moe.PARAMETERS)}
+  out |= {"qkv": joined(""), "out": w["o"].reshape(K, -1, h, cfg.width)}
+  if cfg.moe is None:
+    out["gate_up"] = jnp.stack([w["gate"], w["up"]], axis=1)
   return out | ({"qkv_bias": joined("_bias")} if cfg.qkv_bias else {})
 
 
@@ -77,8 +78,13 @@ def prefill(
   tokens: Int[Array, "B P"],
   mask: Bool[Array, "B P"],
   attend=attend_causal,
+  experts=moe.reference,
 ) -> tuple[Float[Array, "B D"], list[LayerCache]]:
   """Reads left-padded prompts.
+
+  Args:
+    attend: attention over whole prompts, see attention.py and kernels.py.
+    experts: the mixture of experts, where there is one, see moe.py.
 
   Returns:
     The last position's final hidden state, which predicts the first response token, and one full cache of P slots
@@ -90,7 +96,7 @@ def prefill(
   for layer in w.layers:
     q, k, v = qkv(x, layer, cfg, rope)
     caches.append(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
-    x = finish_layer(x, attend(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask), layer, cfg)
+    x = finish_layer(x, attend(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask), layer, cfg, experts, mask)
   return decoder.rms_norm(x[:, -1], w.norm, cfg.norm_eps), caches
 
 
@@ -102,6 +108,7 @@ def decode(
   slot: Int[Array, ""],
   visible: Bool[Array, "B S"],
   caches: list[LayerCache],
+  experts=moe.reference,
 ) -> tuple[Float[Array, "B D"], list[LayerCache]]:
   """Reads one token per row into cache slot `slot`; returns the final hidden state that predicts the next one.
 
@@ -116,7 +123,7 @@ def decode(
     k = lax.dynamic_update_slice_in_dim(cache.k, k.transpose(0, 2, 3, 1), slot, axis=3)
     v = lax.dynamic_update_slice_in_dim(cache.v, v.transpose(0, 2, 1, 3), slot, axis=2)
     written.append(LayerCache(k, v))
-    x = finish_layer(x, attend_groups(q, k, v, visible[:, None]), layer, cfg)
+    x = finish_layer(x, attend_groups(q, k, v, visible[:, None]), layer, cfg, experts)
   return decoder.rms_norm(x[:, 0], w.norm, cfg.norm_eps), written
 
 
@@ -135,16 +142,27 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: t
     return decoder.rotate(q, (cos[..., None, :], sin[..., None, :])), decoder.rotate(k, rope), v
 
 
-def finish_layer(x: Float[Array, "B T D"], heads: Float[Array, "B T *heads h"], w: Params, cfg: decoder.DecoderConfig):
+def finish_layer(
+  x: Float[Array, "B T D"],
+  heads: Float[Array, "B T *heads h"],
+  w: Params,
+  cfg: decoder.DecoderConfig,
+  experts=moe.reference,
+  mask: Bool[Array, "B T"] | None = None,
+) -> Float[Array, "B T D"]:
   """The output projection and the feed-forward of a layer, each added to its input."""
   D = cfg.width
   x = x + jnp.matmul(heads.reshape(*x.shape[:2], -1), w["out"].reshape(-1, D))
   with jax.named_scope("feed_forward"):
     y = decoder.rms_norm(x, w["mlp_norm"], cfg.norm_eps)
-    y = jnp.matmul(y, w["gate_up"].reshape(D, -1)).reshape(*x.shape[:2], 2, -1)
+    if cfg.moe is not None:
+      return x + experts(y, w, cfg.moe, mask)
+    # Not reshaped to one matrix: its columns lie over the tensor axis, and would be gathered for it at every token.
+    y = jnp.tensordot(y, w["gate_up"], axes=1)
     return x + (jax.nn.silu(y[..., 0, :]) * y[..., 1, :]) @ w["down"]
 
 
 def logits(w: Weights, x: Float[Array, "B D"], vocab: int) -> Float[Array, "B V"]:
-  """fp32 logits of the first `vocab` ids."""
-  return jnp.einsum("bd,vd->bv", x, w.head[:vocab], preferred_element_type=jnp.float32)
+  """fp32 logits; ids at or above `vocab` get -inf. Not cut off: the rest would no longer lie evenly over devices."""
+  every = jnp.einsum("bd,vd->bv", x, w.head, preferred_element_type=jnp.float32)
+  return every if vocab == w.head.shape[0] else jnp.where(jnp.arange(w.head.shape[0]) < vocab, every, -jnp.inf)

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import decoder
+from opd_jax.models import decoder, moe
 from opd_jax.models.attention import attend_causal
 from opd_jax.rollout import cache
 from opd_jax.rollout.segments import DEFAULT, Segments
@@ -68,6 +68,7 @@ def rollout(
   lay_out=cache.lay_out,
   segments: Segments = DEFAULT,
   attend=attend_causal,
+  experts=moe.reference,
   drawn=None,
 ) -> Rollout:
   """Samples n responses to every prompt, at most `limit` <= `horizon` tokens long.
@@ -81,6 +82,7 @@ def rollout(
     limit: traced; tokens beyond it are padding.
     segments: where the cache grows and the batch shrinks; `segments.PLAIN` is the reference.
     attend: attention over whole prompts, see attention.py and kernels.py.
+    experts: the mixture of experts, where there is one, see moe.py.
     drawn: draws a token per row; None: `draw`, and on a mesh `draw_on`.
   """
   drawn = drawn or draw
@@ -118,7 +120,7 @@ def rollout(
     with jax.named_scope("decode"):
       position = jnp.sum(r.prompt_mask, axis=1, dtype=jnp.int32) + at
       rope = jax.tree.map(lambda table: table[position][:, None], angles)
-      x, caches = cache.decode(w, cfg, r.token, rope, P + at, visible, r.caches)
+      x, caches = cache.decode(w, cfg, r.token, rope, P + at, visible, r.caches, experts)
     return speak(State(s.t, dataclasses.replace(r, caches=caches)), x)
 
   def loop(s: State, rows: int, end: int) -> State:
@@ -132,7 +134,7 @@ def rollout(
 
   angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + horizon)[None]))
   with jax.named_scope("prefill"):
-    x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attend)
+    x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attend, experts)
   x, caches, prompt_mask = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (x, caches, batch.prompt_mask))
   silent = Row(
     key=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B)),

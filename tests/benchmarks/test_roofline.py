@@ -11,6 +11,7 @@ from opd_jax.benchmarks import roofline
 from opd_jax.benchmarks.machine import Machine, Rate, Read
 from opd_jax.benchmarks.roofline import Work
 from opd_jax.models import decoder
+from opd_jax.models.moe import MoE
 from opd_jax.rollout import cache
 
 # D 4, N 2, K 1, h 3, F 5, L 2: a layer has q 24, k 12, v 12, o 24 and three times 20 numbers: 132.
@@ -50,6 +51,17 @@ def test_an_update_by_hand():
   assert again("layer") == forward
   assert again("dots") == 10 * 48
   assert roofline.update(SMALL, (SMALL, SMALL), 1, 3, 2, **HOW).flops == work.flops + forward + logits
+
+
+def test_experts_are_held_by_all_and_used_by_few():
+  """A router of 4 x 6, and 6 experts of 60 numbers, of which a token goes through 2."""
+  cfg = dataclasses.replace(SMALL, moe=MoE(experts=6, per_token=2, renormalise=True))
+  assert roofline.layer_weights(cfg) == 2 * (72 + 24 + 6 * 60)
+  token, dense = roofline.token(cfg, 3, 7, **HOW), roofline.token(SMALL, 3, 7, **HOW)
+  assert token.flops - dense.flops == 3 * 2 * 2 * (24 + 2 * 60 - 60)
+  assert token.weights - dense.weights == 2 * 2 * (24 + 5 * 60)
+  params = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
+  assert roofline.parameters(cfg) == sum(a.size for a in jax.tree.leaves(params))
 
 
 def test_every_remat_is_counted():

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ import pytest
 import opd_jax
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf, weights
+from opd_jax.models.moe import MoE
 
 TINY = decoder.DecoderConfig(
   vocab=13, width=8, layers=2, heads=2, kv_heads=1, head_width=6, ff_width=12, qk_norm=True, tied=False
@@ -29,6 +31,7 @@ LLAMA3 = {
 }
 FAMILIES = {
   "qwen3": {"qk_norm": True},
+  "qwen3-moe": {"qk_norm": True, "moe": MoE(5, 2, renormalise=True)},
   "qwen2": {"qk_norm": False, "qkv_bias": True, "rope_theta": 1e6},
   "llama": {"qk_norm": False, "rope_scaling": decoder.RopeScaling(8.0, 1.0, 4.0, 16)},
 }
@@ -80,6 +83,8 @@ CASES = {
   # family, tied, dtype of the file, size of a file
   "qwen3-untied": ("Qwen3", False, "float32", "5GB"),
   "qwen3-tied-many-files": ("Qwen3", True, "float32", "20KB"),
+  "qwen3-moe-many-files": ("Qwen3Moe", False, "float32", "50KB"),
+  "qwen3-moe-renormalised-bf16": ("Qwen3Moe", False, "bfloat16", "5GB"),
   "qwen2-tied-bf16": ("Qwen2", True, "bfloat16", "5GB"),
   "qwen2-untied-fp16": ("Qwen2", False, "float16", "5GB"),
   "llama3-untied-many-files": ("Llama", False, "float32", "20KB"),
@@ -105,6 +110,9 @@ def theirs(request, pt, tmp_path_factory):
   }
   if family != "Qwen2":
     shape["head_dim"] = 16
+  if family == "Qwen3Moe":
+    shape |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+    shape["norm_topk_prob"] = "renormalised" in request.param
   if family == "Llama":
     shape["rope_parameters"] = LLAMA3 | {"rope_theta": 500.0}
   torch.manual_seed(0)
@@ -143,7 +151,11 @@ def test_logits_are_those_of_pytorch(theirs):
   assert hf.stop_ids(directory) == (3, 5)
 
 
-@pytest.mark.parametrize("theirs", ["qwen3-untied", "qwen2-tied-bf16", "llama3-untied-many-files"], indirect=True)
+@pytest.mark.parametrize(
+  "theirs",
+  ["qwen3-untied", "qwen3-moe-renormalised-bf16", "qwen2-tied-bf16", "llama3-untied-many-files"],
+  indirect=True,
+)
 def test_every_parameter_is_seen_by_the_parity_test(theirs):
   """What could be left out without changing the logits would be compared with nothing."""
   _, directory, expected = theirs
@@ -158,6 +170,9 @@ def test_every_parameter_is_seen_by_the_parity_test(theirs):
   if cfg.rope_scaling:
     unscaled = our_logits(treedef.unflatten(arrays), dataclasses.replace(cfg, rope_scaling=None), tokens, mask)
     assert np.max(np.abs(unscaled - expected)[mask]) > 1e-2
+  if cfg.moe:
+    other = dataclasses.replace(cfg, moe=dataclasses.replace(cfg.moe, renormalise=False))
+    assert np.max(np.abs(our_logits(treedef.unflatten(arrays), other, tokens, mask) - expected)[mask]) > 1e-2
 
 
 def test_pytorch_loads_what_we_wrote(theirs, pt, tmp_path):
@@ -297,6 +312,45 @@ def test_sharded_is_unsharded(tmp_path):
   assert done.returncode == 0, done.stderr
 
 
+def test_a_slice_of_the_experts_opens_their_tensors_alone(tmp_path, monkeypatch):
+  """As a process does whose devices hold experts 3 and 4."""
+  cfg = dataclasses.replace(TINY, **FAMILIES["qwen3-moe"])
+  params = randomised(cfg)
+  hf.write(tmp_path / "out", cfg, params, pad_id=0, eos_id=1, dtype="float32")
+  tensors = weights._tensors(tmp_path / "out")
+  names = {(t.file, t.offset): name for name, t in tensors.items()}
+  opened = []
+  real = weights._Tensor.map
+  monkeypatch.setattr(weights._Tensor, "map", lambda t: opened.append(names[t.file, t.offset]) or real(t))
+  leaf = weights._leaves(cfg)["layers"]["experts_down"]
+  index = (slice(None), slice(3, 5), slice(2, 7), slice(None))
+  got = weights._read_slice(leaf, tensors, np.dtype(np.float32), index)
+  np.testing.assert_array_equal(got, params["layers"]["experts_down"][index])
+  assert opened == [f"model.layers.{i}.mlp.experts.{e}.down_proj.weight" for i in range(2) for e in (3, 4)]
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"mlp_only_layers": [1]}, "leave some layers without experts"),
+    ({"decoder_sparse_step": 2}, "leave some layers without experts"),
+    ({"num_experts_per_tok": 6}, "cannot go through 6 of 5 experts"),
+    ({"num_experts": "absent"}, "num_experts is None"),
+    ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0"),
+    ({"num_experts": 6}, "no tensor model.layers.0.mlp.experts.5.*which config.json implies"),
+  ],
+)
+def test_mixtures_that_would_not_be_followed_exactly(changes, says, tmp_path):
+  path = tmp_path / "mixture"
+  cfg = dataclasses.replace(TINY, **FAMILIES["qwen3-moe"])
+  hf.write(path, cfg, randomised(cfg), pad_id=0, eos_id=1, dtype="float32")
+  (path / "tokenizer.json").write_text("{}")
+  hf.check_directory(path)
+  edit(path, **changes)
+  message = refused(path)
+  assert re.search(says, message), message
+
+
 @pytest.fixture
 def directory(tmp_path):
   path = tmp_path / "model"
@@ -378,8 +432,6 @@ def test_config_missing_or_broken(directory):
   ],
 )
 def test_models_that_would_not_be_followed_exactly(changes, says, directory):
-  import re
-
   edit(directory, **changes)
   message = refused(directory)
   assert re.search(says, message), message

@@ -12,16 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from opd_jax import mesh as meshes
 from opd_jax import teacher as teachers
 from opd_jax import trainer
-from opd_jax.models import decoder, hf, quantise
+from opd_jax.models import decoder, hf, moe, quantise
 from tests.conftest import STUDENT, TEACHER
+from tests.models.test_moe import EXPERTS
 
 pytest.importorskip("qwix")
 
-MODELS = {"student": STUDENT, "teacher": TEACHER}
+MODELS = {"student": STUDENT, "teacher": TEACHER, "mixture": EXPERTS}
+
+
+@pytest.fixture(scope="module")
+def mixture():
+  return decoder.init(EXPERTS, jax.random.key(2), scale=0.5)
 
 
 def read(params, cfg, dtype=jnp.float32):
@@ -58,7 +66,7 @@ def test_no_weight_moves_by_more_than_half_the_scale_of_its_output_channel(role,
   jax.tree.map(np.testing.assert_array_equal, rest(int8), rest(params))
 
 
-def test_scales_belong_to_the_outputs_of_each_product(student):
+def test_scales_belong_to_the_outputs_of_each_product(student, mixture):
   L, D, N, K, h, F = (
     STUDENT.layers,
     STUDENT.width,
@@ -70,6 +78,10 @@ def test_scales_belong_to_the_outputs_of_each_product(student):
   got = {n: w.scale.shape for n, w in quantise.quantise(student)["layers"].items() if quantise.is_quantised(w)}
   heads = {"q": (L, 1, N, h), "k": (L, 1, K, h), "v": (L, 1, K, h), "o": (L, 1, 1, D)}
   assert got == heads | {"gate": (L, 1, F), "up": (L, 1, F), "down": (L, 1, D)}
+
+  E = EXPERTS.moe.experts
+  got = {n: w.scale.shape for n, w in quantise.quantise(mixture)["layers"].items() if quantise.is_quantised(w)}
+  assert got == heads | {"experts_gate": (L, E, 1, F), "experts_up": (L, E, 1, F), "experts_down": (L, E, 1, D)}
 
 
 def test_the_extremes_and_an_empty_channel():
@@ -164,17 +176,25 @@ def on_eight_devices(directory: str) -> None:
   jax.tree.map(np.testing.assert_array_equal, wide, alone)
 
   layers, dense = wide["layers"], teachers.external(path, cfg, mesh, float32)["layers"]
-  for name in quantise.CONTRACTED:
+  matrices = [name for name in quantise.CONTRACTED if name in layers]
+  for name in matrices:
     assert layers[name].qvalue.sharding.is_equivalent_to(dense[name].sharding, dense[name].ndim), name
-  lie = {name: tuple(layers[name].scale.sharding.spec) for name in quantise.CONTRACTED}
   heads = {"q": (None, None, "tensor", None), "o": (None, None, None, "fsdp")}
   one_head = dict.fromkeys("kv", (None,) * 4)  # which two devices cannot share
   assert cfg.kv_heads == 1
   ff = {"gate": (None, None, "tensor"), "up": (None, None, "tensor"), "down": (None, None, "fsdp")}
-  assert lie == heads | one_head | ff
+  for name, spec in (heads | one_head | ff).items():
+    scale = layers[name].scale
+    assert scale.sharding.is_equivalent_to(NamedSharding(mesh, P(*spec)), scale.ndim), name
 
-  rows, everywhere = meshes.rows(mesh), meshes.replicated(mesh)
   tokens = np.random.default_rng(0).integers(2, cfg.vocab, (8, 9)).astype(np.int32)
   states = lambda p, t: decoder.hidden(p, cfg, t, jnp.ones_like(t, bool))
-  got = jax.jit(states, out_shardings=everywhere)(wide, jax.device_put(tokens, rows))
+  got = jax.jit(states, out_shardings=meshes.replicated(mesh))(wide, jax.device_put(tokens, meshes.rows(mesh)))
   assert distance(got, jax.jit(states)(alone, tokens)) < 1e-5
+
+  cfg, mesh = dataclasses.replace(EXPERTS, moe=moe.MoE(6, 2, True)), meshes.make(fsdp=2, expert=2, tensor=2)
+  int8 = quantise.quantise(decoder.init(cfg, jax.random.key(2), scale=0.5))
+  states = lambda p, t, **how: decoder.hidden(p, cfg, t, jnp.ones_like(t, bool), **how)
+  apart = jax.jit(functools.partial(states, experts=functools.partial(moe.feed_forward, mesh)))
+  got = apart(jax.device_put(int8, meshes.shardings(mesh, int8)), jax.device_put(tokens, meshes.rows(mesh)))
+  assert distance(got, jax.jit(states)(int8, tokens)) < 1e-5

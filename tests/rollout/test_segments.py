@@ -73,12 +73,12 @@ def test_sizes_hold_every_live_row():
 WIDE = dataclasses.replace(STUDENT, width=64, ff_width=96, head_width=16)
 
 
-def compiled(segments: Segments) -> str:
+def compiled(segments: Segments, cfg: decoder.DecoderConfig = WIDE) -> str:
   """Optimised HLO of a rollout in which a weight and a cache are larger than anything else."""
-  params = jax.eval_shape(lambda: decoder.init(WIDE, jax.random.key(0)))
+  params = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
   batch = Batch(prompt=jax.ShapeDtypeStruct((4, 96), jnp.int32), prompt_mask=jax.ShapeDtypeStruct((4, 96), bool))  # pyright: ignore[reportArgumentType]
   key, limit = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
-  run = functools.partial(sample.rollout, cfg=WIDE, sampling=SAMPLING, horizon=64, segments=segments)
+  run = functools.partial(sample.rollout, cfg=cfg, sampling=SAMPLING, horizon=64, segments=segments)
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", False)  # which would leave the copies in
   try:

@@ -1,0 +1,171 @@
+"""The planner from the command line: on this machine, and for a TPU slice where libtpu is installed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from opd_jax import plan
+
+SMALL = [
+  *("--config=popd", "--config.batch=4", "--config.horizon.max=24", "--config.horizon.start=8"),
+  *("--config.horizon.growth=4", "--config.horizon.quantum=8", "--config.steps=6", "--prompt=8"),
+  *("--config.eval.every=3", "--config.eval.prompts=4", "--config.rollout.segment=8"),
+]
+
+
+def models(tiny: dict[str, str]) -> list[str]:
+  return [f"--student={tiny['student']}", f"--teacher={tiny['teacher']}"]
+
+
+@pytest.fixture(scope="module")
+def planned(tiny, tmp_path_factory):
+  out = tmp_path_factory.mktemp("plan")
+  assert plan.main([*SMALL, *models(tiny), "--stages=first", f"--out={out}"]) == 0
+  return out, json.loads((out / "plan.json").read_text())
+
+
+def test_files_say_the_same(planned):
+  out, record = planned
+  assert sorted(p.name for p in out.iterdir()) == ["plan.json", "plan.md"]
+  text = (out / "plan.md").read_text()
+  assert "estimate from published rates, not a measurement" in text
+  (target,) = record["targets"]
+  for p in target["stages"][0]["programs"]:
+    assert f"{p['needs'] / target['capacity']:.0%}" in text
+  assert record["command"].startswith("python -m opd_jax.plan --config=popd")
+  assert record["student"]["parameters"] > 0
+
+
+def test_every_program_of_a_stage_is_there(planned):
+  (target,) = planned[1]["targets"]
+  (stage,) = target["stages"]
+  assert (stage["width"], stage["first_limit"], stage["last_limit"]) == (8, 8, 8)
+  programs = {p["name"]: p for p in stage["programs"]}
+  assert list(programs) == ["rollout", "update", "evaluate"]
+  assert programs["evaluate"]["width"] == 24
+  for p in programs.values():
+    assert p["fits"]
+    assert p["memory"]["temporaries"] > 0
+    assert p["needs"] > p["memory"]["arguments"]
+    assert p["flops"] > 0
+    assert p["roofline_seconds"] > 0
+    assert p["sent"] == {}, "one device has nobody to send to"
+    assert p["buffers"], "the largest buffers with their origin"
+  assert [programs[name]["token_loops"] for name in ("rollout", "update", "evaluate")] == [1, 0, 3]
+  update = programs["update"]["memory"]
+  state = sum(target["resident"].values())
+  assert update["arguments"] == pytest.approx(state, rel=0.1), "state, teachers, and small rollouts"
+  assert update["aliased"] == pytest.approx(target["resident"]["params"] + target["resident"]["optimizer"], rel=0.01)
+  assert any(b["source"] for p in programs.values() for b in p["buffers"])
+
+
+def test_counted_flops_are_near_those_of_xla(planned):
+  """One token in the only loop's body, so that XLA, which counts bodies once, counts less."""
+  for p in planned[1]["targets"][0]["stages"][0]["programs"]:
+    assert 0 < p["xla_flops"] < 3 * p["flops"]
+
+
+def test_methods_side_by_side(planned):
+  runs = {r["method"]: r for r in planned[1]["targets"][0]["runs"]}
+  assert list(runs) == ["opd", "topd", "popd"]
+  assert (runs["opd"]["last_limit"], runs["topd"]["last_limit"], runs["popd"]["first_limit"]) == (24, 2, 8)
+  hours = {name: r["training_chip_hours"] for name, r in runs.items()}
+  assert hours["topd"] < hours["popd"] < hours["opd"]
+  assert runs["popd"]["own"]
+  assert not runs["opd"]["own"]
+
+
+def test_what_does_not_fit_is_said_with_advice(tiny, tmp_path, monkeypatch, capsys):
+  from opd_jax.planning import advice, topology
+
+  monkeypatch.setattr(topology, "_here", small_machine(topology))
+  monkeypatch.setattr(advice, "GIB", 2**10)  # so that tiny savings are worth saying
+  arguments = [*SMALL, *models(tiny), "--stages=first", "--config.eval.every=0", f"--out={tmp_path}"]
+  assert plan.main(arguments) == 0
+  assert "DOES NOT FIT" in capsys.readouterr().out
+  (stage,) = json.loads((tmp_path / "plan.json").read_text())["targets"][0]["stages"]
+  said = [s for p in stage["programs"] for s in p["suggestions"]]
+  assert any("--config.batch=" in s or "--config.micro_batch=" in s for s in said)
+
+
+def small_machine(topology):
+  import dataclasses
+
+  here = topology._here
+
+  def small():
+    return dataclasses.replace(here(), capacity=60_000)
+
+  return small
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--topology=v5e"], "not written as VERSION:AxB"),
+    (["--topology=v17:4x4"], "names the TPU 'v17'" if importlib.util.find_spec("libtpu") else "pip install libtpu"),
+    (["--mesh=fsdp:8"], "--mesh=fsdp:8 is not written as"),
+    (["--mesh=fsdp=3,rows=2"], "its axes are data, fsdp"),
+    (["--mesh=fsdp=3"], "does not make 1 device"),
+    (["--methods=opd,grpo"], "names 'grpo'; it can name opd, topd, popd"),
+    (["--stages=7"], "--stages=7 names '7'"),
+    (["--student=Qwen3-9B"], "There is no model directory Qwen3-9B"),
+    (["--prompt=0"], "at least 1"),
+    (["--prompt=32000", "--config.horizon.max=1000"], "33000 positions"),
+    (["--config.nothing=1"], "no config key 'nothing'"),
+    (["--config.horizon.kind=none"], "config.horizon.kind is 'none'"),
+  ],
+)
+def test_wrong_inputs(arguments, said, capsys):
+  assert plan.main(["--config=popd", *arguments]) == 2
+  err = capsys.readouterr().err
+  assert err.startswith("error: ")
+  assert said in err
+  assert err.count("\n") == 1
+
+
+def test_mesh_shorthand():
+  from opd_jax.planning.setup import mesh_overrides
+
+  assert mesh_overrides("fsdp=8,tensor=2") == {"mesh.data": -1, "mesh.fsdp": 8, "mesh.expert": 1, "mesh.tensor": 2}
+  assert mesh_overrides("fsdp=-1")["mesh.data"] == 1
+
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+@pytest.fixture(scope="module")
+def sliced(tiny, tmp_path_factory):
+  """A tiny run on v5e:2x2, split over fsdp, and over fsdp and tensor; in a process of its own, which loads libtpu."""
+  out = tmp_path_factory.mktemp("sliced")
+  env = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS")}
+  common = [*SMALL, *models(tiny), "--topology=v5e:2x2", "--stages=first", "--config.eval.every=0", "--methods=popd"]
+  meshes = {"fsdp": "fsdp=4", "tensor": "fsdp=2,tensor=2"}
+  plans = [[*common, f"--mesh={mesh}", f"--out={out / name}"] for name, mesh in meshes.items()]
+  code = f"import sys; from opd_jax import plan; sys.exit(max(map(plan.main, {plans!r})))"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+  assert done.returncode == 0, done.stderr
+  return {name: json.loads((out / name / "plan.json").read_text())["targets"][0] for name in meshes}
+
+
+@needs_libtpu
+def test_a_slice_that_is_not_here(sliced):
+  """Memory and code of v5e; at a token without tensor parallelism nobody sends more than whether all have ended."""
+  target = sliced["fsdp"]
+  assert (target["chips"], target["dtype"], target["chip"]["name"]) == (4, "bfloat16", "v5e")
+  assert 15 * 2**30 < target["capacity"] < 16 * 2**30
+  programs = {p["name"]: p for p in target["stages"][0]["programs"]}
+  for p in programs.values():
+    assert p["fits"]
+    assert p["memory"]["code"] > 0
+    assert p["buffers"]
+  assert any("all-gather over fsdp" in kind for kind in programs["rollout"]["sent"]), "weights, before the first token"
+  assert sum(one["bytes"] for one in programs["rollout"]["sent_per_token"].values()) < 16
+  split = next(p for p in sliced["tensor"]["stages"][0]["programs"] if p["name"] == "rollout")["sent_per_token"]
+  wide = [kind for kind, one in split.items() if one["bytes"] / one["times"] > 16]
+  assert wide, "each layer's two sums"
+  assert all(kind.endswith("over tensor") for kind in wide), split
