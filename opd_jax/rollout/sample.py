@@ -244,7 +244,7 @@ def blocks_of(V: int, devices: int = 128) -> int:
     shared //= 2
   alike = [n for n in range(shared, V // 8 + 1, max(shared, 1)) if shared and V % n == 0]
   near = min(alike, key=lambda n: abs(math.log(n * n / V)), default=1)
-  return near if V / 32 <= near * near <= 32 * V else math.isqrt(V)
+  return near if V / 16 <= near * near <= 16 * V else math.isqrt(V)
 
 
 def invert(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Array, "B"]:
