@@ -1,14 +1,13 @@
 """Trains the same short runs on meshes of one to eight fake devices and prints what they record, as one JSON object.
 
-A process of its own, since a process cannot change its devices: python -m tests.meshes STUDENT TEACHER DIRECTORY
+A process of its own, since a process cannot change its devices:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.meshes STUDENT TEACHER DIRECTORY
 """
 
 import json
-import os
 import pathlib
 import sys
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec

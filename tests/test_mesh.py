@@ -29,8 +29,9 @@ def runs(tiny, tmp_path_factory) -> dict[str, dict]:
     tiny["teacher"],
     str(tmp_path_factory.mktemp("runs")),
   ]
+  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
   root = pathlib.Path(__file__).resolve().parent.parent
-  done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=os.environ)
+  done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=env)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 
