@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.long
 def test_short_demo_through_the_command_line(tmp_path):
   command = [sys.executable, "-m", "opd_jax.demo", "--short", f"--out={tmp_path / 'demo'}"]
   done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -36,22 +36,21 @@ def runs(tiny, tmp_path_factory) -> dict[str, dict]:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", [name for name, (_, devices, _, _) in RUNS.items() if devices > 1])
-def test_several_devices_give_the_losses_of_one(name, runs):
-  several, alone = runs[name], runs[f"{RUNS[name][0]} 1"]
-  assert [r["kind"] for r in several["records"]] == ["eval", "train", "train", "eval"]
-  for mine, theirs in zip(several["records"], alone["records"], strict=True):
-    if mine["kind"] == "train":
-      assert mine["tokens"] == theirs["tokens"]
-      np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5)
-      np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4)
-    else:
-      assert mine["length"] == theirs["length"]
-  assert several["samples"] == alone["samples"], "greedy tokens differ"
+def test_several_devices_give_the_losses_of_one(runs):
+  """Of every method; one test, so that the runs are made once however many processes test."""
+  for name in (name for name, (_, devices, _, _) in RUNS.items() if devices > 1):
+    several, alone = runs[name], runs[f"{RUNS[name][0]} 1"]
+    assert [r["kind"] for r in several["records"]] == ["eval", "train", "train", "eval"]
+    for mine, theirs in zip(several["records"], alone["records"], strict=True):
+      if mine["kind"] == "train":
+        assert mine["tokens"] == theirs["tokens"], name
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4, err_msg=name)
+      else:
+        assert mine["length"] == theirs["length"], name
+    assert several["samples"] == alone["samples"], f"greedy tokens differ: {name}"
 
-
-def test_a_draw_over_several_devices_is_the_draw_of_one(runs):
-  """The ids lie over four devices, and only block masses travel."""
+  # A draw whose ids lie over four devices, where only block masses travel.
   several, alone = runs["drawn"]["several"], runs["drawn"]["alone"]
   assert several[0] == alone[0]
   assert len(set(alone[0])) > 4

@@ -152,6 +152,7 @@ def sliced(tiny, tmp_path_factory):
   return {name: json.loads((out / name / "plan.json").read_text())["targets"][0] for name in meshes}
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_a_slice_that_is_not_here(sliced):
   """Memory and code of v5e; at a token without tensor parallelism nobody sends more than whether all have ended."""

@@ -72,7 +72,7 @@ def test_training_moves_the_student_and_not_the_teacher(whole, tiny):
   jax.tree.map(np.testing.assert_array_equal, run.judges.teachers, (teacher,))
 
 
-@pytest.mark.parametrize("stop", [2, 4, 5], ids=lambda s: f"after step {s}")
+@pytest.mark.parametrize("stop", [2, pytest.param(4, marks=pytest.mark.long), 5], ids=lambda s: f"after step {s}")
 def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path, monkeypatch):
   """Bit for bit, across stage boundaries (steps 2 and 5), from the last checkpoint before the end."""
   path, run = whole

@@ -240,7 +240,10 @@ LOSSES = {
   },
   "all terms": {"reward": 0.5, "initial": 0.3, "token_clip": 2.0},
 }
-EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+FEW = ("random 2", "sampled, discounted, importance", "all terms")  # the others are compiled with the long tests
+EACH = pytest.mark.parametrize(
+  "loss", [pytest.param(loss, id=name, marks=() if name in FEW else pytest.mark.long) for name, loss in LOSSES.items()]
+)
 
 
 def with_loss(loss: dict, recipe: Distill = RECIPE, **changes) -> Distill:
