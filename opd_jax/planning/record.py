@@ -12,8 +12,9 @@ from opd_jax.planning.collectives import Collective
 from opd_jax.planning.compiled import Program
 from opd_jax.planning.estimate import Estimate
 from opd_jax.planning.setup import METHODS, Setup
+from opd_jax.planning.sources import operation
 
-BUFFERS = 24  # of each program
+BUFFERS, SENDERS = 24, 12  # of each program
 
 
 def target(
@@ -116,6 +117,7 @@ def program(setup: Setup, need: advice.Need, counted: Estimate, resident: dict[s
     "xla_bytes": p.accessed,
     "sent": outside,
     "sent_per_token": inside,
+    "senders": _senders(p.collectives or []),
     "token_loops": p.token_loops,
     "uncounted_loops": any(not c.counted for c in p.collectives or []),
     "roofline_seconds": counted.seconds(works),
@@ -131,6 +133,18 @@ def _sent(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
   return {
     name(*key): {"times": times, "bytes": sent} for key, (times, sent) in collectives.by_kind(found).items() if sent
   }
+
+
+def _senders(found: Sequence[Collective]) -> list[dict[str, Any]]:
+  """The collectives that send most, alike ones together, with their origin."""
+  alike: dict[tuple, tuple[int, float]] = {}
+  for c in found:
+    key = (c.kind, c.axes, c.held, c.in_token_loop, operation(c.origin))
+    times, sent = alike.get(key, (0, 0.0))
+    alike[key] = (times + c.times, sent + c.sent)
+  named = ("kind", "axes", "held", "in_token_loop", "operation")
+  out = [dict(zip(named, key, strict=True)) | {"times": t, "sent": sent} for key, (t, sent) in alike.items()]
+  return sorted(out, key=lambda one: -one["sent"])[:SENDERS]
 
 
 def models(setup: Setup) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 WIDTH = 118
 GIB, MIB, KIB = 2**30, 2**20, 2**10
-BUFFERS = 6  # of each program that are shown; the JSON has more
+BUFFERS, SENDERS = 6, 3  # of each program that are shown; the JSON has more
 ESTIMATE = "estimate from published rates, not a measurement"
 
 
@@ -166,6 +166,7 @@ def stage_block(target: dict[str, Any], stage: dict[str, Any]) -> Block:
     if p["sent"] is None:
       block.lines.append(f"{p['name']}: its text could not be had, so collectives and buffers are not available")
     block.lines += [f"{p['name']} holds {_buffer(b)}" for b in p["buffers"][:BUFFERS]]
+    block.lines += [f"{p['name']} sends {_sender(one)}" for one in p["senders"][:SENDERS] if one["sent"] > MIB]
     block.lines += [f"{p['name']} {s}" for s in p["suggestions"]]
   block.lines += [f"note: {remark}" for remark in stage["remarks"]]
   return block
@@ -279,3 +280,12 @@ def _buffer(b: dict[str, Any]) -> str:
   many = f"{b['count']} x " if b["count"] > 1 else ""
   where = f", {b['source']}" if b["source"] else ""
   return f"{b['total'] / GIB:.2f} GiB: {many}{b['array']} of {b['operation']}{where}"
+
+
+def _sender(one: dict[str, Any]) -> str:
+  where = " at every token" if one["in_token_loop"] else ""
+  over = f" over {one['axes']}" if one["axes"] else ""
+  return (
+    f"{one['sent'] / GIB:.2f} GiB{where}: {one['times']:,} x {one['kind']}{over} of {one['held'] / MIB:.3g} MiB, "
+    f"{one['operation'] or 'of no traced operation'}"
+  )
