@@ -21,7 +21,7 @@ from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.inputs import Evaluation
 from opd_jax.models import kernels, moe
-from opd_jax.programs import Shape, record
+from opd_jax.programs import Kept, Shape, record
 from opd_jax.rollout import cache, sample
 from opd_jax.types import Batch, Params
 
@@ -35,8 +35,8 @@ class Evaluator:
   two evaluations differ by the weights alone.
   """
 
-  def __init__(self, c: Config, inputs: Evaluation, params: Params):
-    """Compiles the program for parameters that lie as `params` do."""
+  def __init__(self, c: Config, inputs: Evaluation, params: Params, kept: Kept | None = None):
+    """Compiles the program for parameters that lie as `params` do, or takes it from `kept`, see programs.py."""
     self._in = inputs
     self._k, self._pass_at, self._samples = c.eval.k, tuple(c.eval.pass_at), c.log.samples
     shards = meshes.row_shards(inputs.mesh)
@@ -44,7 +44,12 @@ class Evaluator:
     self._width = pipeline.width(inputs.problems.ids)
     self._key = jax.random.fold_in(jax.random.key(c.seed), 2**20)  # no training step has this number
     began = time.perf_counter()
-    self._program = self._lower(params).compile()
+    i, kept = inputs, {} if kept is None else kept
+    static = (i.model.cfg, i.sampling, i.max_tokens, i.segments, i.attention, i.mesh, i.dtype)
+    key = ("evaluate", *static, self._k, self._batch, self._width)
+    if key not in kept:
+      kept[key] = self._lower(params).compile()
+    self._program = kept[key]
     self.compiled = record(
       "evaluate", Shape(self._width, inputs.max_tokens), time.perf_counter() - began, self._program
     )

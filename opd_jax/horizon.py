@@ -1,13 +1,19 @@
-"""How long the student may speak: full, truncated and progressive horizons (arXiv:2605.31490).
+"""How long the student may speak: full, truncated, progressive and adaptive horizons.
 
-A schedule maps a step to an exact limit H_k in tokens. Compiled programs have one static width each, so the steps
-fall into stages of equal width; inside a stage the limit is passed as a traced number. This file knows nothing of JAX.
+A schedule maps a step to an exact limit H_k in tokens (arXiv:2605.31490). Compiled programs have one static width each,
+so the steps fall into stages of equal width; inside a stage the limit is passed as a traced number. An adaptive horizon
+chooses among its widths while the run goes on, by the rules of `adaptive.py`. This file knows nothing of JAX.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Any
 
+from opd_jax import adaptive
 from opd_jax.errors import InputError
+
+KINDS = ("full", "truncated", "progressive", "geometric", *adaptive.RULES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +24,14 @@ class Stage:
   width: int  # tokens, static
   start: int  # first step
   end: int  # one past the last step
+  first_limit: int  # tokens, of its first step
+  last_limit: int
+  tokens: int  # the most that a row of each step together can have
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """H_k = min(max, start + growth * (k // every)); growth 0 is a constant horizon.
+  """H_k = min(max, start + growth * (k // every)), or start * factor ** (k // every) where there is a factor.
 
   Attributes:
     max: T, tokens.
@@ -35,24 +44,94 @@ class Schedule:
   growth: int
   every: int
   widths: tuple[int, ...]
+  factor: float = 0.0
 
   def limit(self, step: int) -> int:
     """H_k, the most tokens that a rollout of this step may have."""
-    return min(self.max, self.start + self.growth * (step // self.every))
+    n = step // self.every
+    if not self.factor:
+      return min(self.max, self.start + self.growth * n)
+    enough = math.log(self.max / self.start) / math.log(self.factor)  # beyond it the power may overflow
+    return self.max if n >= enough else round(self.start * self.factor**n)
 
   def width(self, step: int) -> int:
     return next(w for w in self.widths if w >= self.limit(step))
+
+  def upcoming(self, step: int, steps: int) -> Iterable[tuple[int, int]]:
+    """Steps and widths that come, this step's first."""
+    return ((k, self.width(k)) for k in range(step, steps))
 
   def stages(self, steps: int) -> list[Stage]:
     """The stages of a run of this many steps; none is empty."""
     stages: list[Stage] = []
     for step in range(steps):
-      width = self.width(step)
-      if stages and stages[-1].width == width:
-        stages[-1] = dataclasses.replace(stages[-1], end=step + 1)
+      width, limit = self.width(step), self.limit(step)
+      if stages and (last := stages[-1]).width == width:
+        stages[-1] = dataclasses.replace(last, end=step + 1, last_limit=limit, tokens=last.tokens + limit)
       else:
-        stages.append(Stage(len(stages), width, step, step + 1))
+        stages.append(Stage(len(stages), width, step, step + 1, limit, limit, limit))
     return stages
+
+  def probes(self, step: int) -> bool:
+    return False
+
+  def observe(self, step: int, seen: adaptive.Seen) -> None:
+    """Nothing that happens changes a schedule."""
+
+  def state(self) -> dict[str, Any]:
+    return {}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    pass
+
+
+class Adaptive:
+  """A horizon chosen among a few widths by what the steps show.
+
+  Attributes:
+    widths: the compiled widths, rising, the last of them `max`.
+    rule: how the next is chosen.
+  """
+
+  growth = 0
+
+  def __init__(self, kind: str, rule: adaptive.Rule, widths: tuple[int, ...]):
+    self.kind, self.rule, self.widths, self.max = kind, rule, widths, widths[-1]
+    self._at, self._memory = 0, {}
+
+  def limit(self, step: int) -> int:
+    """Of the step that comes; the rule may look further at some."""
+    return self.max if self.rule.looks(step) else self.widths[self._at]
+
+  width = limit
+
+  def upcoming(self, step: int, steps: int) -> Iterable[tuple[int, int]]:
+    """This step's width, then those that the rule may turn to: the nearest first, the longer before the shorter."""
+    near = sorted(self.widths, key=lambda w: (abs(self.widths.index(w) - self._at), -w))
+    looks = [self.max] if self.rule.look_every else []
+    return ((step, w) for w in (self.width(step), *looks, *near))
+
+  def probes(self, step: int) -> bool:
+    """Whether this step measures the gradients' agreement."""
+    return self.rule.probes(step)
+
+  def observe(self, step: int, seen: adaptive.Seen) -> None:
+    """What a step has shown; the next may have another width."""
+    self._at, self._memory = self.rule.choose(self.widths, self._at, self._memory, step, seen)
+
+  def state(self) -> dict[str, Any]:
+    """What a checkpoint keeps: JSON."""
+    return {"at": self._at, "memory": self._memory}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    self._at, self._memory = state["at"], state["memory"]
+
+  def stages(self, steps: int) -> list[Stage]:
+    """Every width as if it were used throughout, as any of them may be at any step."""
+    return [Stage(i, width, 0, steps, width, width, width * steps) for i, width in enumerate(self.widths)]
+
+
+Horizon = Schedule | Adaptive
 
 
 def full(max: int) -> Schedule:
@@ -67,11 +146,21 @@ def truncated(max: int, length: int) -> Schedule:
 
 def progressive(max: int, start: int, growth: int, every: int = 1, quantum: int = 64) -> Schedule:
   """POPD: the paper's staircase, realised with compiled widths that are multiples of `quantum`, and `max`."""
-  return Schedule("progressive", max, start, growth, every, (*range(quantum, max, quantum), max))
+  return Schedule("progressive", max, start, growth, every, _multiples(quantum, max))
 
 
-def from_config(c) -> Schedule:
-  """The schedule of `config.horizon`.
+def geometric(max: int, start: int, factor: float, every: int = 1, quantum: int = 64) -> Schedule:
+  """A horizon that grows by a factor, so that it stays short for longer."""
+  return Schedule("geometric", max, start, 0, every, _multiples(quantum, max), factor)
+
+
+def doubling(max: int, start: int) -> tuple[int, ...]:
+  """Widths from `start` on, each twice the one before, and `max`."""
+  return (*(start << i for i in range((max - 1) // start + 1) if start << i < max), max)
+
+
+def from_config(c) -> Horizon:
+  """The horizon of `config.horizon`.
 
   Raises:
     InputError: for a horizon of 0, a negative one, or one above the maximum.
@@ -96,26 +185,36 @@ def from_config(c) -> Schedule:
       return truncated(c.max, max(1, round(c.ratio * c.max)))
     within("length", 1, c.max, "the rollout length (horizon.max is the upper bound)")
     return truncated(c.max, c.length)
-  if c.kind == "progressive":
+  if c.kind in ("progressive", "geometric"):
     within("start", 1, c.max, "the first horizon H_0 (horizon.max is the upper bound)")
-    within("growth", 0, math.inf, "the growth in tokens")
     within("every", 1, math.inf, "the number of steps between two growths")
     within("quantum", 1, math.inf, "the quantum of compiled widths")
+  if c.kind == "progressive":
+    within("growth", 0, math.inf, "the growth in tokens")
     return progressive(c.max, c.start, c.growth, c.every, c.quantum)
-  raise InputError(f"config.horizon.kind is {c.kind!r}; it can be 'full', 'truncated' or 'progressive'.")
+  if c.kind == "geometric":
+    if not c.factor > 1:
+      raise InputError(f"config.horizon.factor is {c.factor}; a geometric horizon grows by a factor above 1.")
+    return geometric(c.max, c.start, c.factor, c.every, c.quantum)
+  if c.kind in adaptive.RULES:
+    widths = tuple(c.widths)
+    if widths and not all(isinstance(w, int) and 1 <= w < c.max for w in widths):
+      raise InputError(
+        f"config.horizon.widths is {widths}; it holds whole numbers of tokens from 1 to below horizon.max={c.max}, "
+        "which is always a candidate."
+      )
+    if not widths:
+      within("start", 1, c.max, "the shortest horizon, from which the widths double,")
+    return Adaptive(
+      c.kind, adaptive.from_config(c), (*sorted(set(widths)), c.max) if widths else doubling(c.max, c.start)
+    )
+  raise InputError(f"config.horizon.kind is {c.kind!r}; it can be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}.")
 
 
-def describe(schedule: Schedule, steps: int, rows: int) -> list[dict]:
-  """The stages as they are printed and saved: steps, width, limits, and the most tokens that can be generated."""
-  return [
-    {
-      "index": s.index,
-      "width": s.width,
-      "start": s.start,
-      "end": s.end,
-      "first_limit": schedule.limit(s.start),
-      "last_limit": schedule.limit(s.end - 1),
-      "tokens": rows * sum(schedule.limit(k) for k in range(s.start, s.end)),
-    }
-    for s in schedule.stages(steps)
-  ]
+def describe(schedule: Horizon, steps: int, rows: int) -> list[dict]:
+  """The stages as they are printed and saved; tokens of all rows."""
+  return [dataclasses.asdict(s) | {"tokens": rows * s.tokens} for s in schedule.stages(steps)]
+
+
+def _multiples(quantum: int, max: int) -> tuple[int, ...]:
+  return (*range(quantum, max, quantum), max)

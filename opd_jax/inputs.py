@@ -68,7 +68,7 @@ class Inputs:
   student: Model
   teachers: tuple[Model, ...]
   teacher_weight: Float[np.ndarray, "prompts K"] | None  # how much each prompt listens to each of several teachers
-  schedule: horizon.Schedule
+  schedule: horizon.Horizon
   mesh: jax.sharding.Mesh
   tokenizer: Any  # of transformers
   train: Problems

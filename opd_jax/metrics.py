@@ -23,7 +23,7 @@ class Clock:
   `elapsed` is what training itself costs: all parts but "compile" and "eval".
   """
 
-  PARTS = ("rollout", "verify", "update", "compile", "other", "eval")
+  PARTS = ("rollout", "verify", "probe", "update", "compile", "other", "eval")
 
   def __init__(self, totals: dict[str, float] | None = None):
     self.totals = dict.fromkeys(self.PARTS, 0.0) | (totals or {})

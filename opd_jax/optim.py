@@ -1,5 +1,7 @@
 """Which weights move, and how: the optimiser chain and the guard against a broken update."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,14 +16,22 @@ def learning_rate(c, update: int) -> float:
 
 
 def make(c) -> optax.GradientTransformation:
-  """The chain of `config.optimizer`: clip by global norm, AdamW; weight decay on matrices only."""
+  """The chain of `config.optimizer`: clip by global norm, AdamW; weight decay on matrices only.
+
+  The same object for the same numbers, so that programs which close over it can be told to be the same.
+  """
+  return _chain(c.lr, c.warmup, c.clip, c.b1, c.b2, c.eps, c.weight_decay)
+
+
+@functools.cache
+def _chain(lr, warmup, clip, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
   decayed = lambda params: jax.tree_util.tree_map_with_path(
     lambda path, _: not any(part in path[-1].key for part in ("norm", "bias")), params
   )
-  lr = lambda count: c.lr * jnp.minimum(1.0, (count + 1) / max(c.warmup, 1))  # `learning_rate`, traced
+  rate = lambda count: lr * jnp.minimum(1.0, (count + 1) / max(warmup, 1))  # `learning_rate`, traced
   return optax.chain(
-    optax.clip_by_global_norm(c.clip) if c.clip else optax.identity(),
-    optax.adamw(lr, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed),
+    optax.clip_by_global_norm(clip) if clip else optax.identity(),
+    optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed),
   )
 
 

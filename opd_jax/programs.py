@@ -7,9 +7,9 @@ background thread; what the loop has to wait for is counted.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -24,18 +24,23 @@ class Shape(NamedTuple):
   width: int  # H, tokens
 
 
+Kept = dict[Hashable, Any]  # what runs of one process compile once, by all that is static in it
 Lower = Callable[[Shape], Iterable[tuple[str, jax.stages.Lowered]]]  # the lowered step functions, with names
 
 
 class Programs:
   """Programs by shape.
 
+  Args:
+    kept: programs of earlier runs are taken from here, and left here for later ones.
+    of: what is static in them beside their shape.
+
   Attributes:
-    compiled: one `record` per program.
+    compiled: one `record` per program; 0 seconds for one that an earlier run has compiled.
   """
 
-  def __init__(self, lower: Lower):
-    self._lower = lower
+  def __init__(self, lower: Lower, kept: Kept | None = None, of: Hashable = None):
+    self._lower, self._kept, self._of = lower, {} if kept is None else kept, of
     self._shapes = ThreadPoolExecutor(1, thread_name_prefix="lower")  # one shape after another
     self._pool = ThreadPoolExecutor(3, thread_name_prefix="compile")  # its programs beside each other
     self._futures: dict[Shape, Future] = {}
@@ -45,8 +50,23 @@ class Programs:
   def prepare(self, shape: Shape) -> None:
     """Starts compiling a shape in the background, once."""
     with self._lock:
-      if shape not in self._futures:
+      if shape in self._futures:
+        return
+      if made := self._kept.get((self._of, shape)):
+        self._futures[shape] = done = Future()
+        self.compiled += [record(name, shape, 0.0, program) for name, program in made.items()]
+        done.set_result(made)
+      else:
         self._futures[shape] = self._shapes.submit(self._compile, shape)
+
+  def __contains__(self, shape: Shape) -> bool:
+    """Whether it has been prepared, or is being."""
+    return shape in self._futures
+
+  @property
+  def idle(self) -> bool:
+    """Nothing is being compiled."""
+    return all(f.done() for f in self._futures.values())
 
   def at(self, shape: Shape) -> dict[str, jax.stages.Compiled]:
     """The programs of a shape; waits where they are not ready."""
@@ -66,7 +86,8 @@ class Programs:
 
     # Each is lowered while the one before it compiles; XLA holds no lock of Python's.
     futures = {name: self._pool.submit(one, name, lowered) for name, lowered in self._lower(shape)}
-    return {name: f.result() for name, f in futures.items()}
+    self._kept[self._of, shape] = made = {name: f.result() for name, f in futures.items()}
+    return made
 
 
 def record(name: str, shape: Shape, seconds: float, program: jax.stages.Compiled) -> dict:

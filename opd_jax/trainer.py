@@ -20,6 +20,7 @@ import numpy as np
 
 from opd_jax import (
   __version__,
+  adaptive,
   checkpoint,
   credit,
   horizon,
@@ -39,7 +40,7 @@ from opd_jax.data import pipeline
 from opd_jax.errors import InputError, Leave
 from opd_jax.evaluation import Evaluator, decode
 from opd_jax.objectives import loss as losses
-from opd_jax.programs import Programs, Shape, use_cache
+from opd_jax.programs import Kept, Programs, Shape, use_cache
 from opd_jax.recipes.distill import Distill
 from opd_jax.types import Batch, Judges, Params, Rollout
 
@@ -47,6 +48,8 @@ from opd_jax.types import Batch, Judges, Params, Rollout
 class Turn(NamedTuple):
   """One step's prompts and what the student says to them."""
 
+  limit: int  # tokens
+  shape: Shape
   program: dict[str, jax.stages.Compiled]
   batch: Batch
   index: np.ndarray  # which prompts, of the rows that this process makes
@@ -59,12 +62,15 @@ class Trainer:
 
   Everything is read and checked here, before the workdir is made and before any step function is compiled.
 
+  Args:
+    kept: compiled programs, which runs of one process can share.
+
   Raises:
     InputError: anything about the config, the models, the data or the workdir that cannot work.
   """
 
-  def __init__(self, c: Config, path: str | os.PathLike):
-    self.c, self.place = c, Place(path)
+  def __init__(self, c: Config, path: str | os.PathLike, kept: Kept | None = None):
+    self.c, self.place, self.kept = c, Place(path), {} if kept is None else kept
     self.path = self.place.path
     i = self.inputs = inputs.load(c)
     empty = state.abstract(c, i.student.cfg, i.mesh)
@@ -78,7 +84,6 @@ class Trainer:
     self.mine = hosts.rows_of(self.rows, c.batch)
     self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_widths, i.sampling.pad_id, c.seed, rows=self.mine)
     hosts.agree("configs, prompts or versions", json.dumps([configs.to_json(c), self.prompts.source, __version__]))
-    self.shapes = [Shape(self.prompts.width(k), self.schedule.width(k)) for k in range(c.steps)]
     self.judges = self._read_judges()
     self.key = jax.random.key(c.seed)
     self.checkpoints = checkpoint.Checkpoints(self.place.root, c.checkpoint.keep)
@@ -88,12 +93,16 @@ class Trainer:
     else:
       self.state, position = self.checkpoints.restore(empty)
       self.prompts.restore(position["prompts"])
+      self.schedule.restore(position.get("horizon", {}))
     self.step = self.resumed = position["step"]
     self.tokens = position["tokens"]
     self.clock = metrics.Clock(position["seconds"])
-    self.upcoming = list(dict.fromkeys(self.shapes[self.step :]))  # each shape once, by its first use
     judges = teacher.on_devices(self.judges)
-    self.programs = Programs(lambda s: self.recipe.programs(s.width, self.state, judges, self._abstract(s.prompt)))
+    lower = lambda s: self.recipe.programs(s.width, self.state, judges, self._abstract(s.prompt))
+    self.programs = Programs(lower, self.kept, (self.recipe, c.batch, c.teacher_offload))
+    looks = (self.schedule.widths, c.horizon.probes)
+    probe = lambda s: self.recipe.probe_program(*looks, self.state, judges, self._abstract(s.prompt))
+    self.probes = Programs(probe, self.kept, (self.recipe, c.batch, c.teacher_offload, looks))
     self.evaluator: Evaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
@@ -105,7 +114,7 @@ class Trainer:
     """
     with contextlib.ExitStack() as closing:
       self.notice = hosts.Notice()
-      for part in (self.notice, self.checkpoints, self.programs, self.log):
+      for part in (self.notice, self.checkpoints, self.programs, self.probes, self.log):
         closing.callback(part.close)
       try:
         self._run()
@@ -127,10 +136,12 @@ class Trainer:
       self._heard(turn)
       ahead = self._speak(step + 1) if self._may_run_ahead(step) else None
       advantage = self._verify(turn)
+      self._probe(turn, step)
       for _ in range(self.c.updates_per_rollout):
         stats = self._update(turn, advantage)
-      turn, self.step = ahead, step + 1
-      self._record(step, stats)
+      self.step = step + 1
+      self._record(step, turn, stats)
+      turn = ahead
       if self._due(self.c.eval.every, self.step):
         self._evaluate()
       if self._due(self.c.checkpoint.every, self.step):
@@ -139,9 +150,11 @@ class Trainer:
 
   def _speak(self, step: int) -> "Turn":
     """The student begins to answer the next prompts; nobody waits for it yet."""
-    before, program, batch = self.prompts.state(), self._programs(step), self._next_batch()
-    key, limit = jax.random.fold_in(self.key, step), np.int32(self.schedule.limit(step))
-    return Turn(program, batch, self.prompts.index, program["rollout"](self.state.params, batch, key, limit), before)
+    limit, shape = self.schedule.limit(step), Shape(self.prompts.width(step), self.schedule.width(step))
+    before, program, batch = self.prompts.state(), self._programs(step, shape), self._next_batch()
+    key = jax.random.fold_in(self.key, step)
+    said = program["rollout"](self.state.params, batch, key, np.int32(limit))
+    return Turn(limit, shape, program, batch, self.prompts.index, said, before)
 
   def _heard(self, turn: "Turn") -> None:
     jax.block_until_ready(turn.said)
@@ -168,6 +181,20 @@ class Trainer:
     self.clock.lap("verify")
     return self._on_devices(advantage, c.rollouts_per_prompt)
 
+  def _probe(self, turn: "Turn", step: int) -> None:
+    """How far shorter horizons' gradients agree with the full one, where the horizon is chosen by that."""
+    self.agreement: list[float] | None = None
+    if not self.schedule.probes(step):
+      return
+    self.clock.lap("other")
+    program = self.probes.at(Shape(turn.shape.prompt, self.schedule.max))["probe"]
+    self.clock.lap("compile")
+    judges = teacher.rise(self.judges) if self.c.teacher_offload else self.judges
+    found = jax.device_get(program(self.state.params, judges, turn.batch, jax.random.fold_in(self.key, 2**22 + step)))
+    self.tokens += int(found["tokens"])
+    self.clock.lap("probe")
+    self.agreement = [float(rho) for rho in found["agreement"]]
+
   def _update(self, turn: "Turn", advantage: jax.Array | None) -> dict[str, Any]:
     judges = teacher.rise(self.judges) if self.c.teacher_offload else self.judges
     self.state, stats = turn.program["update"](self.state, judges, turn.batch, turn.said, advantage)
@@ -188,17 +215,20 @@ class Trainer:
     rows = (self.mine[:, None] * per_prompt + np.arange(per_prompt)).reshape(-1)
     return hosts.place(tree, self.rows, rows, self.c.batch * per_prompt)
 
-  def _programs(self, step: int):
+  def _programs(self, step: int, shape: Shape):
     """This step's compiled programs; those of the next new shape begin to compile in the background."""
     self.clock.lap("other")
-    programs = self.programs.at(self.shapes[step])
+    programs = self.programs.at(shape)
     self.clock.lap("compile")
-    for after in self.upcoming[self.upcoming.index(self.shapes[step]) + 1 :][:1]:
-      self.programs.prepare(after)
+    if self.programs.idle:
+      coming = (Shape(self.prompts.width(k), width) for k, width in self.schedule.upcoming(step, self.c.steps))
+      self.programs.prepare(next((s for s in coming if s not in self.programs), shape))
     return programs
 
-  def _record(self, step: int, stats: dict[str, Any]) -> None:
+  def _record(self, step: int, turn: Turn, stats: dict[str, Any]) -> None:
     self.tokens += int(stats["tokens"])
+    by_position = metrics.by_position(stats["sums"], self.c.horizon.max)
+    self.schedule.observe(step, adaptive.seen(turn.limit, by_position, float(stats["cut"]), self.agreement))
     rows = self.c.batch * self.c.rollouts_per_prompt
     self.clock.lap("other")
     self.log.train(
@@ -214,8 +244,9 @@ class Trainer:
         **({"reward": self.reward} if self.inputs.verify else {}),
         "tokens": self.tokens,
         "step_tokens": int(stats["tokens"]),
-        "width": self.schedule.width(step),
-        "limit": self.schedule.limit(step),
+        "width": turn.shape.width,
+        "limit": turn.limit,
+        **({"agreement": self.agreement} if self.agreement else {}),
         "response_length": int(stats["tokens"]) / rows,
         "ended": float(stats["ended"]),
         "cut": float(stats["cut"]),
@@ -223,7 +254,7 @@ class Trainer:
         "elapsed": self.clock.elapsed,
         "wall": self.clock.wall,
         "peak_memory": metrics.peak_memory(),
-        "by_position": metrics.by_position(stats["sums"], self.c.horizon.max),
+        "by_position": by_position,
       }
     )
     if int(stats["skipped"]) >= self.c.optimizer.max_skipped:
@@ -240,7 +271,7 @@ class Trainer:
       return
     self.clock.lap("other")
     if self.evaluator is None:
-      self.evaluator = Evaluator(self.c, self.inputs.evaluation, self.state.params)
+      self.evaluator = Evaluator(self.c, self.inputs.evaluation, self.state.params, self.kept)
       self.clock.lap("compile")
       self.programs.compiled.append(self.evaluator.compiled)
     before = self.clock.totals["eval"]
@@ -254,10 +285,11 @@ class Trainer:
       "step": self.step,
       "tokens": self.tokens,
       "prompts": ahead.before if ahead else self.prompts.state(),
+      "horizon": self.schedule.state(),
       "lengths": self.log.lengths(),
       "seconds": self.clock.totals,
     }
-    self._describe(self.programs.compiled)
+    self._describe(self.programs.compiled + self.probes.compiled)
     self.checkpoints.save(self.step, self.state, position)
 
   def _leave(self, ahead: Turn | None) -> None:
@@ -308,15 +340,19 @@ class Trainer:
       f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_widths[-1]} tokens, "
       f"{_mesh(i.mesh)}, {i.dtype}, workdir {self.place.name}"
     )
-    for s in self.stages:
+    for s in self.stages if isinstance(self.schedule, horizon.Schedule) else ():
       limits = f"{s['first_limit']}" + (f" to {s['last_limit']}" if s["last_limit"] != s["first_limit"] else "")
       self.log.say(
         f"  stage {s['index']}: steps {s['start']} to {s['end'] - 1}, width {s['width']}, limit {limits} tokens, "
         f"at most {s['tokens']:,} tokens"
       )
     evaluations = " and 1 for evaluation" if c.eval.every else ""
-    shapes = sorted(set(self.shapes))
-    listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
+    widths = ()
+    if isinstance(self.schedule, horizon.Adaptive):
+      widths = self.schedule.widths
+      self.log.say(f"  widths {', '.join(map(str, widths))}, chosen by {self.schedule.rule}")
+    shapes = {(self.prompts.width(k), w) for k in range(c.steps) for w in widths or (self.schedule.width(k),)}
+    listed = ", ".join(f"{p} + {width}" for p, width in sorted(shapes))
     self.log.say(f"  {len(shapes)} shape(s) x 2 programs (rollout, update){evaluations}; prompt + response: {listed}")
     for warning in i.warnings:
       self.log.say(f"  note: {warning}")
@@ -354,7 +390,7 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
     segments=inputs.segments(c, i.mesh),
     max_horizon=c.horizon.max,
     bins=min(c.log.bins, c.horizon.max),
-    seed=c.seed,
+    seed=c.seed if c.weights.kind == "random" else 0,
   )
 
 
@@ -368,6 +404,6 @@ def _millions(params: Params) -> str:
   return f"{sum(a.size for a in jax.tree.leaves(params)) / 1e6:.2f}M"
 
 
-def train(c: Config, path: str | os.PathLike) -> None:
+def train(c: Config, path: str | os.PathLike, kept: Kept | None = None) -> None:
   """Trains, or goes on training, in a workdir."""
-  Trainer(c, path).run()
+  Trainer(c, path, kept).run()

@@ -2,7 +2,7 @@
 
 A process of its own, since a process cannot change its devices:
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.meshes STUDENT TEACHER DIRECTORY
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.meshes STUDENT TEACHER DIRECTORY [NAME...]
 """
 
 import json
@@ -50,9 +50,10 @@ def drawn() -> dict[str, list]:
 
 
 def main() -> None:
-  student, teacher, directory = sys.argv[1:]
+  student, teacher, directory, *names = sys.argv[1:]
   out: dict = {"drawn": drawn()}
-  for i, (name, (method, devices, mesh, more)) in enumerate(RUNS.items()):
+  for i, name in enumerate(names or RUNS):
+    method, devices, mesh, more = RUNS[name]
     base = {"steps": 2, "batch": 8, "horizon.max": 16, "eval.every": 2, "eval.prompts": 8, "eval.batch": 8}
     base |= {"eval.temperature": 0.0, "checkpoint.every": 0, "optimizer.warmup": 1} | METHODS[method] | more
     c = small_config({"student": student, "teacher": teacher}, method)

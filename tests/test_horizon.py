@@ -81,7 +81,7 @@ def test_ratio_is_of_the_maximum():
     ({"kind": "progressive", "start": 5, "growth": -1}, "horizon.growth is -1"),
     ({"kind": "progressive", "start": 5, "every": 0}, "horizon.every is 0"),
     ({"kind": "progressive", "start": 5, "quantum": 0}, "horizon.quantum is 0"),
-    ({"kind": "adaptve"}, "'full', 'truncated' or 'progressive'"),
+    ({"kind": "adaptve"}, "'full', 'truncated', 'progressive'"),
   ],
 )
 def test_impossible_horizons_are_refused(keys, says):

@@ -208,8 +208,8 @@ def test_a_stop_signal_saves_before_the_next_step(tiny, tmp_path):
   stopped = trainer.Trainer(c, tmp_path / "stopped")
   record = stopped._record
 
-  def stop_in_the_second_step(step, stats):
-    record(step, stats)
+  def stop_in_the_second_step(step, *said):
+    record(step, *said)
     if step == 1:
       os.kill(os.getpid(), signal.SIGTERM)
 

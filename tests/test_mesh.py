@@ -17,28 +17,27 @@ from opd_jax.rollout import sample
 from tests.conftest import STUDENT
 from tests.meshes import RUNS
 
+FIRST = (
+  "popd 1",
+  "popd data 2 x fsdp 2 x tensor 2, segments and buckets",
+  "topd 1",
+  "topd data 2 x tensor 4, which share heads",
+  "opd 1",
+  "opd fsdp 4 x expert 2, teacher over all and offloaded",
+)
+LONG = ("popd 1", "popd data 2", "popd fsdp 2 x tensor 2")
 
-@pytest.fixture(scope="module")
-def runs(tiny, tmp_path_factory) -> dict[str, dict]:
-  """What the runs of meshes.py recorded."""
-  command = [
-    sys.executable,
-    "-m",
-    "tests.meshes",
-    tiny["student"],
-    tiny["teacher"],
-    str(tmp_path_factory.mktemp("runs")),
-  ]
+
+@pytest.mark.parametrize("names", [FIRST, pytest.param(LONG, marks=pytest.mark.long)], ids=["eight", "two and four"])
+def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
+  """Of every method; one test, so that the runs are made once however many processes test."""
+  command = [sys.executable, "-m", "tests.meshes", tiny["student"], tiny["teacher"], str(tmp_path), *names]
   env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
   root = pathlib.Path(__file__).resolve().parent.parent
   done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=env)
   assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_several_devices_give_the_losses_of_one(runs):
-  """Of every method; one test, so that the runs are made once however many processes test."""
-  for name in (name for name, (_, devices, _, _) in RUNS.items() if devices > 1):
+  runs = json.loads(done.stdout.splitlines()[-1])
+  for name in (name for name in names if RUNS[name][1] > 1):
     several, alone = runs[name], runs[f"{RUNS[name][0]} 1"]
     assert [r["kind"] for r in several["records"]] == ["eval", "train", "train", "eval"]
     for mine, theirs in zip(several["records"], alone["records"], strict=True):

@@ -76,7 +76,7 @@ def stage(
   c = setup.c
   order = sorted(found, key=lambda p: p.name)  # rollout, update
   every = [(s.width, p) for p in order] + ([(_evaluated(c), evaluation)] if evaluation else [])
-  limit = setup.schedule.limit(s.end - 1)
+  limit = s.last_limit
   step = counted.step(s.width, limit)
   return {
     "programs": [program(setup, need, counted, resident) for need in advice.needs(setup, every, resident)],

@@ -11,7 +11,7 @@ from opd_jax import mesh as meshes
 from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.config import Config
 from opd_jax.errors import InputError
-from opd_jax.horizon import Schedule, Stage
+from opd_jax.horizon import Horizon, Schedule, Stage
 from opd_jax.planning.topology import Target
 
 METHODS = {"opd": "full", "topd": "truncated", "popd": "progressive"}  # config file -> its horizon.kind
@@ -28,7 +28,7 @@ class Setup:
 
   target: Target
   subject: Subject
-  schedule: Schedule
+  schedule: Horizon
   prompt: int
   notes: tuple[str, ...]
 
@@ -131,9 +131,14 @@ def mesh_overrides(text: str) -> dict[str, int]:
 def of_method(c: Config, method: str, scale: str) -> Schedule:
   """A method's schedule at this config's scale and longest rollout; the config's own where it is that method's."""
   if c.horizon.kind == METHODS[method]:
-    return horizon.from_config(c.horizon)
+    return _fixed(horizon.from_config(c.horizon))
   theirs = configs.load(f"{method}:{scale}" if scale else method)
-  return horizon.from_config(configs.override(theirs, {"horizon.max": c.horizon.max}).horizon)
+  return _fixed(horizon.from_config(configs.override(theirs, {"horizon.max": c.horizon.max}).horizon))
+
+
+def _fixed(schedule: Horizon) -> Schedule:
+  assert isinstance(schedule, Schedule)  # of METHODS, none is chosen in training
+  return schedule
 
 
 def chosen(stages: list[Stage], which: str) -> list[Stage]:

@@ -103,8 +103,11 @@ class Distill:
 
   def loss_of(self, params: Params, judges: Judges, part: "Rows") -> tuple[jax.Array, tuple]:
     """These rows' part of the sum whose gradient is wanted; its value as a loss, and the metrics by position."""
+    return self.compare(self.read(params, self.student, part), judges, part)
+
+  def compare(self, student: Readout, judges: Judges, part: "Rows") -> tuple[jax.Array, tuple]:
+    """`loss_of` what the student predicts there."""
     said = part.said
-    student = self.read(params, self.student, part)
     frozen = functools.partial(self.read, part=part, layout=self.teacher_layout)
     teachers = tuple(frozen(p, cfg) for p, cfg in zip(judges.teachers, self.teachers, strict=True))
     initial = None if judges.initial is None else frozen(judges.initial, self.student)
@@ -117,6 +120,33 @@ class Distill:
     total, found = fused.weighted(*seen, coefficients, **how, readings=not first)
     value, more = self.loss.value(part.shares, readings or found, *extra)
     return total, (value, self.by_position((readings or found) | more | {"count": said.mask}))
+
+  def probe(
+    self, params: Params, judges: Judges, batch: Batch, key: jax.Array, *, widths: tuple[int, ...], prompts: int
+  ) -> dict[str, Array]:
+    """How far the gradient of every horizon points where that of the last of them does, on a few prompts.
+
+    A proxy of the gradient stands for the whole, and plain distance for a metric (both ours): that of a linear map, the
+    identity, between the last hidden states and the head. It is the sum over tokens of what the loss passes back to a
+    hidden state times that state, so no layer is differentiated.
+
+    Returns:
+      agreement: f32[widths], cosines; the last is 1.
+      tokens: int32[], generated.
+    """
+    few = jax.tree.map(lambda a: lax.with_sharding_constraint(a[:prompts], meshes.rows(self.mesh)), batch)
+    said = self.rollout(params, few, key, jnp.int32(widths[-1]), horizon=widths[-1])
+    part = Rows(repeat(few, self.n), said, self.loss.shares(said.mask, key), jnp.zeros(said.ended.shape))
+    student = lax.stop_gradient(self.read(params, self.student, part))
+    back = jax.grad(lambda hidden: self.compare(student._replace(hidden=hidden), judges, part)[0])(student.hidden)
+    stretch = jnp.searchsorted(jnp.array(widths), jnp.arange(widths[-1]), side="right")
+    own = jnp.where(jnp.arange(len(widths))[:, None] == stretch, 1.0, 0.0)  # [widths, H]
+    parts = jnp.einsum("wh,bhd,bhe->wde", own, back.astype(jnp.float32), student.hidden.astype(jnp.float32))
+    upto = jnp.cumsum(parts, axis=0)
+    inner = lambda a, b: jnp.sum(a * b, axis=(1, 2))
+    norm = jnp.sqrt(inner(upto, upto) * inner(upto[-1:], upto[-1:]))
+    cosine = jnp.where(norm > 0, inner(upto, upto[-1:]) / jnp.where(norm > 0, norm, 1), 0.0)
+    return {"agreement": cosine, "tokens": jnp.sum(said.mask, dtype=jnp.int32)}
 
   @property
   def key(self) -> jax.Array:
@@ -171,21 +201,35 @@ class Distill:
   ) -> Iterator[tuple[str, jax.stages.Lowered]]:
     """The two step functions of one stage, lowered for these (abstract) arguments; the slower to compile first."""
     row, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
-    placed = lambda tree, sharding: jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
-    )
-    own = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
-    key = placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
+    state, judges, batch, key = self.abstract(state, judges, batch)
     limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    state, judges, batch = own(state), own(judges), placed(batch, row)
 
     rollout = functools.partial(self.rollout, horizon=horizon)
-    said = placed(jax.eval_shape(rollout, state.params, batch, key, limit), row)
+    said = _placed(jax.eval_shape(rollout, state.params, batch, key, limit), row)
     advantage = jax.ShapeDtypeStruct(said.ended.shape, jnp.float32, sharding=row) if self.loss.reward else None
     kept = jax.tree.map(lambda a: a.sharding, state)
     update = jax.jit(self.update, donate_argnums=0, out_shardings=(kept, everywhere))
     yield "update", update.lower(state, judges, batch, said, advantage)
     yield "rollout", jax.jit(rollout, out_shardings=row).lower(state.params, batch, key, limit)
+
+  def probe_program(
+    self, widths: tuple[int, ...], prompts: int, state: TrainState, judges: Judges, batch: Batch
+  ) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """`probe`, lowered; its rows are as many as the mesh divides."""
+    shards = meshes.row_shards(self.mesh)
+    prompts = min(-(-prompts // shards) * shards, batch.prompt.shape[0])
+    state, judges, batch, key = self.abstract(state, judges, batch)
+    probe = functools.partial(self.probe, widths=widths, prompts=prompts)
+    yield (
+      "probe",
+      jax.jit(probe, out_shardings=meshes.replicated(self.mesh)).lower(state.params, judges, batch, key),
+    )
+
+  def abstract(self, state: TrainState, judges: Judges, batch: Batch):
+    """What programs are lowered for: shapes and shardings of these, and of a key."""
+    own = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))
+    return own(state), own(judges), _placed(batch, meshes.rows(self.mesh)), key
 
 
 @flax.struct.dataclass
@@ -203,6 +247,10 @@ class Rows:
     narrow = lambda a: a[:, :width] if a.ndim == 2 and a.shape[1] == H else a
     said, shares = jax.tree.map(narrow, (self.said, self.shares))
     return dataclasses.replace(self, said=said, shares=shares)
+
+
+def _placed(tree, sharding):
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
 def accumulate(f, parts):

@@ -253,13 +253,14 @@ def responses(arms: Arms) -> Figure:
 
 
 _TIME = (
-  "One bar per run. The first four parts are the training time of the other figures; waiting for compilation and "
+  "One bar per run. The first five parts are the training time of the other figures; waiting for compilation and "
   "evaluation come on top."
 )
 # name in Run.seconds, legend, colour, hatch: light fills, so that the hatch is what tells them apart in grey
 _PARTS = (
   ("rollout", "rollout", "#9ecae1", ""),
   ("verify", "verifying", "#f7c59f", "///"),
+  ("probe", "probing the horizon", "#c5b0d5", "||"),
   ("update", "update", "#a8ddb5", "..."),
   ("other", "rest of the loop", "#dddddd", "xxx"),
   ("compile", "waiting for compilation", "#ffffff", "\\\\\\"),

@@ -71,7 +71,7 @@ class Run:
   def seconds(self) -> dict[str, float]:
     """Where the time went. Parts of the logged steps are scaled to all steps where not every step was logged."""
     logged = lambda part: sum(r["seconds"].get(part, 0.0) for r in self.train)
-    parts: dict[str, float] = {part: logged(part) for part in ("rollout", "verify", "update", "other")}
+    parts: dict[str, float] = {part: logged(part) for part in ("rollout", "verify", "probe", "update", "other")}
     if total := sum(parts.values()):
       parts = {part: value * self.elapsed / total for part, value in parts.items()}
     return parts | {"compile": logged("compile"), "eval": sum(r.get("seconds", 0.0) for r in self.evals)}

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from opd_jax.errors import InputError
 from opd_jax.tasks import chain, gsm8k
 
-GENERATORS: dict[str, chain.Chain] = {"chain": chain.CHAIN, "phase": chain.PHASE}
+GENERATORS: dict[str, chain.Chain] = {
+  task.name: task for task in (chain.CHAIN, chain.PHASE, chain.SHORT, chain.SHORT_PHASE)
+}
 
 Verifier = Callable[[str, str], bool]  # (response, answer) -> correct
 VERIFIERS: dict[str, Verifier] = {name: task.verify for name, task in GENERATORS.items()} | {"gsm8k": gsm8k.verify}

@@ -12,7 +12,8 @@ round, modulo 10, counting the rounds down, and closes with the last two values:
 The 200 facts (digit, sign, digit) are met anywhere in a response with equal chance, so knowing them is a trait that
 does not depend on position. `PHASE` is the twin whose trait does: it writes ">" for "=" in the prompt and for ":" in
 the lines, and its response goes on with both digits sent through a fixed permutation into letters ("#52>ef"), which is
-seen nowhere earlier.
+seen nowhere earlier. `SHORT` and `SHORT_PHASE` are half as long, for studies of many runs; the latter also writes the
+letter of every result of its last two rounds ("2>4+9=3a,9-3=6e"), so that the late phase is more than two tokens.
 
 One teacher knows both tasks. The student holds *soft misconceptions*: for a fraction of the facts and
 for the letters, the text it was pretrained on showed a fixed wrong result part of the time. Its format is perfect; the
@@ -25,6 +26,7 @@ import functools
 import pathlib
 import random
 import zlib
+from collections.abc import Generator, Iterable, Sequence
 
 PAD, EOS = "<pad>", "<eos>"
 SYMBOLS = (PAD, EOS, *"0123456789", *"+-x=:,\n#>", *"abcdefghij")
@@ -59,11 +61,13 @@ class Chain:
   Attributes:
     rounds: fewest and most rounds, at most 9; the difficulty.
     letters: the final digits are translated into letters (PHASE).
+    lettered: with letters, how many of the last rounds write each result's letter after it.
   """
 
   name: str
   rounds: tuple[int, int] = (5, 9)
   letters: bool = False
+  lettered: int = 0
 
   @property
   def max_prompt(self) -> int:
@@ -73,7 +77,7 @@ class Chain:
   @property
   def max_response(self) -> int:
     """Tokens of the longest correct response, its stop token included."""
-    return self.rounds[1] * (2 + 6 * SIGNS) + (6 if self.letters else 3) + 1
+    return self.rounds[1] * (2 + 6 * SIGNS) + self.lettered * SIGNS + (6 if self.letters else 3) + 1
 
   def problem(self, rng: random.Random, held_out: bool, beliefs: Beliefs = TRUTH) -> Problem:
     """One random problem from the training or from the held-out part, solved by somebody with these beliefs."""
@@ -92,22 +96,24 @@ class Chain:
     return [self.problem(rng, held_out) for _ in range(n)]
 
   def _solve(self, a: int, b: int, program, rounds: int, beliefs: Beliefs, rng) -> tuple[str, str]:
+
+    def letter(digit: int) -> str:
+      wrong, chance = beliefs.letters.get(digit, ("", 0.0))
+      return wrong if rng.random() < chance else LETTERS[digit]
+
     lines = []
     for left in range(rounds, 0, -1):
       steps = []
       for sign in program:
         wrong, chance = beliefs.facts.get((a, sign, b), (0, 0.0))
         result = wrong if rng.random() < chance else fact(a, sign, b)
-        steps.append(f"{a}{sign}{b}={result}")
+        steps.append(f"{a}{sign}{b}={result}{letter(result) if left <= self.lettered else ''}")
         a, b = b, result
       lines.append(f"{left}{'>' if self.letters else ':'}{','.join(steps)}\n")
     text = "".join(lines) + f"#{a}{b}"
     if not self.letters:
       return f"{a}{b}", text
-    letters = ""
-    for digit in (a, b):
-      wrong, chance = beliefs.letters.get(digit, ("", 0.0))
-      letters += wrong if rng.random() < chance else LETTERS[digit]
+    letters = letter(a) + letter(b)
     return letters, f"{text}>{letters}"
 
   def verify(self, response: str, answer: str) -> bool:
@@ -117,9 +123,59 @@ class Chain:
       final = final[3:] if final[2:3] == ">" else ""
     return bool(mark) and final == answer
 
+  def right(self, prompt: str, response: Sequence[str]) -> list[str]:
+    """The right symbol at each place of a response, given the symbols *written* before it, stop token included.
+
+    Somebody who knows the facts goes on from a wrong result as if it were right: after "3+5=9,5-" follows 9. The list is
+    as long as the response, and shorter where that leaves the format: nothing is right from there on.
+    """
+    out = []
+    reader = self._read(prompt)
+    expected = next(reader)
+    for written in response:
+      out.append(expected)
+      if _kind(written) != _kind(expected):
+        break
+      try:
+        expected = reader.send(written)
+      except StopIteration:
+        break
+    return out
+
+  def _read(self, prompt: str) -> Generator[str, str, None]:
+    """Yields the right symbol and is sent the written one."""
+    a, b = prompt[:2]
+    for left in range(int(prompt[3 + SIGNS]), 0, -1):
+      yield str(left)
+      yield prompt[-1] if self.letters else ":"
+      for i, sign in enumerate(prompt[2 : 2 + SIGNS], 1):
+        a = yield a
+        sign = yield sign
+        b = yield b
+        yield "="
+        a, b = b, (yield str(fact(int(a), sign, int(b))))
+        if left <= self.lettered:
+          yield LETTERS[int(b)]
+        yield "," if i < SIGNS else "\n"
+    yield "#"
+    a = yield a
+    b = yield b
+    if self.letters:
+      yield ">"
+      yield LETTERS[int(a)]
+      yield LETTERS[int(b)]
+    yield EOS
+
+
+def _kind(symbol: str) -> str:
+  """Symbols that can stand for each other without leaving the format."""
+  return next((kind for kind in ("0123456789", "+-", LETTERS) if symbol in kind), symbol)
+
 
 CHAIN = Chain("chain")
 PHASE = Chain("phase", letters=True)
+SHORT = Chain("chain-short", rounds=(3, 5))  # half as long: for studies of many runs
+SHORT_PHASE = Chain("phase-short", rounds=(3, 5), letters=True, lettered=2)
 
 
 def misconceptions(seed: int = 0) -> Beliefs:
@@ -135,6 +191,12 @@ def misconceptions(seed: int = 0) -> Beliefs:
   return Beliefs(facts, letters)
 
 
+def slips(rng: random.Random, share: float) -> Beliefs:
+  """Somebody who gets this share of the facts wrong each time, any of them, and the letters right."""
+  every = [(a, sign, b) for a in range(10) for sign in "+-" for b in range(10)]
+  return Beliefs({f: (rng.choice([r for r in range(10) if r != fact(*f)]), share) for f in every})
+
+
 def fact(a: int, sign: str, b: int) -> int:
   return (a + b if sign == "+" else a - b) % 10
 
@@ -144,7 +206,7 @@ def ids() -> dict[str, int]:
   return {symbol: i for i, symbol in enumerate(SYMBOLS)}
 
 
-def encode(text: str) -> list[int]:
+def encode(text: Iterable[str]) -> list[int]:
   return [ids()[c] for c in text]
 
 

@@ -16,6 +16,7 @@ import itertools
 import pathlib
 import random
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,28 +35,42 @@ MODELS = {
   ),
 }
 
+PAIRS = {"chain": (chain.CHAIN, chain.PHASE), "chain-short": (chain.SHORT, chain.SHORT_PHASE)}
+
 
 def batches(
-  beliefs: chain.Beliefs, rows: int, seed: int, rounds: tuple[int, int] = chain.CHAIN.rounds, letter_weight: float = 1.0
+  beliefs: chain.Beliefs,
+  rows: int,
+  seed: int,
+  pair: Sequence[chain.Chain] = (chain.CHAIN, chain.PHASE),
+  letter_weight: float = 1.0,
+  slips: float = 0.0,
 ):
   """Yields tokens int32[rows, T + 1] and loss weights f32[rows, T] of both tasks in turn; only the response counts.
 
-  The two letters of PHASE are two tokens among two hundred: `letter_weight` is what each counts.
+  Args:
+    letter_weight: what each letter counts; those of PHASE are two tokens among two hundred.
+    slips: share of the facts that are written wrong. Wrong symbols are read and not learned: somebody who read them
+      knows how to go on after another's mistake.
   """
   rng = random.Random(f"pretrain {seed}")
-  tasks = [dataclasses.replace(task, rounds=rounds) for task in (chain.CHAIN, chain.PHASE)]
-  width = tasks[1].max_prompt + tasks[1].max_response
+  letters = chain.encode(chain.LETTERS)
+  width = pair[1].max_prompt + pair[1].max_response
   while True:
     tokens = np.zeros((rows, width), np.int32)
     weights = np.zeros((rows, width - 1), np.float32)
     for row in range(rows):
-      problem = tasks[row % 2].problem(rng, held_out=False, beliefs=beliefs)
+      if slips:
+        beliefs = chain.slips(rng, slips)
+      problem = pair[row % 2].problem(rng, held_out=False, beliefs=beliefs)
       prompt, text = chain.encode(problem.prompt), chain.encode(problem.solution)
       both = [*prompt, *text, chain.ids()[chain.EOS]]
       tokens[row, : len(both)] = both
-      weights[row, len(prompt) - 1 : len(both) - 1] = 1
-      if row % 2:
-        weights[row, len(both) - 4 : len(both) - 2] = letter_weight
+      learned = weights[row, len(prompt) - 1 : len(both) - 1]
+      learned[:] = np.where(np.isin(both[len(prompt) :], letters), letter_weight, 1)
+      if slips:
+        right = chain.encode(pair[row % 2].right(problem.prompt, [*problem.solution, chain.EOS]))
+        learned *= np.array(both[len(prompt) :]) == right
     yield tokens, weights
 
 
@@ -95,6 +110,8 @@ def main() -> None:
   parser.add_argument(
     "--short", type=int, default=0, help="so many of the steps, the first, on problems of 1 to 3 rounds"
   )
+  parser.add_argument("--task", choices=sorted(PAIRS), default="chain", help="with its twin (chain)")
+  parser.add_argument("--slips", type=float, default=0.0, help="share of the facts that the text shows wrong")
   parser.add_argument("--letter-weight", type=float, default=1.0, help="loss weight of the letters of PHASE")
   parser.add_argument("--rows", type=int, default=32)
   parser.add_argument("--lr", type=float, default=3e-3)
@@ -106,9 +123,11 @@ def main() -> None:
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
   cfg = MODELS[args.role]
   params = hf.read(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
-  data = batches(beliefs, args.rows, args.seed, letter_weight=args.letter_weight)
+  pair = PAIRS[args.task]
+  data = batches(beliefs, args.rows, args.seed, pair, args.letter_weight, args.slips)
   if args.short:
-    data = itertools.chain(itertools.islice(batches(beliefs, args.rows, args.seed, (1, 3)), args.short), data)
+    brief = [dataclasses.replace(task, rounds=(1, 3)) for task in pair]
+    data = itertools.chain(itertools.islice(batches(beliefs, args.rows, args.seed, brief), args.short), data)
   params = train(cfg, params, data, args.steps, args.lr)
   ids = chain.ids()
   hf.write(args.out, cfg, params, like=None, pad_id=ids[chain.PAD], eos_id=ids[chain.EOS], dtype="bfloat16")
