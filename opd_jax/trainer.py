@@ -106,6 +106,13 @@ class Trainer:
     self.evaluator: Evaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
+  def compile(self) -> None:
+    """Waits for every program that the run may need, so that no step shares the machine with the compiler."""
+    for shape in self._shapes():
+      self.programs.at(shape)
+      if self.schedule.probes(0):
+        self.probes.at(Shape(shape.prompt, self.schedule.max))
+
   def run(self) -> None:
     """Trains from the last checkpoint, or from the beginning, to the last step.
 
@@ -347,17 +354,21 @@ class Trainer:
         f"at most {s['tokens']:,} tokens"
       )
     evaluations = " and 1 for evaluation" if c.eval.every else ""
-    widths = ()
     if isinstance(self.schedule, horizon.Adaptive):
-      widths = self.schedule.widths
-      self.log.say(f"  widths {', '.join(map(str, widths))}, chosen by {self.schedule.rule}")
-    shapes = {(self.prompts.width(k), w) for k in range(c.steps) for w in widths or (self.schedule.width(k),)}
-    listed = ", ".join(f"{p} + {width}" for p, width in sorted(shapes))
+      self.log.say(f"  widths {', '.join(map(str, self.schedule.widths))}, chosen by {self.schedule.rule}")
+    shapes = self._shapes()
+    listed = ", ".join(f"{p} + {width}" for p, width in shapes)
     self.log.say(f"  {len(shapes)} shape(s) x 2 programs (rollout, update){evaluations}; prompt + response: {listed}")
     for warning in i.warnings:
       self.log.say(f"  note: {warning}")
     if self.resumed:
       self.log.say(f"  resumed after step {self.resumed}")
+
+  def _shapes(self) -> list[Shape]:
+    """All that the run uses, or may use where its horizon is chosen."""
+    any_of = self.schedule.widths if isinstance(self.schedule, horizon.Adaptive) else ()
+    used = lambda k: any_of or (self.schedule.width(k),)
+    return sorted({Shape(self.prompts.width(k), width) for k in range(self.c.steps) for width in used(k)})
 
   def _abstract(self, prompt_width: int) -> Batch:
     """The batch that programs are compiled for."""

@@ -12,8 +12,7 @@ round, modulo 10, counting the rounds down, and closes with the last two values:
 The 200 facts (digit, sign, digit) are met anywhere in a response with equal chance, so knowing them is a trait that
 does not depend on position. `PHASE` is the twin whose trait does: it writes ">" for "=" in the prompt and for ":" in
 the lines, and its response goes on with both digits sent through a fixed permutation into letters ("#52>ef"), which is
-seen nowhere earlier. `SHORT` and `SHORT_PHASE` are half as long, for studies of many runs; the latter also writes the
-letter of every result of its last two rounds ("2>4+9=3a,9-3=6e"), so that the late phase is more than two tokens.
+seen nowhere earlier. `SHORT` and `SHORT_PHASE` are half as long, for studies of many runs.
 
 One teacher knows both tasks. The student holds *soft misconceptions*: for a fraction of the facts and
 for the letters, the text it was pretrained on showed a fixed wrong result part of the time. Its format is perfect; the
@@ -61,13 +60,11 @@ class Chain:
   Attributes:
     rounds: fewest and most rounds, at most 9; the difficulty.
     letters: the final digits are translated into letters (PHASE).
-    lettered: with letters, how many of the last rounds write each result's letter after it.
   """
 
   name: str
   rounds: tuple[int, int] = (5, 9)
   letters: bool = False
-  lettered: int = 0
 
   @property
   def max_prompt(self) -> int:
@@ -77,7 +74,7 @@ class Chain:
   @property
   def max_response(self) -> int:
     """Tokens of the longest correct response, its stop token included."""
-    return self.rounds[1] * (2 + 6 * SIGNS) + self.lettered * SIGNS + (6 if self.letters else 3) + 1
+    return self.rounds[1] * (2 + 6 * SIGNS) + (6 if self.letters else 3) + 1
 
   def problem(self, rng: random.Random, held_out: bool, beliefs: Beliefs = TRUTH) -> Problem:
     """One random problem from the training or from the held-out part, solved by somebody with these beliefs."""
@@ -96,7 +93,6 @@ class Chain:
     return [self.problem(rng, held_out) for _ in range(n)]
 
   def _solve(self, a: int, b: int, program, rounds: int, beliefs: Beliefs, rng) -> tuple[str, str]:
-
     def letter(digit: int) -> str:
       wrong, chance = beliefs.letters.get(digit, ("", 0.0))
       return wrong if rng.random() < chance else LETTERS[digit]
@@ -107,7 +103,7 @@ class Chain:
       for sign in program:
         wrong, chance = beliefs.facts.get((a, sign, b), (0, 0.0))
         result = wrong if rng.random() < chance else fact(a, sign, b)
-        steps.append(f"{a}{sign}{b}={result}{letter(result) if left <= self.lettered else ''}")
+        steps.append(f"{a}{sign}{b}={result}")
         a, b = b, result
       lines.append(f"{left}{'>' if self.letters else ':'}{','.join(steps)}\n")
     text = "".join(lines) + f"#{a}{b}"
@@ -154,8 +150,6 @@ class Chain:
         b = yield b
         yield "="
         a, b = b, (yield str(fact(int(a), sign, int(b))))
-        if left <= self.lettered:
-          yield LETTERS[int(b)]
         yield "," if i < SIGNS else "\n"
     yield "#"
     a = yield a
@@ -175,7 +169,7 @@ def _kind(symbol: str) -> str:
 CHAIN = Chain("chain")
 PHASE = Chain("phase", letters=True)
 SHORT = Chain("chain-short", rounds=(3, 5))  # half as long: for studies of many runs
-SHORT_PHASE = Chain("phase-short", rounds=(3, 5), letters=True, lettered=2)
+SHORT_PHASE = Chain("phase-short", rounds=(3, 5), letters=True)
 
 
 def misconceptions(seed: int = 0) -> Beliefs:

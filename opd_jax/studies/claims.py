@@ -1,0 +1,381 @@
+"""What is claimed of horizons, and the rules by which the study judges it. They were fixed before the runs.
+
+Every interval is at 95% over seeds; scores are means of a run's last evaluations; "within a point" is one point of
+accuracy. A time is training seconds, probes of the horizon included, compiling and evaluation not.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opd_jax.studies.results import Results, crossing
+from opd_jax.studies.statistics import Estimate, interval, ratio
+from opd_jax.studies.verdicts import (
+  Claim,
+  Evidence,
+  Status,
+  Verdict,
+  above,
+  all_of,
+  any_of,
+  at_least,
+  at_most,
+)
+
+POINT = 0.01
+ADAPTIVE = ("agreement", "drift", "saturation", "look")
+FIXED = ("topd-50", "topd-25", "topd-10", "topd-5", "topd-2.5", "topd-10-long", "popd", "popd-paper", "popd-geometric")
+
+
+def difference(r: Results, a: str, b: str) -> Estimate:
+  """Score of a less score of b."""
+  return interval(r.pairs(a, b))
+
+
+def gain(r: Results, arm: str) -> Estimate:
+  """Score less the accuracy before training."""
+  start = r.untrained(arm)
+  return interval(score - start[seed] for seed, score in r.scores(arm).items())
+
+
+def speedup(r: Results, arm: str, than: str = "opd", less: float = POINT) -> Estimate:
+  """How many times sooner than another arm to OPD's score, less so much."""
+  targets = {seed: score - less for seed, score in r.scores("opd").items()}
+  return ratio(r.seconds_to(than, targets), r.seconds_to(arm, targets))
+
+
+def by_seed(r: Results, analysis: str, value: Callable[[dict[str, Any]], float]) -> Estimate:
+  return interval(value(found) for found in r.analysis(analysis).values())
+
+
+def points(label: str, estimate: Estimate) -> Evidence:
+  return Evidence(label, estimate, "points")
+
+
+def times(label: str, estimate: Estimate) -> Evidence:
+  return Evidence(label, estimate, "times")
+
+
+def verdict(status: Status, because: str, *evidence: Evidence) -> Verdict:
+  return Verdict("", status, because, evidence)
+
+
+def topd_is_as_good(r: Results) -> Verdict:
+  short, long = difference(r, "topd-10", "opd"), difference(r, "topd-10-long", "opd")
+  return verdict(
+    at_least(short, -POINT),
+    "paired difference of scores after equally many steps",
+    points("TOPD 10% less OPD, equal steps", short),
+    points("TOPD 10% with 4x the steps less OPD", long),
+    *(points(f"TOPD {name}% less OPD", difference(r, f"topd-{name}", "opd")) for name in ("50", "25", "5", "2.5")),
+  )
+
+
+def topd_is_fast(r: Results) -> Verdict:
+  long = speedup(r, "topd-10-long")
+  others = [times(f"{arm} sooner than OPD", speedup(r, arm)) for arm in ("topd-50", "topd-25", "topd-10")]
+  nearly = times("TOPD 10% with 4x the steps, to OPD's score less ten points", speedup(r, "topd-10-long", less=0.1))
+  return verdict(
+    at_least(long, 5),
+    "ratio of times to OPD's score less a point",
+    times("TOPD 10% with 4x the steps, sooner than OPD", long),
+    nearly,
+    *others,
+  )
+
+
+def popd_in_a_third(r: Results) -> Verdict:
+  full = speedup(r, "popd", less=0)
+  others = [times(f"{arm} sooner than OPD", speedup(r, arm, less=0)) for arm in ("popd-paper", "popd-geometric")]
+  scores = [points(f"{arm} less OPD", difference(r, arm, "opd")) for arm in ("popd", "popd-paper", "popd-geometric")]
+  return verdict(
+    at_least(full, 3), "ratio of times to OPD's score", times("POPD to T, sooner than OPD", full), *others, *scores
+  )
+
+
+def early_teaches(r: Results) -> Verdict:
+  late, gained = difference(r, "topd-10", "segment-80"), gain(r, "segment-80")
+  same = [points(f"first 10% less {arm}", difference(r, "topd-10", arm)) for arm in ("random", "last")]
+  middle = [points(f"first 10% less {s}-{s + 10}%", difference(r, "topd-10", f"segment-{s}")) for s in (20, 40, 60)]
+  return verdict(
+    all_of(above(late, 0.05), at_most(gained, 0.05)),
+    "the first tenth against the tenth at 80%, and that one against no training",
+    points("first 10% less 80-90%", late),
+    points("80-90% less untrained", gained),
+    *middle,
+    *same,
+  )
+
+
+def skill_is_in_the_prefix(r: Results) -> Verdict:
+  flat = by_seed(r, "continuation", lambda d: d["topd-10"]["0.25"] - d["topd-10"]["0"])
+  beyond = by_seed(r, "continuation", lambda d: d["topd-10"]["0"] - d["untrained"]["0.1"])
+  helped = by_seed(r, "continuation", lambda d: d["untrained"]["0.25"] - d["untrained"]["0"])
+  return verdict(
+    all_of(at_most(flat, 0.05), above(beyond, 0.05)),
+    "accuracy when the teacher writes the beginning",
+    points("after TOPD 10%: a quarter by the teacher less none", flat),
+    points("TOPD 10% less the untrained student behind a tenth by the teacher", beyond),
+    points("untrained: a quarter by the teacher less none", helped),
+  )
+
+
+def late_is_less_reliable(r: Results) -> Verdict:
+  def fall(metric: str, step: str) -> Estimate:
+    """First quarter less last quarter of the response, rows that reach the last alone."""
+    return by_seed(r, "reliability", lambda d: quarter(d[step], metric, 0) - quarter(d[step], metric, 3))
+
+  start, end = fall("teacher", "0"), fall("teacher", "last")
+  both = by_seed(
+    r,
+    "reliability",
+    lambda d: sum(
+      sign * (quarter(d[step], "teacher", 0) - quarter(d[step], "teacher", 3))
+      for sign, step in ((1, "0"), (-1, "last"))
+    ),
+  )
+  return verdict(
+    all_of(above(start, POINT), above(both, 0)),
+    "the teacher's probability of the right symbol where something has to be known, first quarter against last",
+    points("before training", start),
+    points("after OPD", end),
+    points("how much less after than before", both),
+    Evidence("KL, last quarter less first, before training (nats)", _minus(fall("kl", "0"))),
+    Evidence("teacher's entropy, last quarter less first (nats)", _minus(fall("teacher_entropy", "0"))),
+    points("top-2 overlap, first quarter less last", fall("overlap", "0")),
+  )
+
+
+def quarter(at_step: Mapping[str, Any], metric: str, which: int) -> float:
+  """Mean over a quarter of the bins, of rows that reach the last of them."""
+  values, count = at_step[metric], at_step["count"]
+  n = len(values)
+  part = [
+    (v, c)
+    for v, c in list(zip(values, count, strict=True))[which * n // 4 : (which + 1) * n // 4]
+    if c and v is not None
+  ]
+  return sum(v * c for v, c in part) / sum(c for _, c in part)
+
+
+def _minus(e: Estimate) -> Estimate:
+  return Estimate(-e.mean, -e.high, -e.low, e.n)
+
+
+def tokens_beat_sequences(r: Results) -> Verdict:
+  learned, exact = difference(r, "credit-0", "credit-1"), difference(r, "exact-0", "exact-1")
+  gap = interval(_paired(r.pairs("credit-0", "credit-1"), r.pairs("exact-0", "exact-1")))
+  middle = difference(r, "credit-0", "credit-0.9")
+  return verdict(
+    all_of(above(learned, 0), above(gap, 0)),
+    "discount 0 against 1, and whether a teacher that was trained off the path narrows it",
+    points("discount 0 less 1, learned teacher", learned),
+    points("discount 0 less 1, exact teacher", exact),
+    points("difference of the two", gap),
+    points("discount 0 less 0.9, learned teacher", middle),
+  )
+
+
+def _paired(a, b):
+  n = min(len(a), len(b))
+  return [x - y for x, y in zip(a[:n], b[:n], strict=True)]
+
+
+def variance_is_cubic(r: Results) -> Verdict:
+  better = by_seed(r, "advantage", lambda d: d["cubic"] - d["linear"])
+  exponent = by_seed(r, "advantage", lambda d: d["exponent"])
+  return verdict(
+    above(better, 0),
+    "variance of sequence-level advantages by position before training, fitted by both laws",
+    Evidence("R^2 of the cubic law less R^2 of the linear", better),
+    Evidence("R^2 of the cubic law", by_seed(r, "advantage", lambda d: d["cubic"])),
+    Evidence("exponent of a token's noise against its position (the paper assumes 1)", exponent),
+  )
+
+
+def topd_fails_late(r: Results) -> Verdict:
+  opd, short = gain(r, "phase-opd"), gain(r, "phase-topd-10")
+  rest = difference(r, "phase-popd", "phase-opd")
+  wider = [points(f"TOPD {n}% less untrained", gain(r, f"phase-topd-{n}")) for n in ("25", "50")]
+  return verdict(
+    all_of(at_least(opd, 0.2), at_most(short, 0.05)),
+    "gain over the untrained student where the last symbols need what is seen nowhere earlier",
+    points("OPD less untrained", opd),
+    points("TOPD 10% less untrained", short),
+    *wider,
+    points("POPD to T less OPD", rest),
+  )
+
+
+def topd_drifts(r: Results) -> Verdict:
+  fallen = lambda arm: interval(best - score for best, score in zip(r.best(arm).values(), last(r, arm), strict=True))
+  short, full = fallen("lr4-topd-10"), fallen("lr4-opd")
+  slow = fallen("topd-10")
+  kl = by_seed(r, "drift", lambda d: d["lr4-topd-10"]["beyond"] - d["untrained"]["beyond"])
+  remedy = difference(r, "lr4-topd-10-initial", "lr4-topd-10")
+  return verdict(
+    all_of(above(short, 0.05), at_most(full, 0.05)),
+    "how far the last evaluation lies below the run's best, at four times the learning rate",
+    points("TOPD 10%, best less last, 4x the rate", short),
+    points("OPD, best less last, 4x the rate", full),
+    points("TOPD 10%, best less last, the study's rate", slow),
+    Evidence("KL at positions that TOPD 10% never saw, after less before (nats a token), 4x the rate", kl),
+    points("KL to the initial student: what it adds to TOPD 10% at 4x the rate", remedy),
+  )
+
+
+def last(r: Results, arm: str) -> list[float]:
+  """Accuracy of the last evaluation."""
+  return [run.evals[-1]["accuracy"] for run in r.runs(arm).values()]
+
+
+def reverse_works(r: Results) -> Verdict:
+  opd, short = gain(r, "reverse-opd"), gain(r, "reverse-topd-25")
+  halfway = {seed: (start + r.scores("reverse-opd")[seed]) / 2 for seed, start in r.untrained("reverse-opd").items()}
+  faster = ratio(time_down_to(r, "reverse-opd", halfway), time_down_to(r, "reverse-topd-25", halfway))
+  return verdict(
+    all_of(at_most(opd, -0.1), at_most(short, -0.1), above(faster, 1)),
+    "what the strong model loses to the weak one, and how soon half of it",
+    points("OPD less untrained", opd),
+    points("TOPD 25% less untrained", short),
+    points("TOPD 10% less untrained", gain(r, "reverse-topd-10")),
+    times("TOPD 25% sooner than OPD half way down", faster),
+  )
+
+
+def time_down_to(r: Results, arm: str, targets: Mapping[int, float]) -> dict[int, float]:
+  """By seed, training seconds until the accuracy first falls to the target, straight lines between evaluations."""
+  seeds = r.curve(arm, "elapsed").seeds
+  return {s: crossing(seeds[s][0], -seeds[s][1], -target) for s, target in targets.items() if s in seeds}
+
+
+def adaptive_is_fastest(r: Results) -> Verdict:
+  """Against the fixed or scheduled arm that came to the target soonest, chosen in hindsight."""
+  arms = r.present({arm: arm for arm in FIXED})
+  sooner = {arm: speedup(r, arm) for arm in arms}
+  best = max(sooner, key=lambda arm: sooner[arm].mean)
+  found = {arm: speedup(r, arm, than=best) for arm in ADAPTIVE}
+  return verdict(
+    any_of(*(at_least(e, 0.9) for e in found.values())),
+    f"ratio of times to OPD's score less a point, against {best}",
+    *(times(f"{arm} sooner than {best}", e) for arm, e in found.items()),
+    times(f"{best} sooner than OPD", sooner[best]),
+    *(points(f"{arm} less OPD", difference(r, arm, "opd")) for arm in ADAPTIVE),
+  )
+
+
+def adaptive_is_safe(r: Results) -> Verdict:
+  found = {arm: difference(r, f"phase-{arm}", "phase-opd") for arm in ADAPTIVE}
+  sooner = [times(f"{arm} sooner than OPD half way up", up(r, f"phase-{arm}", "phase-opd")) for arm in ADAPTIVE]
+  return verdict(
+    any_of(*(at_least(e, -POINT) for e in found.values())),
+    "paired difference of scores on the phase task",
+    *(points(f"{arm} less OPD", e) for arm, e in found.items()),
+    *sooner,
+  )
+
+
+def up(r: Results, arm: str, than: str) -> Estimate:
+  """How many times sooner to half of what the other arm gains."""
+  start = r.untrained(than)
+  targets = {seed: (start[seed] + score) / 2 for seed, score in r.scores(than).items()}
+  return ratio(r.seconds_to(than, targets), r.seconds_to(arm, targets))
+
+
+def weights_help(r: Results) -> Verdict:
+  falling, rising = difference(r, "gap", "opd"), difference(r, "rising", "opd")
+  return verdict(
+    above(falling, 0),
+    "paired difference of scores, weights of mean one, equal tokens and steps",
+    points("falling (IW-OPD) less OPD", falling),
+    points("rising (PW-OPSD) less OPD", rising),
+  )
+
+
+CLAIMS = (
+  Claim(
+    "TOPD is as good",
+    "TOPD at 10% of T reaches OPD's accuracy (arXiv:2605.31490)",
+    "TOPD 10% less OPD after equally many steps is at least -1 point",
+    topd_is_as_good,
+  ),
+  Claim(
+    "TOPD is fast",
+    "TOPD at 10% comes within a point of OPD in a fifth of the time",
+    "the time of OPD over the time of TOPD 10%, which may take 4x the steps, is at least 5",
+    topd_is_fast,
+  ),
+  Claim(
+    "POPD in a third",
+    "POPD reaches OPD's accuracy in a third of the time (arXiv:2605.31490)",
+    "the time of OPD over the time of POPD, whose horizon reaches T, is at least 3",
+    popd_in_a_third,
+  ),
+  Claim(
+    "early segments teach",
+    "early segments carry the teacher, late ones are noise (arXiv:2605.31490)",
+    "trained on the first tenth is more than 5 points above trained on 80-90%, which gains at most 5 points over no training",
+    early_teaches,
+  ),
+  Claim(
+    "the skill is in the prefix",
+    "the gain is in the weights and not in a lucky prefix (arXiv:2605.31490)",
+    "after TOPD 10%, a quarter written by the teacher adds at most 5 points; and TOPD 10% is more than 5 points above the untrained "
+    "student behind a tenth written by the teacher",
+    skill_is_in_the_prefix,
+  ),
+  Claim(
+    "late is less reliable",
+    "the teacher's feedback is less reliable late, and worst early in training (arXiv:2605.31490)",
+    "before training, the teacher's probability of the right symbol is more than a point lower in the last quarter than in the first, over "
+    "rows that reach it; and that difference is smaller after OPD",
+    late_is_less_reliable,
+  ),
+  Claim(
+    "tokens beat sequences",
+    "token-level credit beats sequence-level credit where the teacher errs off its path (arXiv:2605.31490)",
+    "discount 0 is above discount 1 with the learned teacher, and by more than with a teacher trained off the path",
+    tokens_beat_sequences,
+  ),
+  Claim(
+    "cubic variance",
+    "the noise of sequence-level advantages grows with the cube of what remains (arXiv:2605.31490, proposition 1)",
+    "the cubic law explains more of the measured variance by position than a linear one",
+    variance_is_cubic,
+  ),
+  Claim(
+    "TOPD fails late",
+    "TOPD fails where the trait depends on the phase (arXiv:2605.31490)",
+    "on the phase task OPD gains at least 20 points over no training and TOPD 10% at most 5",
+    topd_fails_late,
+  ),
+  Claim(
+    "TOPD drifts",
+    "at too high a learning rate TOPD loses what it never sees (ours)",
+    "at 4x the rate TOPD 10% ends more than 5 points below its best evaluation, and OPD at most 5",
+    topd_drifts,
+  ),
+  Claim(
+    "the reverse works",
+    "a weak teacher pulls a strong student down, and TOPD does so sooner (arXiv:2605.31490)",
+    "OPD and TOPD 25% both lose at least 10 points, and TOPD 25% has lost half of what OPD loses sooner",
+    reverse_works,
+  ),
+  Claim(
+    "adaptive is fastest",
+    "an adaptive horizon is as fast as the best fixed or scheduled one chosen in hindsight (ours)",
+    "for one of the rules, the best arm's time to OPD's score less a point, over the rule's, is at least 0.9",
+    adaptive_is_fastest,
+  ),
+  Claim(
+    "adaptive is safe",
+    "an adaptive horizon is within a point of OPD on the phase task (ours)",
+    "for one of the rules, its score less OPD's is at least -1 point",
+    adaptive_is_safe,
+  ),
+  Claim(
+    "falling weights help",
+    "weights that fall with disagreement beat equal ones at equal tokens (arXiv:2606.22600)",
+    "IW-OPD's weights of mean one less uniform ones is above 0",
+    weights_help,
+  ),
+)

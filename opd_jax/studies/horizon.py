@@ -1,0 +1,124 @@
+"""Are full rollouts necessary? The arms and the claims of arXiv:2605.31490 and of its rivals, on the short built-in tasks.
+
+Every arm starts from the same student and reads the same prompts in the same order, seed by seed. Lengths are shares of
+T = 140 tokens. The rules by which a claim is judged stand here, and stood here before the first run of the study.
+"""
+
+from typing import Any, NamedTuple
+
+from opd_jax import config as configs
+from opd_jax.config import Config
+
+T, STEPS, LR = 140, 60, 1e-4
+TENTH = T // 10
+PHASE_LR, PHASE_STEPS = 3e-4, 80
+POINT = 0.01  # of accuracy
+CHAIN: dict[str, Any] = {
+  "data.path": "task:chain-short",
+  "student": "builtin:short-student",
+  "teacher": "builtin:short-teacher",
+  "horizon.max": T,
+  "steps": STEPS,
+  "optimizer.lr": LR,
+  "eval.every": 10,
+  "eval.prompts": 256,
+  "eval.batch": 256,
+  "checkpoint.every": 0,
+  "log.bins": 20,  # of seven tokens
+  "log.overlap_k": 2,  # of 36 symbols
+  "log.samples": 0,
+  "log.tensorboard": False,
+}
+PHASE = {"data.path": "task:phase-short", "optimizer.lr": PHASE_LR, "steps": PHASE_STEPS}
+EXACT = {"teacher": "builtin:short-exact-teacher"}
+REVERSED = {"student": "builtin:short-teacher", "teacher": "builtin:short-student"}
+
+FULL = {"horizon.kind": "full"}
+STAIRCASE = {"horizon.kind": "progressive", "horizon.start": TENTH, "horizon.growth": 3, "horizon.quantum": T // 4}
+PAPER = {
+  "horizon.kind": "progressive",
+  "horizon.start": 11,
+  "horizon.growth": 3,
+  "horizon.every": 4,
+  "horizon.quantum": 28,
+}
+GEOMETRIC = {"horizon.kind": "geometric", "horizon.start": TENTH, "horizon.factor": 1.0525, "horizon.quantum": T // 4}
+WIDTHS = {"horizon.start": TENTH}  # 14, 28, 56, 112, 140
+ADAPTIVE = {
+  "agreement": {"horizon.kind": "agreement", "horizon.every": 5, "horizon.probes": 8} | WIDTHS,
+  "drift": {"horizon.kind": "drift", "horizon.measure": "gap", "horizon.threshold": 2.0} | WIDTHS,
+  "saturation": {"horizon.kind": "saturation"} | WIDTHS,
+  "look": {"horizon.kind": "look", "horizon.every": 10} | WIDTHS,
+}
+
+
+def truncated(ratio: float) -> dict[str, Any]:
+  return {"horizon.kind": "truncated", "horizon.ratio": ratio}
+
+
+def segment(start: float) -> dict[str, Any]:
+  """A tenth of T is trained, from this share on; what comes after it is not spoken, since nothing depends on it."""
+  first = round(start * T)
+  spoken = {"horizon.kind": "truncated", "horizon.length": first + TENTH}
+  return spoken | {"weights.kind": "segment", "weights.start": first, "weights.tokens": TENTH}
+
+
+def credit(discount: float) -> dict[str, Any]:
+  return FULL | {"objective.support": "sampled", "objective.discount": discount}
+
+
+class Arm(NamedTuple):
+  """Runs that differ in the seed alone."""
+
+  name: str
+  label: str
+  changes: dict[str, Any]
+
+  def config(self, seed: int, changes: dict[str, Any] | None = None) -> Config:
+    return configs.override(configs.load("opd"), CHAIN | self.changes | {"seed": seed} | (changes or {}))
+
+
+RATIOS = {0.5: "50", 0.25: "25", 0.1: "10", 0.05: "5", 0.025: "2.5"}
+ARMS: tuple[Arm, ...] = (
+  Arm("opd", "OPD", FULL | {"checkpoint.every": STEPS // 2, "checkpoint.keep": 3}),
+  *(Arm(f"topd-{name}", f"TOPD {name}%", truncated(ratio)) for ratio, name in RATIOS.items()),
+  Arm("topd-10-long", "TOPD 10%, 4x the steps", truncated(0.1) | {"steps": 4 * STEPS, "eval.every": 20}),
+  Arm("popd", "POPD to T", STAIRCASE),
+  Arm("popd-paper", "POPD to 0.4 T", PAPER),
+  Arm("popd-geometric", "POPD, geometric", GEOMETRIC),
+  *(Arm(name, f"adaptive: {name}", changes) for name, changes in ADAPTIVE.items()),
+  Arm("phase-opd", "OPD", FULL | PHASE),
+  Arm("phase-topd-10", "TOPD 10%", truncated(0.1) | PHASE),
+  Arm("phase-topd-25", "TOPD 25%", truncated(0.25) | PHASE),
+  Arm("phase-topd-50", "TOPD 50%", truncated(0.5) | PHASE),
+  Arm("phase-popd", "POPD to T", STAIRCASE | PHASE),
+  *(Arm(f"phase-{name}", f"adaptive: {name}", changes | PHASE) for name, changes in ADAPTIVE.items()),
+  *(
+    Arm(f"lr{times}-{name}", f"{label}, {times}x the rate", changes | {"optimizer.lr": times * LR})
+    for times in (2, 4)
+    for name, label, changes in (
+      ("topd-10", "TOPD 10%", truncated(0.1)),
+      ("topd-25", "TOPD 25%", truncated(0.25)),
+      ("opd", "OPD", FULL),
+    )
+  ),
+  Arm(
+    "lr4-topd-10-initial",
+    "TOPD 10%, 4x the rate, KL to the initial student",
+    truncated(0.1) | {"optimizer.lr": 4 * LR, "mixture.initial": 0.1},
+  ),
+  *(
+    Arm(f"segment-{round(100 * s)}", f"{round(100 * s)}-{round(100 * s) + 10}%", segment(s))
+    for s in (0.2, 0.4, 0.6, 0.8)
+  ),
+  Arm("last", "the last 10% of T of each row", FULL | {"weights.kind": "last", "weights.tokens": TENTH}),
+  Arm("random", "random 10% of T of each row", FULL | {"weights.kind": "random", "weights.tokens": TENTH}),
+  Arm("reverse-opd", "OPD", FULL | REVERSED),
+  Arm("reverse-topd-25", "TOPD 25%", truncated(0.25) | REVERSED),
+  Arm("reverse-topd-10", "TOPD 10%", truncated(0.1) | REVERSED),
+  *(Arm(f"credit-{d:g}", f"discount {d:g}", credit(d)) for d in (0.0, 0.9, 1.0)),
+  *(Arm(f"exact-{d:g}", f"discount {d:g}, exact teacher", credit(d) | EXACT) for d in (0.0, 0.9, 1.0)),
+  Arm("gap", "IW-OPD's falling weights", FULL | {"weights.kind": "gap", "weights.mean_one": True}),
+  Arm("rising", "PW-OPSD's rising weights", FULL | {"weights.kind": "rising", "weights.mean_one": True}),
+)
+SHORT = ("opd", "topd-25", "topd-10", "popd", "look", "phase-opd", "phase-topd-10")

@@ -1,0 +1,50 @@
+"""Trains a study's arms one after another, and measures what came of them. What is there already is not done again."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from opd_jax.errors import InputError
+from opd_jax.programs import Kept
+from opd_jax.reports import runs
+from opd_jax.studies.horizon import Arm
+from opd_jax.trainer import Trainer
+
+
+def workdir(out: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+  return out / "runs" / arm / f"seed{seed}"
+
+
+def finished(path: pathlib.Path) -> bool:
+  try:
+    return runs.load([path])[0].finished
+  except InputError:
+    return False
+
+
+def train_all(arms: Sequence[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any]) -> None:
+  """The runs that are missing, or that were interrupted, all seeds of an arm before the next arm.
+
+  An arm's runs share their compiled programs, and none is compiled while a step is timed.
+  """
+  changes = {"compile_cache": str((out / ".jax_cache").resolve())} | changes
+  for arm in arms:
+    kept: Kept = {}
+    for seed in seeds:
+      path = workdir(out, arm.name, seed)
+      if not finished(path):
+        trainer = Trainer(arm.config(seed, changes), path, kept)
+        trainer.compile()
+        trainer.run()
+
+
+def measure(out: pathlib.Path, name: str, seed: int, how: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+  """A measurement's result, from its file where it has been made."""
+  path = out / "analysis" / name / f"seed{seed}.json"
+  if not path.is_file():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(how(), indent=1))
+    new.replace(path)
+  return json.loads(path.read_text())
