@@ -23,7 +23,18 @@ from opd_jax.studies.verdicts import (
 
 POINT = 0.01
 ADAPTIVE = ("agreement", "drift", "saturation", "look")
-FIXED = ("topd-50", "topd-25", "topd-10", "topd-5", "topd-2.5", "topd-10-long", "popd", "popd-paper", "popd-geometric")
+FIXED = (
+  "topd-50",
+  "topd-25",
+  "topd-10",
+  "topd-5",
+  "topd-2.5",
+  "topd-10-long",
+  "topd-25-long",
+  "popd",
+  "popd-paper",
+  "popd-geometric",
+)
 
 
 def difference(r: Results, a: str, b: str) -> Estimate:

@@ -50,6 +50,7 @@ ADAPTIVE = {
   "saturation": {"horizon.kind": "saturation"} | WIDTHS,
   "look": {"horizon.kind": "look", "horizon.every": 10} | WIDTHS,
 }
+LONGER = {"steps": 90, "eval.every": 15}  # nearer to what OPD costs
 
 
 def truncated(ratio: float) -> dict[str, Any]:
@@ -83,10 +84,11 @@ ARMS: tuple[Arm, ...] = (
   Arm("opd", "OPD", FULL | {"checkpoint.every": STEPS // 2, "checkpoint.keep": 3}),
   *(Arm(f"topd-{name}", f"TOPD {name}%", truncated(ratio)) for ratio, name in RATIOS.items()),
   Arm("topd-10-long", "TOPD 10%, 4x the steps", truncated(0.1) | {"steps": 4 * STEPS, "eval.every": 20}),
+  Arm("topd-25-long", "TOPD 25%, 2x the steps", truncated(0.25) | {"steps": 2 * STEPS, "eval.every": 20}),
   Arm("popd", "POPD to T", STAIRCASE),
   Arm("popd-paper", "POPD to 0.4 T", PAPER),
   Arm("popd-geometric", "POPD, geometric", GEOMETRIC),
-  *(Arm(name, f"adaptive: {name}", changes) for name, changes in ADAPTIVE.items()),
+  *(Arm(name, f"adaptive: {name}", changes | LONGER) for name, changes in ADAPTIVE.items()),
   Arm("phase-opd", "OPD", FULL | PHASE),
   Arm("phase-topd-10", "TOPD 10%", truncated(0.1) | PHASE),
   Arm("phase-topd-25", "TOPD 25%", truncated(0.25) | PHASE),

@@ -23,12 +23,14 @@ def finished(path: pathlib.Path) -> bool:
     return False
 
 
-def train_all(arms: Sequence[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any]) -> None:
+def train_all(
+  arms: Sequence[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+) -> None:
   """The runs that are missing, or that were interrupted, all seeds of an arm before the next arm.
 
   An arm's runs share their compiled programs, and none is compiled while a step is timed.
   """
-  changes = {"compile_cache": str((out / ".jax_cache").resolve())} | changes
+  changes = {"compile_cache": str((out / ".jax_cache").resolve())} | (changes or {})
   for arm in arms:
     kept: Kept = {}
     for seed in seeds:

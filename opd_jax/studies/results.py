@@ -1,0 +1,170 @@
+"""What a study has measured: its arms' runs by seed, and its analyses.
+
+    OUT/runs/<arm>/seed<k>/          a workdir of opd_jax.train
+    OUT/analysis/<name>/seed<k>.json measurements of another kind
+
+Runs are paired by seed: the same seed is the same student, the same prompts in the same order and the same evaluation.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from opd_jax.reports.runs import Run, load
+from opd_jax.studies import flops
+
+LAST = 3  # evaluations whose mean is a run's score: one alone is noisy
+
+T = TypeVar("T")
+
+
+class Missing(Exception):
+  """What was asked for has not been run."""
+
+
+class Curve(NamedTuple):
+  """Accuracy by evaluation: E those that all seeds have."""
+
+  x: np.ndarray  # [E], mean over seeds
+  y: np.ndarray  # [E], mean over seeds
+  seeds: dict[int, tuple[np.ndarray, np.ndarray]]  # x and y of every evaluation of each
+
+
+class Results:
+  """Reads what is asked for when it is asked for, once.
+
+  Args:
+    out: the study's directory.
+    arms: their names, which are directories of OUT/runs.
+    seeds: of every arm.
+  """
+
+  def __init__(self, out: str | pathlib.Path, arms: Iterable[str], seeds: Iterable[int]):
+    self.out, self.arms, self._seeds = pathlib.Path(out), list(arms), tuple(seeds)
+    self._runs: dict[tuple[str, int], Run] = {}
+    self._flops: dict[tuple[str, int], tuple[list[int], list[float]]] = {}
+
+  def complete(self, arm: str) -> bool:
+    """Whether every seed of an arm is there and finished."""
+    return self.seeds(arm) == self._seeds
+
+  def seeds(self, arm: str) -> tuple[int, ...]:
+    """Those that are there and finished, the last evaluation included."""
+    return tuple(seed for seed in self._seeds if self._finished(arm, seed))
+
+  def present(self, arms: Mapping[str, T]) -> dict[str, T]:
+    """The arms of which at least one seed is finished, in the order given."""
+    return {arm: value for arm, value in arms.items() if self.seeds(arm)}
+
+  def run(self, arm: str, seed: int) -> Run:
+    if (arm, seed) not in self._runs:
+      self._runs[arm, seed] = load([self._workdir(arm, seed)])[0]
+    return self._runs[arm, seed]
+
+  def runs(self, arm: str) -> dict[int, Run]:
+    """Finished runs by seed, at least one.
+
+    Raises:
+      Missing: there is none.
+    """
+    if not (seeds := self.seeds(arm)):
+      raise Missing(f"no run of {arm} is finished")
+    return {seed: self.run(arm, seed) for seed in seeds}
+
+  def config(self, arm: str) -> dict[str, Any]:
+    """With dotted keys; of the first finished seed, as seeds differ in nothing else."""
+    return next(iter(self.runs(arm).values())).config
+
+  def scores(self, arm: str) -> dict[int, float]:
+    """By seed, the mean accuracy of the last `LAST` evaluations."""
+    return {seed: fmean(e["accuracy"] for e in run.evals[-LAST:]) for seed, run in self.runs(arm).items()}
+
+  def best(self, arm: str) -> dict[int, float]:
+    """By seed, the highest accuracy of one evaluation: of many noisy ones, so rather too high."""
+    return {seed: max(e["accuracy"] for e in run.evals) for seed, run in self.runs(arm).items()}
+
+  def untrained(self, arm: str) -> dict[int, float]:
+    """By seed, the accuracy before the first step, from one evaluation."""
+    return {seed: run.evals[0]["accuracy"] for seed, run in self.runs(arm).items() if run.evals[0]["step"] == 0}
+
+  def totals(self, arm: str, x: str = "elapsed") -> dict[int, float]:
+    """By seed, what the whole run has cost, in units of `curve`."""
+    return {seed: float(self._x(arm, seed, x)[-1]) for seed in self.runs(arm)}
+
+  def pairs(self, a: str, b: str) -> np.ndarray:
+    """Score of a minus score of b, [seeds that both have].
+
+    Raises:
+      Missing: they have none in common.
+    """
+    left, right = self.scores(a), self.scores(b)
+    if not (both := sorted(left.keys() & right.keys())):
+      raise Missing(f"{a} and {b} have no finished seed in common")
+    return np.array([left[seed] - right[seed] for seed in both])
+
+  def curve(self, arm: str, x: str = "step") -> Curve:
+    """Accuracy against steps, generated tokens, training seconds ("elapsed") or model FLOPs, see flops.py."""
+    runs = self.runs(arm)
+    common = sorted(set.intersection(*({e["step"] for e in run.evals} for run in runs.values())))
+    seeds = {s: (self._x(arm, s, x), np.array([e["accuracy"] for e in run.evals])) for s, run in runs.items()}
+    at = [np.isin([e["step"] for e in run.evals], common) for run in runs.values()]
+    mean = lambda i: np.mean([axes[i][kept] for axes, kept in zip(seeds.values(), at, strict=True)], axis=0)
+    return Curve(mean(0), mean(1), seeds)
+
+  def seconds_to(self, arm: str, targets: Mapping[int, float], x: str = "elapsed") -> dict[int, float]:
+    """By seed, where its accuracy first comes to the seed's target; inf where it never does.
+
+    The curve between two evaluations is a straight line. 0 where the target was met before training.
+    """
+    seeds = self.curve(arm, x).seeds
+    return {seed: crossing(*seeds[seed], target) for seed, target in targets.items() if seed in seeds}
+
+  def analysis(self, name: str) -> dict[int, dict[str, Any]]:
+    """By seed, the measurements of an analysis, at least of one seed.
+
+    Raises:
+      Missing: there is none.
+    """
+    files = {seed: self.out / "analysis" / name / f"seed{seed}.json" for seed in self._seeds}
+    found = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()}
+    if not found:
+      raise Missing(f"the analysis {name} has not been made")
+    return found
+
+  def _workdir(self, arm: str, seed: int) -> pathlib.Path:
+    return self.out / "runs" / arm / f"seed{seed}"
+
+  def _finished(self, arm: str, seed: int) -> bool:
+    if (arm, seed) not in self._runs:
+      records = self._workdir(arm, seed) / "metrics.jsonl"
+      if not records.is_file() or '"kind": "eval"' not in records.read_text(errors="replace"):
+        return False
+    run = self.run(arm, seed)
+    if not (run.finished and run.evals[-1]["step"] >= run.steps):
+      del self._runs[arm, seed]  # it may go on
+      return False
+    return True
+
+  def _x(self, arm: str, seed: int, x: str) -> np.ndarray:
+    """[evaluations]"""
+    run = self.run(arm, seed)
+    if x != "flops":
+      return np.array([e[x] for e in run.evals], float)
+    if (arm, seed) not in self._flops:
+      self._flops[arm, seed] = flops.cumulative(run)
+    steps, total = self._flops[arm, seed]
+    return np.interp([e["step"] for e in run.evals], steps, total)
+
+
+def crossing(x: np.ndarray, y: np.ndarray, target: float) -> float:
+  """Where a line through points first comes up to the target; inf where it never does, 0 where it begins there."""
+  there = np.flatnonzero(y >= target)
+  if not len(there):
+    return math.inf
+  i = there[0]
+  return float(x[i - 1] + (x[i] - x[i - 1]) * (target - y[i - 1]) / (y[i] - y[i - 1])) if i else 0.0

@@ -1,0 +1,154 @@
+"""Claims, the rules by which they are judged, and what came of it.
+
+A rule is written before the runs and asks where an interval lies, never where a mean lies: "at least 0.9" is supported
+where the whole interval is at 0.9 or above, not supported where all of it is below, and undecided else.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from opd_jax.studies.results import Missing, Results
+from opd_jax.studies.statistics import Estimate
+
+
+class Status(enum.StrEnum):
+  SUPPORTED = "supported"
+  NOT_SUPPORTED = "not supported"
+  UNDECIDED = "undecided"
+  MISSING = "not run"  # arms or analyses that the claim needs are not there
+
+
+SUPPORTED, NOT_SUPPORTED, UNDECIDED, MISSING = Status
+
+Unit = Literal["number", "points", "score", "times", "seconds"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """A number that the verdict rests on.
+
+  Attributes:
+    unit: how it is said. "points": a difference of scores, in percentage points; "score": in percent; "times": a ratio.
+  """
+
+  label: str
+  estimate: Estimate
+  unit: Unit = "number"
+
+  @property
+  def said(self) -> str:
+    """'+1.2 points (-0.3 to +2.7, n=5)', n seeds.
+
+    Infinite seconds are 'never', and so is a ratio of 0: the second of its two never got there.
+    """
+    mean, low, high, n = self.estimate
+    if math.isnan(mean):
+      return f"unknown (n={n})"
+    never = self.unit == "times" and mean == 0
+    after = _AFTER[self.unit] if math.isfinite(mean) and not never else ""
+    bounds = "" if n < 2 or low == high else f"{self._one(low)} to {self._one(high)}, "
+    return f"{'never' if never else self._one(mean)}{after} ({bounds}n={n})"
+
+  def _one(self, value: float) -> str:
+    if math.isinf(value):
+      return "-∞" if value < 0 else "never" if self.unit == "seconds" else "∞"
+    if self.unit == "points":
+      return f"{round(100 * value, 1) + 0:+.1f}"  # no -0.0
+    if self.unit == "score":
+      return f"{100 * value:.1f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+_AFTER = {"number": "", "points": " points", "score": "%", "times": "x", "seconds": " s"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """One line of the study.
+
+  Attributes:
+    claim: its name; `decide` writes name, statement and rule.
+    because: one sentence.
+  """
+
+  claim: str
+  status: Status
+  because: str
+  evidence: Sequence[Evidence] = ()
+  statement: str = ""
+  rule: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """What is claimed, and how it will be judged.
+
+  Attributes:
+    rule: the sentence that is printed beside the verdict.
+    judge: the same as code. `Missing`, which `Results` raises where it has no runs of an arm, may pass through it.
+  """
+
+  name: str
+  statement: str
+  rule: str
+  judge: Callable[[Results], Verdict]
+
+
+def decide(claims: Iterable[Claim], results: Results) -> list[Verdict]:
+  """Judges every claim; those whose arms were not run are MISSING."""
+  verdicts = []
+  for claim in claims:
+    try:
+      verdict = claim.judge(results)
+    except Missing as e:
+      verdict = Verdict(claim.name, MISSING, str(e))
+    verdicts.append(dataclasses.replace(verdict, claim=claim.name, statement=claim.statement, rule=claim.rule))
+  return verdicts
+
+
+def at_least(estimate: Estimate, bound: float) -> Status:
+  """Supported where the whole interval is at the bound or above, not supported where all of it is below."""
+  return _lies(estimate.low >= bound, estimate.high < bound)
+
+
+def at_most(estimate: Estimate, bound: float) -> Status:
+  """Supported where the whole interval is at the bound or below, not supported where all of it is above."""
+  return _lies(estimate.high <= bound, estimate.low > bound)
+
+
+def above(estimate: Estimate, bound: float) -> Status:
+  """Supported where the whole interval is above the bound, not supported where none of it is."""
+  return _lies(estimate.low > bound, estimate.high <= bound)
+
+
+def below(estimate: Estimate, bound: float) -> Status:
+  """Supported where the whole interval is below the bound, not supported where none of it is."""
+  return _lies(estimate.high < bound, estimate.low >= bound)
+
+
+def _lies(inside: bool, outside: bool) -> Status:
+  return SUPPORTED if inside else NOT_SUPPORTED if outside else UNDECIDED
+
+
+def all_of(*parts: Status) -> Status:
+  """Kleene's conjunction: one part that is not supported decides; of nothing at all, MISSING."""
+  return _first(parts, NOT_SUPPORTED, SUPPORTED)
+
+
+def any_of(*parts: Status) -> Status:
+  """Kleene's disjunction: one part that is supported decides; of nothing at all, MISSING."""
+  return _first(parts, SUPPORTED, NOT_SUPPORTED)
+
+
+def opposite(part: Status) -> Status:
+  """Kleene's negation."""
+  return {SUPPORTED: NOT_SUPPORTED, NOT_SUPPORTED: SUPPORTED}.get(part, part)
+
+
+def _first(parts: Sequence[Status], decisive: Status, otherwise: Status) -> Status:
+  """What was not run hides more than what is undecided, so it is said first."""
+  found = (status for status in (decisive, MISSING, UNDECIDED, otherwise) if status in parts)
+  return next(found, MISSING)
