@@ -10,6 +10,7 @@ are not all published: those of `drift` and the cadences are ours.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from statistics import fmean
@@ -31,15 +32,15 @@ class Seen:
   cut: float  # share of the rows that the limit cut
   agreement: list[float] | None = None  # cosine of every width's gradient with the full one, where it was measured
 
-  def mean(self, name: str, start: int, end: float = math.inf) -> float:
-    """Over the tokens of the bins that begin at `start` or later and below `end`; NaN without any."""
+  def mean(self, name: str, start: int, end: float = math.inf, default: float = math.nan) -> float:
+    """Over the tokens of the bins that begin at `start` or later and below `end`; `default` without any."""
     of = [
       (n, v)
       for at, n, v in zip(self.edges, self.count, self.means[name], strict=False)
       if start <= at < end and n and v is not None
     ]
     total = sum(n for n, _ in of)
-    return sum(n * v for n, v in of) / total if total else math.nan
+    return sum(n * v for n, v in of) / total if total else default
 
 
 def seen(limit: int, by_position: dict[str, list], cut: float, agreement: list[float] | None) -> Seen:
@@ -113,7 +114,7 @@ class Drift(Rule):
     """Tokens from the beginning; infinite where nothing breaks it."""
     name = "overlap" if self.measure == "overlap" else "kl"
     gap = 0.0
-    for first, last, n, value in zip(seen.edges, seen.edges[1:], seen.count, seen.means[name], strict=True):
+    for (first, last), n, value in zip(itertools.pairwise(seen.edges), seen.count, seen.means[name], strict=True):
       if not n or value is None:
         break
       gap += (last - first) * value
@@ -136,15 +137,12 @@ class Saturation(Rule):
 
   def choose(self, widths, at, memory, step, seen):
     shorter = widths[at - 1] if at else 0
-    past = [*memory.get("kl", ()), (seen.mean("kl", 0), seen.mean("kl", 0, shorter), seen.mean("kl", shorter))][
-      -self.window :
-    ]
+    spans = ((0, math.inf), (0, shorter), (shorter, math.inf))
+    past = [*memory.get("kl", ()), [seen.mean("kl", *span, default=0.0) for span in spans]][-self.window :]
     if len(past) < self.window:
       return at, {"kl": past}
     half = self.window // 2
-    mean = lambda part, i: (
-      fmean(v[i] for v in part if not math.isnan(v[i])) if any(not math.isnan(v[i]) for v in part) else 0.0
-    )
+    mean = lambda part, i: fmean(step[i] for step in part)
     if at and mean(past, 2) < self.least * mean(past, 1):
       return at - 1, {}
     if at + 1 < len(widths) and mean(past[half:], 0) >= (1 - self.fall) * mean(past[:half], 0):

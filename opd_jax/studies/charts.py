@@ -26,6 +26,8 @@ PLAIN = Style("#222222", "-", "o", 0.0)
 FULL = Style("#0072B2", "-", "o", 0.0)  # the first of plotting.styled, which full rollouts have where they come first
 _BEFORE: Any = {"color": GREY, "linestyle": (0, (1, 1.6)), "linewidth": 1.5}
 
+_PAPER: Any = {"facecolor": "white", "linewidth": 0, "pad": 0.6}  # behind what is written across lines
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -178,12 +180,12 @@ def reached(ax: Axes, at: float, estimate: Estimate, costs: Sequence[float]) -> 
   missed = sum(math.isinf(v) for v in costs)
   if math.isfinite(estimate.mean):
     said, where = amount(estimate.mean), (estimate.mean, at)
-    ax.annotate(said, where, (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    ax.annotate(said, where, (0, 8), textcoords="offset points", ha="center", fontsize=9, bbox=_PAPER)
   if missed:
-    edge: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    edge: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "bbox": _PAPER}
     said = "never" if missed == len(costs) else f"never in {missed} of {len(costs)}"
     if math.isinf(estimate.mean):
-      ax.annotate(said, (1, at), (-4, 0), va="bottom", fontsize=10, **edge)
+      ax.annotate(said, (1, at), (-4, 0), va="center" if missed == len(costs) else "bottom", fontsize=10, **edge)
     else:
       to: Any = {"arrowstyle": "->", "color": GREY, "linewidth": 1.4, "shrinkA": 6, "shrinkB": 0}
       ax.annotate("", (1, at), (estimate.mean, at), ("axes fraction", "data"), "data", arrowprops=to)

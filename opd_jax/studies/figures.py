@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -67,7 +68,7 @@ def cost(results: Results, arms: Names, reference: str, margin: float = 0.01) ->
   """What each arm spends until it is first at the reference's score less the margin, seed by seed."""
   targets = {seed: score - margin for seed, score in results.scores(reference).items()}
   shown = charts.present(results, arms)
-  figure, axes = plotting.panels(13, 1.7 + 0.62 * len(shown), 1, 4, sharey=True)
+  figure, axes = plotting.panels(13, 1.4 + 0.52 * len(shown), 1, 4, sharey=True)
   looks = charts.looks(shown)
   for ax, (x, title) in zip(axes, _COSTS.items(), strict=True):
     found = {arm: list(results.seconds_to(arm, targets, x).values()) for arm in shown}
@@ -76,6 +77,8 @@ def cost(results: Results, arms: Names, reference: str, margin: float = 0.01) ->
     for at, (arm, style) in enumerate(zip(shown, looks, strict=True)):
       charts.dot(ax, at, estimates[arm], found[arm], style, across=True)
       charts.reached(ax, at, estimates[arm], found[arm])
+    if reference in shown:
+      ax.axvline(estimates[reference].mean, color="#a8a8a8", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.set(title=title)
   charts.rows(axes, list(shown.values()))
   return figure
@@ -104,7 +107,7 @@ def segments(results: Results, tenths: Names, others: Names, full: str | None = 
   charts.ticks(ax, places, [plotting.wrap(label, 8) for label in (*left.values(), *right.values())])
   ax.grid(False, axis="x")
   ax.set(xlabel="which tokens of the response were trained", xlim=(-0.6, places[-1] + 0.6))
-  charts.accuracy_axis(ax, charts.SCORE)
+  charts.accuracy_axis(ax, charts.SCORE, zero=False)
   figure.legend(handles=handles, loc="outside upper left", ncols=3)
   return figure
 
@@ -205,8 +208,12 @@ def accuracy(results: Results, arms: Names, x: str = "elapsed", title: str = "")
 
 
 @picture
-def scores(results: Results, arms: Names, title: str = "") -> Figure:
-  """Score by arm, from top to bottom."""
+def scores(results: Results, arms: Names, title: str = "", before: bool = True) -> Figure:
+  """Score by arm, from top to bottom.
+
+  Args:
+    before: show the untrained student too; without it, scores near each other are told apart.
+  """
   shown = charts.present(results, arms)
   figure, (ax,) = plotting.panels(8, 1.5 + 0.5 * len(shown), 1, 1)
   for at, (arm, style) in enumerate(zip(shown, charts.looks(shown), strict=True)):
@@ -214,7 +221,7 @@ def scores(results: Results, arms: Names, title: str = "") -> Figure:
     values = results.scores(arm).values()
     beyond = max(v for v in (interval(values).high, *values) if math.isfinite(v))
     ax.annotate(f"{mean:.3f}", (beyond, at), (9, 0), textcoords="offset points", va="center", fontsize=10)
-  handles = charts.before_training(ax, results, shown, across=True)
+  handles = charts.before_training(ax, results, shown, across=True) if before else []
   charts.rows([ax], list(shown.values()))
   low, high = ax.dataLim.intervalx
   room = max(0.1, high - low)
@@ -308,7 +315,8 @@ def adaptive(results: Results, chosen: Names, others: Names) -> Figure:
   plotting.time_axis(ax, charts.arms_of(results, {**chosen, **others}))
   ax.set_title("Score by training time of the whole run")
   charts.accuracy_axis(ax, charts.SCORE, zero=False)
-  plotting.legend(figure, [], handles)
+  with matplotlib.rc_context({"legend.handlelength": 1.2}):  # marks alone
+    plotting.legend(figure, [], handles)
   return figure
 
 
@@ -337,7 +345,7 @@ def credit(results: Results, teachers: Mapping[str, Iterable[str]]) -> Figure:
   handles += charts.before_training(ax, results, [arm for line in lines.values() for arm in line.values()])
   charts.ticks(ax, range(len(discounts)), [_discount(d) for d in discounts])
   ax.set(xlabel="discount of later tokens' rewards", xlim=(-0.5, len(discounts) - 0.5))
-  charts.accuracy_axis(ax, charts.SCORE)
+  charts.accuracy_axis(ax, charts.SCORE, zero=False)
   figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
   return figure
 

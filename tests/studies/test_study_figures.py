@@ -146,6 +146,12 @@ class TestScores:
     assert {"OPD", "TOPD 10%", "Phase", f"{opd:.3f}", charts.SCORE} <= set(said)
     assert means(figure)[0] == pytest.approx((opd, 0))
 
+  def test_before_training(self, results):
+    near, far = (figures.scores(results, {"opd": "OPD"}, before=before) for before in (False, True))
+    assert "student before training" in drawn(far)
+    assert "student before training" not in drawn(near)
+    assert far.axes[0].get_xlim()[0] < synthetic.START < near.axes[0].get_xlim()[0]
+
   def test_one_seed(self, results):
     one = Results(results.out, [], [1])
     said = drawn(figures.scores(one, {"phase-opd": "OPD"}))
