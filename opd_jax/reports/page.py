@@ -30,12 +30,13 @@ def _render(comparison: Comparison, pictures: Sequence[figures.Picture]) -> str:
   keys = differing([run.config for run in runs])
   shared = [f"{k} = {show(v)}" for k, v in sorted(runs[0].config.items()) if k not in keys]
   return _PAGE.format(
+    style=STYLE,
     headline=html.escape(headline(comparison)),
-    arms=_table([_arm_cells(comparison, arm) for arm in comparison.arms]),
+    arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]),
     figures="\n".join(map(_figure, pictures)),
     notes="".join(f"<li>{html.escape(note)}</li>" for note in _notes(comparison)),
-    runs=_table([_run_cells(run) for run in runs], "text"),
-    differing=_table([{"workdir": str(run.path)} | {k: show(run.config.get(k)) for k in keys} for run in runs], "text"),
+    runs=table([_run_cells(run) for run in runs], "text"),
+    differing=table([{"workdir": str(run.path)} | {k: show(run.config.get(k)) for k in keys} for run in runs], "text"),
     shared=html.escape("\n".join(shared)),
   )
 
@@ -47,7 +48,7 @@ def _figure(picture: figures.Picture) -> str:
   return f"<h2>{title}</h2>\n<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _table(rows: Sequence[dict[str, str]], kind: str = "numbers") -> str:
+def table(rows: Sequence[dict[str, str]], kind: str = "numbers") -> str:
   """Rows of cells by head; a column in which no row says anything is left out."""
   heads = list(dict.fromkeys(k for row in rows for k in row if any(r.get(k) for r in rows)))
   head = "".join(f"<th>{html.escape(k)}</th>" for k in heads)
@@ -133,24 +134,25 @@ def _notes(comparison: Comparison) -> list[str]:
   return notes + [f"{run.path}: {note}." for run in runs for note in run.notes]
 
 
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+.lead { font-size: 1.15rem; max-width: 60rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
+th { vertical-align: bottom; border-bottom: 2px solid #888; }
+td { min-width: 3.5rem; max-width: 22rem; }
+.text th, .text td, th:first-child, td:first-child { text-align: left; }
+figure { margin: 0; } img { max-width: 100%; height: auto; }
+figcaption, li { font-size: .9rem; color: #444; max-width: 60rem; }
+pre { font-size: .8rem; background: #f6f6f6; padding: .8rem; overflow-x: auto; }
+summary { cursor: pointer; }
+"""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>opd_jax report</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin: 0 0 .5rem; }} h2 {{ font-size: 1.15rem; margin: 2.4rem 0 .6rem; }}
-.lead {{ font-size: 1.15rem; max-width: 60rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }}
-th {{ vertical-align: bottom; border-bottom: 2px solid #888; }}
-td {{ min-width: 3.5rem; max-width: 22rem; }}
-.text th, .text td, th:first-child, td:first-child {{ text-align: left; }}
-figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }}
-figcaption, li {{ font-size: .9rem; color: #444; max-width: 60rem; }}
-pre {{ font-size: .8rem; background: #f6f6f6; padding: .8rem; overflow-x: auto; }}
-summary {{ cursor: pointer; }}
-</style></head><body>
+{style}</style></head><body>
 <h1>How far must the student speak?</h1>
 <p class="lead">{headline}</p>
 <h2>Arms</h2>

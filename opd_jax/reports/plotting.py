@@ -8,7 +8,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -45,6 +45,7 @@ _DASHES = ("-", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (2, 1.5)), (0, (9, 2, 1.5,
 _MARKERS = ("o", "s", "^", "D", "v", "<", "p", ">")
 _TARGET: Any = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 0.9}
 
+T = TypeVar("T")
 Records = Callable[[Run], list[dict[str, Any]]]  # of a run: its training records, or its evaluations
 
 
@@ -61,8 +62,8 @@ class Style(NamedTuple):
     return {"color": self.color, "linestyle": self.linestyle, "marker": self.marker, **edge}
 
 
-def styled(arms: Sequence[Arm]) -> list[tuple[Arm, Style]]:
-  """Arms with their looks."""
+def styled(arms: Sequence[T]) -> list[tuple[T, Style]]:
+  """Arms, or whatever is drawn, with their looks."""
   looks = zip(cycle(_COLOURS), cycle(_DASHES), cycle(_MARKERS), strict=True)
   return [(arm, Style(*look, i / len(arms))) for i, (arm, look) in enumerate(zip(arms, looks, strict=False))]
 

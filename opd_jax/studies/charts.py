@@ -64,7 +64,7 @@ def arms_of(results: Results, names: Names) -> list[Arm]:
 
 def looks(labels: Iterable[str]) -> list[Style]:
   """One for each, the same as `plotting.legend` shows for arms in this order."""
-  return [style for _, style in plotting.styled([Arm(label, [], 0.0) for label in labels])]
+  return [style for _, style in plotting.styled(list(labels))]
 
 
 def accuracy_lines(ax: Axes, arms: Sequence[Arm], x: str) -> None:

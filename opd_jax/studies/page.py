@@ -53,10 +53,10 @@ def write(
   page.write_text(
     _PAGE.format(
       title=html.escape(title),
-      style=_STYLE,
+      style=report.STYLE,
       intro=_paragraphs(intro),
       count=html.escape(tally(verdicts)),
-      verdicts=report._table([_cells(v) for v in verdicts], "text verdicts"),
+      verdicts=report.table([_cells(v) for v in verdicts], "text verdicts"),
       sections="\n".join(_section(s, folder) for s in sections),
     ),
     encoding="utf-8",
@@ -117,7 +117,7 @@ def _section(section: Section, folder: pathlib.Path) -> str:
   if section.figure is not None:
     parts.append(_image(section.title, section.figure, folder))
   if section.table:
-    parts.append(report._table(section.table))
+    parts.append(report.table(section.table))
   return "\n".join(parts)
 
 
@@ -133,7 +133,6 @@ def _paragraphs(text: str) -> str:
   return "\n".join(f"<p>{html.escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip())
 
 
-_STYLE = report._PAGE.format_map(collections.defaultdict(str)).split("<style>")[1].split("</style>")[0]
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
