@@ -4,6 +4,7 @@ Every interval is at 95% over seeds; scores are means of a run's last evaluation
 accuracy. A time is training seconds, probes of the horizon included, compiling and evaluation not.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -157,15 +158,11 @@ def late_is_less_reliable(r: Results) -> Verdict:
 
 
 def quarter(at_step: Mapping[str, Any], metric: str, which: int) -> float:
-  """Mean over a quarter of the bins, of rows that reach the last of them."""
-  values, count = at_step[metric], at_step["count"]
-  n = len(values)
-  part = [
-    (v, c)
-    for v, c in list(zip(values, count, strict=True))[which * n // 4 : (which + 1) * n // 4]
-    if c and v is not None
-  ]
-  return sum(v * c for v, c in part) / sum(c for _, c in part)
+  """Mean over the tokens of a quarter of the bins; NaN without any."""
+  n = len(at_step["count"])
+  part = slice(which * n // 4, (which + 1) * n // 4)
+  there = [(v, c) for v, c in zip(at_step[metric][part], at_step["count"][part], strict=True) if c and v is not None]
+  return sum(v * c for v, c in there) / sum(c for _, c in there) if there else math.nan
 
 
 def _minus(e: Estimate) -> Estimate:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,11 +32,13 @@ def train_all(
   An arm's runs share their compiled programs, and none is compiled while a step is timed.
   """
   changes = {"compile_cache": str((out / ".jax_cache").resolve())} | (changes or {})
-  for arm in arms:
+  seeds = list(seeds)
+  for i, arm in enumerate(arms, 1):
     kept: Kept = {}
     for seed in seeds:
       path = workdir(out, arm.name, seed)
       if not finished(path):
+        print(f"== {arm.name}, seed {seed}: arm {i} of {len(arms)}", file=sys.stderr)
         trainer = Trainer(arm.config(seed, changes), path, kept)
         trainer.compile()
         trainer.run()

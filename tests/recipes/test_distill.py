@@ -14,7 +14,7 @@ from opd_jax.models import decoder
 from opd_jax.objectives.divergence import Objective
 from opd_jax.objectives.loss import Loss
 from opd_jax.objectives.weights import Weights
-from opd_jax.recipes.distill import Distill
+from opd_jax.recipes.distill import Distill, Rows
 from opd_jax.rollout.sample import Sampling
 from opd_jax.types import Batch, Judges, Rollout, TrainState
 from tests.conftest import STUDENT, TEACHER
@@ -370,3 +370,29 @@ def test_each_row_can_have_a_teacher_of_its_own(student, teacher, prompts, said)
   scale = float(only.mask.sum() / said.mask.sum())
   np.testing.assert_allclose(stats["loss"], want["loss"] * scale, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * scale, rtol=1e-3, atol=2e-5), grads, want_grads)
+
+
+def test_the_probe_is_the_gradient_of_a_map_before_the_head(student, teacher, prompts):
+  """Cosines by differentiating the whole loss of every shorter rollout by a map M = 1 between states and head."""
+  widths = (3, 6, H)
+  found = jax.jit(functools.partial(RECIPE.probe, widths=widths, prompts=4))(
+    student, Judges((teacher,)), prompts, jax.random.key(4)
+  )
+  said = programs(RECIPE)[0](student, prompts, jax.random.key(4), H)
+  assert int(found["tokens"]) == int(said.mask.sum())
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def gradient(M, width):
+    def loss(M):
+      mask = said.mask & (jnp.arange(H) < width)
+      cut = dataclasses.replace(said, mask=mask)
+      part = Rows(prompts, cut, RECIPE.loss.shares(mask, jax.random.key(0)), None)
+      seen = RECIPE.read(student, STUDENT, part)
+      return RECIPE.compare(seen._replace(hidden=seen.hidden @ M), Judges((teacher,)), part)[0]
+
+    return jax.grad(loss)(M)
+
+  grads = [np.asarray(gradient(jnp.eye(STUDENT.width), w), np.float64) for w in widths]
+  cosine = [np.sum(g * grads[-1]) / np.linalg.norm(g) / np.linalg.norm(grads[-1]) for g in grads]
+  np.testing.assert_allclose(found["agreement"], cosine, rtol=1e-4)
+  assert cosine[0] < 0.999, "else the test sees nothing"

@@ -111,3 +111,43 @@ def test_unknown_names_are_refused_with_the_known_ones():
     generator("chess")
   with pytest.raises(ValueError, match="'gsm8k'"):
     verifier("chess")
+
+
+def symbols(text: str) -> list[str]:
+  return [*text, chain.EOS]
+
+
+def test_the_right_symbol_follows_what_is_written():
+  """58+-++x3=: 5+8=3; after a wrong 4, the next step is 8-4 = 4 and not 8-3 = 5."""
+  p = next(p for p in chain.SHORT.problems(2000, seed=0) if p.prompt.startswith("58+-"))
+  right = symbols(p.solution)
+  assert chain.SHORT.right(p.prompt, right) == right
+  at = p.solution.index("=") + 1
+  assert p.solution[at - 4 : at + 6] == "5+8=3,8-3="
+  wrong = [*p.solution[:at], "4", ",", "8", "-", "4", "="]
+  found = chain.SHORT.right(p.prompt, [*wrong, "0"])
+  assert "".join(found[at:]) == "3,8-4=4"
+
+
+@pytest.mark.parametrize("task", [chain.SHORT, chain.SHORT_PHASE, chain.CHAIN, chain.PHASE], ids=lambda t: t.name)
+def test_nothing_is_right_beyond_the_format(task):
+  p = task.problems(1, seed=1)[0]
+  out_of_format = [*p.solution[:5], "\n", *p.solution[5:]]
+  assert task.right(p.prompt, out_of_format) == [*p.solution[:6]], "the symbol that leaves it can still be judged"
+  assert task.right(p.prompt, [*symbols(p.solution), "5"]) == symbols(p.solution), "nothing follows the end"
+  assert len(symbols(p.solution)) <= task.max_response
+
+
+def test_who_slips_is_wrong_now_and_then_and_goes_on_from_it():
+  rng = random.Random(0)
+  wrong = total = 0
+  for _ in range(50):
+    p = chain.SHORT_PHASE.problem(rng, False, chain.slips(rng, 0.2))
+    written = symbols(p.solution)
+    right = chain.SHORT_PHASE.right(p.prompt, written)
+    assert len(right) == len(written), "every slip stays in the format"
+    facts = [i for i, s in enumerate(written) if written[i - 1] == "="]
+    wrong += sum(written[i] != right[i] for i in facts)
+    total += len(facts)
+    assert all(written[i] == right[i] for i in range(len(written)) if i not in facts)
+  assert 0.15 < wrong / total < 0.25
