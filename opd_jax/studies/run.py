@@ -27,21 +27,19 @@ def finished(path: pathlib.Path) -> bool:
 def train_all(
   arms: Sequence[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """The runs that are missing, or that were interrupted, all seeds of an arm before the next arm.
+  """The runs that are missing, or that were interrupted: all arms of a seed before the next seed.
 
-  An arm's runs share their compiled programs, and none is compiled while a step is timed.
+  Arms of one seed follow each other, since a machine's speed changes by the hour. Seeds share their compiled programs, and
+  none is compiled while a step is timed.
   """
   changes = {"compile_cache": str((out / ".jax_cache").resolve())} | (changes or {})
-  seeds = list(seeds)
-  for i, arm in enumerate(arms, 1):
-    kept: Kept = {}
-    for seed in seeds:
-      path = workdir(out, arm.name, seed)
-      if not finished(path):
-        print(f"== {arm.name}, seed {seed}: arm {i} of {len(arms)}", file=sys.stderr)
-        trainer = Trainer(arm.config(seed, changes), path, kept)
-        trainer.compile()
-        trainer.run()
+  kept: Kept = {}
+  todo = [(arm, seed) for seed in seeds for arm in arms if not finished(workdir(out, arm.name, seed))]
+  for i, (arm, seed) in enumerate(todo, 1):
+    print(f"== {arm.name}, seed {seed}: run {i} of {len(todo)}", file=sys.stderr)
+    trainer = Trainer(arm.config(seed, changes), workdir(out, arm.name, seed), kept)
+    trainer.compile()
+    trainer.run()
 
 
 def measure(out: pathlib.Path, name: str, seed: int, how: Callable[[], dict[str, Any]]) -> dict[str, Any]:

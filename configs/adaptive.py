@@ -1,0 +1,24 @@
+"""Adaptive: the horizon is chosen while the student trains, among a few compiled widths; the rules are in opd_jax/adaptive.py.
+
+cpu    python -m opd_jax.train --config=configs/adaptive.py --workdir=runs/adaptive
+       2 cores
+hf     --config=configs/adaptive.py:hf      any two Hugging Face directories and a JSONL file
+paper  --config=configs/adaptive.py:paper   the published hyper-parameters of arXiv:2605.31490, with this horizon
+
+Every tenth step speaks to the end and is learned from like any other; the steps between stop at the shortest width beyond
+which a token has no more than 1.5 times the divergence of one within (`horizon.threshold`). The other rules:
+
+  --config.horizon.kind=agreement    the shortest whose gradient points where the full one does (ADWIN, arXiv:2605.28396)
+  --config.horizon.kind=saturation   longer when the divergence within has stopped falling
+  --config.horizon.kind=drift        as far as student and teacher agree (Prune-OPD's cap, arXiv:2605.07804)
+"""
+
+from opd_jax.config import at_scale
+
+
+def get_config(scale: str = "cpu"):
+  c = at_scale(scale)
+  c.horizon.kind = "look"
+  c.horizon.start = max(1, c.horizon.max // 10)
+  c.horizon.every = 10
+  return c
