@@ -27,7 +27,7 @@ def define(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, c) -> None:
   from rich.console import Console
 
-  from opd_jax import bucket, config, hosts, inputs, state
+  from opd_jax import bucket, checks, hosts, inputs, state
   from opd_jax import mesh as meshes
   from opd_jax.data import tokenizer as tokenizers
   from opd_jax.evaluation import Evaluator
@@ -42,7 +42,7 @@ def run(values: flags.FlagValues, c) -> None:
     out = place.path / "evaluation.json"
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out} cannot be written: there is no directory {out.parent}.")
-  config.check(c)
+  checks.check(c)
   model = inputs.model(values.model or c.student)
   tokenizer = tokenizers.load(model.path)
   mesh = meshes.for_reading(c.mesh)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from opd_jax import checks, horizon, tasks
 from opd_jax import config as configs
-from opd_jax import horizon, tasks
 from opd_jax import mesh as meshes
 from opd_jax import teacher as frozen
 from opd_jax.config import Config
@@ -87,7 +87,7 @@ def load(c: Config) -> Inputs:
   Raises:
     InputError: the first thing that is wrong, in one sentence.
   """
-  configs.check(c)
+  checks.check(c)
   schedule = horizon.from_config(c.horizon)
   mesh = meshes.from_config(c.mesh)
   meshes.check_rows(mesh, c.batch, "config.batch")

@@ -21,6 +21,7 @@ import numpy as np
 from opd_jax import (
   __version__,
   adaptive,
+  announce,
   checkpoint,
   credit,
   horizon,
@@ -335,32 +336,11 @@ class Trainer:
     return step == self.c.steps or (every > 0 and step % every == 0)
 
   def _announce(self) -> None:
-    """The run in a few lines: models, stages, programs, warnings."""
-    c, i = self.c, self.inputs
+    c, shapes = self.c, self._shapes()
     if self.step < c.steps:
       self._describe([])
-    names = zip(tuple(c.teachers) or (c.teacher,), self.judges.teachers, strict=True)
-    teachers = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in names)
-    self.log.say(
-      f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "
-      f"({_millions(self.state.params)}), {teachers}, {c.steps} steps of "
-      f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_widths[-1]} tokens, "
-      f"{_mesh(i.mesh)}, {i.dtype}, workdir {self.place.name}"
-    )
-    for s in self.stages if isinstance(self.schedule, horizon.Schedule) else ():
-      limits = f"{s['first_limit']}" + (f" to {s['last_limit']}" if s["last_limit"] != s["first_limit"] else "")
-      self.log.say(
-        f"  stage {s['index']}: steps {s['start']} to {s['end'] - 1}, width {s['width']}, limit {limits} tokens, "
-        f"at most {s['tokens']:,} tokens"
-      )
-    evaluations = " and 1 for evaluation" if c.eval.every else ""
-    if isinstance(self.schedule, horizon.Adaptive):
-      self.log.say(f"  widths {', '.join(map(str, self.schedule.widths))}, chosen by {self.schedule.rule}")
-    shapes = self._shapes()
-    listed = ", ".join(f"{p} + {width}" for p, width in shapes)
-    self.log.say(f"  {len(shapes)} shape(s) x 2 programs (rollout, update){evaluations}; prompt + response: {listed}")
-    for warning in i.warnings:
-      self.log.say(f"  note: {warning}")
+    for line in announce.lines(c, self.inputs, self.state.params, self.judges, self.stages, shapes, self.place.name):
+      self.log.say(line)
     if self.resumed:
       self.log.say(f"  resumed after step {self.resumed}")
 
@@ -403,16 +383,6 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
     bins=min(c.log.bins, c.horizon.max),
     seed=c.seed if c.weights.kind == "random" else 0,
   )
-
-
-def _mesh(mesh: jax.sharding.Mesh) -> str:
-  axes = " x ".join(f"{name} {n}" for name, n in mesh.shape.items() if n > 1)
-  processes = f" in {jax.process_count()} processes" if hosts.several() else ""
-  return f"{mesh.size} device(s){f' ({axes})' if axes else ''}{processes}"
-
-
-def _millions(params: Params) -> str:
-  return f"{sum(a.size for a in jax.tree.leaves(params)) / 1e6:.2f}M"
 
 
 def train(c: Config, path: str | os.PathLike, kept: Kept | None = None) -> None:

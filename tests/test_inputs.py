@@ -11,7 +11,7 @@ from collections import namedtuple
 import pytest
 from absl import flags
 
-from opd_jax import checkpoint, cli, config
+from opd_jax import checkpoint, checks, cli, config
 from opd_jax.errors import InputError
 from opd_jax.trainer import Trainer
 
@@ -322,7 +322,7 @@ def test_every_config_is_complete(method, scale):
   from opd_jax import horizon
 
   c = config.load(f"{method}:{scale}")
-  config.check(c)
+  checks.check(c)
   schedule = horizon.from_config(c.horizon)
   assert schedule.stages(c.steps)
   if scale == "paper":

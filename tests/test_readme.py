@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from opd_jax import config
+from opd_jax import checks, config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def value(text: str):
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_of_the_table_is_a_config(name):
   c = config.override(config.load("opd"), {key: value(text) for key, text in LOSSES[name]})
-  config.check(c)
+  checks.check(c)
 
 
 def test_the_table_was_found():

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax import checks, inputs, state, teacher, trainer
 from opd_jax import config as configs
-from opd_jax import inputs, state, teacher, trainer
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.errors import InputError
@@ -88,7 +88,7 @@ class Subject:
       InputError: where the sizes fit neither the models nor the mesh.
     """
     c = configs.override(self.c, {"batch": case.batch, "horizon.max": case.horizon, "horizon.kind": "full"})
-    configs.check(c)
+    checks.check(c)
     meshes.check_rows(self.mesh, case.batch, "--batch")
     inputs.micro_batch(c, self.mesh)
     longest = min(cfg.max_positions for cfg in (self.student, *self.teachers))

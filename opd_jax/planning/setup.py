@@ -5,8 +5,8 @@ import re
 
 import jax
 
+from opd_jax import checks, horizon, inputs
 from opd_jax import config as configs
-from opd_jax import horizon, inputs
 from opd_jax import mesh as meshes
 from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.config import Config
@@ -74,7 +74,7 @@ def make(c: Config, target: Target, prompt: int | None, weak: float = 1.0) -> Se
     notes.append("weak scaling: " + ", ".join(f"config.{key}={value}" for key, value in grown.items()))
   schedule = horizon.from_config(c.horizon)
   mesh = _mesh(c, target)
-  configs.check(c)
+  checks.check(c)
   meshes.check_rows(mesh, c.batch, "config.batch")
   c, note = _rounded(c, mesh)
   subject = Subject.load(c, devices=target.devices)

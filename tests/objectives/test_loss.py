@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.lax import stop_gradient as sg
 
-from opd_jax import config
+from opd_jax import checks, config
 from opd_jax.errors import InputError
 from opd_jax.objectives import loss as losses
 from opd_jax.objectives.divergence import Objective
@@ -493,7 +493,7 @@ def test_refusals_name_the_key_and_a_mend_that_mends(name):
     losses.check(c)
   for piece, mend in mends.items():
     assert piece in str(refusal.value)
-    config.check(config.override(c, mend))
+    checks.check(config.override(c, mend))
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ def test_refusals_name_the_key_and_a_mend_that_mends(name):
   ids=str,
 )
 def test_what_can_be_meant_is_not_refused(allowed):
-  config.check(config.override(OPD, allowed))
+  checks.check(config.override(OPD, allowed))
 
 
 def test_every_key_reaches_the_loss():

@@ -1,0 +1,129 @@
+"""Values of a config that cannot be meant, refused before anything is compiled or written."""
+
+import importlib.util
+
+from opd_jax.config import TASK, Config, get
+from opd_jax.errors import InputError
+from opd_jax.objectives import divergence, loss, surrogate, weights
+
+
+def check(c: Config) -> None:
+  """Refuses values that cannot be meant, before anything is compiled or written.
+
+  The horizon and the data have checks of their own in horizon.py and data/.
+  """
+
+  def positive(*keys):
+    for key in keys:
+      if get(c, key) < 1:
+        raise InputError(f"config.{key} is {get(c, key)}; it has to be at least 1.")
+
+  def one_of(key, *allowed):
+    if get(c, key) not in allowed:
+      raise InputError(f"config.{key} is {get(c, key)!r}; it can be {', '.join(map(repr, allowed))}.")
+
+  positive("steps", "batch", "rollouts_per_prompt", "updates_per_rollout", "data.max_prompt", "eval.prompts", "eval.k")
+  positive(
+    "buckets",
+    "rollout.segments",
+    "eval.batch",
+    "checkpoint.keep",
+    "log.every",
+    "log.bins",
+    "optimizer.max_skipped",
+    "objective.k",
+  )
+  one_of("data.on_bad_line", "refuse", "skip", "truncate")
+  one_of("objective.kind", *divergence.KINDS)
+  one_of("objective.support", *divergence.SUPPORTS)
+  one_of("objective.tail", *divergence.TAILS)
+  one_of("objective.normaliser", *weights.NORMALISERS)
+  one_of("weights.kind", *weights.KINDS)
+  one_of("importance.kind", *surrogate.IMPORTANCE)
+  one_of("importance.level", *surrogate.LEVELS)
+  one_of("optimizer.kind", "adamw")
+  one_of("remat", "none", "dots", "layer")
+  one_of("teacher_precision", "compute", "int8")
+  one_of("mesh.teacher", "none", "fsdp", "all")
+  one_of("precision", "auto", "float32", "bfloat16")
+  for key in (
+    "eval.every",
+    "eval.max_tokens",
+    "checkpoint.every",
+    "optimizer.warmup",
+    "sampling.top_k",
+    "rollout.segment",
+    "objective.chunk",
+    "objective.vocab_chunk",
+    "objective.constant",
+    "objective.entry_clip",
+    "objective.token_clip",
+    "weights.tokens",
+    "weights.start",
+    "weights.end",
+    "weights.gamma",
+    "optimizer.clip",
+    "optimizer.weight_decay",
+    "log.overlap_k",
+    "log.samples",
+  ):
+    if get(c, key) < 0:
+      raise InputError(f"config.{key} is {get(c, key)}; it cannot be negative.")
+  for key in ("optimizer.b1", "optimizer.b2"):
+    if not 0 <= get(c, key) < 1:
+      raise InputError(f"config.{key} is {get(c, key)}; it has to be at least 0 and below 1.")
+  if c.teacher_precision == "int8" and not importlib.util.find_spec("qwix"):
+    raise InputError(
+      "config.teacher_precision is 'int8', but qwix is not installed; pip install qwix, or leave it 'compute'."
+    )
+  if c.data.widths and c.data.widths <= 1:
+    raise InputError(f"config.data.widths is {c.data.widths}; it is a ratio above 1, such as 1.5, or 0 for one width.")
+  for divisor in c.rollout.shrink:
+    if not isinstance(divisor, int) or divisor < 2:
+      raise InputError(f"config.rollout.shrink holds {divisor!r}; it holds whole numbers of 2 or more, such as (2, 4).")
+  if c.log.wandb and not importlib.util.find_spec("wandb"):
+    raise InputError(
+      f"config.log.wandb is {c.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
+    )
+  for name in c.allow_mismatch:
+    if name not in ("tokenizer", "eos", "chat_template"):
+      raise InputError(f"config.allow_mismatch names {name!r}; it can name 'tokenizer', 'eos' and 'chat_template'.")
+  if c.sampling.temperature <= 0:
+    raise InputError(
+      f"config.sampling.temperature is {c.sampling.temperature}; a rollout is sampled, so it has to be above 0."
+    )
+  for key in ("objective.student_temperature", "objective.teacher_temperature"):
+    if get(c, key) <= 0:
+      raise InputError(f"config.{key} is {get(c, key)}; it has to be above 0.")
+  for key in ("objective.beta", "objective.discount"):
+    if not 0 <= get(c, key) <= 1:
+      raise InputError(f"config.{key} is {get(c, key)}; it lies between 0 and 1.")
+  if c.data.teacher_field and c.data.path.startswith(TASK):
+    raise InputError(
+      f"config.data.teacher_field is {c.data.teacher_field!r}, but {c.data.path} is a built-in task, whose problems name no "
+      "teacher; give a JSONL file in config.data.path, or leave the field empty."
+    )
+  if c.data.teacher_field and c.teacher_weights:
+    raise InputError(
+      "config.teacher_weights mixes the teachers of every example and config.data.teacher_field chooses one; set only one "
+      "of the two."
+    )
+  loss.check(c)
+  if c.eval.temperature < 0:
+    raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")
+  if not 0 < c.sampling.top_p <= 1:
+    raise InputError(f"config.sampling.top_p is {c.sampling.top_p}; it has to be above 0 and at most 1.")
+  if not c.optimizer.lr > 0:
+    raise InputError(f"config.optimizer.lr is {c.optimizer.lr}; it has to be above 0.")
+  for k in c.eval.pass_at:
+    if not isinstance(k, int):
+      raise InputError(f"config.eval.pass_at holds {k!r}; it is a tuple of whole numbers, such as (1, 8).")
+    if not 1 <= k <= c.eval.k:
+      raise InputError(
+        f"pass@{k} was asked for with {c.eval.k} sample(s) per prompt: raise config.eval.k to at least {k}, or lower config.eval.pass_at."
+      )
+  rows = c.batch * c.rollouts_per_prompt
+  if c.micro_batch and (c.micro_batch < 0 or rows % c.micro_batch):
+    raise InputError(
+      f"config.micro_batch is {c.micro_batch}; it has to divide the {rows} rows of a step (batch x rollouts_per_prompt)."
+    )
