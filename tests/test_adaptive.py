@@ -168,7 +168,7 @@ def test_a_geometric_horizon():
 RUN = {"horizon.max": 16, "horizon.start": 4, "horizon.every": 2, "steps": 6, "checkpoint.every": 3, "eval.every": 0}
 
 
-@pytest.mark.parametrize("kind", ["agreement", "look"])
+@pytest.mark.parametrize("kind", ["agreement", pytest.param("look", marks=pytest.mark.long)])
 def test_a_run_chooses_and_resumes_as_if_it_had_never_stopped(kind, small, tmp_path, monkeypatch):
   from opd_jax.trainer import Trainer
 

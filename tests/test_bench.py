@@ -220,6 +220,7 @@ def test_objectives(tmp_path, capsys, monkeypatch):
     assert min(r["fused_seconds"], r["dense_seconds"]) > 0
 
 
+@pytest.mark.long
 def test_the_error_of_int8_is_measured_against_the_dense_teacher(tiny, monkeypatch):
   pytest.importorskip("qwix")
   from opd_jax.benchmarks import int8

@@ -220,6 +220,7 @@ def topd_drifts(r: Results) -> Verdict:
   slow = fallen("topd-10")
   kl = by_seed(r, "drift", lambda d: d["lr4-topd-10"]["beyond"] - d["untrained"]["beyond"])
   remedy = difference(r, "lr4-topd-10-initial", "lr4-topd-10")
+  looks = difference(r, "lr4-look", "lr4-topd-10")
   return verdict(
     all_of(above(short, 0.05), at_most(full, 0.05)),
     "how far the last evaluation lies below the run's best, at four times the learning rate",
@@ -228,6 +229,8 @@ def topd_drifts(r: Results) -> Verdict:
     points("TOPD 10%, best less last, the study's rate", slow),
     Evidence("KL at positions that TOPD 10% never saw, after less before (nats a token), 4x the rate", kl),
     points("KL to the initial student: what it adds to TOPD 10% at 4x the rate", remedy),
+    points("every tenth step to the end (look): what it adds to TOPD 10% at 4x the rate", looks),
+    points("look less OPD, both at 4x the rate", difference(r, "lr4-look", "lr4-opd")),
   )
 
 

@@ -109,6 +109,7 @@ ARMS: tuple[Arm, ...] = (
     "TOPD 10%, 4x the rate, KL to the initial student",
     truncated(0.1) | {"optimizer.lr": 4 * LR, "mixture.initial": 0.1},
   ),
+  Arm("lr4-look", "adaptive: look, 4x the rate", ADAPTIVE["look"] | {"optimizer.lr": 4 * LR}),
   *(
     Arm(f"segment-{round(100 * s)}", f"{round(100 * s)}-{round(100 * s) + 10}%", segment(s))
     for s in (0.2, 0.4, 0.6, 0.8)

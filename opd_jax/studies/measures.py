@@ -29,6 +29,7 @@ DRIFTING = (
   "lr2-topd-10",
   "lr4-topd-10",
   "lr4-topd-10-initial",
+  "lr4-look",
   "lr4-opd",
 )
 FROM = 105  # tokens that a row needs to be among those whose advantages are compared

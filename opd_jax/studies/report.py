@@ -56,7 +56,7 @@ def sections(r: Results) -> list[Section]:
     ),
     Section(
       "Which tokens teach",
-      "A tenth of T is trained, from different places of full rollouts.",
+      "A tenth of T is trained, from different places. What comes after the trained tokens is not spoken, since nothing depends on it.",
       figures.segments(r, of(*tenths) | {"topd-10": "0-10%"}, of("random", "last"), "opd"),
     ),
     Section(
@@ -83,7 +83,7 @@ def sections(r: Results) -> list[Section]:
     Section(
       "Drift",
       "Learning rate by horizon.",
-      figures.drift(r, grid, of("opd", "lr4-opd", "topd-10-long", "lr4-topd-10", "lr4-topd-10-initial")),
+      figures.drift(r, grid, of("opd", "lr4-opd", "topd-10-long", "lr4-topd-10", "lr4-topd-10-initial", "lr4-look")),
     ),
     Section(
       "Horizons that choose themselves",
@@ -108,5 +108,9 @@ def sections(r: Results) -> list[Section]:
       "The strong model learns from the weak one.",
       figures.accuracy(r, of("reverse-opd", "reverse-topd-25", "reverse-topd-10"), "elapsed"),
     ),
-    Section("Weights by position", "All tokens, weights of mean one.", figures.scores(r, of("opd", "gap", "rising"))),
+    Section(
+      "Weights by position",
+      "All tokens, weights of mean one.",
+      figures.scores(r, of("opd", "gap", "rising"), before=False),
+    ),
   ]

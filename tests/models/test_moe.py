@@ -249,6 +249,7 @@ def collectives(hlo: str) -> list[str]:
   return [f"{operation} {shape}" for shapes, operation in found for shape in re.findall(r"\w+\[[\d,]*\]", shapes)]
 
 
+@pytest.mark.long
 def test_eight_devices_give_what_one_gives(sharded):
   assert len(sharded["errors"]) == sum(len(kinds) for *_, kinds in SHARDED)
   assert max(sharded["errors"].values()) < 2e-6, sharded["errors"]

@@ -158,6 +158,7 @@ def test_a_run_with_an_int8_teacher(small, tmp_path, monkeypatch):
   assert record["skipped"] == 0
 
 
+@pytest.mark.long
 def test_eight_devices_read_what_one_reads(tiny):
   """In a process of its own, since a process cannot change its devices."""
   env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

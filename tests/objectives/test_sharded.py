@@ -17,12 +17,14 @@ def found():
   return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_eight_devices_give_what_one_gives(found):
   """Sum, readings and gradients of every objective; nine ids on two and on eight devices, which neither divides."""
   assert len(found["errors"]) > 20
   assert max(found["errors"].values()) < 2e-5, found["errors"]
 
 
+@pytest.mark.long
 def test_no_chunk_moves_logits_or_a_heads_gradient(found):
   """Eight tokens a chunk and 512 ids a device: inside the loop only numbers per token travel, and chosen ids."""
   assert found["collectives"].keys() == {"chunk=8", "support=both_topk k=4 chunk=8"}
