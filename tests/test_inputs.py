@@ -315,7 +315,7 @@ def test_config_refuses_unknown_keys_in_code():
     config.default().horizn = 5
 
 
-@pytest.mark.parametrize("method", ["opd", "topd", "popd"])
+@pytest.mark.parametrize("method", ["opd", "topd", "popd", "adaptive"])
 @pytest.mark.parametrize("scale", ["cpu", "hf", "paper"])
 def test_every_config_is_complete(method, scale):
   """Each scale of each method has a horizon that can be meant, and the paper's numbers where it gives them."""

@@ -5,8 +5,15 @@
     python -m opd_jax.tasks.pretrain --role=student --init=opd_jax/tasks/assets/student --steps=100 --lr=1e-3 \\
         --letter-weight=30 --seed=1 --out=DIR                    phase-student, from the student; 2 minutes
 
+    ASSETS=opd_jax/tasks/assets SHORT="--task=chain-short --lr=1e-3"      of the short tasks, 2 minutes each
+    python -m opd_jax.tasks.pretrain --role=student --init=$ASSETS/student $SHORT --steps=120 --letter-weight=5 --seed=2 --out=DIR
+    python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/teacher $SHORT --steps=150 --seed=2 --out=DIR
+    python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/short-teacher $SHORT --steps=120 --slips=0.1 --seed=3 --out=DIR
+
 The teacher reads correct solutions of both built-in tasks; the student reads solutions written by somebody with its
-misconceptions. Both are written as Hugging Face directories (Qwen3 architecture) and loaded like any other model.
+misconceptions. The last, short-exact-teacher, also read solutions with slips in them, and so
+knows how to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and
+loaded like any other model.
 """
 
 import argparse
