@@ -31,7 +31,8 @@ CHAIN: dict[str, Any] = {
 }
 PHASE = {"data.path": "task:phase-short", "optimizer.lr": PHASE_LR, "steps": PHASE_STEPS}
 EXACT = {"teacher": "builtin:short-exact-teacher"}
-REVERSED = {"student": "builtin:short-teacher", "teacher": "builtin:short-student"}
+# Three times the rate: at LR, 60 steps took one to seven points from the strong model in a first look at one seed.
+REVERSED = {"student": "builtin:short-teacher", "teacher": "builtin:short-student", "optimizer.lr": 3 * LR}
 
 FULL = {"horizon.kind": "full"}
 STAIRCASE = {"horizon.kind": "progressive", "horizon.start": TENTH, "horizon.growth": 3, "horizon.quantum": T // 4}
