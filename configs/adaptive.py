@@ -19,6 +19,6 @@ from opd_jax.config import at_scale
 def get_config(scale: str = "cpu"):
   c = at_scale(scale)
   c.horizon.kind = "look"
-  c.horizon.start = max(1, c.horizon.max // 10)
+  c.horizon.start = c.horizon.max // c.log.bins  # widths have to be edges of the bins by position
   c.horizon.every = 10
   return c

@@ -3,7 +3,7 @@
     agreement   the shortest whose gradient points where the full one does (after ADWIN, arXiv:2605.28396)
     drift       as far as student and teacher agree (after Prune-OPD's cap, arXiv:2605.07804)
     saturation  longer when the divergence within it has stopped falling, shorter when its tail teaches nothing (ours)
-    look        a look at the full length now and then: the shortest beyond which no more is left to learn (ours)
+    look        a look at the full length now and then: the shortest beyond which a token teaches little more (ours)
 
 A rule sees what a step has shown by position, keeps a memory of JSON, and knows nothing of JAX. The papers' constants
 are not all published: those of `drift` and the cadences are ours.
@@ -75,7 +75,7 @@ class Agreement(Rule):
   """
 
   threshold: float = math.sqrt(0.5)
-  stale: int = 5  # updates after which a probe no longer counts
+  stale: int = 5  # steps after which a probe no longer counts
 
   def choose(self, widths, at, memory, step, seen):
     if seen.agreement is None:
@@ -89,7 +89,8 @@ class Agreement(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Drift(Rule):
-  """One width longer after `patience` steps of agreement to the limit, one shorter after as many without.
+  """One width longer after `patience` steps of agreement to the limit, one shorter after as many in which it ends so early
+  that the next shorter width would hold it.
 
   A batch agrees up to the first bin of positions whose mean overlap falls under `threshold`, or, by "gap", up to where
   the divergence summed from the beginning rises over it.
@@ -117,7 +118,7 @@ class Drift(Rule):
     for (first, last), n, value in zip(itertools.pairwise(seen.edges), seen.count, seen.means[name], strict=True):
       if not n or value is None:
         break
-      gap += (last - first) * value
+      gap += (min(last, seen.limit) - first) * value
       if value < self.threshold if self.measure == "overlap" else gap > self.threshold:
         return first
     return math.inf
@@ -165,7 +166,7 @@ class Look(Rule):
       return at, memory
     for i, width in enumerate(widths[:-1]):
       beyond, within = seen.mean("kl", width), seen.mean("kl", 0, width)
-      if not beyond > self.ratio * within:  # NaN: no row went so far
+      if not beyond > self.ratio * within:  # beyond is NaN where no row went so far
         return i, memory
     return len(widths) - 1, memory
 
@@ -184,6 +185,12 @@ def from_config(c) -> Rule:
     if c[key] < low:
       raise InputError(f"config.horizon.{key} is {c[key]}; {meaning} has to be at least {low}.")
 
+  def not_for(key: str, default: float) -> None:
+    if c[key] != default:
+      raise InputError(
+        f"config.horizon.{key} is {c[key]}, which horizon.kind {c.kind!r} does not use; leave it at {default}."
+      )
+
   at_least("threshold", 0, "the threshold of an adaptive horizon (0: the rule's own)")
   own = {"threshold": c.threshold} if c.threshold else {}
   match c.kind:
@@ -198,9 +205,12 @@ def from_config(c) -> Rule:
         raise InputError(f"config.horizon.measure is {c.measure!r}; it can be 'overlap' or 'gap'.")
       if c.measure == "gap" and not c.threshold:
         raise InputError("config.horizon.threshold is 0; with measure 'gap' it is a number of nats.")
+      not_for("every", 1)
       return Drift(measure=c.measure, **own)
     case "saturation":
       at_least("window", 2, "the number of steps between which the divergence is compared")
+      not_for("every", 1)
+      not_for("threshold", 0.0)
       return Saturation(window=c.window)
     case "look":
       at_least("every", 1, "the number of steps between two at full length")

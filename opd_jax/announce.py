@@ -21,6 +21,7 @@ def lines(
   shapes: Sequence[Shape],
   workdir: str,
 ) -> Iterator[str]:
+  """One after another; `student` and `judges` are counted, and `shapes` are what programs will be compiled for."""
   names = zip(tuple(c.teachers) or (c.teacher,), judges.teachers, strict=True)
   teachers = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in names)
   yield (
@@ -35,7 +36,8 @@ def lines(
     yield from map(_stage, stages)
   evaluations = " and 1 for evaluation" if c.eval.every else ""
   listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
-  yield f"  {len(shapes)} shape(s) x 2 programs (rollout, update){evaluations}; prompt + response: {listed}"
+  probes = " and 1 to probe for each prompt width" if i.schedule.measured else ""
+  yield f"  {len(shapes)} shape(s) x 2 programs (rollout, update){probes}{evaluations}; prompt + response: {listed}"
   yield from (f"  note: {warning}" for warning in i.warnings)
 
 

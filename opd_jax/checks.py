@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from opd_jax import horizon
 from opd_jax.config import TASK, Config, get
 from opd_jax.errors import InputError
 from opd_jax.objectives import divergence, loss, surrogate, weights
@@ -109,6 +110,7 @@ def check(c: Config) -> None:
       "of the two."
     )
   loss.check(c)
+  _check_chosen_horizon(c)
   if c.eval.temperature < 0:
     raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")
   if not 0 < c.sampling.top_p <= 1:
@@ -127,3 +129,41 @@ def check(c: Config) -> None:
     raise InputError(
       f"config.micro_batch is {c.micro_batch}; it has to divide the {rows} rows of a step (batch x rollouts_per_prompt)."
     )
+
+
+def _check_chosen_horizon(c: Config) -> None:
+  """What a rule has to see before it can choose; its own numbers are checked in adaptive.py.
+
+  A disagreement by position is known by bin, so widths have to be edges of bins. A probe takes its gradient apart by
+  position, so no token's part may depend on others.
+  """
+  kind, T = c.horizon.kind, c.horizon.max
+  if kind == "drift" and c.horizon.measure == "overlap" and (not c.log.overlap_k or c.objective.vocab_chunk):
+    raise InputError(
+      "config.horizon.measure is 'overlap', and the overlap is not read: set log.overlap_k above 0 and "
+      "objective.vocab_chunk to 0, or take horizon.measure='gap' with a horizon.threshold in nats."
+    )
+  if kind in ("drift", "saturation", "look"):
+    bins = min(c.log.bins, T)
+    edges = {-(-b * T // bins) for b in range(bins + 1)}
+    if off := [w for w in horizon.from_config(c.horizon).widths if w not in edges]:
+      raise InputError(
+        f"config.horizon.kind is {kind!r}, which sees a response in config.log.bins={bins} bins, and the width {off[0]} is no edge "
+        f"of one; take horizon.start or horizon.widths from multiples of {T / bins:g} tokens, or change log.bins."
+      )
+  if kind == "agreement":
+    local = {
+      "weights.kind": "uniform",
+      "objective.discount": 0.0,
+      "mixture.reward": 0.0,
+      "importance.kind": ("auto", "none"),
+      "objective.normaliser": ("token", "constant"),
+      "updates_per_rollout": 1,
+      "rollout.ahead": False,
+    }
+    for key, allowed in local.items():
+      if get(c, key) not in (allowed if isinstance(allowed, tuple) else (allowed,)):
+        raise InputError(
+          f"config.{key} is {get(c, key)!r}, with which a token's gradient depends on other tokens, and horizon.kind 'agreement' compares "
+          "the gradients of shorter and longer rollouts; take another rule, or leave the key as it is by default."
+        )

@@ -56,9 +56,7 @@ def default() -> Config:
   c.data.verifier = "auto"  # auto (the task's own; gsm8k for files), or a name in opd_jax/tasks
 
   c.horizon = ConfigDict()
-  c.horizon.kind = (
-    "full"  # full, truncated, progressive, geometric; chosen in training: agreement, drift, saturation, look
-  )
+  c.horizon.kind = "full"  # full, truncated, progressive, geometric; chosen: agreement, drift, saturation, look
   c.horizon.max = 256  # T: the longest rollout, tokens
   c.horizon.length = 0  # truncated: tokens; 0: use ratio
   c.horizon.ratio = 0.0  # truncated: fraction of max; 0: use length
@@ -68,12 +66,10 @@ def default() -> Config:
   c.horizon.every = 1  # steps: progressive, geometric: dk; agreement: between probes; look: between looks
   c.horizon.quantum = 64  # progressive, geometric: compiled widths are multiples of this (and max)
   c.horizon.widths = ()  # chosen ones: the compiled widths below max, tokens; (): doubled from start
-  c.horizon.threshold = (
-    0.0  # chosen ones, adaptive.py: of the cosine, the overlap or the gap, the ratio; 0: the rule's own
-  )
+  c.horizon.threshold = 0.0  # chosen ones: of the cosine, the overlap or the gap, the ratio; 0: the rule's own
   c.horizon.measure = "overlap"  # drift: of the top log.overlap_k; or "gap", the divergence summed over positions
   c.horizon.window = 8  # saturation: steps
-  c.horizon.probes = 8  # agreement: prompts that a probe continues to full length
+  c.horizon.probes = 8  # agreement: prompts that a probe answers to full length
 
   c.sampling = ConfigDict()
   c.sampling.temperature = 1.0

@@ -6,8 +6,8 @@ chooses among its widths while the run goes on, by the rules of `adaptive.py`. T
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from opd_jax import adaptive
@@ -57,10 +57,6 @@ class Schedule:
   def width(self, step: int) -> int:
     return next(w for w in self.widths if w >= self.limit(step))
 
-  def upcoming(self, step: int, steps: int) -> Iterable[tuple[int, int]]:
-    """Steps and widths that come, this step's first."""
-    return ((k, self.width(k)) for k in range(step, steps))
-
   def stages(self, steps: int) -> list[Stage]:
     """The stages of a run of this many steps; none is empty."""
     stages: list[Stage] = []
@@ -71,6 +67,8 @@ class Schedule:
       else:
         stages.append(Stage(len(stages), width, step, step + 1, limit, limit, limit))
     return stages
+
+  measured = False  # whether some steps measure the gradients' agreement
 
   def probes(self, step: int) -> bool:
     return False
@@ -93,8 +91,6 @@ class Adaptive:
     rule: how the next is chosen.
   """
 
-  growth = 0
-
   def __init__(self, kind: str, rule: adaptive.Rule, widths: tuple[int, ...]):
     self.kind, self.rule, self.widths, self.max = kind, rule, widths, widths[-1]
     self._at, self._memory = 0, {}
@@ -105,18 +101,22 @@ class Adaptive:
 
   width = limit
 
-  def upcoming(self, step: int, steps: int) -> Iterable[tuple[int, int]]:
-    """This step's width, then those that the rule may turn to: the nearest first, the longer before the shorter."""
-    near = sorted(self.widths, key=lambda w: (abs(self.widths.index(w) - self._at), -w))
-    looks = [self.max] if self.rule.look_every else []
-    return ((step, w) for w in (self.width(step), *looks, *near))
+  @property
+  def measured(self) -> bool:
+    """Whether some steps measure the gradients' agreement."""
+    return self.rule.probe_every > 0
 
   def probes(self, step: int) -> bool:
-    """Whether this step measures the gradients' agreement."""
+    """Whether this one does."""
     return self.rule.probes(step)
 
   def observe(self, step: int, seen: adaptive.Seen) -> None:
-    """What a step has shown; the next may have another width."""
+    """What a step has shown; the next may have another width.
+
+    A step that was spoken ahead, at a width that has been left since, says nothing of the one that came.
+    """
+    if seen.limit != self.limit(step) and seen.agreement is None:
+      return
     self._at, self._memory = self.rule.choose(self.widths, self._at, self._memory, step, seen)
 
   def state(self) -> dict[str, Any]:
@@ -156,7 +156,8 @@ def geometric(max: int, start: int, factor: float, every: int = 1, quantum: int 
 
 def doubling(max: int, start: int) -> tuple[int, ...]:
   """Widths from `start` on, each twice the one before, and `max`."""
-  return (*(start << i for i in range((max - 1) // start + 1) if start << i < max), max)
+  shorter = itertools.takewhile(lambda w: w < max, (start << i for i in itertools.count()))
+  return (*shorter, max)
 
 
 def from_config(c) -> Horizon:

@@ -4,7 +4,9 @@ A stage's programs are compiled ahead of their first call. While a stage trains,
 background thread; what the loop has to wait for is counted.
 """
 
+import functools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -58,6 +60,7 @@ class Programs:
         done.set_result(made)
       else:
         self._futures[shape] = self._shapes.submit(self._compile, shape)
+        self._futures[shape].add_done_callback(functools.partial(_say, shape))
 
   def __contains__(self, shape: Shape) -> bool:
     """Whether it has been prepared, or is being."""
@@ -88,6 +91,12 @@ class Programs:
     futures = {name: self._pool.submit(one, name, lowered) for name, lowered in self._lower(shape)}
     self._kept[self._of, shape] = made = {name: f.result() for name, f in futures.items()}
     return made
+
+
+def _say(shape: Shape, done: Future) -> None:
+  """A shape that could not be compiled in the background may be asked for much later, or never."""
+  if not done.cancelled() and (e := done.exception()):
+    print(f"compiling for {shape.prompt} + {shape.width} tokens failed: {type(e).__name__}: {e}", file=sys.stderr)
 
 
 def record(name: str, shape: Shape, seconds: float, program: jax.stages.Compiled) -> dict:

@@ -1,4 +1,4 @@
-"""Are full rollouts necessary? The founding question asked of many small runs, and answered by rules written before.
+"""Are full rollouts necessary? The founding question asked of many small runs, and answered by the rules of studies/claims.py.
 
     python -m opd_jax.study horizon                    five seeds of every arm, up to two hours on two cores
     python -m opd_jax.study horizon --short            three seeds of a few arms, about 15 minutes
@@ -16,18 +16,19 @@ from etils import epath
 from rich.console import Console
 
 from opd_jax import cli
-from opd_jax.errors import InputError
+from opd_jax.errors import RESUME, InputError, Leave
 from opd_jax.studies import horizon, page
 
 
 def run(out: pathlib.Path, names: list[str], seeds: list[int]) -> None:
   from opd_jax.programs import use_cache  # a wrong flag is answered before JAX is imported
   from opd_jax.studies import measures, report
-  from opd_jax.studies.run import train_all
+  from opd_jax.studies.run import check_all, train_all
 
   began = time.perf_counter()
   arms = [arm for arm in horizon.ARMS if arm.name in names]
-  use_cache(str((out / ".jax_cache").resolve()), epath.Path(out))
+  check_all(horizon.ARMS, seeds, out)  # the report reads all of them
+  use_cache(str((out / ".jax_cache").resolve()), epath.Path(out))  # for the analyses, where nothing is left to train
   train_all(arms, seeds, out)
   measures.measure_all(horizon.ARMS, seeds, out)
   written, verdicts = report.write(out, seeds)
@@ -50,14 +51,15 @@ def main() -> None:
   )
   parser.add_argument("study", choices=("horizon",))
   parser.add_argument("--out", type=pathlib.Path, help="runs, analyses and report (runs/study, runs/study-short)")
-  parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... of every arm (5; 3 with --short)")
+  parser.add_argument("--seeds", type=int, help=f"how many, from seed {horizon.FIRST_SEED} on (5; 3 with --short)")
   parser.add_argument("--short", action="store_true", help=f"only {', '.join(horizon.SHORT)}")
   parser.add_argument("--only", default="", help="arms, with commas between")
   parser.add_argument("--list", action="store_true", help="the arms and what each changes; runs nothing")
   args = parser.parse_args()
-  seeds = args.seeds if args.seeds is not None else 3 if args.short else 5
-  if seeds < 1:
-    parser.error(f"--seeds is {seeds}; it has to be at least 1")
+  n = args.seeds if args.seeds is not None else 3 if args.short else 5
+  if n < 1:
+    parser.error(f"--seeds is {n}; it has to be at least 1")
+  seeds = [horizon.FIRST_SEED + i for i in range(n)]
   out = args.out or pathlib.Path("runs/study-short" if args.short else "runs/study")
   cli.quiet()
   try:
@@ -66,10 +68,13 @@ def main() -> None:
       for arm in (arm for arm in horizon.ARMS if arm.name in names):
         print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
       return
-    run(out, names, list(range(seeds)))
+    run(out, names, seeds)
   except InputError as e:
     print(f"error: {e}", file=sys.stderr)
     sys.exit(2)
+  except Leave as e:
+    print(f"{e}; the same command goes on", file=sys.stderr)
+    sys.exit(RESUME)
 
 
 if __name__ == "__main__":

@@ -98,24 +98,23 @@ class Trainer:
     self.step = self.resumed = position["step"]
     self.tokens = position["tokens"]
     self.clock = metrics.Clock(position["seconds"])
+    self.shapes = self._shapes()
     judges = teacher.on_devices(self.judges)
     lower = lambda s: self.recipe.programs(s.width, self.state, judges, self._abstract(s.prompt))
-    self.programs = Programs(lower, self.kept, (self.recipe, c.batch, c.teacher_offload))
-    looks = (self.schedule.widths, c.horizon.probes)
-    probe = lambda s: self.recipe.probe_program(*looks, self.state, judges, self._abstract(s.prompt))
-    self.probes = Programs(probe, self.kept, (self.recipe, c.batch, c.teacher_offload, looks))
+    static = (self.recipe, c.batch, c.teacher_offload, c.teacher_precision)
+    self.programs = Programs(lower, self.kept, static)
+    probed = (self.schedule.widths, c.horizon.probes)
+    probe = lambda s: self.recipe.probe_program(*probed, self.state, judges, self._abstract(s.prompt))
+    self.probes = Programs(probe, self.kept, (*static, probed))
     self.evaluator: Evaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
-  def compile(self) -> None:
-    """Waits for every program that the run may need, so that no step shares the machine with the compiler."""
-    for shape in self._shapes():
-      self.programs.at(shape)
-      if self.schedule.probes(0):
-        self.probes.at(Shape(shape.prompt, self.schedule.max))
-
-  def run(self) -> None:
+  def run(self, *, compiled: bool = False) -> None:
     """Trains from the last checkpoint, or from the beginning, to the last step.
+
+    Args:
+      compiled: have every program that the run may need before its first step, so that none shares the machine with the
+        compiler; otherwise the first steps begin sooner.
 
     Raises:
       Leave: the run was asked to stop, and has saved.
@@ -125,6 +124,8 @@ class Trainer:
       for part in (self.notice, self.checkpoints, self.programs, self.probes, self.log):
         closing.callback(part.close)
       try:
+        if compiled:
+          self._compile()
         self._run()
       except OSError as e:
         if (said := checkpoint.explain(e, self.path)) is e:
@@ -228,15 +229,31 @@ class Trainer:
     self.clock.lap("other")
     programs = self.programs.at(shape)
     self.clock.lap("compile")
-    if self.programs.idle:
-      coming = (Shape(self.prompts.width(k), width) for k, width in self.schedule.upcoming(step, self.c.steps))
-      self.programs.prepare(next((s for s in coming if s not in self.programs), shape))
+    self._prepare(shape)
     return programs
+
+  def _prepare(self, now: Shape) -> None:
+    """The next new shape begins to compile in the background; several processes begin them all, in the same order."""
+    missing = [s for s in self.shapes if s not in self.programs]
+    if isinstance(self.schedule, horizon.Adaptive):  # the nearest width may come first, rather the longer
+      missing.sort(key=lambda s: (s.prompt != now.prompt, abs(s.width - now.width), -s.width))
+    if hosts.several():
+      for shape in self.shapes:
+        self.programs.prepare(shape)
+    elif missing and self.programs.idle:
+      self.programs.prepare(missing[0])
+
+  def _compile(self) -> None:
+    for shape in self.shapes if self.step < self.c.steps else ():
+      self.programs.at(shape)
+      if self.schedule.measured:
+        self.probes.at(Shape(shape.prompt, self.schedule.max))
 
   def _record(self, step: int, turn: Turn, stats: dict[str, Any]) -> None:
     self.tokens += int(stats["tokens"])
     by_position = metrics.by_position(stats["sums"], self.c.horizon.max)
-    self.schedule.observe(step, adaptive.seen(turn.limit, by_position, float(stats["cut"]), self.agreement))
+    if not int(stats["skipped"]):
+      self.schedule.observe(step, adaptive.seen(turn.limit, by_position, float(stats["cut"]), self.agreement))
     rows = self.c.batch * self.c.rollouts_per_prompt
     self.clock.lap("other")
     self.log.train(
@@ -336,19 +353,22 @@ class Trainer:
     return step == self.c.steps or (every > 0 and step % every == 0)
 
   def _announce(self) -> None:
-    c, shapes = self.c, self._shapes()
+    c = self.c
     if self.step < c.steps:
       self._describe([])
-    for line in announce.lines(c, self.inputs, self.state.params, self.judges, self.stages, shapes, self.place.name):
+    for line in announce.lines(
+      c, self.inputs, self.state.params, self.judges, self.stages, self.shapes, self.place.name
+    ):
       self.log.say(line)
     if self.resumed:
       self.log.say(f"  resumed after step {self.resumed}")
 
   def _shapes(self) -> list[Shape]:
-    """All that the run uses, or may use where its horizon is chosen."""
+    """All that the steps that are left use, by their first use, or may use where the horizon is chosen."""
     any_of = self.schedule.widths if isinstance(self.schedule, horizon.Adaptive) else ()
     used = lambda k: any_of or (self.schedule.width(k),)
-    return sorted({Shape(self.prompts.width(k), width) for k in range(self.c.steps) for width in used(k)})
+    steps = range(self.step, self.c.steps)
+    return list(dict.fromkeys(Shape(self.prompts.width(k), width) for k in steps for width in used(k)))
 
   def _abstract(self, prompt_width: int) -> Batch:
     """The batch that programs are compiled for."""

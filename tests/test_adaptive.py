@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from opd_jax import adaptive, config, horizon
+from opd_jax import adaptive, config, horizon, inputs
 from opd_jax.adaptive import Agreement, Drift, Look, Saturation, Seen
 from opd_jax.errors import InputError
 
@@ -165,14 +165,24 @@ def test_a_geometric_horizon():
   assert h.widths == (40, 80, 100)
 
 
-RUN = {"horizon.max": 16, "horizon.start": 4, "horizon.every": 2, "steps": 6, "checkpoint.every": 3, "eval.every": 0}
+RUN = {
+  "horizon.max": 16,
+  "log.bins": 16,
+  "horizon.start": 4,
+  "horizon.every": 2,
+  "steps": 6,
+  "checkpoint.every": 3,
+  "eval.every": 0,
+}
 
 
 @pytest.mark.parametrize("kind", ["agreement", pytest.param("look", marks=pytest.mark.long)])
 def test_a_run_chooses_and_resumes_as_if_it_had_never_stopped(kind, small, tmp_path, monkeypatch):
   from opd_jax.trainer import Trainer
 
-  c = small("topd", **RUN, **{"horizon.kind": kind, "horizon.ratio": 0.0})
+  # As thresholds no run can miss: the choice moves at once, and a resumed run that began at the first width would show it.
+  never = {"agreement": 1.0, "look": 1e-3}[kind]
+  c = small("topd", **RUN, **{"horizon.kind": kind, "horizon.ratio": 0.0, "horizon.threshold": never})
   whole = Trainer(c, tmp_path / "whole")
   whole.run()
   record = Trainer._record
@@ -192,6 +202,8 @@ def test_a_run_chooses_and_resumes_as_if_it_had_never_stopped(kind, small, tmp_p
   again.run()
   for mine, theirs in zip(jax.tree.leaves(again.state), jax.tree.leaves(whole.state), strict=True):
     np.testing.assert_array_equal(mine, theirs)
+  assert json.dumps(again.schedule.state()) == json.dumps(whole.schedule.state())
+  assert whole.schedule.state()["at"] == 2, "else nothing was chosen"
   steps = [
     [json.loads(line) for line in (tmp_path / p / "metrics.jsonl").read_text().splitlines()] for p in ("whole", "again")
   ]
@@ -209,5 +221,35 @@ def test_a_run_chooses_and_resumes_as_if_it_had_never_stopped(kind, small, tmp_p
     assert all(r["agreement"][-1] == pytest.approx(1, abs=1e-5) and len(r["agreement"]) == 3 for r in probed)
     assert probed[0]["tokens"] > probed[0]["step_tokens"], "what a probe says is counted"
     assert all(r["seconds"]["probe"] > 0 for r in probed)
-  else:
-    assert [r["limit"] for r in steps[0]][::2] == [16, 16, 16], "every other step looks"
+  assert [r["limit"] for r in steps[0]] == {"agreement": [4, 16, 16, 16, 16, 16], "look": [16] * 6}[kind]
+
+
+def test_a_step_that_was_spoken_ahead_at_another_width_says_nothing():
+  h = horizon.Adaptive("saturation", Saturation(window=2), WIDTHS)
+  level = lambda limit: seen(limit, kl=[0.5] * 8)
+  h.observe(0, level(10))
+  h.observe(1, level(10))
+  assert h.limit(2) == 20
+  h.observe(2, level(10))
+  assert h.state()["memory"] == {}
+  h.observe(3, level(20))
+  assert len(h.state()["memory"]["kl"]) == 1
+
+
+@pytest.mark.parametrize(
+  ("keys", "says"),
+  [
+    ({"horizon.kind": "look", "horizon.start": 12}, "the width 12 is no edge"),
+    ({"horizon.kind": "drift", "horizon.start": 16, "log.overlap_k": 0}, "the overlap is not read"),
+    ({"horizon.kind": "agreement", "horizon.start": 16, "weights.kind": "rising"}, "weights.kind is 'rising'"),
+    (
+      {"horizon.kind": "agreement", "horizon.start": 16, "objective.normaliser": "sequence"},
+      "normaliser is 'sequence'",
+    ),
+    ({"horizon.kind": "saturation", "horizon.start": 16, "horizon.threshold": 0.5}, "does not use"),
+    ({"horizon.kind": "drift", "horizon.start": 16, "horizon.every": 5}, "does not use"),
+  ],
+)
+def test_what_a_rule_could_not_see_is_refused(keys, says):
+  with pytest.raises(InputError, match=says):
+    inputs.load(config.override(config.load("opd"), keys))

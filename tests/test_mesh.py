@@ -25,7 +25,7 @@ FIRST = (
   "opd 1",
   "opd fsdp 4 x expert 2, teacher over all and offloaded",
 )
-LONG = ("popd 1", "popd data 2", "popd fsdp 2 x tensor 2")
+LONG = ("agreement 1", "agreement data 2 x fsdp 2 x tensor 2", "popd 1", "popd data 2", "popd fsdp 2 x tensor 2")
 
 
 @pytest.mark.parametrize("names", [FIRST, pytest.param(LONG, marks=pytest.mark.long)], ids=["eight", "two and four"])
@@ -45,6 +45,7 @@ def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
         assert mine["tokens"] == theirs["tokens"], name
         np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(mine.get("agreement", 0), theirs.get("agreement", 0), rtol=1e-4, err_msg=name)
       else:
         assert mine["length"] == theirs["length"], name
     assert several["samples"] == alone["samples"], f"greedy tokens differ: {name}"

@@ -43,6 +43,7 @@ def test_help_says_what_the_keys_of_the_losses_mean():
   meanings = config.meanings()
   keys = config.flat(config.default().to_dict())
   assert meanings.keys() <= keys.keys()
+  assert {k for k in keys if k.startswith("horizon.")} <= meanings.keys()
   assert {k for k in keys if k.startswith(("objective.", "weights.", "importance."))} - meanings.keys() <= {
     "objective.student_temperature",
     "objective.teacher_temperature",

@@ -182,6 +182,26 @@ def test_prompts_of_different_length_have_programs_of_their_own(small, tmp_path)
   assert made == [("rollout", 16), ("rollout", 64), ("update", 16), ("update", 64)]
 
 
+def test_runs_share_programs_where_everything_static_is_the_same(small, tmp_path):
+  kept = {}
+
+  def compiled(name, **changes) -> dict[str, float]:
+    c = small("topd", **{"steps": 1, "horizon.ratio": 0.5, "eval.every": 0} | changes)
+    Trainer(c, tmp_path / name, kept).run(compiled=True)
+    programs = json.loads((tmp_path / name / "run.json").read_text())["programs"]
+    return {p["name"]: p["seconds"] for p in programs}
+
+  assert min(compiled("first").values()) > 0
+  assert set(compiled("other seed", seed=1, **{"data.max_prompt": 900}).values()) == {0}
+  for name, changes in {
+    "rate": {"optimizer.lr": 3e-3},
+    "slices": {"micro_batch": 2},
+    "width": {"horizon.ratio": 0.25},
+    "loss": {"objective.kind": "jsd"},
+  }.items():
+    assert min(compiled(name, **changes).values()) > 0, name
+
+
 def test_gradient_accumulation_gives_the_same_run(small, tmp_path):
   losses = {}
   for name, changes in {"whole": {}, "parts": {"micro_batch": 2}}.items():

@@ -13,6 +13,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horiz
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,25 +129,33 @@ class Distill:
 
     A proxy of the gradient stands for the whole, and plain distance for a metric (both ours): that of a linear map, the
     identity, between the last hidden states and the head. It is the sum over tokens of what the loss passes back to a
-    hidden state times that state, so no layer is differentiated.
+    hidden state times that state, so no layer is differentiated. The loss has to be a mean over tokens that do not depend
+    on later ones, which checks.py sees to.
+
+    Args:
+      widths: rising.
+      prompts: the first so many of the batch; as many more as the mesh needs are answered and not counted.
 
     Returns:
       agreement: f32[widths], cosines; the last is 1.
       tokens: int32[], generated.
     """
-    few = jax.tree.map(lambda a: lax.with_sharding_constraint(a[:prompts], meshes.rows(self.mesh)), batch)
+    shards = meshes.row_shards(self.mesh)
+    rows = min(-(-prompts // shards) * shards, batch.prompt.shape[0])  # every device has as many
+    few = jax.tree.map(lambda a: lax.with_sharding_constraint(a[:rows], meshes.rows(self.mesh)), batch)
     said = self.rollout(params, few, key, jnp.int32(widths[-1]), horizon=widths[-1])
-    part = Rows(repeat(few, self.n), said, self.loss.shares(said.mask, key), jnp.zeros(said.ended.shape))
+    counted = said.mask & (jnp.arange(len(said.mask)) < prompts * self.n)[:, None]
+    part = Rows(repeat(few, self.n), said, self.loss.shares(counted, key), None)
     student = lax.stop_gradient(self.read(params, self.student, part))
     back = jax.grad(lambda hidden: self.compare(student._replace(hidden=hidden), judges, part)[0])(student.hidden)
-    stretch = jnp.searchsorted(jnp.array(widths), jnp.arange(widths[-1]), side="right")
-    own = jnp.where(jnp.arange(len(widths))[:, None] == stretch, 1.0, 0.0)  # [widths, H]
-    parts = jnp.einsum("wh,bhd,bhe->wde", own, back.astype(jnp.float32), student.hidden.astype(jnp.float32))
-    upto = jnp.cumsum(parts, axis=0)
+    outer = lambda a, b: jnp.einsum(
+      "bhd,bhe->de", back[:, a:b], student.hidden[:, a:b], preferred_element_type=jnp.float32
+    )
+    upto = jnp.cumsum(jnp.stack([outer(*stretch) for stretch in itertools.pairwise((0, *widths))]), axis=0)  # [W, D, D]
     inner = lambda a, b: jnp.sum(a * b, axis=(1, 2))
     norm = jnp.sqrt(inner(upto, upto) * inner(upto[-1:], upto[-1:]))
     cosine = jnp.where(norm > 0, inner(upto, upto[-1:]) / jnp.where(norm > 0, norm, 1), 0.0)
-    return {"agreement": cosine, "tokens": jnp.sum(said.mask, dtype=jnp.int32)}
+    return {"agreement": cosine, "tokens": jnp.sum(counted, dtype=jnp.int32)}
 
   @property
   def key(self) -> jax.Array:
@@ -215,9 +224,7 @@ class Distill:
   def probe_program(
     self, widths: tuple[int, ...], prompts: int, state: TrainState, judges: Judges, batch: Batch
   ) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """`probe`, lowered; its rows are as many as the mesh divides."""
-    shards = meshes.row_shards(self.mesh)
-    prompts = min(-(-prompts // shards) * shards, batch.prompt.shape[0])
+    """`probe`, lowered."""
     state, judges, batch, key = self.abstract(state, judges, batch)
     probe = functools.partial(self.probe, widths=widths, prompts=prompts)
     yield (

@@ -125,6 +125,8 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
 
+  if args.slips and args.role == "student":
+    parser.error("--slips is for a teacher; a student reads what its own misconceptions write")
   if args.out.exists():
     parser.error(f"{args.out} exists; name a new directory")
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH

@@ -14,7 +14,7 @@ from opd_jax.models import decoder
 from opd_jax.objectives.divergence import Objective
 from opd_jax.objectives.loss import Loss
 from opd_jax.objectives.weights import Weights
-from opd_jax.recipes.distill import Distill, Rows
+from opd_jax.recipes.distill import Distill, Rows, repeat
 from opd_jax.rollout.sample import Sampling
 from opd_jax.types import Batch, Judges, Rollout, TrainState
 from tests.conftest import STUDENT, TEACHER
@@ -375,10 +375,11 @@ def test_each_row_can_have_a_teacher_of_its_own(student, teacher, prompts, said)
 def test_the_probe_is_the_gradient_of_a_map_before_the_head(student, teacher, prompts):
   """Cosines by differentiating the whole loss of every shorter rollout by a map M = 1 between states and head."""
   widths = (3, 6, H)
-  found = jax.jit(functools.partial(RECIPE.probe, widths=widths, prompts=4))(
-    student, Judges((teacher,)), prompts, jax.random.key(4)
-  )
-  said = programs(RECIPE)[0](student, prompts, jax.random.key(4), H)
+  recipe = dataclasses.replace(RECIPE, n=2)
+  few = jax.tree.map(lambda a: a[:2], prompts)
+  probe = jax.jit(functools.partial(recipe.probe, widths=widths, prompts=2))
+  found = probe(student, Judges((teacher,)), prompts, jax.random.key(4))
+  said = jax.jit(functools.partial(recipe.rollout, horizon=H))(student, few, jax.random.key(4), H)
   assert int(found["tokens"]) == int(said.mask.sum())
 
   @functools.partial(jax.jit, static_argnums=1)
@@ -386,9 +387,9 @@ def test_the_probe_is_the_gradient_of_a_map_before_the_head(student, teacher, pr
     def loss(M):
       mask = said.mask & (jnp.arange(H) < width)
       cut = dataclasses.replace(said, mask=mask)
-      part = Rows(prompts, cut, RECIPE.loss.shares(mask, jax.random.key(0)), None)
-      seen = RECIPE.read(student, STUDENT, part)
-      return RECIPE.compare(seen._replace(hidden=seen.hidden @ M), Judges((teacher,)), part)[0]
+      part = Rows(repeat(few, 2), cut, recipe.loss.shares(mask, jax.random.key(0)), None)
+      seen = recipe.read(student, STUDENT, part)
+      return recipe.compare(seen._replace(hidden=seen.hidden @ M), Judges((teacher,)), part)[0]
 
     return jax.grad(loss)(M)
 

@@ -91,7 +91,9 @@ def test_facts_are_met_as_often_early_as_late():
   assert len(seen) == 200
 
 
-@pytest.mark.parametrize("role", ["student", "phase-student", "teacher"])
+@pytest.mark.parametrize(
+  "role", ["student", "phase-student", "teacher", "short-student", "short-teacher", "short-exact-teacher"]
+)
 def test_shipped_models_read_both_tasks(role):
   path = hf.resolve(f"builtin:{role}")
   hf.check_directory(path)
