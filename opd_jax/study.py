@@ -1,4 +1,4 @@
-"""Are full rollouts necessary? The founding question asked of many small runs, and answered by the rules of studies/claims.py.
+"""Are full rollouts necessary? The founding question, asked of many small runs; studies/claims.py has the rules.
 
     python -m opd_jax.study horizon                    five seeds of every arm, up to two hours on two cores
     python -m opd_jax.study horizon --short            three seeds of a few arms, about 15 minutes

@@ -1,7 +1,8 @@
 """The pictures of the study of horizons.
 
 Each takes the results and the names of arms, and gives None where none of these has been run. Dots and thick lines are
-means over seeds, bars 95% intervals of the mean (statistics.py), faint dots and thin lines single seeds.
+means over seeds, bars their 95% intervals, faint dots and thin lines single seeds. Of costs the means are geometric;
+where a run never arrives, dot and bar are the median and all that was found (statistics.py).
 """
 
 import math
@@ -90,7 +91,7 @@ def segments(results: Results, tenths: Names, others: Names, full: str | None = 
 
   Args:
     tenths: arms that trained one stretch each, from the beginning to the end -> which.
-    others: as many tokens elsewhere, to the right of them.
+    others: as few tokens chosen in other ways, to the right of them.
     full: the arm that trained all tokens, as a band.
   """
   left, right = charts.present(results, tenths), results.present(others)

@@ -1,7 +1,11 @@
 """Are full rollouts necessary? The arms and the claims of arXiv:2605.31490 and of its rivals, on the short built-in tasks.
 
-Every arm starts from the same student and reads the same prompts in the same order, seed by seed. Lengths are shares of
-T = 140 tokens. The rules by which a claim is judged stand here, and stood here before the first run of the study.
+Seed by seed, arms of one task start from the same student and read the same prompts in the same order, a batch of them
+at a time. Arms called phase-* have a task of their own, and in reverse-* student and teacher change places. Lengths are
+shares of T = 140 tokens.
+
+Learning rates, numbers of steps and the constants of the adaptive rules were calibrated on runs of seeds 0, 1 and 10,
+which is why the study's seeds begin at `FIRST_SEED`. The rules by which claims are judged stand in claims.py.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +15,8 @@ from opd_jax.config import Config
 
 T, STEPS, LR = 140, 60, 1e-4
 TENTH = T // 10
-PHASE_LR, PHASE_STEPS = 3e-4, 80
-POINT = 0.01  # of accuracy
+PHASE_LR, PHASE_STEPS = 3e-4, 60
+FIRST_SEED = 20  # those before it were calibrated on
 CHAIN: dict[str, Any] = {
   "data.path": "task:chain-short",
   "student": "builtin:short-student",
@@ -51,7 +55,6 @@ ADAPTIVE = {
   "saturation": {"horizon.kind": "saturation"} | WIDTHS,
   "look": {"horizon.kind": "look", "horizon.every": 10} | WIDTHS,
 }
-LONGER = {"steps": 90, "eval.every": 15}  # nearer to what OPD costs
 
 
 def truncated(ratio: float) -> dict[str, Any]:
@@ -89,7 +92,7 @@ ARMS: tuple[Arm, ...] = (
   Arm("popd", "POPD to T", STAIRCASE),
   Arm("popd-paper", "POPD to 0.4 T", PAPER),
   Arm("popd-geometric", "POPD, geometric", GEOMETRIC),
-  *(Arm(name, f"adaptive: {name}", changes | LONGER) for name, changes in ADAPTIVE.items()),
+  *(Arm(name, f"adaptive: {name}", changes) for name, changes in ADAPTIVE.items()),
   Arm("phase-opd", "OPD", FULL | PHASE),
   Arm("phase-topd-10", "TOPD 10%", truncated(0.1) | PHASE),
   Arm("phase-topd-25", "TOPD 25%", truncated(0.25) | PHASE),
@@ -97,8 +100,7 @@ ARMS: tuple[Arm, ...] = (
   Arm("phase-popd", "POPD to T", STAIRCASE | PHASE),
   *(Arm(f"phase-{name}", f"adaptive: {name}", changes | PHASE) for name, changes in ADAPTIVE.items()),
   *(
-    Arm(f"lr{times}-{name}", f"{label}, {times}x the rate", changes | {"optimizer.lr": times * LR})
-    for times in (2, 4)
+    Arm(f"lr4-{name}", f"{label}, 4x the rate", changes | {"optimizer.lr": 4 * LR})
     for name, label, changes in (
       ("topd-10", "TOPD 10%", truncated(0.1)),
       ("topd-25", "TOPD 25%", truncated(0.25)),
@@ -115,13 +117,15 @@ ARMS: tuple[Arm, ...] = (
     Arm(f"segment-{round(100 * s)}", f"{round(100 * s)}-{round(100 * s) + 10}%", segment(s))
     for s in (0.2, 0.4, 0.6, 0.8)
   ),
+  # Only five-round problems come so far as 80%, a third of the rows: as many tokens a step as segment-80 has.
+  Arm("topd-10-thin", "TOPD 10%, batches of 11", truncated(0.1) | {"batch": 11}),
   Arm("last", "the last 10% of T of each row", FULL | {"weights.kind": "last", "weights.tokens": TENTH}),
   Arm("random", "random 10% of T of each row", FULL | {"weights.kind": "random", "weights.tokens": TENTH}),
   Arm("reverse-opd", "OPD", FULL | REVERSED),
   Arm("reverse-topd-25", "TOPD 25%", truncated(0.25) | REVERSED),
   Arm("reverse-topd-10", "TOPD 10%", truncated(0.1) | REVERSED),
-  *(Arm(f"credit-{d:g}", f"discount {d:g}", credit(d)) for d in (0.0, 0.9, 1.0)),
-  *(Arm(f"exact-{d:g}", f"discount {d:g}, exact teacher", credit(d) | EXACT) for d in (0.0, 0.9, 1.0)),
+  *(Arm(f"credit-{d:g}", f"discount {d:g}", credit(d)) for d in (0.0, 1.0)),
+  *(Arm(f"exact-{d:g}", f"discount {d:g}, exact teacher", credit(d) | EXACT) for d in (0.0, 1.0)),
   Arm("gap", "IW-OPD's falling weights", FULL | {"weights.kind": "gap", "weights.mean_one": True}),
   Arm("rising", "PW-OPSD's rising weights", FULL | {"weights.kind": "rising", "weights.mean_one": True}),
 )

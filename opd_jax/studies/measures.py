@@ -13,9 +13,11 @@ from opd_jax.analysis.advantage import variances
 from opd_jax.analysis.continuation import continuation
 from opd_jax.analysis.panel import Panel
 from opd_jax.analysis.position import by_position
+from opd_jax.config import Config
 from opd_jax.programs import Kept
 from opd_jax.studies.horizon import TENTH, Arm, T
-from opd_jax.studies.run import finished, measure, workdir
+from opd_jax.studies.results import workdir
+from opd_jax.studies.run import digest, done, measure
 from opd_jax.types import Params
 
 PROBLEMS = 256
@@ -26,7 +28,6 @@ DRIFTING = (
   "opd",
   "topd-10",
   "topd-10-long",
-  "lr2-topd-10",
   "lr4-topd-10",
   "lr4-topd-10-initial",
   "lr4-look",
@@ -38,13 +39,13 @@ FROM = 105  # tokens that a row needs to be among those whose advantages are com
 def measure_all(
   arms: Iterable[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """Every analysis whose runs are finished."""
+  """Every analysis whose runs are finished, and which was not made of the same runs before."""
   by_name, kept = {arm.name: arm for arm in arms}, {}
   for seed in seeds:
     of = Students(by_name, seed, out, changes or {}, kept)
     for name, (needed, how) in ANALYSES.items():
-      if all(arm == "untrained" or (arm in by_name and finished(workdir(out, arm, seed))) for arm in needed):
-        measure(out, name, seed, lambda how=how, of=of: how(of))
+      if all(arm == "untrained" or (arm in by_name and done(workdir(out, arm, seed))) for arm in needed):
+        measure(out, name, seed, of.digest(needed), lambda how=how, of=of: how(of))
 
 
 class Students:
@@ -57,28 +58,33 @@ class Students:
   @property
   def panel(self) -> Panel:
     if self._panel is None:
-      self._panel = Panel(self._arms["opd"].config(self._seed, self._changes), PROBLEMS, self._kept)
+      self._panel = Panel(self.config("opd"), PROBLEMS, self._kept)
     return self._panel
 
   def __call__(self, name: str, step: int | None = None) -> Params:
     """An arm's student after its last step, or after `step`; "untrained" is where all of them began."""
     if name == "untrained":
       return self.panel.untrained()
-    c = self._arms[name].config(self._seed, self._changes)
+    c = self.config(name)
     root = epath.Path(workdir(self._out, name, self._seed))
     return state.saved_params(c, self.panel.inputs.student.cfg, self.panel.inputs.mesh, root, step)[0]
 
-  def steps(self, name: str) -> list[int]:
-    """After which a checkpoint was kept."""
-    saved = (workdir(self._out, name, self._seed) / "checkpoints").glob("[0-9]*")
-    return sorted(int(p.name) for p in saved if p.name.isdigit())
+  def config(self, name: str) -> Config:
+    return self._arms[name].config(self._seed, self._changes)
+
+  def digest(self, names: Iterable[str]) -> str:
+    """Of the configs of these students, and of OPD's, which the panel and the untrained student have."""
+    return digest(self.config(name) for name in ("opd", *names) if name != "untrained")
 
 
 def reliability(of: Students) -> dict[str, Any]:
-  """By position, of rows that reach the last bin; `teacher` and `student` are probabilities of the right symbol, where
-  something has to be known; before, half way through and after OPD."""
-  steps = of.steps("opd")
-  students = {"0": of("untrained"), "half": of("opd", steps[0]), "last": of("opd", steps[-1])}
+  """By position, of rows that reach the last bin; before, half way through and after OPD.
+
+  `teacher` and `student` are probabilities of the right symbol, means over the `decisive` tokens of a bin, where
+  something has to be known; the other quantities are means over all of its `count` tokens.
+  """
+  steps = of.config("opd").steps
+  students = {"0": of("untrained"), "half": of("opd", steps // 2), "last": of("opd", steps)}
   return {"edges": list(EDGES)} | {step: _flat(of.panel, params) for step, params in students.items()}
 
 
@@ -89,7 +95,8 @@ def _flat(panel: Panel, params: Params) -> dict[str, list]:
   return whole | {
     "teacher": decisive["teacher_right"],
     "student": decisive["student_right"],
-    "count": decisive["count"],
+    "count": found["count"],
+    "decisive": decisive["count"],
   }
 
 
@@ -109,10 +116,15 @@ def drift(of: Students) -> dict[str, Any]:
 
 
 def advantage(of: Students) -> dict[str, Any]:
-  """R^2 of Proposition 1's cubic law and of a linear one, for the sequence-level advantages before training."""
+  """How well two laws explain the variance of the sequence-level advantages by position, before training.
+
+  `cubic_variance` and `linear_variance` are their R^2. The first is proposition 1, for which a token's noise grows
+  linearly with its position; in the second every token is as noisy.
+  """
   found = variances(of.panel.read(of("untrained")), tokens=FROM)
   laws, exponent = found["laws"], found["exponent"]
-  fits = {"cubic": laws["linear"]["r2"], "linear": laws["constant"]["r2"]}
+  of_noise = {"linear": "cubic_variance", "constant": "linear_variance"}
+  fits = {variance: laws[noise]["r2"] for noise, variance in of_noise.items()}
   return fits | {"exponent": math.nan if exponent is None else exponent}
 
 

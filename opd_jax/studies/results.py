@@ -3,13 +3,14 @@
     OUT/runs/<arm>/seed<k>/          a workdir of opd_jax.train
     OUT/analysis/<name>/seed<k>.json measurements of another kind
 
-Runs are paired by seed: the same seed is the same student, the same prompts in the same order and the same evaluation.
+Runs of one task and student are paired by seed: the same seed is the same prompts in the same order and the same
+evaluation.
 """
 
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,23 @@ class Missing(Exception):
   """What was asked for has not been run."""
 
 
+def workdir(out: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+  return out / "runs" / arm / f"seed{seed}"
+
+
+def finished(path: pathlib.Path) -> Run | None:
+  """The run of a workdir, if it has come to its last step and to the evaluation there.
+
+  Raises:
+    InputError: what is there is damaged.
+  """
+  records = path / "metrics.jsonl"
+  if not records.is_file() or '"kind": "eval"' not in records.read_text(errors="replace"):
+    return None
+  run = load([path])[0]
+  return run if run.finished and run.evals[-1]["step"] >= run.steps else None
+
+
 class Curve(NamedTuple):
   """Accuracy by evaluation: E those that all seeds have."""
 
@@ -40,18 +58,13 @@ class Results:
 
   Args:
     out: the study's directory.
-    arms: their names, which are directories of OUT/runs.
     seeds: of every arm.
   """
 
-  def __init__(self, out: str | pathlib.Path, arms: Iterable[str], seeds: Iterable[int]):
-    self.out, self.arms, self._seeds = pathlib.Path(out), list(arms), tuple(seeds)
+  def __init__(self, out: str | pathlib.Path, seeds: Iterable[int]):
+    self.out, self._seeds = pathlib.Path(out), tuple(seeds)
     self._runs: dict[tuple[str, int], Run] = {}
     self._flops: dict[tuple[str, int], tuple[list[int], list[float]]] = {}
-
-  def complete(self, arm: str) -> bool:
-    """Whether every seed of an arm is there and finished."""
-    return self.seeds(arm) == self._seeds
 
   def seeds(self, arm: str) -> tuple[int, ...]:
     """Those that are there and finished, the last evaluation included."""
@@ -61,11 +74,6 @@ class Results:
     """The arms of which at least one seed is finished, in the order given."""
     return {arm: value for arm, value in arms.items() if self.seeds(arm)}
 
-  def run(self, arm: str, seed: int) -> Run:
-    if (arm, seed) not in self._runs:
-      self._runs[arm, seed] = load([self._workdir(arm, seed)])[0]
-    return self._runs[arm, seed]
-
   def runs(self, arm: str) -> dict[int, Run]:
     """Finished runs by seed, at least one.
 
@@ -74,7 +82,17 @@ class Results:
     """
     if not (seeds := self.seeds(arm)):
       raise Missing(f"no run of {arm} is finished")
-    return {seed: self.run(arm, seed) for seed in seeds}
+    return {seed: self._runs[arm, seed] for seed in seeds}
+
+  def common(self, *arms: str) -> list[int]:
+    """Seeds that all of these arms have finished, at least one.
+
+    Raises:
+      Missing: there is none.
+    """
+    if not (seeds := sorted(set.intersection(*(set(self.runs(arm)) for arm in arms)))):
+      raise Missing(f"{', '.join(arms[:-1])} and {arms[-1]} have no finished seed in common")
+    return seeds
 
   def config(self, arm: str) -> dict[str, Any]:
     """With dotted keys; of the first finished seed, as seeds differ in nothing else."""
@@ -85,8 +103,8 @@ class Results:
     return {seed: fmean(e["accuracy"] for e in run.evals[-LAST:]) for seed, run in self.runs(arm).items()}
 
   def best(self, arm: str) -> dict[int, float]:
-    """By seed, the highest accuracy of one evaluation: of many noisy ones, so rather too high."""
-    return {seed: max(e["accuracy"] for e in run.evals) for seed, run in self.runs(arm).items()}
+    """By seed, the highest mean accuracy of `LAST` evaluations in a row, so never less than the score."""
+    return {seed: max(_means([e["accuracy"] for e in run.evals])) for seed, run in self.runs(arm).items()}
 
   def untrained(self, arm: str) -> dict[int, float]:
     """By seed, the accuracy before the first step, from one evaluation."""
@@ -96,6 +114,10 @@ class Results:
     """By seed, what the whole run has cost, in units of `curve`."""
     return {seed: float(self._x(arm, seed, x)[-1]) for seed in self.runs(arm)}
 
+  def trained(self, arm: str) -> dict[int, float]:
+    """By seed, the mean number of tokens that a logged step trained."""
+    return {seed: fmean(r["trained"] for r in run.train) for seed, run in self.runs(arm).items()}
+
   def pairs(self, a: str, b: str) -> np.ndarray:
     """Score of a minus score of b, [seeds that both have].
 
@@ -103,9 +125,7 @@ class Results:
       Missing: they have none in common.
     """
     left, right = self.scores(a), self.scores(b)
-    if not (both := sorted(left.keys() & right.keys())):
-      raise Missing(f"{a} and {b} have no finished seed in common")
-    return np.array([left[seed] - right[seed] for seed in both])
+    return np.array([left[seed] - right[seed] for seed in self.common(a, b)])
 
   def curve(self, arm: str, x: str = "step") -> Curve:
     """Accuracy against steps, generated tokens, training seconds ("elapsed") or model FLOPs, see flops.py."""
@@ -136,23 +156,14 @@ class Results:
       raise Missing(f"the analysis {name} has not been made")
     return found
 
-  def _workdir(self, arm: str, seed: int) -> pathlib.Path:
-    return self.out / "runs" / arm / f"seed{seed}"
-
   def _finished(self, arm: str, seed: int) -> bool:
-    if (arm, seed) not in self._runs:
-      records = self._workdir(arm, seed) / "metrics.jsonl"
-      if not records.is_file() or '"kind": "eval"' not in records.read_text(errors="replace"):
-        return False
-    run = self.run(arm, seed)
-    if not (run.finished and run.evals[-1]["step"] >= run.steps):
-      del self._runs[arm, seed]  # it may go on
-      return False
-    return True
+    if (arm, seed) not in self._runs and (run := finished(workdir(self.out, arm, seed))):
+      self._runs[arm, seed] = run
+    return (arm, seed) in self._runs
 
   def _x(self, arm: str, seed: int, x: str) -> np.ndarray:
     """[evaluations]"""
-    run = self.run(arm, seed)
+    run = self._runs[arm, seed]
     if x != "flops":
       return np.array([e[x] for e in run.evals], float)
     if (arm, seed) not in self._flops:
@@ -168,3 +179,8 @@ def crossing(x: np.ndarray, y: np.ndarray, target: float) -> float:
     return math.inf
   i = there[0]
   return float(x[i - 1] + (x[i] - x[i - 1]) * (target - y[i - 1]) / (y[i] - y[i - 1])) if i else 0.0
+
+
+def _means(values: Sequence[float]) -> list[float]:
+  """Of every `LAST` in a row; of all where they are fewer."""
+  return [fmean(values[i : i + LAST]) for i in range(max(1, len(values) - LAST + 1))]

@@ -1,6 +1,6 @@
 """Claims, the rules by which they are judged, and what came of it.
 
-A rule is written before the runs and asks where an interval lies, never where a mean lies: "at least 0.9" is supported
+A rule asks where an interval lies, never where a mean lies: "at least 0.9" is supported
 where the whole interval is at 0.9 or above, not supported where all of it is below, and undecided else.
 """
 
@@ -124,11 +124,6 @@ def above(estimate: Estimate, bound: float) -> Status:
   return _lies(estimate.low > bound, estimate.high <= bound)
 
 
-def below(estimate: Estimate, bound: float) -> Status:
-  """Supported where the whole interval is below the bound, not supported where none of it is."""
-  return _lies(estimate.high < bound, estimate.low >= bound)
-
-
 def _lies(inside: bool, outside: bool) -> Status:
   return SUPPORTED if inside else NOT_SUPPORTED if outside else UNDECIDED
 
@@ -141,11 +136,6 @@ def all_of(*parts: Status) -> Status:
 def any_of(*parts: Status) -> Status:
   """Kleene's disjunction: one part that is supported decides; of nothing at all, MISSING."""
   return _first(parts, SUPPORTED, NOT_SUPPORTED)
-
-
-def opposite(part: Status) -> Status:
-  """Kleene's negation."""
-  return {SUPPORTED: NOT_SUPPORTED, NOT_SUPPORTED: SUPPORTED}.get(part, part)
 
 
 def _first(parts: Sequence[Status], decisive: Status, otherwise: Status) -> Status:

@@ -10,4 +10,4 @@ from tests.studies import synthetic
 def results(tmp_path_factory) -> Results:
   """Three seeds of every arm, 40 steps each."""
   out = synthetic.study(tmp_path_factory.mktemp("study"), seeds=range(3), steps=40)
-  return Results(out, [], range(3))
+  return Results(out, range(3))

@@ -6,10 +6,14 @@ Accuracy rises as 1 - exp(-step / slowness) from `START` to the arm's own level,
 import itertools
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
+
+from opd_jax import horizon as horizons
+from opd_jax.studies import horizon, measures
+from opd_jax.studies.results import Results
 
 LONGEST, BINS, BATCH, PROMPT = 128, 16, 32, 16
 START = 0.28
@@ -74,7 +78,7 @@ def workdir(
       tokens += int(length.sum())
       records.append(
         {"kind": "train", "step": step, "tokens": int(tokens), "elapsed": elapsed, "limit": cap, "width": cap}
-        | {"step_tokens": int(length.sum()), "seconds": {"rollout": 0.1}, "skipped": 0}
+        | {"step_tokens": int(length.sum()), "trained": int(length.sum()), "seconds": {"rollout": 0.1}, "skipped": 0}
         | {"by_position": {"edges": edges.tolist(), "count": count}}
       )
     if step % every == 0:
@@ -146,6 +150,54 @@ def write(out: pathlib.Path, name: str, seed: int, found: dict) -> None:
   file = out / "analysis" / name / f"seed{seed}.json"
   file.parent.mkdir(parents=True, exist_ok=True)
   file.write_text(json.dumps(found))
+
+
+def study_of_claims(
+  out: pathlib.Path,
+  own: dict[str, Callable[[int], Callable[[int], float]]] | None = None,
+  arms: Collection[str] | None = None,
+) -> Results:
+  """What the claims of the study of horizons are judged by.
+
+  Args:
+    own: accuracies of some arms, as `arm` takes them; the others rise to 0.9.
+    arms: only these, and no analysis; None: every arm and every analysis.
+  """
+  for one in horizon.ARMS:
+    if arms is None or one.name in arms:
+      cap = lambda step, limit=_limit(one): limit(step)
+      c = {"steps": horizon.STEPS, "eval.every": horizon.CHAIN["eval.every"]} | one.changes
+      how = {"steps": c.pop("steps"), "every": c.pop("eval.every"), "config": c, "noise": 0.002}
+      arm(out, one.name, (own or {}).get(one.name, rising(0.9)), cap, **how)
+  for seed in SEEDS if arms is None else ():
+    for name, found in analyses(seed).items():
+      write(out, name, seed, found)
+  return Results(out, SEEDS)
+
+
+def _limit(one: horizon.Arm) -> Callable[[int], int]:
+  """Of an adaptive horizon, its first."""
+  limit = horizons.from_config(one.config(0).horizon).limit
+  return lambda step: min(LONGEST, limit(step))
+
+
+def analyses(seed: int) -> dict[str, dict[str, Any]]:
+  """Those of studies/measures.py: all that was claimed is so."""
+  less = 0.001 * seed
+  at = lambda late: {
+    **{name: [0.9, 0.9, 0.9, late + less] for name in ("teacher", "student", "overlap")},
+    **{name: [0.1, 0.1, 0.1, 1 - late] for name in ("kl", "teacher_entropy", "off_path")},
+    "count": [40, 40, 40, 40],
+    "decisive": [10, 20, 10, 20],
+  }
+  shares = ("0", "0.025", "0.05", "0.1", "0.25", "0.5")
+  prefixed = lambda low, rise: {share: low + rise * float(share) + less for share in shares}
+  return {
+    "advantage": {"cubic_variance": 0.9 - less, "linear_variance": 0.7, "exponent": 0.8},
+    "reliability": {"edges": [0, 35, 70, 105, 140], "0": at(0.6), "half": at(0.7), "last": at(0.85)},
+    "continuation": {"untrained": prefixed(0.3, 0.5), "topd-10": prefixed(0.8, 0.02), "opd": prefixed(0.9, 0.0)},
+    "drift": {name: {"within": 0.1, "beyond": 0.2 + less * len(name)} for name in measures.DRIFTING},
+  }
 
 
 def prefix(seed: int) -> dict[str, Any]:

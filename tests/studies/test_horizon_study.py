@@ -5,10 +5,13 @@ import sys
 
 import pytest
 
+from opd_jax import config as configs
 from opd_jax import horizon as horizons
 from opd_jax import study
-from opd_jax.studies import claims, horizon, measures
+from opd_jax.errors import RESUME, Leave
+from opd_jax.studies import claims, horizon, measures, run
 from opd_jax.studies.verdicts import MISSING
+from tests.studies.synthetic import workdir
 
 NAMES = [arm.name for arm in horizon.ARMS]
 
@@ -49,11 +52,65 @@ def test_what_claims_name_is_there():
   assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS)
 
 
+def test_arms_that_are_compared_make_as_many_steps():
+  steps = {arm.name: (arm.config(0).steps, arm.config(0).eval.every) for arm in horizon.ARMS}
+  assert {steps[name] for name in NAMES if not name.endswith("-long")} == {(horizon.STEPS, 10)}
+
+
+class TestStale:
+  @pytest.fixture
+  def opd(self, tmp_path):
+    """Its workdir as a study leaves it."""
+    (arm,) = (arm for arm in horizon.ARMS if arm.name == "opd")
+    path = workdir(tmp_path / "runs" / "opd" / "seed20", 20, lambda _: 0.5, every=10)
+    (path / "config.json").write_text(configs.to_json(arm.config(20)))
+    (path / "checkpoints" / "60").mkdir(parents=True)
+    return arm
+
+  def test_the_same_config(self, opd, tmp_path):
+    run.check_all([opd], [20, 21], tmp_path)
+    run.check_all([opd], [20], tmp_path, {"compile_cache": "elsewhere"})
+
+  @pytest.mark.parametrize("changes", [{"optimizer.lr": 5e-4}, {"steps": 30}, {"eval.every": 5}])
+  def test_another_config_is_refused_before_anything_is_trained(self, opd, tmp_path, changes, monkeypatch, capsys):
+    monkeypatch.setattr(horizon, "ARMS", (opd._replace(changes=opd.changes | changes),))
+    monkeypatch.setattr(sys, "argv", ["study", "horizon", f"--out={tmp_path}", "--seeds=2"])
+    with pytest.raises(SystemExit) as e:
+      study.main()
+    assert e.value.code == 2
+    assert f"belongs to another config: {next(iter(changes))}:" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "runs" / "opd").iterdir()] == ["seed20"]
+
+  def test_done(self, opd, tmp_path):
+    path = tmp_path / "runs" / "opd" / "seed20"
+    assert run.done(path)
+    (path / "checkpoints" / "60").rmdir()
+    assert not run.done(path)
+    (path / "checkpoints" / "60").mkdir()
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    (path / "metrics.jsonl").write_text("\n".join(lines[:-1]))  # without the last evaluation
+    assert not run.done(path)
+    assert not run.done(tmp_path / "nowhere")
+
+  def test_an_analysis_is_made_again_of_other_runs(self, tmp_path):
+    made = []
+    how = lambda: made.append(0) or {"kl": len(made)}
+    measure = lambda of: run.measure(tmp_path, "drift", 20, of, how)["kl"]
+    assert [measure(of) for of in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
+
+  def test_digest(self, opd):
+    of = lambda seed, **changes: run.digest([opd.config(seed, changes)])
+    assert of(20) == of(20, compile_cache="elsewhere")
+    assert len({of(20), of(21), of(20, steps=30), of(20, batch=8)}) == 4
+
+
 @pytest.fixture
 def little(tiny, monkeypatch):
   """Two steps of models without any skill."""
   changes = tiny | {"steps": 2, "eval.every": 1, "eval.prompts": 4, "eval.batch": 4, "batch": 4, "horizon.max": 24}
   monkeypatch.setattr(horizon, "CHAIN", horizon.CHAIN | changes)
+  half = lambda arm: arm._replace(changes=arm.changes | {"checkpoint.every": 1}) if arm.name == "opd" else arm
+  monkeypatch.setattr(horizon, "ARMS", tuple(map(half, horizon.ARMS)))
   monkeypatch.setattr(measures, "PROBLEMS", 8)
   monkeypatch.setattr(measures, "FROM", 2)
 
@@ -69,6 +126,7 @@ def test_a_study_is_made_once(little, tmp_path, monkeypatch, capsys):
   assert [v["claim"] for v in verdicts] == [claim.name for claim in claims.CLAIMS]
   status = {v["claim"]: v["status"] for v in verdicts}
   assert status["TOPD fails late"] == status["adaptive is safe"] == MISSING
+  assert status["TOPD is as good"] != MISSING, "of arms that its rule does not need, it makes do without"
   assert all(v["rule"] for v in verdicts)
   page = (tmp_path / "report" / "index.html").read_text()
   assert "Are full rollouts necessary?" in page
@@ -79,7 +137,7 @@ def test_a_study_is_made_once(little, tmp_path, monkeypatch, capsys):
   assert {p.parent.name for p in made if p.suffix == ".json"} == {"advantage", "reliability", "continuation"}
   assert len([p for p in made if p.suffix == ".jsonl"]) == 4
   programs = [
-    json.loads((tmp_path / "runs" / "topd-10" / f"seed{k}" / "run.json").read_text())["programs"] for k in (0, 1)
+    json.loads((tmp_path / "runs" / "topd-10" / f"seed{k}" / "run.json").read_text())["programs"] for k in (20, 21)
   ]
   assert [p["seconds"] > 0 for p in programs[0] if p["name"] != "evaluate"] == [True, True]
   assert [p["seconds"] for p in programs[1] if p["name"] != "evaluate"] == [0, 0], "the second seed compiles nothing"
@@ -93,6 +151,18 @@ def test_a_wrong_arm_is_said_in_a_sentence(monkeypatch, capsys):
     study.main()
   assert e.value.code == 2
   assert "There is no arm 'topd'" in capsys.readouterr().err
+
+
+def test_asked_to_stop(monkeypatch, capsys, tmp_path):
+  def leave(*_):
+    raise Leave("asked to stop")
+
+  monkeypatch.setattr(study, "run", leave)
+  monkeypatch.setattr(sys, "argv", ["study", "horizon", f"--out={tmp_path}"])
+  with pytest.raises(SystemExit) as e:
+    study.main()
+  assert e.value.code == RESUME
+  assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_the_list_names_what_each_arm_changes(monkeypatch, capsys):

@@ -153,7 +153,7 @@ class TestScores:
     assert far.axes[0].get_xlim()[0] < synthetic.START < near.axes[0].get_xlim()[0]
 
   def test_one_seed(self, results):
-    one = Results(results.out, [], [1])
+    one = Results(results.out, [1])
     said = drawn(figures.scores(one, {"phase-opd": "OPD"}))
     assert f"{one.scores('phase-opd')[1]:.3f}" in said
 
@@ -222,7 +222,7 @@ class TestCredit:
 
 
 def test_one_seed_draws_everything(results):
-  one = Results(results.out, [], [0])
+  one = Results(results.out, [0])
   assert drawn(figures.horizon(one, "opd", synthetic.TRUNCATED, SHOWN))
   said = drawn(figures.cost(one, SHOWN, "opd", 0.05))
   assert not [s for s in said if re.search("nan|inf", s)]
