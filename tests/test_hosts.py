@@ -191,6 +191,7 @@ def test_the_coordinator_is_killed(arguments, alone, tmp_path):
   assert "the same command, on all of them, goes on from the last checkpoint" in said
 
 
+@pytest.mark.long
 def test_processes_of_different_configs_are_refused(arguments, tmp_path):
   run = Run("train", 2, 1, f"--workdir={tmp_path / 'run'}", *arguments, of={1: ["--config.optimizer.lr=0.5"]})
   for status, said in run.end():
@@ -208,8 +209,8 @@ def test_a_stop_signal_saves_before_the_next_step(tiny, tmp_path):
   stopped = trainer.Trainer(c, tmp_path / "stopped")
   record = stopped._record
 
-  def stop_in_the_second_step(step, *said):
-    record(step, *said)
+  def stop_in_the_second_step(step, turn, stats):
+    record(step, turn, stats)
     if step == 1:
       os.kill(os.getpid(), signal.SIGTERM)
 

@@ -20,12 +20,18 @@ from tests.meshes import RUNS
 FIRST = (
   "popd 1",
   "popd data 2 x fsdp 2 x tensor 2, segments and buckets",
-  "topd 1",
-  "topd data 2 x tensor 4, which share heads",
   "opd 1",
   "opd fsdp 4 x expert 2, teacher over all and offloaded",
 )
-LONG = ("agreement 1", "agreement data 2 x fsdp 2 x tensor 2", "popd 1", "popd data 2", "popd fsdp 2 x tensor 2")
+LONG = (
+  "topd 1",
+  "topd data 2 x tensor 4, which share heads",
+  "agreement 1",
+  "agreement data 2 x fsdp 2 x tensor 2",
+  "popd 1",
+  "popd data 2",
+  "popd fsdp 2 x tensor 2",
+)
 
 
 @pytest.mark.parametrize("names", [FIRST, pytest.param(LONG, marks=pytest.mark.long)], ids=["eight", "two and four"])

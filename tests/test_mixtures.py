@@ -35,6 +35,7 @@ def even(said: str, answer: str) -> bool:
   return (len(said) + sum(map(ord, answer))) % 2 == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("even_is_right")
 def test_every_term_at_once_and_resumed(small, tmp_path):
   """Divergence, reward and initial student with importance weights; a run that stopped goes on bit for bit."""

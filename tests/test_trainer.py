@@ -105,6 +105,7 @@ def test_finished_run_is_left_as_it_is(whole, small):
   assert (path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_longer_run_goes_on(whole, small, tmp_path):
   """Raising `steps` on a finished run gives what the longer run would have been."""
   short = Trainer(small(steps=4), tmp_path / "w")
@@ -182,6 +183,7 @@ def test_prompts_of_different_length_have_programs_of_their_own(small, tmp_path)
   assert made == [("rollout", 16), ("rollout", 64), ("update", 16), ("update", 64)]
 
 
+@pytest.mark.long
 def test_runs_share_programs_where_everything_static_is_the_same(small, tmp_path):
   kept = {}
 
@@ -202,6 +204,7 @@ def test_runs_share_programs_where_everything_static_is_the_same(small, tmp_path
     assert min(compiled(name, **changes).values()) > 0, name
 
 
+@pytest.mark.long
 def test_gradient_accumulation_gives_the_same_run(small, tmp_path):
   losses = {}
   for name, changes in {"whole": {}, "parts": {"micro_batch": 2}}.items():

@@ -145,6 +145,7 @@ def test_layers_take_a_quarter_of_their_bytes():
   assert 0.25 < size(jax.eval_shape(quantise.quantise, params)) / size(params) < 0.2505
 
 
+@pytest.mark.long
 def test_a_run_with_an_int8_teacher(small, tmp_path, monkeypatch):
   """The three programs compile for it and run."""
   external = teachers.external

@@ -74,6 +74,7 @@ def test_a_run_sums_every_step_at_its_exact_limit():
   """Limits 10, 20, 30, 40, 40."""
   s = made(**{"eval.every": 2, "eval.prompts": 4, "eval.batch": 2})
   counted = Estimate(s, {20: [], 40: []})
+  assert isinstance(s.schedule, horizon.Schedule)
   run = counted.run(s.schedule)
   steps = [counted.step(*one) for one in ((20, 10), (20, 20), (40, 30), (40, 40), (40, 40))]
   assert run["training_seconds"] == pytest.approx(sum(step.seconds for step in steps))
@@ -87,6 +88,7 @@ def test_a_run_sums_every_step_at_its_exact_limit():
 
 def test_an_evaluation_as_wide_as_a_stage_hides_none_of_its_programs():
   s = made(**{"eval.every": 1, "eval.prompts": 4})
+  assert isinstance(s.schedule, horizon.Schedule)
   assert s.schedule.widths[-1] == s.c.horizon.max == 40
   gather = collective("all-gather", 1_000_000)
   programs = {40: [program("update", gather), program("rollout", gather)]}
