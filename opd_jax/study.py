@@ -1,7 +1,7 @@
 """Are full rollouts necessary? The founding question, asked of many small runs; studies/claims.py has the rules.
 
-    python -m opd_jax.study horizon                    five seeds of every arm, up to two hours on two cores
-    python -m opd_jax.study horizon --short            three seeds of a few arms, about 15 minutes
+    python -m opd_jax.study horizon                    five seeds of every arm, some hours on two cores
+    python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
 
 What is complete in --out is not repeated: stop it whenever you like, and give the same command to go on.
