@@ -1,7 +1,7 @@
 """Adaptive: the horizon is chosen while the student trains, among a few compiled widths; the rules are in opd_jax/adaptive.py.
 
 cpu    python -m opd_jax.train --config=configs/adaptive.py --workdir=runs/adaptive
-       2 cores, about 1 minute, accuracy 0.19 -> 0.73 (0.71 to 0.75 over three seeds) with half of OPD's tokens
+       2 cores, about 1 minute, accuracy 0.19 -> 0.73 (0.71 to 0.75 over three seeds) with half of OPD's tokens (0.78)
 hf     --config=configs/adaptive.py:hf      any two Hugging Face directories and a JSONL file
 paper  --config=configs/adaptive.py:paper   the published hyper-parameters of arXiv:2605.31490, with this horizon
 
