@@ -9,6 +9,7 @@ A rule sees what a step has shown by position, keeps a memory of JSON, and knows
 are not all published: those of `drift` and the cadences are ours.
 """
 
+import abc
 import dataclasses
 import itertools
 import math
@@ -50,7 +51,7 @@ def seen(limit: int, by_position: dict[str, list], cut: float, agreement: list[f
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Rule(abc.ABC):
   """Every step as far as the last choice, unless it looks."""
 
   probe_every: int = 0  # steps between two measurements of the gradients' agreement; 0: never
@@ -62,9 +63,9 @@ class Rule:
   def probes(self, step: int) -> bool:
     return self.probe_every > 0 and step % self.probe_every == 0
 
+  @abc.abstractmethod
   def choose(self, widths: Sequence[int], at: int, memory: Memory, step: int, seen: Seen) -> tuple[int, Memory]:
     """The index of the next width, and what to remember."""
-    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

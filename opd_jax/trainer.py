@@ -244,7 +244,7 @@ class Trainer:
       self.programs.prepare(missing[0])
 
   def _compile(self) -> None:
-    for shape in self.shapes if self.step < self.c.steps else ():
+    for shape in self.shapes:
       self.programs.at(shape)
       if self.schedule.measured:
         self.probes.at(Shape(shape.prompt, self.schedule.max))

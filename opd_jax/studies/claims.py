@@ -7,26 +7,26 @@ what is known.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from opd_jax.studies.results import Missing, Results, crossing
-from opd_jax.studies.statistics import Estimate, interval, ratio
-from opd_jax.studies.verdicts import (
-  MISSING,
-  Claim,
-  Evidence,
-  Status,
-  Verdict,
-  above,
-  all_of,
-  any_of,
-  at_least,
-  at_most,
+from opd_jax.studies.comparisons import (
+  POINT,
+  by_seed,
+  difference,
+  gain,
+  known,
+  points,
+  quarter,
+  speedup,
+  time_down_to,
+  times,
+  up,
+  verdict,
 )
+from opd_jax.studies.results import Missing, Results
+from opd_jax.studies.statistics import Estimate, interval, ratio
+from opd_jax.studies.verdicts import MISSING, Claim, Evidence, Status, Verdict, above, all_of, any_of, at_least, at_most
 
-POINT = 0.01
 ADAPTIVE = ("agreement", "drift", "saturation", "look")
 ONE_OF_FOUR = 1 - 0.05 / len(ADAPTIVE)  # level of each interval where one of the rules is enough (Bonferroni)
 FIXED = (
@@ -41,49 +41,6 @@ FIXED = (
   "popd-paper",
   "popd-geometric",
 )
-
-
-def difference(r: Results, a: str, b: str, level: float = 0.95) -> Estimate:
-  """Score of a less score of b."""
-  return interval(r.pairs(a, b), level)
-
-
-def gain(r: Results, arm: str) -> Estimate:
-  """Score less the accuracy before training."""
-  start = r.untrained(arm)
-  return interval(score - start[seed] for seed, score in r.scores(arm).items())
-
-
-def speedup(r: Results, arm: str, than: str = "opd", less: float = POINT, level: float = 0.95) -> Estimate:
-  """How many times sooner than another arm to OPD's score, less so much."""
-  scores = r.scores("opd")
-  targets = {seed: scores[seed] - less for seed in r.common("opd", than, arm)}
-  return ratio(r.seconds_to(than, targets), r.seconds_to(arm, targets), level)
-
-
-def by_seed(r: Results, analysis: str, value: Callable[[dict[str, Any]], float]) -> Estimate:
-  return interval(value(found) for found in r.analysis(analysis).values())
-
-
-def points(label: str, estimate: Estimate) -> Evidence:
-  return Evidence(label, estimate, "points")
-
-
-def times(label: str, estimate: Estimate) -> Evidence:
-  return Evidence(label, estimate, "times")
-
-
-def known(*evidence: Callable[[], Evidence]) -> list[Evidence]:
-  """Of evidence that no rule needs, what has been run."""
-  found = []
-  for make in evidence:
-    with contextlib.suppress(Missing):
-      found.append(make())
-  return found
-
-
-def verdict(status: Status, because: str, *evidence: Evidence) -> Verdict:
-  return Verdict("", status, because, evidence)
 
 
 def topd_is_as_good(r: Results) -> Verdict:
@@ -160,42 +117,21 @@ def gain_is_in_the_weights(r: Results) -> Verdict:
 
 
 def late_is_less_reliable(r: Results) -> Verdict:
-  def fall(metric: str, step: str) -> Estimate:
-    """First quarter less last quarter of the response, rows that reach the last alone."""
-    return by_seed(r, "reliability", lambda d: quarter(d[step], metric, 0) - quarter(d[step], metric, 3))
-
-  start, end = fall("teacher", "0"), fall("teacher", "last")
-  both = by_seed(
-    r,
-    "reliability",
-    lambda d: sum(
-      sign * (quarter(d[step], "teacher", 0) - quarter(d[step], "teacher", 3))
-      for sign, step in ((1, "0"), (-1, "last"))
-    ),
-  )
+  early = lambda d, metric, step: quarter(d[step], metric, 0) - quarter(d[step], metric, 3)  # first less last quarter
+  fall = lambda metric, step: by_seed(r, "reliability", lambda d: early(d, metric, step))
+  rise = lambda metric: by_seed(r, "reliability", lambda d: -early(d, metric, "0"))
+  start = fall("teacher", "0")
+  both = by_seed(r, "reliability", lambda d: early(d, "teacher", "0") - early(d, "teacher", "last"))
   return verdict(
     all_of(above(start, POINT), above(both, 0)),
     "the teacher's probability of the right symbol where something has to be known, first quarter against last",
     points("before training", start),
-    points("after OPD", end),
+    points("after OPD", fall("teacher", "last")),
     points("how much less after than before", both),
-    Evidence("KL, last quarter less first, before training (nats)", _minus(fall("kl", "0"))),
-    Evidence("teacher's entropy, last quarter less first (nats)", _minus(fall("teacher_entropy", "0"))),
+    Evidence("KL, last quarter less first, before training (nats)", rise("kl")),
+    Evidence("teacher's entropy, last quarter less first (nats)", rise("teacher_entropy")),
     points("top-2 overlap, first quarter less last", fall("overlap", "0")),
   )
-
-
-def quarter(at_step: Mapping[str, Any], metric: str, which: int) -> float:
-  """Mean over the tokens of a quarter of the bins that the metric is a mean of; NaN without any."""
-  weight = at_step["decisive" if metric in ("teacher", "student") else "count"]
-  n = len(weight)
-  part = slice(which * n // 4, (which + 1) * n // 4)
-  there = [(v, c) for v, c in zip(at_step[metric][part], weight[part], strict=True) if c and v is not None]
-  return sum(v * c for v, c in there) / sum(c for _, c in there) if there else math.nan
-
-
-def _minus(e: Estimate) -> Estimate:
-  return Estimate(-e.mean, -e.high, -e.low, e.n)
 
 
 def tokens_beat_sequences(r: Results) -> Verdict:
@@ -275,12 +211,6 @@ def reverse_works(r: Results) -> Verdict:
   )
 
 
-def time_down_to(r: Results, arm: str, targets: Mapping[int, float]) -> dict[int, float]:
-  """By seed, training seconds until the accuracy first falls to the target, straight lines between evaluations."""
-  seeds = r.curve(arm, "elapsed").seeds
-  return {s: crossing(seeds[s][0], -seeds[s][1], -target) for s, target in targets.items() if s in seeds}
-
-
 def adaptive_is_fastest(r: Results) -> Verdict:
   """Against the fixed or scheduled arm that came to the target soonest, chosen in hindsight."""
   best, sooner = best_fixed(r)
@@ -334,13 +264,6 @@ def adaptive_is_safe(r: Results) -> Verdict:
     *(points(f"{arm} less OPD", e) for arm, e in found.items()),
     *known(*map(sooner, ADAPTIVE)),
   )
-
-
-def up(r: Results, arm: str, than: str) -> Estimate:
-  """How many times sooner to half of what the other arm gains."""
-  start = r.untrained(than)
-  targets = {seed: (start[seed] + score) / 2 for seed, score in r.scores(than).items()}
-  return ratio(r.seconds_to(than, targets), r.seconds_to(arm, targets))
 
 
 def weights_help(r: Results) -> Verdict:

@@ -1,4 +1,4 @@
-"""Are full rollouts necessary? The arms and the claims of arXiv:2605.31490 and of its rivals, on the short built-in tasks.
+"""Are full rollouts necessary? The arms that ask it, after arXiv:2605.31490 and its rivals, on the short built-in tasks.
 
 Seed by seed, arms of one task start from the same student and read the same prompts in the same order, a batch of them
 at a time. Arms called phase-* have a task of their own, and in reverse-* student and teacher change places. Lengths are
