@@ -68,9 +68,13 @@ class Schedule:
         stages.append(Stage(len(stages), width, step, step + 1, limit, limit, limit))
     return stages
 
-  measured = False  # whether some steps measure the gradients' agreement
+  @property
+  def measured(self) -> bool:
+    """Whether some steps measure the gradients' agreement: not where nothing is chosen."""
+    return False
 
   def probes(self, step: int) -> bool:
+    """Whether this one does."""
     return False
 
   def observe(self, step: int, seen: adaptive.Seen) -> None:
@@ -91,8 +95,8 @@ class Adaptive:
     rule: how the next is chosen.
   """
 
-  def __init__(self, kind: str, rule: adaptive.Rule, widths: tuple[int, ...]):
-    self.kind, self.rule, self.widths, self.max = kind, rule, widths, widths[-1]
+  def __init__(self, rule: adaptive.Rule, widths: tuple[int, ...]):
+    self.rule, self.widths, self.max = rule, widths, widths[-1]
     self._at, self._memory = 0, {}
 
   def limit(self, step: int) -> int:
@@ -206,9 +210,7 @@ def from_config(c) -> Horizon:
       )
     if not widths:
       within("start", 1, c.max, "the shortest horizon, from which the widths double,")
-    return Adaptive(
-      c.kind, adaptive.from_config(c), (*sorted(set(widths)), c.max) if widths else doubling(c.max, c.start)
-    )
+    return Adaptive(adaptive.from_config(c), (*sorted(set(widths)), c.max) if widths else doubling(c.max, c.start))
   raise InputError(f"config.horizon.kind is {c.kind!r}; it can be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}.")
 
 

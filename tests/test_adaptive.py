@@ -106,7 +106,7 @@ def test_a_look_goes_to_the_end_now_and_then():
   assert follow(rule, [seen(80, kl=level)], at=3) == [10]
   assert follow(rule, [seen(80, kl=late)]) == [80], "the last bin has something to teach"
   assert follow(rule, [seen(80, kl=level), seen(10, kl=[9.0] * 8)], at=3) == [10, 10], "only looks decide"
-  h = horizon.Adaptive("look", rule, WIDTHS)
+  h = horizon.Adaptive(rule, WIDTHS)
   assert [h.limit(k) for k in range(4)] == [80, 10, 10, 80]
 
 
@@ -225,7 +225,7 @@ def test_a_run_chooses_and_resumes_as_if_it_had_never_stopped(kind, small, tmp_p
 
 
 def test_a_step_that_was_spoken_ahead_at_another_width_says_nothing():
-  h = horizon.Adaptive("saturation", Saturation(window=2), WIDTHS)
+  h = horizon.Adaptive(Saturation(window=2), WIDTHS)
   level = lambda limit: seen(limit, kl=[0.5] * 8)
   h.observe(0, level(10))
   h.observe(1, level(10))
