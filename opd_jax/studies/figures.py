@@ -295,6 +295,7 @@ def adaptive(results: Results, chosen: Names, others: Names) -> Figure:
   lines = math.ceil(len(rules) / columns)
   figure = Figure(figsize=(13, max(4.4, 2.2 * lines + 0.7)), layout="constrained")
   grid = figure.add_gridspec(lines, columns + 1, width_ratios=[1] * columns + [0.9 * columns])
+  longest = max(r["limit"] for arm in rules for run in arm.runs for r in run.train)
   ax = None
   for i, (arm, style) in enumerate(plotting.styled(rules)):
     row, column = divmod(i, columns)
@@ -306,7 +307,7 @@ def adaptive(results: Results, chosen: Names, others: Names) -> Figure:
     charts.stairs(ax, *plotting.means(arm, lambda run: run.train, "step", "limit"), style, linewidth=2.2)
     ax.set(title=arm.label, ylabel="" if column else "horizon (tokens)")
     ax.set_xlabel("" if i + columns < len(rules) else "step")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.06 * longest)
   ax = figure.add_subplot(grid[:, -1])
   handles = []
   for names, filled in ((results.present(chosen), True), (results.present(others), False)):
