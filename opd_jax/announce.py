@@ -22,11 +22,13 @@ def lines(
   workdir: str,
 ) -> Iterator[str]:
   """One after another; `student` and `judges` are counted, and `shapes` are what programs will be compiled for."""
+  low = [a for name, a in student["layers"].items() if name[-2:] in ("_a", "_b")]
+  adapter = f", of which {_millions({'layers': low})} are trained" if low else ""
   names = zip(tuple(c.teachers) or (c.teacher,), judges.teachers, strict=True)
   teachers = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in names)
   yield (
     f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "
-    f"({_millions(student)}), {teachers}, {c.steps} steps of "
+    f"({_millions(student)}{adapter}), {teachers}, {c.steps} steps of "
     f"{c.batch} x {c.rollouts_per_prompt} rollouts, {len(i.train.ids):,} prompts of at most {i.prompt_widths[-1]} tokens, "
     f"{_mesh(i.mesh)}, {i.dtype}, workdir {workdir}"
   )

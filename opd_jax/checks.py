@@ -3,8 +3,9 @@
 import importlib.util
 
 from opd_jax import horizon
-from opd_jax.config import TASK, Config, get
+from opd_jax.config import INITIAL, TASK, Config, get
 from opd_jax.errors import InputError
+from opd_jax.models import lora
 from opd_jax.objectives import divergence, loss, surrogate, weights
 
 
@@ -33,6 +34,7 @@ def check(c: Config) -> None:
     "log.bins",
     "optimizer.max_skipped",
     "objective.k",
+    "context.turn_tokens",
   )
   one_of("data.on_bad_line", "refuse", "skip", "truncate")
   one_of("objective.kind", *divergence.KINDS)
@@ -46,6 +48,10 @@ def check(c: Config) -> None:
   one_of("remat", "none", "dots", "layer")
   one_of("teacher_precision", "compute", "int8")
   one_of("mesh.teacher", "none", "fsdp", "all")
+  one_of("rollout.by", "student", "teacher", "data")
+  one_of("context.kind", "same", "canonical")
+  one_of("context.turns", "final", "any")
+  one_of("context.user", "templates", "plain")
   one_of("precision", "auto", "float32", "bfloat16")
   for key in (
     "eval.every",
@@ -67,6 +73,8 @@ def check(c: Config) -> None:
     "optimizer.weight_decay",
     "log.overlap_k",
     "log.samples",
+    "lora.rank",
+    "context.refresh",
   ):
     if get(c, key) < 0:
       raise InputError(f"config.{key} is {get(c, key)}; it cannot be negative.")
@@ -109,6 +117,11 @@ def check(c: Config) -> None:
       "config.teacher_weights mixes the teachers of every example and config.data.teacher_field chooses one; set only one "
       "of the two."
     )
+  for key in ("context.min_turns", "context.max_turns"):
+    if get(c, key) < 2:
+      raise InputError(f"config.{key} is {get(c, key)}; a conversation has at least 2 turns of the user.")
+  _check_adapter(c)
+  _check_speaker(c)
   loss.check(c)
   _check_chosen_horizon(c)
   if c.eval.temperature < 0:
@@ -128,6 +141,55 @@ def check(c: Config) -> None:
   if c.micro_batch and (c.micro_batch < 0 or rows % c.micro_batch):
     raise InputError(
       f"config.micro_batch is {c.micro_batch}; it has to divide the {rows} rows of a step (batch x rollouts_per_prompt)."
+    )
+
+
+def _check_speaker(c: Config) -> None:
+  """What needs the student to speak is refused where another does."""
+  if c.rollout.by == "student":
+    return
+  alone = {
+    "mixture.reward": 0.0,
+    "updates_per_rollout": 1,
+    "rollout.ahead": False,
+    "teachers": (),
+    "importance.kind": ("auto", "none"),
+  } | (
+    {"teacher_offload": False, "teacher_precision": "compute"}
+    if c.rollout.by == "teacher"
+    else {"rollouts_per_prompt": 1}
+  )
+  for key, allowed in alone.items():
+    if get(c, key) != allowed and not (key == "importance.kind" and get(c, key) in allowed):
+      raise InputError(f"config.{key} is {get(c, key)!r}, which does not go with rollout.by={c.rollout.by!r}.")
+  if c.horizon.kind not in ("full", "truncated", "progressive", "geometric"):
+    raise InputError(f"config.horizon.kind is {c.horizon.kind!r}, and rollout.by={c.rollout.by!r} tells it nothing.")
+  if c.rollout.by == "data" and not c.data.path.startswith(TASK) and not c.data.solution_field:
+    raise InputError("config.rollout.by is 'data'; name the field with the responses in config.data.solution_field.")
+
+
+def _check_adapter(c: Config) -> None:
+  if not c.lora.rank and not c.lora.path:
+    return
+  if not c.lora.alpha > 0:
+    raise InputError(f"config.lora.alpha is {c.lora.alpha}; it has to be above 0.")
+  if not c.lora.path and (not c.lora.targets or set(c.lora.targets) - lora.INPUTS.keys()):
+    raise InputError(f"config.lora.targets is {tuple(c.lora.targets)}; it holds some of {', '.join(lora.INPUTS)}.")
+  names = tuple(c.teachers) or (c.teacher,)
+  if c.lora.path and (INITIAL in names or c.mixture.initial):
+    raise InputError(
+      "config.lora.path begins with an adapter that is trained already, and a frozen copy of it is not kept, so that the "
+      "student before training cannot teach; export it with --merge, and give that directory as config.student."
+    )
+  if INITIAL in names and c.teacher_precision != "compute":
+    raise InputError(
+      f"config.teacher_precision is {c.teacher_precision!r}, and the teacher is the student's own base, which is as it is; "
+      "leave it 'compute'."
+    )
+  if c.teacher_offload:
+    raise InputError(
+      "config.teacher_offload moves frozen models away between updates, and config.lora trains an adapter to one that "
+      "speaks; leave it False."
     )
 
 

@@ -21,6 +21,7 @@ from opd_jax.errors import InputError
 Config = Any  # an ml_collections.ConfigDict, whose keys a type checker cannot know
 
 BUILTIN = "builtin:"  # student and teacher directories that ship with the package: "builtin:student"
+INITIAL = "initial"  # a teacher: the student before training
 TASK = "task:"  # prompts made by a generator in opd_jax/tasks: "task:chain"
 
 
@@ -30,12 +31,27 @@ def default() -> Config:
   c.steps = 100  # rollout batches
   c.seed = 0  # of the order of prompts and of sampling, in training and in evaluation
   c.student = "builtin:student"  # a Hugging Face directory, or builtin:NAME
-  c.teacher = "builtin:teacher"
+  c.teacher = "builtin:teacher"  # or "initial": the student as it was before training
   c.teachers = ()  # several teachers, instead of `teacher`: directories; together they are one mixed distribution
   c.teacher_precision = "compute"  # of the teachers' weights: compute (as `precision`), int8 (less memory, needs qwix)
   c.teacher_offload = False  # keep teachers in host memory between updates
   c.teacher_weights = ()  # of the mixture, one per teacher; (): equal. See data.teacher_field for one per example
   c.allow_mismatch = ()  # of "tokenizer", "eos", "chat_template": differences between student and teacher that are intended
+
+  c.lora = ConfigDict()  # low-rank adapters, models/lora.py
+  c.lora.rank = 0  # 0: all weights are trained
+  c.lora.alpha = 32.0  # A B counts alpha / rank
+  c.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # the layers' matrices that have one
+  c.lora.path = ""  # a PEFT directory to begin with; its rank, alpha and targets count
+
+  c.context = ConfigDict()  # what each side reads
+  c.context.kind = "same"  # same; canonical: the student a conversation, the teacher everything at once
+  c.context.turns = "final"  # canonical, whose reply is trained: final; any, a random turn's (what the paper warns of)
+  c.context.turn_tokens = 256  # canonical: longest reply to an earlier turn
+  c.context.refresh = 0  # canonical: steps until the student talks anew; 0: conversations of the initial student, kept
+  c.context.max_turns = 8  # canonical: problems of more facts have neighbours joined
+  c.context.user = "templates"  # canonical, what a user says around a fact: templates, plain (nothing)
+  c.context.min_turns = 2  # canonical: problems of fewer are left out
 
   c.batch = 32  # prompts per step
   c.rollouts_per_prompt = 1
@@ -47,6 +63,8 @@ def default() -> Config:
   c.data.path = "task:chain"  # a JSONL file, or task:NAME
   c.data.prompt_field = "prompt"  # a string, or a list of chat messages
   c.data.answer_field = "answer"
+  c.data.solution_field = ""  # of a file, with rollout.by=data: the response that is learned
+  c.data.canonical_field = ""  # of conversations: the prompt that says everything at once; "": all turns as one
   c.data.teacher_field = ""  # of a file: the example's teacher, as an index into `teachers` or a directory's last name
   c.data.max_prompt = 1024  # tokens
   c.data.on_bad_line = "refuse"  # refuse, skip (with a count), or truncate (too long prompts lose their beginning)
@@ -77,6 +95,7 @@ def default() -> Config:
   c.sampling.top_k = 0  # 0: off
 
   c.rollout = ConfigDict()  # how the token loop is cut, rollout/segments.py
+  c.rollout.by = "student"  # who speaks; off-policy baselines: teacher (to its own prompts), data (data.solution_field)
   c.rollout.segment = 64  # tokens, at least, between two growths of the cache; 0: the whole cache from the beginning
   c.rollout.segments = 8  # at most; each is compiled
   c.rollout.shrink = ()  # divisors of the batch: gather the rows that have not ended into 1/2, 1/4, ... of it
@@ -93,7 +112,7 @@ def default() -> Config:
   c.objective.teacher_temperature = 1.0
   c.objective.entry_clip = 0.0  # largest entry of a divergence, nats; 0: off
   c.objective.token_clip = 0.0  # largest divergence of a token, or |log-ratio| of a drawn one, nats; 0: off
-  c.objective.estimator = "auto"  # sampled: k1 (policy gradient), k2, k3; auto: k1, and k3 for the forward KL
+  c.objective.estimator = "auto"  # sampled: k1 (policy gradient), k2, k3, nll (see rollout.by); auto: k1, forward KL k3
   c.objective.discount = 0.0  # sampled k1: 0 token level, 1 sequence level
   c.objective.normaliser = "token"  # mean over tokens of the batch, over rows of means ("sequence"), over a "constant"
   c.objective.constant = 0  # tokens per row; 0: horizon.max
@@ -224,9 +243,19 @@ def to_json(c: Config) -> str:
   return json.dumps(json.loads(c.to_json_best_effort()), indent=2, sort_keys=True)
 
 
+def changed(c: Config, free: tuple[str, ...] = ()) -> dict[str, Any]:
+  """Keys with other values than by default, without those in `free`: so a new key changes no config from before it."""
+  usual, own = (flat(json.loads(to_json(one))) for one in (default(), c))
+  return {k: v for k, v in own.items() if k not in free and (k not in usual or usual[k] != v)}
+
+
 def difference(saved: str, now: str, free: tuple[str, ...] = ()) -> list[str]:
-  """Keys whose values differ between two saved configs, as 'key: saved -> now', without those in `free`."""
+  """Keys whose values differ between two saved configs, as 'key: saved -> now', without those in `free`.
+
+  A key that did not exist when the first was saved had the value that it has by default now.
+  """
   a, b = flat(json.loads(saved)), flat(json.loads(now))
+  a = {k: v for k, v in flat(json.loads(to_json(default()))).items() if k in b} | a
   keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k not in free)
   return [f"{k}: {a.get(k, 'absent')} -> {b.get(k, 'absent')}" for k in keys]
 

@@ -32,6 +32,7 @@ def run(values: flags.FlagValues, c) -> None:
   from opd_jax.data import tokenizer as tokenizers
   from opd_jax.evaluation import Evaluator
   from opd_jax.models import hf
+  from opd_jax.multiturn import MultiTurnEvaluator
   from opd_jax.programs import use_cache
 
   if bool(values.workdir) == bool(values.model):
@@ -43,22 +44,28 @@ def run(values: flags.FlagValues, c) -> None:
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out} cannot be written: there is no directory {out.parent}.")
   checks.check(c)
-  model = inputs.model(values.model or c.student)
+  model = inputs.learner(c) if place else inputs.model(values.model)
   tokenizer = tokenizers.load(model.path)
   mesh = meshes.for_reading(c.mesh)
   i = inputs.load_evaluation(c, model, tokenizer, mesh, model.cfg.vocab)
   if place:
-    params, step = state.saved_params(c, model.cfg, mesh, place.root, values.step)
+    params, step = state.saved_params(c, model.path, model.cfg, mesh, place.root, values.step)
     what = f"{place.name}, step {step}"
     use_cache(c.compile_cache, place.root)
   else:
     params, what = hf.read(model.path, model.cfg, meshes.parameter_shardings(mesh, model.cfg)), values.model
-  record, samples = Evaluator(c, i, params)(params)
+  evaluator = (MultiTurnEvaluator if i.problems.conversations else Evaluator)(c, i, params)
+  record, samples = evaluator(params)
+  if isinstance(evaluator, MultiTurnEvaluator):
+    record["pollution"] = evaluator.pollution(params)
   if not hosts.first():
     return
   console = Console(highlight=False, soft_wrap=True)
   console.print(f"{what}: {record['prompts']} problems, {record['k']} answer(s) each, temperature {c.eval.temperature}")
   console.print(f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]")
+  told = record.get("forms", {}) | {f"a wrong {name}": r for name, r in record.get("pollution", {}).items()}
+  for name, r in told.items():
+    console.print(f"  {name}: {r['accuracy']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]")
   for k, r in record["pass"].items():
     console.print(f"  pass@{k} {r['value']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]")
   length = record["length"]

@@ -15,15 +15,15 @@ from opd_jax import config as configs
 from opd_jax import mesh as meshes
 from opd_jax import teacher as frozen
 from opd_jax.config import Config
-from opd_jax.data import pipeline, sources
+from opd_jax.data import pipeline, problems
 from opd_jax.data import tokenizer as tokenizers
+from opd_jax.data.problems import Problems
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, kernels
+from opd_jax.models import decoder, hf, kernels, lora
 from opd_jax.objectives import loss as losses
 from opd_jax.rollout.sample import Sampling
 from opd_jax.rollout.segments import Segments
-
-TRAIN_PROBLEMS = 8192  # of a built-in task; generated, so the number only has to be larger than most runs need
+from opd_jax.speaker import Voice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +33,6 @@ class Model:
   path: pathlib.Path
   cfg: decoder.DecoderConfig
   stop_ids: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Problems:
-  """Tokenised prompts with the answers to judge responses by."""
-
-  ids: list[list[int]]
-  answers: list[str]
-  skipped: int = 0  # lines left out by data.on_bad_line
-  teachers: tuple[tuple[str, str], ...] = ()  # where the data say: which teacher answers each, and its line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +49,10 @@ class Evaluation:
   attention: str  # see models/kernels.py
   mesh: jax.sharding.Mesh
   dtype: jnp.dtype
+
+  @property
+  def voice(self) -> Voice:
+    return Voice(self.model.cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +72,13 @@ class Inputs:
   dtype: jnp.dtype
   evaluation: Evaluation | None  # None where config.eval.every is 0
   verify: tasks.Verifier | None  # of rollouts; None where the loss has no reward
+  segments: Segments
   warnings: tuple[str, ...]
+
+  @property
+  def voice(self) -> Voice:
+    """The student, as it speaks in training."""
+    return Voice(self.student.cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
 
 
 def load(c: Config) -> Inputs:
@@ -91,14 +91,14 @@ def load(c: Config) -> Inputs:
   schedule = horizon.from_config(c.horizon)
   mesh = meshes.from_config(c.mesh)
   meshes.check_rows(mesh, c.batch, "config.batch")
-  student, names = model(c.student), tuple(c.teachers) or (c.teacher,)
+  student, names = learner(c), tuple(c.teachers) or (c.teacher,)
   tokenizer = tokenizers.load(student.path)
   teachers = tuple(teacher(name, student, tokenizer, c.allow_mismatch) for name in names)
   vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
-  train = problems(c, c.data.path, tokenizer, held_out=False)
+  train = problems.read(c, c.data.path, tokenizer, held_out=False)
   teacher_weight = frozen.weights(names, c.teacher_weights, train.teachers, len(train.ids))
-  width = pipeline.width(train.ids)
+  width = max(pipeline.width(train.ids), train.widths[-1])
   longest = min(m.cfg.max_positions for m in (student, *teachers))
   if width + c.horizon.max > longest:
     raise InputError(
@@ -123,11 +123,12 @@ def load(c: Config) -> Inputs:
     tokenizer=tokenizer,
     train=train,
     sampling=sampling,
-    prompt_widths=pipeline.widths(train.ids, c.data.widths),
+    prompt_widths=train.widths,
     attention=attention(c, mesh, [m.cfg for m in (student, *teachers)]),
     dtype=compute_dtype(c.precision, mesh),
     evaluation=evaluation,
     verify=tasks.verifier(verifier_name(c, c.data.path)) if c.mixture.reward else None,
+    segments=segments(c, mesh),
     warnings=_warnings(c, mesh, sampling, student, teachers, train, evaluation),
   )
 
@@ -162,9 +163,9 @@ def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vo
       "config.eval.path is empty, so there is nothing to evaluate on: name a JSONL file of held-out problems with "
       "answers, or set config.eval.every=0 to train without evaluation."
     )
-  held_out = problems(c, path, tokenizer, held_out=True)
+  held_out = problems.read(c, path, tokenizer, held_out=True)
   max_tokens = c.eval.max_tokens or c.horizon.max
-  width = pipeline.width(held_out.ids)
+  width = max(pipeline.width(held_out.ids), held_out.widths[-1])
   if width + max_tokens > of.cfg.max_positions:
     raise InputError(
       f"Evaluation prompts of {width} tokens and {max_tokens} new ones do not fit the model's "
@@ -232,37 +233,23 @@ def model(name: str) -> Model:
   return Model(path, hf.read_config(path), stop)
 
 
+def learner(c: Config) -> Model:
+  """`config.student`, with the scale of the adapter that it is trained through, where it is."""
+  found, adapter = model(c.student), lora.from_config(c.lora)
+  if not adapter:
+    return found
+  lora.shapes(found.cfg, adapter)
+  return dataclasses.replace(found, cfg=dataclasses.replace(found.cfg, adapter_scale=adapter.scale))
+
+
 def teacher(name: str, student: Model, tokenizer, allow: tuple[str, ...]) -> Model:
-  """A teacher that reads what the student writes."""
+  """A teacher that reads what the student writes; "initial" is the student before training."""
+  if name == configs.INITIAL:
+    return student
   found = model(name)
   theirs = tokenizers.load(found.path)
   tokenizers.compare(student.path, found.path, tokenizer, theirs, student.stop_ids, found.stop_ids, allow)
   return found
-
-
-def problems(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
-  """The prompts of a file or of a built-in task; of held-out ones, which need answers, the first `eval.prompts`."""
-  if path.startswith(configs.TASK):
-    task = tasks.generator(path.removeprefix(configs.TASK))
-    made = task.problems(c.eval.prompts if held_out else TRAIN_PROBLEMS, seed=0, held_out=held_out)
-    examples = [sources.Example(p.prompt, p.answer, f"{path}:{i + 1}") for i, p in enumerate(made)]
-    skipped = 0
-  else:
-    d = c.data
-    need = held_out or c.mixture.reward > 0
-    which = "" if held_out else d.teacher_field
-    examples, skipped = sources.read_jsonl(path, d.prompt_field, d.answer_field, d.on_bad_line, need, which)
-  ids, kept, unusable = pipeline.tokenise(
-    examples,
-    tokenizer,
-    chat_template=c.data.chat_template,
-    system=c.data.system,
-    max_prompt=c.data.max_prompt,
-    on_bad_line=c.data.on_bad_line,
-  )
-  most = c.eval.prompts if held_out else len(ids)
-  teachers = tuple((e.teacher, e.where) for e in kept[:most]) if any(e.teacher for e in kept) else ()
-  return Problems(ids[:most], [e.answer for e in kept[:most]], skipped + unusable, teachers)
 
 
 def compute_dtype(precision: str, mesh: jax.sharding.Mesh) -> jnp.dtype:

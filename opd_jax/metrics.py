@@ -23,7 +23,7 @@ class Clock:
   `elapsed` is what training itself costs: all parts but "compile" and "eval".
   """
 
-  PARTS = ("rollout", "verify", "probe", "update", "compile", "other", "eval")
+  PARTS = ("converse", "rollout", "verify", "probe", "update", "compile", "other", "eval")
 
   def __init__(self, totals: dict[str, float] | None = None):
     self.totals = dict.fromkeys(self.PARTS, 0.0) | (totals or {})
@@ -39,6 +39,11 @@ class Clock:
     now = time.perf_counter()
     self.totals[part] += now - self._mark
     self._mark = now
+
+  def move(self, seconds: float, part: str, to: str) -> None:
+    """Books seconds of one part under another."""
+    self.totals[part] -= seconds
+    self.totals[to] += seconds
 
   def step(self) -> dict[str, float]:
     """Seconds by part since the last call, without evaluation."""

@@ -1,6 +1,6 @@
-"""Are full rollouts necessary? The founding question, asked of many small runs; studies/claims.py has the rules.
+"""Claims asked of many small runs; the rules by which they are judged stand in studies/NAME/claims.py.
 
-    python -m opd_jax.study horizon                    five seeds of every arm, some hours on two cores
+    python -m opd_jax.study horizon                    are full rollouts necessary? five seeds of every arm
     python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
 
@@ -8,38 +8,45 @@ What is complete in --out is not repeated: stop it whenever you like, and give t
 """
 
 import argparse
+import importlib
 import pathlib
 import sys
 import time
+from types import ModuleType
 
 from etils import epath
 from rich.console import Console
 
 from opd_jax import cli
 from opd_jax.errors import RESUME, InputError, Leave
-from opd_jax.studies import horizon, page
+
+STUDIES = ("horizon",)
 
 
-def run(out: pathlib.Path, names: list[str], seeds: list[int]) -> None:
+def part(study: str, name: str) -> ModuleType:
+  """A module of a study, see studies/__init__.py."""
+  return importlib.import_module(f"opd_jax.studies.{study}.{name}")
+
+
+def run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> None:
   from opd_jax.programs import use_cache  # a wrong flag is answered before JAX is imported
-  from opd_jax.studies import measures, report
+  from opd_jax.studies import page, report
   from opd_jax.studies.run import check_all, train_all
 
-  began = time.perf_counter()
-  arms = [arm for arm in horizon.ARMS if arm.name in names]
-  check_all(horizon.ARMS, seeds, out)  # the report reads all of them
+  began, every = time.perf_counter(), part(study, "arms").ARMS
+  check_all(every, seeds, out)  # the report reads all of them
   use_cache(str((out / ".jax_cache").resolve()), epath.Path(out))  # for the analyses, where nothing is left to train
-  train_all(arms, seeds, out)
-  measures.measure_all(horizon.ARMS, seeds, out)
-  written, verdicts = report.write(out, seeds)
+  train_all([arm for arm in every if arm.name in names], seeds, out)
+  part(study, "measures").measure_all(every, seeds, out)
+  written, verdicts = report.write(part(study, "claims"), part(study, "sections"), out, seeds)
   console = Console(highlight=False)
   page.terminal(verdicts, console)
   console.print(f"{time.perf_counter() - began:.0f} s in all, report in {written}", soft_wrap=True)
 
 
-def arms(named: str) -> list[str]:
+def arms(study: str, named: str) -> list[str]:
   """The arms of --only, in the study's order."""
-  known = [arm.name for arm in horizon.ARMS]
+  known = [arm.name for arm in part(study, "arms").ARMS]
   if unknown := [name for name in named.split(",") if name not in known]:
     raise InputError(f"There is no arm {unknown[0]!r}; the arms are: {', '.join(known)}.")
   return [name for name in known if name in named.split(",")]
@@ -49,32 +56,36 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog="python -m opd_jax.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("study", choices=("horizon",))
-  parser.add_argument("--out", type=pathlib.Path, help="runs, analyses and report (runs/study, runs/study-short)")
-  parser.add_argument("--seeds", type=int, help=f"how many, from seed {horizon.FIRST_SEED} on (5; 3 with --short)")
-  parser.add_argument("--short", action="store_true", help=f"only {', '.join(horizon.SHORT)}")
+  parser.add_argument("study", choices=STUDIES)
+  parser.add_argument("--out", type=pathlib.Path, help="runs, analyses and report (runs/study-NAME[-short])")
+  parser.add_argument("--seeds", type=int, help="how many, from the study's first on (5; 3 with --short)")
+  parser.add_argument("--short", action="store_true", help="only the arms of a first look")
   parser.add_argument("--only", default="", help="arms, with commas between")
   parser.add_argument("--list", action="store_true", help="the arms and what each changes; runs nothing")
   args = parser.parse_args()
   n = args.seeds if args.seeds is not None else 3 if args.short else 5
   if n < 1:
     parser.error(f"--seeds is {n}; it has to be at least 1")
-  seeds = [horizon.FIRST_SEED + i for i in range(n)]
-  out = args.out or pathlib.Path("runs/study-short" if args.short else "runs/study")
+  study = part(args.study, "arms")
+  seeds = [study.FIRST_SEED + i for i in range(n)]
+  out = args.out or pathlib.Path("runs") / f"study-{args.study}{'-short' if args.short else ''}"
   cli.quiet()
   try:
-    names = arms(args.only or ",".join(horizon.SHORT if args.short else [arm.name for arm in horizon.ARMS]))
+    names = arms(args.study, args.only or ",".join(study.SHORT if args.short else [arm.name for arm in study.ARMS]))
     if args.list:
-      for arm in (arm for arm in horizon.ARMS if arm.name in names):
+      for arm in (arm for arm in study.ARMS if arm.name in names):
         print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
       return
-    run(out, names, seeds)
+    run(args.study, out, names, seeds)
   except InputError as e:
     print(f"error: {e}", file=sys.stderr)
     sys.exit(2)
   except Leave as e:
     print(f"{e}; the same command goes on", file=sys.stderr)
     sys.exit(RESUME)
+  except KeyboardInterrupt:
+    print("stopped; the same command goes on", file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ since nothing is ever added to it, or with its matrices in int8.
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,31 @@ import numpy as np
 from jaxtyping import Float
 
 from opd_jax import mesh as meshes
+from opd_jax.config import INITIAL, Config
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, quantise
+from opd_jax.models import decoder, hf, lora, quantise
 from opd_jax.types import Judges, Params
+
+if TYPE_CHECKING:
+  from opd_jax.inputs import Inputs, Model
+
+
+def judges(c: Config, i: "Inputs") -> Judges:
+  """The frozen models of a run, read from their directories; one that has several parts is read once."""
+  layout = f"teacher:{c.mesh.teacher}"
+
+  def read(model: "Model", precision: str = "compute") -> Params:
+    params = external(model.path, model.cfg, i.mesh, i.dtype, precision, layout)
+    return rest(params) if c.teacher_offload else params
+
+  base = read(i.student) if lora.from_config(c.lora) else None
+  names = tuple(c.teachers) or (c.teacher,)
+  teachers = tuple(
+    base if base is not None and name == INITIAL else read(model, c.teacher_precision)
+    for name, model in zip(names, i.teachers, strict=True)
+  )
+  initial = (read(i.student) if base is None else base) if c.mixture.initial else None
+  return Judges(teachers, initial, base)
 
 
 def external(

@@ -37,13 +37,17 @@ from opd_jax import config as configs
 from opd_jax import mesh as meshes
 from opd_jax.bucket import Place
 from opd_jax.config import Config
-from opd_jax.data import pipeline
+from opd_jax.context import canonical
+from opd_jax.data import pipeline, problems
 from opd_jax.errors import InputError, Leave
-from opd_jax.evaluation import Evaluator, decode
+from opd_jax.evaluation import Evaluator
+from opd_jax.models import lora
+from opd_jax.multiturn import MultiTurnEvaluator
 from opd_jax.objectives import loss as losses
 from opd_jax.programs import Kept, Programs, Shape, use_cache
 from opd_jax.recipes.distill import Distill
-from opd_jax.types import Batch, Judges, Params, Rollout
+from opd_jax.speaker import decode
+from opd_jax.types import Batch, Params, Rollout
 
 
 class Turn(NamedTuple):
@@ -83,9 +87,20 @@ class Trainer:
     self.recipe = recipe(c, i)
     self.rows = meshes.rows(i.mesh)
     self.mine = hosts.rows_of(self.rows, c.batch)
-    self.prompts = pipeline.Prompts(i.train.ids, c.batch, i.prompt_widths, i.sampling.pad_id, c.seed, rows=self.mine)
+    self.prompts = pipeline.Prompts(
+      i.train.ids,
+      c.batch,
+      i.prompt_widths,
+      i.sampling.pad_id,
+      c.seed,
+      rows=self.mine,
+      teacher_ids=i.train.ids if i.train.conversations else None,
+    )
+    of = workdir.digest(c, self.prompts.source)
+    self.histories = canonical.histories(c, i, self.place.root, self._initial, of, self.kept)
+    self.solutions = problems.solutions(i.train, i.tokenizer, i.student.stop_ids) if c.rollout.by == "data" else []
     hosts.agree("configs, prompts or versions", json.dumps([configs.to_json(c), self.prompts.source, __version__]))
-    self.judges = self._read_judges()
+    self.judges = teacher.judges(c, i)
     self.key = jax.random.key(c.seed)
     self.checkpoints = checkpoint.Checkpoints(self.place.root, c.checkpoint.keep)
     if self.checkpoints.latest() is None:
@@ -98,15 +113,17 @@ class Trainer:
     self.step = self.resumed = position["step"]
     self.tokens = position["tokens"]
     self.clock = metrics.Clock(position["seconds"])
-    self.shapes = self._shapes()
+    self.told = 0  # the step up to which the student's prompts are known
+    self.shapes: list[Shape] = []
     judges = teacher.on_devices(self.judges)
     lower = lambda s: self.recipe.programs(s.width, self.state, judges, self._abstract(s.prompt))
-    static = (self.recipe, c.batch, c.teacher_offload, c.teacher_precision)
+    given = (c.batch, self.prompts.teacher_width, lora.from_config(c.lora), c.teacher_offload, c.teacher_precision)
+    static = (self.recipe, *given)
     self.programs = Programs(lower, self.kept, static)
     probed = (self.schedule.widths, c.horizon.probes)
     probe = lambda s: self.recipe.probe_program(*probed, self.state, judges, self._abstract(s.prompt))
     self.probes = Programs(probe, self.kept, (*static, probed))
-    self.evaluator: Evaluator | None = None
+    self.evaluator: Evaluator | MultiTurnEvaluator | None = None
     self.log = metrics.Metrics(self.path, c.log, c.steps, self.step, position["lengths"], self.path.name)
 
   def run(self, *, compiled: bool = False) -> None:
@@ -124,6 +141,8 @@ class Trainer:
       for part in (self.notice, self.checkpoints, self.programs, self.probes, self.log):
         closing.callback(part.close)
       try:
+        self.clock.start()
+        self._converse(self.step)
         if compiled:
           self._compile()
         self._run()
@@ -159,11 +178,39 @@ class Trainer:
 
   def _speak(self, step: int) -> "Turn":
     """The student begins to answer the next prompts; nobody waits for it yet."""
+    self._converse(step)
+    c, pad = self.c, self.inputs.sampling.pad_id
     limit, shape = self.schedule.limit(step), Shape(self.prompts.width(step), self.schedule.width(step))
     before, program, batch = self.prompts.state(), self._programs(step, shape), self._next_batch()
     key = jax.random.fold_in(self.key, step)
-    said = program["rollout"](self.state.params, batch, key, np.int32(limit))
+    index = self.prompts.index
+    if c.rollout.by == "data":
+      said = self._on_devices(pipeline.given([self.solutions[i] for i in index], shape.width, limit, pad))
+    else:
+      said = program["rollout"](self.recipe.speaks(self.state.params, self.judges), batch, key, np.int32(limit))
     return Turn(limit, shape, program, batch, self.prompts.index, said, before)
+
+  def _converse(self, step: int) -> None:
+    """What the student reads from this step on: where that is a conversation, it may have to be had first."""
+    if step < self.told or step >= self.c.steps:
+      return
+    first, self.told = 0, self.c.steps
+    if self.histories:
+      self.clock.lap("other")
+      first, end = self.histories.block(step)
+      wanted = self.prompts.upcoming(first, end or self.told)
+      self.told = min(self.told, end or self.told)
+      compiling = lambda: sum(record["seconds"] for record in speak.compiled)
+      speak, before = self.histories.speak, 0.0
+      before = compiling()
+      self.prompts.replace(self.histories.rows(first, self.student, wanted, step))
+      self.clock.lap("converse")
+      self.clock.move(compiling() - before, "converse", "compile")
+    self.shapes = self._shapes(step)
+
+  @property
+  def student(self) -> Params:
+    return self.recipe.whole(self.state.params, self.judges)
 
   def _heard(self, turn: "Turn") -> None:
     jax.block_until_ready(turn.said)
@@ -296,11 +343,11 @@ class Trainer:
       return
     self.clock.lap("other")
     if self.evaluator is None:
-      self.evaluator = Evaluator(self.c, self.inputs.evaluation, self.state.params, self.kept)
+      kind = MultiTurnEvaluator if self.inputs.evaluation.problems.conversations else Evaluator
+      self.evaluator = kind(self.c, self.inputs.evaluation, self.student, self.kept)
       self.clock.lap("compile")
-      self.programs.compiled.append(self.evaluator.compiled)
     before = self.clock.totals["eval"]
-    record, samples = self.evaluator(self.state.params)
+    record, samples = self.evaluator(self.student)
     self.clock.lap("eval")
     at = {"step": self.step, "tokens": self.tokens, "elapsed": self.clock.elapsed, "wall": self.clock.wall}
     self.log.evaluation(at | record | {"seconds": self.clock.totals["eval"] - before}, samples)
@@ -314,8 +361,13 @@ class Trainer:
       "lengths": self.log.lengths(),
       "seconds": self.clock.totals,
     }
-    self._describe(self.programs.compiled + self.probes.compiled)
+    self._describe(self._compiled())
     self.checkpoints.save(self.step, self.state, position)
+
+  def _compiled(self) -> list[dict]:
+    """Records of all programs so far."""
+    parts = (self.programs, self.probes, self.evaluator, self.histories and self.histories.speak)
+    return [record for part in parts if part for record in part.compiled]
 
   def _leave(self, ahead: Turn | None) -> None:
     """Saves, unless it has been done at this step, and ends the run."""
@@ -337,16 +389,11 @@ class Trainer:
     checkpoint.check_space(self.place, state_bytes, self.c.checkpoint.keep)
     workdir.open_(self.path, self.c)
 
-  def _read_judges(self) -> Judges:
-    c, i = self.c, self.inputs
-    layout = f"teacher:{c.mesh.teacher}"
-
-    def read(model: inputs.Model, precision: str = "compute") -> Params:
-      params = teacher.external(model.path, model.cfg, i.mesh, i.dtype, precision, layout)
-      return teacher.rest(params) if c.teacher_offload else params
-
-    teachers = tuple(read(model, c.teacher_precision) for model in i.teachers)
-    return Judges(teachers, read(i.student) if c.mixture.initial else None)
+  def _initial(self) -> Params:
+    """The student before training."""
+    c, student = self.c, self.inputs.student
+    untrained = state.untrained(c, student.path, student.cfg, self.inputs.mesh) if self.step else self.state.params
+    return self.recipe.whole(untrained, self.judges)
 
   def _due(self, every: int, step: int) -> bool:
     """True every so many steps and after the last."""
@@ -356,29 +403,31 @@ class Trainer:
     c = self.c
     if self.step < c.steps:
       self._describe([])
-    for line in announce.lines(
-      c, self.inputs, self.state.params, self.judges, self.stages, self.shapes, self.place.name
-    ):
+    for line in announce.lines(c, self.inputs, self.student, self.judges, self.stages, self.shapes, self.place.name):
       self.log.say(line)
     if self.resumed:
       self.log.say(f"  resumed after step {self.resumed}")
 
-  def _shapes(self) -> list[Shape]:
-    """All that the steps that are left use, by their first use, or may use where the horizon is chosen."""
+  def _shapes(self, step: int) -> list[Shape]:
+    """All that the steps from this on use whose prompts are known, by first use, or may use where the horizon is chosen."""
     any_of = self.schedule.widths if isinstance(self.schedule, horizon.Adaptive) else ()
     used = lambda k: any_of or (self.schedule.width(k),)
-    steps = range(self.step, self.c.steps)
+    steps = range(step, self.told)
     return list(dict.fromkeys(Shape(self.prompts.width(k), width) for k in steps for width in used(k)))
 
   def _abstract(self, prompt_width: int) -> Batch:
     """The batch that programs are compiled for."""
     shape, teacher_weight = (self.c.batch, prompt_width), self.inputs.teacher_weight
+    Q = self.prompts.teacher_width
+    theirs = lambda dtype: jax.ShapeDtypeStruct((shape[0], Q), dtype) if Q else None
     return Batch(
       prompt=jax.ShapeDtypeStruct(shape, jnp.int32),  # pyright: ignore[reportArgumentType]
       prompt_mask=jax.ShapeDtypeStruct(shape, jnp.bool_),  # pyright: ignore[reportArgumentType]
       teacher_weight=None
       if teacher_weight is None
       else jax.ShapeDtypeStruct((shape[0], teacher_weight.shape[1]), jnp.float32),  # pyright: ignore[reportArgumentType]
+      teacher_prompt=theirs(jnp.int32),  # pyright: ignore[reportArgumentType]
+      teacher_prompt_mask=theirs(jnp.bool_),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -391,6 +440,7 @@ def recipe(c: Config, i: inputs.Inputs) -> Distill:
     loss=losses.from_config(c, i.sampling.vocab),
     optimizer=optim.make(c.optimizer),
     mesh=i.mesh,
+    speaker=c.rollout.by,
     n=c.rollouts_per_prompt,
     micro_batches=c.batch * c.rollouts_per_prompt // inputs.micro_batch(c, i.mesh),
     buckets=c.buckets,

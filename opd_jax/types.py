@@ -1,6 +1,6 @@
 """The records that travel between the rooms of the library.
 
-Dimensions: B rows, P prompt width, H horizon (response width), K teachers.
+Dimensions: B rows, P prompt width, Q prompt width of the teachers, H horizon (response width), K teachers.
 """
 
 from typing import Any
@@ -19,6 +19,16 @@ class Batch:
   prompt: Int[Array, "B P"]  # left-padded token ids
   prompt_mask: Bool[Array, "B P"]  # true on real tokens
   teacher_weight: Float[Array, "B K"] | None = None  # with several teachers: the weight of each; rows sum to 1
+  number: Int[Array, "B"] | None = None  # what a prompt's random numbers follow; None: its place in the batch
+  teacher_prompt: Int[Array, "B Q"] | None = None  # what teachers read instead, left-padded to a width of its own
+  teacher_prompt_mask: Bool[Array, "B Q"] | None = None
+
+  @property
+  def of_teacher(self) -> "Batch":
+    """The same rows as the teachers read them."""
+    if self.teacher_prompt is None:
+      return self
+    return self.replace(prompt=self.teacher_prompt, prompt_mask=self.teacher_prompt_mask)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @flax.struct.dataclass
@@ -37,13 +47,16 @@ class Judges:
 
   teachers: tuple[Params, ...]
   initial: Params | None = None  # the student before training, where the loss holds it near
+  base: Params | None = (
+    None  # of a student that is an adapter, models/lora.py; the same arrays as a teacher that is this model
+  )
 
 
 @flax.struct.dataclass
 class TrainState:
   """Everything on the device that the next step depends on."""
 
-  params: Params  # fp32 master weights, train layout
+  params: Params  # fp32 master weights, train layout: of the whole model, or of its adapter
   opt_state: Any  # optax
   step: jax.Array  # int32[], updates applied or skipped so far
   skipped: jax.Array  # int32[], updates skipped in a row because of a NaN or Inf

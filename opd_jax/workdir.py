@@ -1,5 +1,6 @@
 """A run's directory: whose it is, and what made it."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -52,6 +53,12 @@ def check(place: Place, c: Config) -> None:
         f"The workdir {place.name} belongs to another config: {'; '.join(differences[:5])}{more}. "
         "Give the config that it began with to resume it, or another --workdir."
       )
+
+
+def digest(c: Config, source: dict[str, Any]) -> str:
+  """Of everything in a config that a run may not be resumed without, and of what its prompts are."""
+  of = json.dumps([configs.changed(c, FREE), source], sort_keys=True)
+  return hashlib.sha256(of.encode()).hexdigest()[:16]
 
 
 def open_(path: pathlib.Path, c: Config) -> None:

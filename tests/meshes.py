@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from opd_jax import config, trainer
 from opd_jax import mesh as meshes
 from opd_jax.rollout import sample
+from tests import test_canonical
 from tests.conftest import small_config
 
 # Whatever sorts or gathers rows does so on each device's own.
@@ -24,6 +25,7 @@ METHODS = {
   "popd": {"horizon.start": 6, "horizon.growth": 5, "horizon.quantum": 16},
   "topd": {"horizon.ratio": 0.5, "optimizer.warmup": 0},
   "agreement": {"horizon.kind": "agreement", "horizon.start": 4, "horizon.probes": 3, "horizon.ratio": 0.0},
+  "ccopd": {"horizon.max": 8, "data.max_prompt": 256},
   "opd": {"mixture.reward": 0.1, "rollouts_per_prompt": 2, "mixture.initial": 0.1, "optimizer.warmup": 0},
 }
 RUNS = {  # name: method, devices, mesh, what else
@@ -35,6 +37,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "topd data 2 x tensor 4, which share heads": ("topd", 8, {"tensor": 4}, {}),
   "agreement 1": ("agreement", 1, {}, {}),
   "agreement data 2 x fsdp 2 x tensor 2": ("agreement", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "ccopd 1": ("ccopd", 1, {}, {}),
+  "ccopd data 2 x fsdp 2 x tensor 2, adapters": ("ccopd", 8, {"fsdp": 2, "tensor": 2}, {}),
   "opd 1": ("opd", 1, {}, {}),
   "opd fsdp 4 x expert 2, teacher over all and offloaded": ("opd", 8, {"fsdp": 4, "expert": 2}, FAR),
 }
@@ -59,7 +63,10 @@ def main() -> None:
     method, devices, mesh, more = RUNS[name]
     base = {"steps": 2, "batch": 8, "horizon.max": 16, "eval.every": 2, "eval.prompts": 8, "eval.batch": 8}
     base |= {"eval.temperature": 0.0, "checkpoint.every": 0, "optimizer.warmup": 1} | METHODS[method] | more
-    c = small_config({"student": student, "teacher": teacher}, "topd" if method == "agreement" else method)
+    if method == "ccopd":
+      c = test_canonical.small(test_canonical.write_talker(pathlib.Path(directory) / f"talker{i}"))
+    else:
+      c = small_config({"student": student, "teacher": teacher}, "topd" if method == "agreement" else method)
     c = config.override(c, base | {f"mesh.{axis}": n for axis, n in mesh.items()})
     of_config = meshes.make(
       **({"data": c.mesh.data, "fsdp": c.mesh.fsdp, "expert": c.mesh.expert, "tensor": c.mesh.tensor}),

@@ -176,7 +176,7 @@ RUN = {
 }
 
 
-@pytest.mark.parametrize("kind", ["agreement", pytest.param("look", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["look", pytest.param("agreement", marks=pytest.mark.long)])
 def test_a_run_chooses_and_resumes_as_if_it_had_never_stopped(kind, small, tmp_path, monkeypatch):
   from opd_jax.trainer import Trainer
 

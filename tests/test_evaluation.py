@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from opd_jax import evaluation
+from opd_jax import evaluation, speaker
 from opd_jax.errors import InputError
 
 
@@ -64,4 +64,4 @@ def test_text_leaves_the_stop_token_out():
       return [" ".join(map(str, row)) for row in rows]
 
   response, mask = np.array([[5, 6, 1, 0], [7, 8, 9, 9]]), np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
-  assert evaluation.decode(Tokenizer(), response, mask, (1,)) == ["5 6", "7 8 9 9"]
+  assert speaker.decode(Tokenizer(), response, mask, (1,)) == ["5 6", "7 8 9 9"]

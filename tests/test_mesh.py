@@ -20,12 +20,14 @@ from tests.meshes import RUNS
 FIRST = (
   "popd 1",
   "popd data 2 x fsdp 2 x tensor 2, segments and buckets",
-  "opd 1",
-  "opd fsdp 4 x expert 2, teacher over all and offloaded",
 )
 LONG = (
+  "opd 1",
+  "opd fsdp 4 x expert 2, teacher over all and offloaded",
   "topd 1",
   "topd data 2 x tensor 4, which share heads",
+  "ccopd 1",
+  "ccopd data 2 x fsdp 2 x tensor 2, adapters",
   "agreement 1",
   "agreement data 2 x fsdp 2 x tensor 2",
   "popd 1",

@@ -8,7 +8,7 @@ import pytest
 
 from opd_jax import tasks
 from opd_jax.errors import InputError
-from opd_jax.evaluation import decode
+from opd_jax.speaker import decode
 from opd_jax.trainer import Trainer
 from tests.test_trainer import read, without_time
 

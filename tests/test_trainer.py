@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from opd_jax import checkpoint, state, trainer
+from opd_jax import checkpoint, config, state, trainer
 from opd_jax.errors import InputError
 from opd_jax.models import hf
 from opd_jax.trainer import Trainer
@@ -72,7 +72,11 @@ def test_training_moves_the_student_and_not_the_teacher(whole, tiny):
   jax.tree.map(np.testing.assert_array_equal, run.judges.teachers, (teacher,))
 
 
-@pytest.mark.parametrize("stop", [2, pytest.param(4, marks=pytest.mark.long), 5], ids=lambda s: f"after step {s}")
+@pytest.mark.parametrize(
+  "stop",
+  [pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long), 5],
+  ids=lambda s: f"after step {s}",
+)
 def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path, monkeypatch):
   """Bit for bit, across stage boundaries (steps 2 and 5), from the last checkpoint before the end."""
   path, run = whole
@@ -159,6 +163,7 @@ def test_a_rollout_ahead_is_one_update_old_and_weighted_for_it(small, tmp_path, 
   assert [abs(m - 1) > 1e-4 for m in mean] == [False, True, True, False, True, True]
 
 
+@pytest.mark.long
 def test_a_run_ahead_resumes_as_if_it_had_never_stopped(small, tmp_path):
   changes = AHEAD | {"horizon.ratio": 0.5}
   whole = Trainer(small("topd", steps=6, **changes), tmp_path / "whole")
@@ -213,6 +218,7 @@ def test_gradient_accumulation_gives_the_same_run(small, tmp_path):
   np.testing.assert_allclose(losses["parts"], losses["whole"], rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("support", ["sampled", "student_topk"])
 def test_the_papers_estimators_train(support, small, tmp_path):
   changes = {
@@ -255,3 +261,14 @@ def test_checkpoint_of_another_version_is_not_called_broken(whole):
     checkpoints.restore(other)
   checkpoints.close()
   assert "delete" not in str(refusal.value)
+
+
+def test_a_key_that_is_new_belongs_to_no_old_run():
+  """Runs from before it had what is its default now."""
+  c = config.load("opd")
+  old = json.loads(config.to_json(c))
+  del old["context"]
+  assert config.difference(json.dumps(old), config.to_json(c)) == []
+  other = config.override(c, {"context.turns": "any"})
+  assert config.difference(json.dumps(old), config.to_json(other)) == ["context.turns: final -> any"]
+  assert config.changed(other).keys() - config.changed(c).keys() == {"context.turns"}

@@ -26,15 +26,16 @@ from opd_jax import mesh as meshes
 from opd_jax.analysis.reading import Reading, truth
 from opd_jax.config import Config
 from opd_jax.data import pipeline
+from opd_jax.data import problems as problems_of
 from opd_jax.errors import InputError
-from opd_jax.evaluation import decode
 from opd_jax.models import hf
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import Objective
 from opd_jax.objectives.loss import Loss
 from opd_jax.programs import Kept
-from opd_jax.recipes.distill import Distill, Rows
+from opd_jax.recipes.distill import Distill
 from opd_jax.rollout.sample import Sampling
+from opd_jax.speaker import decode
 from opd_jax.tasks import chain
 from opd_jax.types import Batch, Params, Rollout
 
@@ -70,12 +71,17 @@ class Panel:
         f"A panel reads one teacher on a built-in task; config.data.path is {c.data.path!r}, and config.teachers names "
         f"{len(c.teachers)}."
       )
-    self.task = tasks.generator(c.data.path.removeprefix(configs.TASK))
+    task = tasks.generator(c.data.path.removeprefix(configs.TASK))
+    if not isinstance(task, chain.Chain):
+      raise InputError(f"A panel asks the task what is right after each token, and {c.data.path} cannot tell.")
+    self.task = task
     self.symbols: dict[str, int] = i.tokenizer.get_vocab()
     if lost := [s for s in chain.SYMBOLS if s not in self.symbols]:
       raise InputError(f"The tokenizer of {c.student} has no token for {lost[0]!r}, a symbol of {c.data.path}.")
     made = self.task.problems(problems, seed=0, held_out=True)
-    held_out = inputs.problems(configs.override(c, {"eval.prompts": problems}), c.data.path, i.tokenizer, held_out=True)
+    held_out = problems_of.read(
+      configs.override(c, {"eval.prompts": problems}), c.data.path, i.tokenizer, held_out=True
+    )
     self.prompts, self.ids, self.answers = [p.prompt for p in made], held_out.ids, held_out.answers
     self.horizon, self.width = c.horizon.max, pipeline.width(self.ids)
     self.teacher = teacher.external(model.path, model.cfg, i.mesh, i.dtype, layout=layout)
@@ -223,9 +229,8 @@ def read(
   recipe: Distill, params: Params, teacher: Params, batch: Batch, said: Rollout, right: Int[Array, "R H"]
 ) -> dict[str, Float[Array, "R H"]]:
   """What both models think of what was said, and of what would have been right there; 0 outside the mask."""
-  part = Rows(batch, said, recipe.loss.shares(said.mask, recipe.key), None)
-  student = recipe.read(params, recipe.student, part)
-  judge = recipe.read(teacher, recipe.teachers[0], part, recipe.teacher_layout)
+  student = recipe.read(params, recipe.student, batch, said)
+  judge = recipe.read(teacher, recipe.teachers[0], batch, said, recipe.teacher_layout)
   objective = recipe.loss.objective
   of = lambda token: fused.read(objective, student, (judge,), token, said.mask, mesh=recipe.mesh)
   drawn, known = of(said.response), of(right)

@@ -20,7 +20,7 @@ from opd_jax import config as configs
 from opd_jax import mesh as meshes
 from opd_jax.config import Config
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, quantise
+from opd_jax.models import decoder, hf, lora, quantise
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.planning import architectures
 from opd_jax.recipes.distill import Distill
@@ -71,7 +71,8 @@ class Subject:
       devices: of the mesh; None: those of this machine.
     """
     own = lambda name: "smallest" if smallest and name.startswith(configs.BUILTIN) else name
-    names = tuple(map(own, (c.student, *(tuple(c.teachers) or (c.teacher,)))))
+    named = (c.student, *(tuple(c.teachers) or (c.teacher,)))
+    names = tuple(own(c.student if name == configs.INITIAL else name) for name in named)
     student, *teachers = (SMALLEST if name == "smallest" else architecture(name) for name in names)
     mesh = meshes.from_config(c.mesh, devices)
     return cls(c, names, student, tuple(teachers), mesh, inputs.compute_dtype(c.precision, mesh))
@@ -124,8 +125,10 @@ class Subject:
     return jax.jit(lambda key: decoder.init(self.student, key), out_shardings=layout)(jax.random.key(0))
 
   def state(self, params: Params) -> TrainState:
-    """With a new optimiser; `params` are given up."""
+    """With a new optimiser; `params` are given up, where they are what is trained."""
     layout = jax.tree.map(lambda a: a.sharding, state.abstract(self.c, self.student, self.mesh))
+    if lora.from_config(self.c.lora):
+      return jax.jit(lambda: state.init(self.c, state.random(self.c, self.student)), out_shardings=layout)()
     return jax.jit(lambda p: state.init(self.c, p), out_shardings=layout, donate_argnums=0)(params)
 
   def judges(self) -> Judges:
@@ -139,7 +142,10 @@ class Subject:
     teachers = tuple(frozen(cfg, i) for i, cfg in enumerate(self.teachers, 1))
     if self.c.teacher_precision == "int8":
       teachers = tuple(teacher.quantised(params, self.mesh) for params in teachers)
-    return Judges(teachers, frozen(self.student, 0) if self.c.mixture.initial else None)
+    base = frozen(self.student, 0) if lora.from_config(self.c.lora) else None
+    if base is not None and self.c.teacher == configs.INITIAL:
+      teachers = (base,)
+    return Judges(teachers, frozen(self.student, 0) if self.c.mixture.initial else None, base)
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings; nothing is allocated."""
@@ -156,15 +162,21 @@ class Subject:
       return jax.tree.map(placed, arrays, meshes.shardings(self.mesh, arrays, layout))
 
     teachers = tuple(frozen(cfg, self.c.teacher_precision == "int8") for cfg in self.teachers)
-    return Judges(teachers, frozen(self.student, False) if self.c.mixture.initial else None)
+    base = frozen(self.student, False) if lora.from_config(self.c.lora) else None
+    if base is not None and self.c.teacher == configs.INITIAL:
+      teachers = (base,)
+    return Judges(teachers, frozen(self.student, False) if self.c.mixture.initial else None, base)
 
   def abstract_batch(self, case: Case) -> Batch:
     """Shapes of a step's prompts."""
     array = lambda width, dtype: jax.ShapeDtypeStruct((case.batch, width), dtype)
+    own = self.c.context.kind != "same"  # as long as the student's, which is the most that it is
     return Batch(
       prompt=array(case.prompt, jnp.int32),  # pyright: ignore[reportArgumentType]
       prompt_mask=array(case.prompt, jnp.bool_),  # pyright: ignore[reportArgumentType]
       teacher_weight=array(len(self.teachers), jnp.float32) if self.teachers[1:] else None,  # pyright: ignore[reportArgumentType]
+      teacher_prompt=array(case.prompt, jnp.int32) if own else None,  # pyright: ignore[reportArgumentType]
+      teacher_prompt_mask=array(case.prompt, jnp.bool_) if own else None,  # pyright: ignore[reportArgumentType]
     )
 
   def prompts(self, case: Case) -> Batch:
@@ -177,6 +189,8 @@ class Subject:
       prompt_mask=np.ones((case.batch, case.prompt), bool),  # pyright: ignore[reportArgumentType]
       teacher_weight=mixed,  # pyright: ignore[reportArgumentType]
     )
+    if self.c.context.kind != "same":
+      batch = dataclasses.replace(batch, teacher_prompt=batch.prompt, teacher_prompt_mask=batch.prompt_mask)
     return jax.device_put(batch, meshes.rows(self.mesh))
 
   def said(self, case: Case) -> Rollout:

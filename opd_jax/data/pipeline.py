@@ -4,10 +4,11 @@ Dimensions: B prompts per step, P prompt width.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Int
 from opd_jax.context import chat
 from opd_jax.data.sources import Example
 from opd_jax.errors import InputError
-from opd_jax.types import Batch
+from opd_jax.types import Batch, Rollout
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ class Prompts:
     seed: int,
     shuffle: bool = True,
     rows: Int[np.ndarray, "b"] | None = None,
+    teacher_ids: Sequence[Sequence[int]] | None = None,
   ):
     """
     Args:
@@ -50,6 +52,7 @@ class Prompts:
       seed: of the order.
       shuffle: draw an order for each epoch; False keeps the order of `ids`.
       rows: which rows of every batch are made here, where several processes share them; None: all.
+      teacher_ids: what the teachers read for each prompt, where it is another one.
     """
     import grain  # a second of start-up that readers of `tokenise` alone should not pay
 
@@ -59,6 +62,8 @@ class Prompts:
     longest = max(map(len, self._rows))
     if longest > widths[-1]:
       raise ValueError(f"a prompt of {longest} tokens does not fit the width {widths[-1]}")
+    self._teacher_rows = None if teacher_ids is None else [np.asarray(row, np.int32) for row in teacher_ids]
+    self.teacher_width = 0 if teacher_ids is None else width(teacher_ids)
     self._widths, self._pad_id = tuple(widths), pad_id
     self._mine = np.arange(batch) if rows is None else rows
     digest = hashlib.sha256(np.asarray([len(row) for row in self._rows], np.int64).tobytes())
@@ -83,7 +88,11 @@ class Prompts:
     """The rows made here of the next B prompts, as numpy arrays: prompt int32[b, P], prompt_mask bool[b, P]."""
     every = np.asarray(next(self._order), np.int64)
     self.index = every[self._mine]
-    return pad([self._rows[i] for i in self.index], self._holds(every), self._pad_id)
+    batch = pad([self._rows[i] for i in self.index], self._holds(every), self._pad_id)
+    if self._teacher_rows is None:
+      return batch
+    theirs = pad([self._teacher_rows[i] for i in self.index], self.teacher_width, self._pad_id)
+    return dataclasses.replace(batch, teacher_prompt=theirs.prompt, teacher_prompt_mask=theirs.prompt_mask)
 
   @property
   def source(self) -> dict[str, Any]:
@@ -94,6 +103,16 @@ class Prompts:
     """P of the batch that is the `step`-th from the beginning, without reading up to it."""
     B = self._source["batch"]
     return self._holds(self._ahead[i] for i in range(step * B, (step + 1) * B))
+
+  def upcoming(self, first: int, end: int) -> list[int]:
+    """The numbers of the prompts that steps `first` to `end` - 1 read, each once."""
+    B = self._source["batch"]
+    return sorted({self._ahead[i] for i in range(first * B, end * B)})
+
+  def replace(self, rows: Mapping[int, Sequence[int]]) -> None:
+    """Other token ids for prompts that keep their place; none longer than the last width."""
+    for i, row in rows.items():
+      self._rows[i] = np.asarray(row, np.int32)
 
   def _holds(self, index: Iterable[int]) -> int:
     if len(self._widths) == 1:
@@ -225,6 +244,17 @@ def pad(rows: Sequence[Sequence[int] | np.ndarray], width: int, pad_id: int) -> 
       prompt[i, -len(row) :] = row
       mask[i, -len(row) :] = True
   return Batch(prompt=prompt, prompt_mask=mask)  # pyright: ignore[reportArgumentType]: numpy until it is put on devices
+
+
+def given(rows: Sequence[Sequence[int]], width: int, limit: int, pad_id: int) -> Rollout:
+  """Responses that are there already, cut at `limit` <= `width` tokens, as if somebody had just said them."""
+  response = np.full((len(rows), width), pad_id, np.int32)
+  mask = np.zeros((len(rows), width), np.bool_)
+  for i, row in enumerate(rows):
+    n = min(len(row), limit)
+    response[i, :n], mask[i, :n] = row[:n], True
+  ended = np.array([len(row) <= limit for row in rows])
+  return Rollout(response, mask, np.zeros((len(rows), width), np.float32), ended)  # pyright: ignore[reportArgumentType]: numpy
 
 
 def _render(

@@ -24,6 +24,9 @@ class Example:
   answer: str  # "" where there is none
   where: str  # "file.jsonl:12", for error messages
   teacher: str = ""  # which of several teachers answers
+  canonical: str = ""  # of a conversation: the prompt that says everything at once
+  solution: str = ""  # a response to learn
+  turns: tuple[str, ...] = ()  # of a task's conversation: what the user says, turn by turn
 
 
 def read_jsonl(
@@ -33,6 +36,8 @@ def read_jsonl(
   on_bad_line: str,
   need_answer: bool,
   teacher_field: str = "",
+  canonical_field: str = "",
+  solution_field: str = "",
 ) -> tuple[list[Example], int]:
   """The problems of a file, and the number of lines left out.
 
@@ -42,6 +47,7 @@ def read_jsonl(
     on_bad_line: "skip" leaves bad lines out; "refuse" and "truncate" stop at the first.
     need_answer: a line without an answer is bad.
     teacher_field: the key of a string or a number, which every line then needs; "": none.
+    canonical_field, solution_field: keys of strings, which every line then needs; "": none.
 
   Raises:
     InputError: a bad line that may not be skipped, no usable line at all, or a file that cannot be read.
@@ -52,7 +58,9 @@ def read_jsonl(
   for number, line in _lines(path):
     where = f"{path}:{number}"
     try:
-      examples.append(_example(line, prompt_field, answer_field, need_answer, where, teacher_field))
+      examples.append(
+        _example(line, prompt_field, answer_field, need_answer, where, teacher_field, canonical_field, solution_field)
+      )
     except _BadLine as e:
       fault = f"{where}: {e}"
       if on_bad_line != "skip":
@@ -97,7 +105,14 @@ def _lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
 
 
 def _example(
-  line: str, prompt_field: str, answer_field: str, need_answer: bool, where: str, teacher_field: str = ""
+  line: str,
+  prompt_field: str,
+  answer_field: str,
+  need_answer: bool,
+  where: str,
+  teacher_field: str = "",
+  canonical_field: str = "",
+  solution_field: str = "",
 ) -> Example:
   if not line:
     raise _BadLine("the line is empty; remove it")
@@ -123,7 +138,19 @@ def _example(
   else:
     answer = ""
   teacher = _answer(_field(record, teacher_field, "teacher"), teacher_field) if teacher_field else ""
-  return Example(prompt, answer, where, teacher)
+  canonical, solution = (
+    _string(record, field, role) for field, role in ((canonical_field, "canonical"), (solution_field, "solution"))
+  )
+  return Example(prompt, answer, where, teacher, canonical, solution)
+
+
+def _string(record: dict, field: str, role: str) -> str:
+  """ "" where no field is named."""
+  if not field:
+    return ""
+  if not isinstance(value := _field(record, field, role), str):
+    raise _BadLine(f"the field {field!r} is {_kind(value)}; make it a string")
+  return _text(value, f"the field {field!r}", blank=False)
 
 
 def _field(record: dict, name: str, role: str) -> Any:

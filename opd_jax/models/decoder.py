@@ -55,6 +55,7 @@ class DecoderConfig:
   tied: bool = True  # the output head is the embedding
   max_positions: int = 32_768
   moe: MoE | None = None  # every layer's feed-forward part is a mixture of experts
+  adapter_scale: float = 1.0  # of the low-rank adapters that the parameters may hold, see lora.py
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -136,7 +137,7 @@ def hidden(
     w = dense(w, dtype)
     q, k, v = qkv(x, w, cfg, rope)
     with jax.named_scope("attention"):
-      x = x + project_out(attend(q, k, v, mask), w)
+      x = x + project_out(attend(q, k, v, mask), w, cfg)
     return x + feed_forward(x, w, cfg, mask, experts), None
 
   if remat != "none":
@@ -220,7 +221,7 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Arr
   """Normed, projected and rotated queries [B, T, N, h], keys and values [B, T, K, h]."""
   with jax.named_scope("qkv"):
     x = rms_norm(x, w["attn_norm"], cfg.norm_eps)
-    by_head = lambda name: project(x, w[name].reshape(cfg.width, -1)).reshape(*x.shape[:2], -1, cfg.head_width)
+    by_head = lambda name: linear(x, w, name, cfg).reshape(*x.shape[:2], -1, cfg.head_width)
     q, k, v = map(by_head, "qkv")
     if cfg.qkv_bias:
       q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
@@ -229,8 +230,8 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Arr
     return rotate(q, rope), rotate(k, rope), v
 
 
-def project_out(x: Float[Array, "B T N h"], w: Params) -> Float[Array, "B T D"]:
-  return project(x.reshape(*x.shape[:2], -1), w["o"].reshape(-1, w["o"].shape[-1]))
+def project_out(x: Float[Array, "B T N h"], w: Params, cfg: DecoderConfig) -> Float[Array, "B T D"]:
+  return linear(x.reshape(*x.shape[:2], -1), w, "o", cfg)
 
 
 def feed_forward(
@@ -241,7 +242,16 @@ def feed_forward(
     x = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
     if cfg.moe is not None:
       return experts(x, w, cfg.moe, mask)
-    return project(jax.nn.silu(project(x, w["gate"])) * project(x, w["up"]), w["down"])
+    return linear(jax.nn.silu(linear(x, w, "gate", cfg)) * linear(x, w, "up", cfg), w, "down", cfg)
+
+
+def linear(x: Float[Array, "*b d"], w: Params, name: str, cfg: DecoderConfig) -> Float[Array, "*b f"]:
+  """x times a layer's matrix of that name, heads and their width as one axis, and through its adapter if it has one."""
+  y = project(x, w[name].reshape(x.shape[-1], -1))
+  if (a := w.get(f"{name}_a")) is None:
+    return y
+  b = w[f"{name}_b"]
+  return y + cfg.adapter_scale * project(project(x, a.reshape(x.shape[-1], -1)), b.reshape(b.shape[0], -1))
 
 
 @jax.custom_vjp

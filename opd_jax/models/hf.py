@@ -233,8 +233,7 @@ def write(
   kinds = {"bfloat16": "BF16", "float32": "F32"}
   if dtype not in kinds:
     raise InputError(f"dtype is {dtype!r}; weights are written as {' or '.join(kinds)}.")
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise InputError(f"{directory} exists already: remove it, or choose another place.")
+  check_new(directory)
   if like is not None and read_config(like) != cfg:
     raise ValueError(f"{like} does not describe the model that is to be written")
   part = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
@@ -256,6 +255,12 @@ def write(
     raise
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"wrote {directory}")
+
+
+def check_new(directory: pathlib.Path) -> None:
+  """Refuses to write where something is."""
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise InputError(f"{directory} exists already: remove it, or choose another place.")
 
 
 def write_config(

@@ -73,11 +73,11 @@ def _tensors(directory: pathlib.Path) -> dict[str, _Tensor]:
     raise InputError(f"{directory} has no {FILE}, {why}.")
   tensors: dict[str, _Tensor] = {}
   for file in files:
-    tensors |= _read_header(file)
+    tensors |= read_header(file)
   return tensors
 
 
-def _read_header(file: pathlib.Path) -> dict[str, _Tensor]:
+def read_header(file: pathlib.Path) -> dict[str, _Tensor]:
   """The tensors of one safetensors file; the file is refused unless it is exactly as long as its header says."""
   size = file.stat().st_size
   with file.open("rb") as f:

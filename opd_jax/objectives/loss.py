@@ -118,7 +118,9 @@ class Loss:
     importance-weighted advantage, whose gradient is the policy gradient.
     """
     importance = self.importance_weights(shares, readings, behavior)
-    if self.sampled:
+    if self.sampled and self.estimator == "nll":
+      distance = -readings["logprob"]
+    elif self.sampled:
       distance = surrogate.value(self.estimator, self.log_ratio(readings))
     else:
       distance = readings["divergence"]
@@ -172,6 +174,12 @@ def check(c) -> None:
       refuse(
         "objective.estimator", f"is {o.estimator!r}: {belongs}; for {o.kind} use {' or '.join(map(repr, fitting))}"
       )
+    if (o.estimator == "nll") != (c.rollout.by != "student"):
+      refuse(
+        "objective.estimator",
+        f"is {o.estimator!r} and rollout.by {c.rollout.by!r}: 'nll' learns what others have said, and has no gradient in "
+        "expectation on the student's own words; the other estimators are for these",
+      )
     if o.student_temperature != c.sampling.temperature:
       refuse(
         "objective.student_temperature",
@@ -188,6 +196,12 @@ def check(c) -> None:
       refuse("objective.entry_clip", "is for entries of the vocabulary, and a drawn token has none; use token_clip")
   elif o.estimator != "auto":
     refuse("objective.estimator", f"is {o.estimator!r}, but objective.support is {o.support!r}; it needs 'sampled'")
+  elif c.rollout.by != "student":
+    refuse(
+      "rollout.by",
+      f"is {c.rollout.by!r}, so that nothing is on-policy; set objective.support=sampled, objective.kind=forward_kl and "
+      "objective.estimator=nll, which learns what is said there",
+    )
   if o.discount and not (sampled and estimator(c) == "k1"):
     refuse(
       "objective.discount",

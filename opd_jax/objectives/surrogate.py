@@ -1,12 +1,13 @@
 """What can be learned from the drawn token alone: estimators of a divergence, and importance weights.
 
-With y drawn by the student, r = log s(y) - log t(y), and the derivative always taken by log s(y):
+With y drawn by the student (of nll by somebody else, see config.rollout.by), r = log s(y) - log t(y), and the derivative always taken by log s(y):
 
     estimator   value                 coefficient of grad log s(y)           expected gradient
     k1          r                     sg(r), or with a discount sg(r_n + discount r_n+1 + ...)
                                                                              reverse KL
     k2          r^2 / 2               r                                      reverse KL
     k3          exp(-r) - 1 + r       1 - exp(-r)                            forward KL
+    nll         -log s(y)             -1                                     forward KL to whoever drew y
 
 k1 is a policy gradient whose advantage is -r; differentiating its value itself would give grad log s(y), whose
 expectation is zero whatever the teacher says, and is refused. k2 and k3 are differentiated directly (their gradient at
@@ -21,13 +22,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-ESTIMATORS = {"reverse_kl": ("k1", "k2"), "forward_kl": ("k3",)}  # by what their expected gradient belongs to
+ESTIMATORS = {"reverse_kl": ("k1", "k2"), "forward_kl": ("k3", "nll")}  # by what their expected gradient belongs to
 IMPORTANCE = ("auto", "none", "truncated", "masked")
 LEVELS = ("token", "prefix", "sequence")
 
 
 def value(estimator: str, r: Float[Array, "B H"]) -> Float[Array, "B H"]:
-  """What the estimator says about the divergence."""
+  """What the estimator says about the divergence; nll, which knows no teacher, says nothing."""
   return {"k1": lambda: r, "k2": lambda: r * r / 2, "k3": lambda: jnp.expm1(-r) + r}[estimator]()
 
 
@@ -36,6 +37,8 @@ def coefficient(
 ) -> Float[Array, "B H"]:
   """By what grad log s(y) is multiplied; 0 outside the mask."""
   r = jnp.where(mask, r, 0.0)
+  if estimator == "nll":
+    return jnp.where(mask, -1.0, 0.0)
   return jnp.where(mask, -jnp.expm1(-r) if estimator == "k3" else cost_to_go(r, discount), 0.0)
 
 

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 
 from opd_jax import inputs
 from opd_jax import mesh as meshes
-from opd_jax.evaluation import Evaluator
 from opd_jax.planning import compiled
 from opd_jax.planning.compiled import Program
 from opd_jax.planning.setup import Setup
+from opd_jax.rollout.sample import Sampling
+from opd_jax.speaker import Voice
 
 STOP = (1,)  # a stop token, of whichever number, so that the loops can end early as they do in training
 
@@ -28,21 +27,19 @@ def programs(setup: Setup, width: int) -> Iterator[Program]:
 
 def evaluation(setup: Setup) -> Program:
   c, subject = setup.c, setup.subject
-  batch = evaluation_batch(setup)
   recipe = subject.recipe_of(c, STOP)
-  sampling = recipe.sampling
-  part = SimpleNamespace(  # of inputs.Evaluation: what the evaluation program asks of it
-    model=SimpleNamespace(cfg=subject.student),
-    sampling=type(sampling)(sampling.stop_ids, sampling.pad_id, sampling.vocab, c.eval.temperature),
-    max_tokens=c.eval.max_tokens or c.horizon.max,
+  s = recipe.sampling
+  voice = Voice(
+    cfg=recipe.student,
+    sampling=Sampling(s.stop_ids, s.pad_id, s.vocab, c.eval.temperature),
     segments=inputs.segments(c, setup.mesh),
-    attention=inputs.attention(c, setup.mesh, [subject.student]),
+    attention=inputs.attention(c, setup.mesh, [recipe.student]),
     mesh=setup.mesh,
     dtype=subject.dtype,
   )
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  evaluator: Any = SimpleNamespace(_in=part, _k=c.eval.k, _batch=batch, _width=setup.prompt, _key=key)
-  lowered = Evaluator._lower(evaluator, subject.abstract_state().params)
+  student = recipe.whole(subject.abstract_state().params, subject.abstract_judges())
+  max_tokens = c.eval.max_tokens or c.horizon.max
+  lowered = voice.lower(student, evaluation_batch(setup), setup.prompt, max_tokens, c.eval.k)
   return compiled.compile_("evaluate", lowered, setup.mesh)
 
 
@@ -62,5 +59,8 @@ def resident(setup: Setup) -> dict[str, int]:
   subject = setup.subject
   state = subject.abstract_state()
   params = bytes_per_device(state.params)
-  teachers = 0 if setup.c.teacher_offload else bytes_per_device(subject.abstract_judges())
+  judges = subject.abstract_judges()
+  if judges.base is not None:  # it may also be the teacher
+    judges = judges.replace(teachers=tuple(t for t in judges.teachers if t is not judges.base))  # pyright: ignore[reportAttributeAccessIssue]
+  teachers = 0 if setup.c.teacher_offload else bytes_per_device(judges)
   return {"params": params, "optimizer": bytes_per_device(state) - params, "teachers": teachers}

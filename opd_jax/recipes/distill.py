@@ -4,9 +4,9 @@
       rollout  the student answers the prompts, at most H tokens long
       update   the teachers read what the student wrote, and the student moves toward them, token by token
 
-Both are pure functions of arrays; what they close over is static. Teachers and student read the same rows in the same
-layout, micro-batch by micro-batch, so a teacher's hidden states [b, H, E] live as long as one micro-batch and logits
-[b, H, V] never exist.
+Both are pure functions of arrays; what they close over is static. Teachers and student read the same rows, under the same
+prompts or each under its own, micro-batch by micro-batch, so a teacher's hidden states [b, H, E] live as long as one
+micro-batch and logits [b, H, V] never exist.
 
 Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, D and E model widths.
 """
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from opd_jax import mesh as meshes
 from opd_jax import optim
-from opd_jax.models import decoder, kernels, lookup, moe
+from opd_jax.models import decoder, kernels, lookup, lora, moe
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import Readout
 from opd_jax.objectives.loss import Loss, Shares
@@ -45,6 +45,7 @@ class Distill:
   loss: Loss
   optimizer: optax.GradientTransformation
   mesh: jax.sharding.Mesh
+  speaker: str = "student"  # or the teacher, to its own prompts
   n: int = 1  # rollouts per prompt
   micro_batches: int = 1  # gradient-accumulation slices
   buckets: int = 1  # widths that an update is compiled for
@@ -58,12 +59,17 @@ class Distill:
   seed: int = 0  # of the mask of random tokens
 
   def rollout(self, params: Params, batch: Batch, key: jax.Array, limit: jax.Array, *, horizon: int) -> Rollout:
-    """n responses to every prompt, cut at `limit` <= `horizon` tokens."""
+    """n responses to every prompt, cut at `limit` <= `horizon` tokens.
+
+    Args:
+      params: of `self.speaks`.
+    """
 
     def lay_out(params, cfg, dtype):
       return meshes.constrain(self.mesh, cache.lay_out(params, cfg, dtype), "rollout")
 
-    cfg = meshes.for_rollout(self.mesh, self.student)
+    cfg = meshes.for_rollout(self.mesh, self.student if self.speaker != "teacher" else self.teachers[0])
+    batch = batch.of_teacher if self.speaker == "teacher" else batch
     how = {"cfg": cfg, "sampling": self.sampling, "horizon": horizon, "n": self.n, "dtype": self.dtype}
     how["experts"] = self.experts
     how["drawn"] = sample.draw_on(self.mesh, meshes.ROWS, "tensor")
@@ -104,14 +110,15 @@ class Distill:
 
   def loss_of(self, params: Params, judges: Judges, part: "Rows") -> tuple[jax.Array, tuple]:
     """These rows' part of the sum whose gradient is wanted; its value as a loss, and the metrics by position."""
-    return self.compare(self.read(params, self.student, part), judges, part)
+    return self.compare(self.read_student(params, judges, part), judges, part)
 
   def compare(self, student: Readout, judges: Judges, part: "Rows") -> tuple[jax.Array, tuple]:
     """`loss_of` what the student predicts there."""
     said = part.said
-    frozen = functools.partial(self.read, part=part, layout=self.teacher_layout)
-    teachers = tuple(frozen(p, cfg) for p, cfg in zip(judges.teachers, self.teachers, strict=True))
-    initial = None if judges.initial is None else frozen(judges.initial, self.student)
+    frozen = functools.partial(self.read, said=said, layout=self.teacher_layout)
+    theirs = functools.partial(frozen, prompt=part.batch.of_teacher)
+    teachers = tuple(theirs(p, cfg) for p, cfg in zip(judges.teachers, self.teachers, strict=True))
+    initial = None if judges.initial is None else frozen(judges.initial, self.student, prompt=part.batch)
     seen = (self.loss.objective, student, lax.stop_gradient(teachers), said.response, said.mask)
     how = {"teacher_weight": part.batch.teacher_weight, "initial": lax.stop_gradient(initial), "mesh": self.mesh}
     extra = (said.behavior_logprob, part.advantage)
@@ -143,10 +150,10 @@ class Distill:
     shards = meshes.row_shards(self.mesh)
     rows = min(-(-prompts // shards) * shards, batch.prompt.shape[0])  # every device has as many
     few = jax.tree.map(lambda a: lax.with_sharding_constraint(a[:rows], meshes.rows(self.mesh)), batch)
-    said = self.rollout(params, few, key, jnp.int32(widths[-1]), horizon=widths[-1])
+    said = self.rollout(self.whole(params, judges), few, key, jnp.int32(widths[-1]), horizon=widths[-1])
     counted = said.mask & (jnp.arange(len(said.mask)) < prompts * self.n)[:, None]
     part = Rows(repeat(few, self.n), said, self.loss.shares(counted, key), None)
-    student = lax.stop_gradient(self.read(params, self.student, part))
+    student = lax.stop_gradient(self.read_student(params, judges, part))
     back = jax.grad(lambda hidden: self.compare(student._replace(hidden=hidden), judges, part)[0])(student.hidden)
     outer = lambda a, b: jnp.einsum(
       "bhd,bhe->de", back[:, a:b], student.hidden[:, a:b], preferred_element_type=jnp.float32
@@ -162,9 +169,22 @@ class Distill:
     """Of the mask of random tokens, apart from the keys of rollouts and evaluations."""
     return jax.random.fold_in(jax.random.key(self.seed), 2**21)
 
-  def read(self, params: Params, cfg: decoder.DecoderConfig, part: "Rows", layout: str = "train") -> Readout:
+  def whole(self, params: Params, judges: Judges) -> Params:
+    """The student's parameters: with an adapter its base's beside them."""
+    return params if judges.base is None else lora.join(judges.base, params)
+
+  def speaks(self, params: Params, judges: Judges) -> Params:
+    """The parameters of whoever speaks."""
+    return judges.teachers[0] if self.speaker == "teacher" else self.whole(params, judges)
+
+  def read_student(self, params: Params, judges: Judges, part: "Rows") -> Readout:
+    layout = "train" if judges.base is None else self.teacher_layout  # where its base lies
+    return self.read(self.whole(params, judges), self.student, part.batch, part.said, layout)
+
+  def read(
+    self, params: Params, cfg: decoder.DecoderConfig, prompt: Batch, said: Rollout, layout: str = "train"
+  ) -> Readout:
     """What predicts each response token, under these prompts."""
-    prompt, said = part.batch, part.said
     how = {"dtype": self.dtype, "remat": self.remat, "attend": self.attend, "experts": self.experts}
     how["look_up"] = functools.partial(lookup.embed, self.mesh, layout)
     seen = (prompt.prompt, prompt.prompt_mask, said.response, said.mask)
@@ -214,12 +234,14 @@ class Distill:
     limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
 
     rollout = functools.partial(self.rollout, horizon=horizon)
-    said = _placed(jax.eval_shape(rollout, state.params, batch, key, limit), row)
+    speaker = self.speaks(state.params, judges)
+    said = _placed(jax.eval_shape(rollout, speaker, batch, key, limit), row)
     advantage = jax.ShapeDtypeStruct(said.ended.shape, jnp.float32, sharding=row) if self.loss.reward else None
     kept = jax.tree.map(lambda a: a.sharding, state)
     update = jax.jit(self.update, donate_argnums=0, out_shardings=(kept, everywhere))
     yield "update", update.lower(state, judges, batch, said, advantage)
-    yield "rollout", jax.jit(rollout, out_shardings=row).lower(state.params, batch, key, limit)
+    if self.speaker != "data":
+      yield "rollout", jax.jit(rollout, out_shardings=row).lower(speaker, batch, key, limit)
 
   def probe_program(
     self, widths: tuple[int, ...], prompts: int, state: TrainState, judges: Judges, batch: Batch

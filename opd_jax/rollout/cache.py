@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import decoder, moe
+from opd_jax.models import decoder, lora, moe
 from opd_jax.models.attention import attend_causal, attend_groups
 from opd_jax.types import Params
 
@@ -47,13 +47,13 @@ class Weights(NamedTuple):
 
 
 def lay_out(params: Params, cfg: decoder.DecoderConfig, dtype: jnp.dtype) -> Weights:
-  """Casts, unstacks and joins the weights; done once per rollout, before the token loop."""
+  """Casts, unstacks and joins the weights, adapters among them; done once per rollout, before the token loop."""
   cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype), tree)
   return Weights(
     embed=cast(params["embed"]),
     head=cast(decoder.head(params)),
     norm=params["norm"],
-    layers=[join(cast(w), cfg) for w in decoder.unstack(params["layers"], cfg.layers)],
+    layers=[join(cast(lora.merged(w, cfg.adapter_scale)), cfg) for w in decoder.unstack(params["layers"], cfg.layers)],
   )
 
 

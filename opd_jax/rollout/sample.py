@@ -88,6 +88,9 @@ def rollout(
   drawn = drawn or draw
   w = lay_out(params, cfg, dtype)
   B, P = batch.prompt.shape[0] * n, batch.prompt.shape[1]
+  numbers = jnp.arange(B)
+  if batch.number is not None:
+    numbers = (batch.number[:, None] * n + jnp.arange(n)).reshape(-1)
   ends = segments.ends(horizon)
 
   def going_on(s: State) -> jax.Array:
@@ -137,7 +140,7 @@ def rollout(
     x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attend, experts)
   x, caches, prompt_mask = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (x, caches, batch.prompt_mask))
   silent = Row(
-    key=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B)),
+    key=jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers),
     prompt_mask=prompt_mask,
     token=jnp.full((B,), sampling.pad_id, jnp.int32),
     response=jnp.full((B, horizon), sampling.pad_id, jnp.int32),

@@ -8,7 +8,8 @@ generated tokens, with P tokens of prompt as compiled:
     probe     the same of the rows that are probed, without the backward pass, and once back through the head
 
 The last token of a row is read by nobody. A token at position i of the response, from 0, sees P + i + 1; within a
-position bin tokens count as evenly spread. Padding of responses and rematerialisation are left out: this is what the
+position bin tokens count as evenly spread. Probes of steps that were not logged are not counted. An adapter's update
+is counted as that of all weights, and what somebody else says (config.rollout.by) as if the student had. Padding of responses and rematerialisation are left out: this is what the
 method needs, not what a program does.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from opd_jax.config import INITIAL
 from opd_jax.errors import InputError
 from opd_jax.reports.runs import Run
 
@@ -81,7 +83,8 @@ class _Models(NamedTuple):
   def of(cls, run: Run) -> "_Models":
     c = run.config
     student = _config(c["student"])
-    teachers = [_config(name) for name in c.get("teachers") or [c["teacher"]]]
+    own = lambda name: c["student"] if name == INITIAL else name
+    teachers = [_config(own(name)) for name in c.get("teachers") or [c["teacher"]]]
     frozen = (*teachers, *([student] if c.get("mixture.initial") else []))
     vocab = min(m.vocab for m in (student, *frozen))
     return cls(student, frozen, vocab, _prompt_width(run), c.get("updates_per_rollout", 1))
@@ -115,7 +118,7 @@ def _config(name: str) -> Any:
 
 def _prompt_width(run: Run) -> int:
   """The widest that was compiled."""
-  widths = [p["prompt"] for p in run.info.get("programs", ()) if p["name"] == "rollout" and "prompt" in p]
+  widths = [p["prompt"] for p in run.info.get("programs", ()) if p["name"] in ("rollout", "update") and "prompt" in p]
   if not widths:
-    raise InputError(f"{run.path / 'run.json'} names no rollout program with its prompt width: train again.")
+    raise InputError(f"{run.path / 'run.json'} names no program of a step with its prompt width: train again.")
   return max(widths)

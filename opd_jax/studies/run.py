@@ -13,7 +13,7 @@ from opd_jax.bucket import Place
 from opd_jax.config import Config
 from opd_jax.errors import InputError
 from opd_jax.programs import Kept
-from opd_jax.studies.horizon import Arm
+from opd_jax.studies.arms import Arm
 from opd_jax.studies.results import finished, workdir
 from opd_jax.trainer import Trainer
 
@@ -84,7 +84,6 @@ def measure(out: pathlib.Path, name: str, seed: int, of: str, how: Callable[[], 
 
 def digest(all_of: Iterable[Config]) -> str:
   """Of everything in these configs that the trained students depend on."""
-  free = {key for key in workdirs.FREE if key != "steps"}
-  plain = [configs.flat(json.loads(configs.to_json(c))) for c in all_of]
-  kept = [{key: value for key, value in c.items() if key not in free} for c in plain]
+  free = tuple(key for key in workdirs.FREE if key != "steps")
+  kept = [configs.changed(c, free) for c in all_of]
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,17 +6,25 @@ A task has a generator of problems and a verifier; a file of prompts needs a ver
 from collections.abc import Callable
 
 from opd_jax.errors import InputError
-from opd_jax.tasks import chain, gsm8k
+from opd_jax.tasks import chain, gsm8k, relay
+from opd_jax.tasks.problem import Task
 
-GENERATORS: dict[str, chain.Chain] = {
-  task.name: task for task in (chain.CHAIN, chain.PHASE, chain.SHORT, chain.SHORT_PHASE)
-}
+TASKS: tuple[Task, ...] = (
+  chain.CHAIN,
+  chain.PHASE,
+  chain.SHORT,
+  chain.SHORT_PHASE,
+  relay.RELAY,
+  relay.TIMES,
+  relay.LONG,
+)
+GENERATORS = {task.name: task for task in TASKS}
 
 Verifier = Callable[[str, str], bool]  # (response, answer) -> correct
 VERIFIERS: dict[str, Verifier] = {name: task.verify for name, task in GENERATORS.items()} | {"gsm8k": gsm8k.verify}
 
 
-def generator(name: str) -> chain.Chain:
+def generator(name: str) -> Task:
   if name not in GENERATORS:
     raise InputError(f"There is no built-in task {name!r}; config.data.path can be {_tasks()}, or a JSONL file.")
   return GENERATORS[name]

@@ -27,19 +27,15 @@ import random
 import zlib
 from collections.abc import Generator, Iterable, Sequence
 
+from opd_jax.tasks import symbols
+from opd_jax.tasks.problem import Problem
+
 PAD, EOS = "<pad>", "<eos>"
 SYMBOLS = (PAD, EOS, *"0123456789", *"+-x=:,\n#>", *"abcdefghij")
 SIGNS = 4  # in a program
 WRONG_FACTS = 0.15  # share of the facts of which the student is unsure; of the letters it is unsure of all
 LETTERS = "hcfajegbid"  # PHASE: the letter of digit 0, 1, ...
 HELD_OUT = 16  # one prompt in this many, chosen by its checksum, is never trained on
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  prompt: str
-  answer: str
-  solution: str  # the response of somebody who knows (or half-knows) the facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +202,4 @@ def encode(text: Iterable[str]) -> list[int]:
 
 def save_tokenizer(directory: pathlib.Path) -> None:
   """Writes the character tokenizer as an ordinary tokenizer.json and tokenizer_config.json."""
-  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-  from transformers import PreTrainedTokenizerFast
-
-  raw = Tokenizer(models.WordLevel(ids(), unk_token=PAD))
-  raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-  raw.decoder = decoders.Fuse()
-  fast = PreTrainedTokenizerFast(
-    tokenizer_object=raw, pad_token=PAD, eos_token=EOS, padding_side="left", clean_up_tokenization_spaces=False
-  )
-  fast.save_pretrained(directory)
+  symbols.save_tokenizer(directory, ids(), PAD, EOS)

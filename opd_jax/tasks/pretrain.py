@@ -10,6 +10,8 @@
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/teacher $SHORT --steps=150 --seed=2 --out=DIR
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/short-teacher $SHORT --steps=120 --slips=0.1 --seed=3 --out=DIR
 
+    python -m opd_jax.tasks.pretrain --role=talker --steps=900 --lr=3e-3 --out=DIR       of the task relay
+
 The teacher reads correct solutions of both built-in tasks; the student reads solutions written by somebody with its
 misconceptions. The last, short-exact-teacher, also read solutions with slips in them, and so
 knows how to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and
@@ -31,11 +33,14 @@ import numpy as np
 import optax
 
 from opd_jax.models import decoder, hf
-from opd_jax.tasks import chain
+from opd_jax.tasks import chain, relay
 
 MODELS = {
   "student": decoder.DecoderConfig(
     vocab=len(chain.SYMBOLS), width=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+  ),
+  "talker": decoder.DecoderConfig(
+    vocab=len(relay.SYMBOLS), width=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
   ),
   "teacher": decoder.DecoderConfig(
     vocab=len(chain.SYMBOLS), width=192, layers=2, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
@@ -81,6 +86,17 @@ def batches(
     yield tokens, weights
 
 
+def talks(rows: int, seed: int, drift: float, width: int = 256):
+  """As `batches`, of relay's conversations; only what the assistant says counts. Longer ones lose their end."""
+  for ids, own in relay.corpus(rows, seed, drift):
+    tokens = np.zeros((rows, width + 1), np.int32)
+    weights = np.zeros((rows, width), np.float32)
+    for row, (said, mine) in enumerate(zip(ids, own, strict=True)):
+      n = min(len(said), width + 1)
+      tokens[row, :n], weights[row, : n - 1] = said[:n], mine[1:n]
+    yield tokens, weights
+
+
 def train(cfg: decoder.DecoderConfig, params: decoder.Params, data, steps: int, lr: float) -> decoder.Params:
   """AdamW with warm-up and cosine decay over what `data` yields; prints the loss."""
   optimizer = optax.chain(
@@ -119,6 +135,7 @@ def main() -> None:
   )
   parser.add_argument("--task", choices=sorted(PAIRS), default="chain", help="with its twin (chain)")
   parser.add_argument("--slips", type=float, default=0.0, help="share of the facts that the text shows wrong")
+  parser.add_argument("--drift", type=float, default=0.3, help="of the talker: last replies that fall back on a guess")
   parser.add_argument("--letter-weight", type=float, default=1.0, help="loss weight of the letters of PHASE")
   parser.add_argument("--rows", type=int, default=32)
   parser.add_argument("--lr", type=float, default=3e-3)
@@ -132,15 +149,17 @@ def main() -> None:
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
   cfg = MODELS[args.role]
   params = hf.read(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
-  pair = PAIRS[args.task]
+  pair, task = PAIRS[args.task], relay if args.role == "talker" else chain
   data = batches(beliefs, args.rows, args.seed, pair, args.letter_weight, args.slips)
+  if args.role == "talker":
+    data = talks(args.rows, args.seed, args.drift)
   if args.short:
     brief = [dataclasses.replace(task, rounds=(1, 3)) for task in pair]
     data = itertools.chain(itertools.islice(batches(beliefs, args.rows, args.seed, brief), args.short), data)
   params = train(cfg, params, data, args.steps, args.lr)
-  ids = chain.ids()
-  hf.write(args.out, cfg, params, like=None, pad_id=ids[chain.PAD], eos_id=ids[chain.EOS], dtype="bfloat16")
-  chain.save_tokenizer(args.out)
+  ids = task.ids()
+  hf.write(args.out, cfg, params, like=None, pad_id=ids[task.PAD], eos_id=ids[task.EOS], dtype="bfloat16")
+  task.save_tokenizer(args.out)
   print(f"wrote {args.out}")
 
 

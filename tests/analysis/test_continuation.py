@@ -9,8 +9,8 @@ import pytest
 
 from opd_jax.analysis.continuation import continuation, joined, prefixed
 from opd_jax.data import pipeline
-from opd_jax.evaluation import decode
 from opd_jax.rollout import sample
+from opd_jax.speaker import decode
 from opd_jax.types import Rollout
 from tests.analysis.conftest import PROBLEMS
 

@@ -55,9 +55,11 @@ def test_response_states_predict_their_own_token(student, prompts):
   mask = jnp.ones((4, 5), bool)
   states = decoder.response_hidden(student, STUDENT, prompts.prompt, prompts.prompt_mask, response, mask)
   assert states.shape == (4, 5, STUDENT.width)
+  run = jax.jit(lambda tokens, there: decoder.hidden(student, STUDENT, tokens, there))  # one shape: padded at the end
   for row in range(4):
     prompt = prompts.prompt[row][prompts.prompt_mask[row]]
     for i in range(5):
-      tokens = jnp.concatenate([prompt, response[row, :i]])[None]
-      last = decoder.hidden(student, STUDENT, tokens, jnp.ones_like(tokens, bool))[0, -1]
+      tokens = jnp.concatenate([prompt, response[row, :i]])
+      padded = jnp.pad(tokens, (0, 10 - len(tokens)))[None]
+      last = run(padded, jnp.arange(10)[None] < len(tokens))[0, len(tokens) - 1]
       np.testing.assert_allclose(states[row, i], last, atol=2e-5)

@@ -59,23 +59,33 @@ def said(student, prompts) -> Rollout:
   return said
 
 
-def by_hand(student, teacher, batch, said) -> float:
-  """Mean reverse KL over generated tokens, one row and one token at a time, without padding."""
+@functools.cache
+def predict(cfg):
+  """Logits of one row, padded at its end."""
+  return jax.jit(lambda params, tokens, there: decoder.unembed(params, decoder.hidden(params, cfg, tokens, there)))
+
+
+def by_hand(student, teacher, batch, said, of_teacher=None) -> float:
+  """Mean reverse KL over generated tokens, one row and one token at a time.
+
+  Args:
+    of_teacher: the prompts that the teacher reads; None: the same.
+  """
   total, count = 0.0, 0
   for row in range(said.response.shape[0]):
-    prompt = np.asarray(batch.prompt[row])[np.asarray(batch.prompt_mask[row])]
     response = np.asarray(said.response[row])[np.asarray(said.mask[row])]
-    tokens = jnp.asarray(np.concatenate([prompt, response]))[None]
-    logits = [
-      np.asarray(decoder.unembed(p, decoder.hidden(p, cfg, tokens, jnp.ones_like(tokens, bool))))[0].astype(np.float64)
-      for p, cfg in ((student, STUDENT), (teacher, TEACHER))
-    ]
+    logits = []
+    for params, cfg, read in ((student, STUDENT, batch), (teacher, TEACHER, of_teacher or batch)):
+      prompt = np.asarray(read.prompt[row])[np.asarray(read.prompt_mask[row])]
+      tokens = np.concatenate([prompt, response])
+      predicted = predict(cfg)(params, np.pad(tokens, (0, 24 - len(tokens)))[None], np.arange(24)[None] < len(tokens))
+      found = np.asarray(predicted)[0, len(prompt) - 1 : len(tokens)]  # row i predicts response[i]
+      logits.append(found.astype(np.float64))
     s, t = (
       x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True) for x in logits
     )
     for i in range(len(response)):
-      at = len(prompt) - 1 + i  # the position that predicts response[i]
-      total += float((np.exp(s[at]) * (s[at] - t[at])).sum())
+      total += float((np.exp(s[i]) * (s[i] - t[i])).sum())
       count += 1
   return total / count
 
@@ -388,7 +398,7 @@ def test_the_probe_is_the_gradient_of_a_map_before_the_head(student, teacher, pr
       mask = said.mask & (jnp.arange(H) < width)
       cut = dataclasses.replace(said, mask=mask)
       part = Rows(repeat(few, 2), cut, recipe.loss.shares(mask, jax.random.key(0)), None)
-      seen = recipe.read(student, STUDENT, part)
+      seen = recipe.read(student, STUDENT, part.batch, part.said)
       return recipe.compare(seen._replace(hidden=seen.hidden @ M), Judges((teacher,)), part)[0]
 
     return jax.grad(loss)(M)

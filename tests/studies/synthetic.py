@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from opd_jax import horizon as horizons
-from opd_jax.studies import horizon, measures
+from opd_jax.studies.horizon import arms as horizon
+from opd_jax.studies.horizon import measures
 from opd_jax.studies.results import Results
 
 LONGEST, BINS, BATCH, PROMPT = 128, 16, 32, 16
@@ -182,7 +183,7 @@ def _limit(one: horizon.Arm) -> Callable[[int], int]:
 
 
 def analyses(seed: int) -> dict[str, dict[str, Any]]:
-  """Those of studies/measures.py: all that was claimed is so."""
+  """Those of studies/horizon/measures.py: all that was claimed is so."""
   less = 0.001 * seed
   at = lambda late: {
     **{name: [0.9, 0.9, 0.9, late + less] for name in ("teacher", "student", "overlap")},

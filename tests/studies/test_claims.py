@@ -2,8 +2,9 @@
 
 import pytest
 
-from opd_jax.studies import claims, report
-from opd_jax.studies.claims import CLAIMS, best_fixed, quarter
+from opd_jax.studies.horizon import claims
+from opd_jax.studies.horizon import sections as report
+from opd_jax.studies.horizon.claims import CLAIMS, best_fixed, quarter
 from opd_jax.studies.results import Results
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, Status, Verdict, decide
 from tests.studies.synthetic import START, analyses, rising, study_of_claims, write

@@ -9,7 +9,9 @@ from opd_jax import config as configs
 from opd_jax import horizon as horizons
 from opd_jax import study
 from opd_jax.errors import RESUME, Leave
-from opd_jax.studies import claims, horizon, measures, run
+from opd_jax.studies import run
+from opd_jax.studies.horizon import arms as horizon
+from opd_jax.studies.horizon import claims, measures
 from opd_jax.studies.verdicts import MISSING
 from tests.studies.synthetic import workdir
 
@@ -108,9 +110,9 @@ class TestStale:
 def little(tiny, monkeypatch):
   """Two steps of models without any skill."""
   changes = tiny | {"steps": 2, "eval.every": 1, "eval.prompts": 4, "eval.batch": 4, "batch": 4, "horizon.max": 24}
-  monkeypatch.setattr(horizon, "CHAIN", horizon.CHAIN | changes)
-  half = lambda arm: arm._replace(changes=arm.changes | {"checkpoint.every": 1}) if arm.name == "opd" else arm
-  monkeypatch.setattr(horizon, "ARMS", tuple(map(half, horizon.ARMS)))
+  half = lambda arm: arm.changes | ({"checkpoint.every": 1} if arm.name == "opd" else {})
+  smaller = lambda arm: arm._replace(base=arm.base | changes, changes=half(arm))
+  monkeypatch.setattr(horizon, "ARMS", tuple(map(smaller, horizon.ARMS)))
   monkeypatch.setattr(measures, "PROBLEMS", 8)
   monkeypatch.setattr(measures, "FROM", 2)
 

@@ -8,8 +8,10 @@ from opd_jax.data import tokenizer as tokenizers
 from opd_jax.models import hf
 from opd_jax.tasks import GENERATORS, chain, generator, verifier
 
+CHAINS = [task for task in GENERATORS.values() if isinstance(task, chain.Chain)]
 
-@pytest.mark.parametrize("task", GENERATORS.values(), ids=GENERATORS)
+
+@pytest.mark.parametrize("task", CHAINS, ids=lambda task: task.name)
 def test_solutions_are_accepted_and_fit(task):
   for p in task.problems(300, seed=1):
     assert task.verify(p.solution, p.answer)
@@ -98,7 +100,7 @@ def test_shipped_models_read_both_tasks(role):
   path = hf.resolve(f"builtin:{role}")
   hf.check_directory(path)
   tokenizer = tokenizers.load(path)
-  for task in GENERATORS.values():
+  for task in CHAINS:
     p = task.problems(1, seed=0)[0]
     text = p.prompt + p.solution
     ids = tokenizer(text)["input_ids"]

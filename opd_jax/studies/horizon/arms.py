@@ -8,10 +8,9 @@ Learning rates, numbers of steps and the constants of the adaptive rules were ca
 which is why the study's seeds begin at `FIRST_SEED`. The rules by which claims are judged stand in claims.py.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from opd_jax import config as configs
-from opd_jax.config import Config
+from opd_jax.studies.arms import Arm
 
 T, STEPS, LR = 140, 60, 1e-4
 TENTH = T // 10
@@ -72,61 +71,54 @@ def credit(discount: float) -> dict[str, Any]:
   return FULL | {"objective.support": "sampled", "objective.discount": discount}
 
 
-class Arm(NamedTuple):
-  """Runs that differ in the seed alone."""
-
-  name: str
-  label: str
-  changes: dict[str, Any]
-
-  def config(self, seed: int, changes: dict[str, Any] | None = None) -> Config:
-    return configs.override(configs.load("opd"), CHAIN | self.changes | {"seed": seed} | (changes or {}))
+def arm(name: str, label: str, changes: dict[str, Any]) -> Arm:
+  return Arm(name, label, changes, CHAIN)
 
 
 RATIOS = {0.5: "50", 0.25: "25", 0.1: "10", 0.05: "5", 0.025: "2.5"}
 ARMS: tuple[Arm, ...] = (
-  Arm("opd", "OPD", FULL | {"checkpoint.every": STEPS // 2, "checkpoint.keep": 3}),
-  *(Arm(f"topd-{name}", f"TOPD {name}%", truncated(ratio)) for ratio, name in RATIOS.items()),
-  Arm("topd-10-long", "TOPD 10%, 4x the steps", truncated(0.1) | {"steps": 4 * STEPS, "eval.every": 20}),
-  Arm("topd-25-long", "TOPD 25%, 2x the steps", truncated(0.25) | {"steps": 2 * STEPS, "eval.every": 20}),
-  Arm("popd", "POPD to T", STAIRCASE),
-  Arm("popd-paper", "POPD to 0.4 T", PAPER),
-  Arm("popd-geometric", "POPD, geometric", GEOMETRIC),
-  *(Arm(name, f"adaptive: {name}", changes) for name, changes in ADAPTIVE.items()),
-  Arm("phase-opd", "OPD", FULL | PHASE),
-  Arm("phase-topd-10", "TOPD 10%", truncated(0.1) | PHASE),
-  Arm("phase-topd-25", "TOPD 25%", truncated(0.25) | PHASE),
-  Arm("phase-topd-50", "TOPD 50%", truncated(0.5) | PHASE),
-  Arm("phase-popd", "POPD to T", STAIRCASE | PHASE),
-  *(Arm(f"phase-{name}", f"adaptive: {name}", changes | PHASE) for name, changes in ADAPTIVE.items()),
+  arm("opd", "OPD", FULL | {"checkpoint.every": STEPS // 2, "checkpoint.keep": 3}),
+  *(arm(f"topd-{name}", f"TOPD {name}%", truncated(ratio)) for ratio, name in RATIOS.items()),
+  arm("topd-10-long", "TOPD 10%, 4x the steps", truncated(0.1) | {"steps": 4 * STEPS, "eval.every": 20}),
+  arm("topd-25-long", "TOPD 25%, 2x the steps", truncated(0.25) | {"steps": 2 * STEPS, "eval.every": 20}),
+  arm("popd", "POPD to T", STAIRCASE),
+  arm("popd-paper", "POPD to 0.4 T", PAPER),
+  arm("popd-geometric", "POPD, geometric", GEOMETRIC),
+  *(arm(name, f"adaptive: {name}", changes) for name, changes in ADAPTIVE.items()),
+  arm("phase-opd", "OPD", FULL | PHASE),
+  arm("phase-topd-10", "TOPD 10%", truncated(0.1) | PHASE),
+  arm("phase-topd-25", "TOPD 25%", truncated(0.25) | PHASE),
+  arm("phase-topd-50", "TOPD 50%", truncated(0.5) | PHASE),
+  arm("phase-popd", "POPD to T", STAIRCASE | PHASE),
+  *(arm(f"phase-{name}", f"adaptive: {name}", changes | PHASE) for name, changes in ADAPTIVE.items()),
   *(
-    Arm(f"lr4-{name}", f"{label}, 4x the rate", changes | {"optimizer.lr": 4 * LR})
+    arm(f"lr4-{name}", f"{label}, 4x the rate", changes | {"optimizer.lr": 4 * LR})
     for name, label, changes in (
       ("topd-10", "TOPD 10%", truncated(0.1)),
       ("topd-25", "TOPD 25%", truncated(0.25)),
       ("opd", "OPD", FULL),
     )
   ),
-  Arm(
+  arm(
     "lr4-topd-10-initial",
     "TOPD 10%, 4x the rate, KL to the initial student",
     truncated(0.1) | {"optimizer.lr": 4 * LR, "mixture.initial": 0.1},
   ),
-  Arm("lr4-look", "adaptive: look, 4x the rate", ADAPTIVE["look"] | {"optimizer.lr": 4 * LR}),
+  arm("lr4-look", "adaptive: look, 4x the rate", ADAPTIVE["look"] | {"optimizer.lr": 4 * LR}),
   *(
-    Arm(f"segment-{round(100 * s)}", f"{round(100 * s)}-{round(100 * s) + 10}%", segment(s))
+    arm(f"segment-{round(100 * s)}", f"{round(100 * s)}-{round(100 * s) + 10}%", segment(s))
     for s in (0.2, 0.4, 0.6, 0.8)
   ),
   # Only five-round problems come so far as 80%, a third of the rows: as many tokens a step as segment-80 has.
-  Arm("topd-10-thin", "TOPD 10%, batches of 11", truncated(0.1) | {"batch": 11}),
-  Arm("last", "the last 10% of T of each row", FULL | {"weights.kind": "last", "weights.tokens": TENTH}),
-  Arm("random", "random 10% of T of each row", FULL | {"weights.kind": "random", "weights.tokens": TENTH}),
-  Arm("reverse-opd", "OPD", FULL | REVERSED),
-  Arm("reverse-topd-25", "TOPD 25%", truncated(0.25) | REVERSED),
-  Arm("reverse-topd-10", "TOPD 10%", truncated(0.1) | REVERSED),
-  *(Arm(f"credit-{d:g}", f"discount {d:g}", credit(d)) for d in (0.0, 1.0)),
-  *(Arm(f"exact-{d:g}", f"discount {d:g}, exact teacher", credit(d) | EXACT) for d in (0.0, 1.0)),
-  Arm("gap", "IW-OPD's falling weights", FULL | {"weights.kind": "gap", "weights.mean_one": True}),
-  Arm("rising", "PW-OPSD's rising weights", FULL | {"weights.kind": "rising", "weights.mean_one": True}),
+  arm("topd-10-thin", "TOPD 10%, batches of 11", truncated(0.1) | {"batch": 11}),
+  arm("last", "the last 10% of T of each row", FULL | {"weights.kind": "last", "weights.tokens": TENTH}),
+  arm("random", "random 10% of T of each row", FULL | {"weights.kind": "random", "weights.tokens": TENTH}),
+  arm("reverse-opd", "OPD", FULL | REVERSED),
+  arm("reverse-topd-25", "TOPD 25%", truncated(0.25) | REVERSED),
+  arm("reverse-topd-10", "TOPD 10%", truncated(0.1) | REVERSED),
+  *(arm(f"credit-{d:g}", f"discount {d:g}", credit(d)) for d in (0.0, 1.0)),
+  *(arm(f"exact-{d:g}", f"discount {d:g}, exact teacher", credit(d) | EXACT) for d in (0.0, 1.0)),
+  arm("gap", "IW-OPD's falling weights", FULL | {"weights.kind": "gap", "weights.mean_one": True}),
+  arm("rising", "PW-OPSD's rising weights", FULL | {"weights.kind": "rising", "weights.mean_one": True}),
 )
 SHORT = ("opd", "topd-25", "topd-10", "popd", "look", "phase-opd", "phase-topd-10")

@@ -15,7 +15,8 @@ from opd_jax.analysis.panel import Panel
 from opd_jax.analysis.position import by_position
 from opd_jax.config import Config
 from opd_jax.programs import Kept
-from opd_jax.studies.horizon import TENTH, Arm, T
+from opd_jax.studies.arms import Arm
+from opd_jax.studies.horizon.arms import TENTH, T
 from opd_jax.studies.results import workdir
 from opd_jax.studies.run import digest, done, measure
 from opd_jax.types import Params
@@ -67,7 +68,8 @@ class Students:
       return self.panel.untrained()
     c = self.config(name)
     root = epath.Path(workdir(self._out, name, self._seed))
-    return state.saved_params(c, self.panel.inputs.student.cfg, self.panel.inputs.mesh, root, step)[0]
+    student = self.panel.inputs.student
+    return state.saved_params(c, student.path, student.cfg, self.panel.inputs.mesh, root, step)[0]
 
   def config(self, name: str) -> Config:
     return self._arms[name].config(self._seed, self._changes)

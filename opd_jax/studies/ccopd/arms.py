@@ -1,0 +1,68 @@
+"""CCOPD and what it is compared with, on the built-in task for conversations, after arXiv:2605.30251.
+
+Seed by seed, all arms start from the same student and read the same problems in the same order; every rollout answers the
+last turn of a conversation that the student itself has had. A step has 32 rollouts in every arm.
+
+Learning rates and numbers of steps were calibrated on runs of seeds 0 and 1, which is why the study's seeds begin at
+`FIRST_SEED`. The rules by which claims are judged stand in claims.py.
+"""
+
+from typing import Any
+
+from opd_jax.studies.arms import Arm
+from opd_jax.tasks import relay
+
+STEPS, LR = 60, 1e-4
+T = 32  # tokens: the longest right answer has 30
+UNTRAINED = "untrained"  # the student before training
+FIRST_SEED = 20  # those before it were calibrated on
+BASE: dict[str, Any] = {
+  "data.path": "task:relay",
+  "data.max_prompt": 512,
+  "student": "builtin:talker",
+  "teacher": "initial",
+  "lora.rank": 0,
+  "context.turn_tokens": T,
+  "horizon.max": T,
+  "steps": STEPS,
+  "batch": 32,
+  "optimizer.lr": LR,
+  "eval.every": 20,
+  "eval.prompts": 128,
+  "eval.batch": 128,
+  "checkpoint.every": 0,
+  "log.bins": 8,
+  "log.overlap_k": 2,
+  "log.samples": 0,
+  "log.tensorboard": False,
+}
+LEARNED = {"objective.support": "sampled", "objective.kind": "forward_kl", "objective.estimator": "nll"}
+
+
+def arm(name: str, label: str, changes: dict[str, Any]) -> Arm:
+  return Arm(name, label, changes, BASE, "ccopd")
+
+
+ARMS: tuple[Arm, ...] = (
+  arm("ccopd", "CCOPD", {}),
+  arm("forward", "forward KL", {"objective.kind": "forward_kl"}),
+  arm("sft-gold", "SFT on right answers", LEARNED | {"rollout.by": "data"}),
+  arm("sft-teacher", "SFT on the teacher's answers", LEARNED | {"rollout.by": "teacher"}),
+  arm(
+    "reward",
+    "reward alone, groups of 4",
+    {"mixture.divergence": 0.0, "mixture.reward": 1.0, "rollouts_per_prompt": 4, "batch": 8},
+  ),
+  arm("any-turn", "a random turn's reply", {"context.turns": "any"}),
+  arm("other-teacher", "a teacher of another seed", {"teacher": "builtin:talker-2"}),
+  arm("refresh", "CCOPD, new conversations every 10 steps", {"context.refresh": 10}),
+  arm("lora", "CCOPD through an adapter", {"lora.rank": 8, "lora.alpha": 16.0, "optimizer.lr": 10 * LR}),
+  arm("topd-50", "CCOPD, TOPD 50%", {"horizon.kind": "truncated", "horizon.ratio": 0.5}),
+  arm(
+    "popd",
+    "CCOPD, POPD",
+    {"horizon.kind": "progressive", "horizon.start": 8, "horizon.growth": 1, "horizon.quantum": 8, "horizon.every": 2},
+  ),
+)
+SHORT = ("ccopd", "forward", "sft-teacher", "any-turn")
+OTHERS = {"relay": relay.RELAY, "times": relay.TIMES, "long": relay.LONG}  # asked of every student after training

@@ -1,0 +1,66 @@
+"""The page of the study of CCOPD: what it is, and the pictures that its verdicts rest on."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from opd_jax.reports import plotting
+from opd_jax.studies import charts
+from opd_jax.studies.ccopd.arms import ARMS, OTHERS, UNTRAINED
+from opd_jax.studies.ccopd.claims import of
+from opd_jax.studies.charts import picture
+from opd_jax.studies.page import Section
+from opd_jax.studies.results import Missing, Results
+from opd_jax.studies.statistics import interval
+
+TITLE = "The same evidence, the same answer?"
+INTRO = """The study of conversations on the built-in task relay (python -m opd_jax.study ccopd), after arXiv:2605.30251.
+Seed by seed, all arms start from the same student and read the same problems in the same order. FULL is a problem told at
+once, CONCAT all turns in one message, RAW turn by turn in a conversation that the student itself has.
+
+The student's habit of falling back on an earlier guess was put there by its pretraining. What holds here is a reason to
+expect it elsewhere, and what does not hold here is a reason to look."""
+
+LABELS = {UNTRAINED: "before training"} | {arm.name: arm.label for arm in ARMS}
+
+
+def sections(r: Results) -> list[Section]:
+  forms = {f"{form.upper()}": ("relay", form) for form in ("full", "concat", "raw")}
+  other = {f"RAW, {name}": (name, "raw") for name in OTHERS if name != "relay"}
+  polluted = {"a wrong solution": ("pollution", "solution"), "a wrong hint": ("pollution", "hint")}
+  deviations = {"deviation": ("deviation", "psi"), "own turns' share": ("deviation", "own_turn")}
+  return [
+    Section("Told at once, and turn by turn", "Accuracy after training, on held-out problems.", bars(r, forms)),
+    Section("Out of domain", "A sign that training did not show, and longer chains.", bars(r, other)),
+    Section(
+      "Polluted",
+      "Everything told at once, behind it a wrong solution in the assistant's name or a wrong hint.",
+      bars(r, polluted),
+    ),
+    Section(
+      "Deviation",
+      "KL of the reply in the conversation from the same reply told at once (nats a token), and how much of it goes when the "
+      "student's own turns are replaced by a placeholder.",
+      bars(r, deviations, accuracy=False),
+    ),
+  ]
+
+
+@picture
+def bars(r: Results, what: Mapping[str, Sequence[str]], accuracy: bool = True) -> Figure:
+  """A panel for each number, a row for each arm: mean, interval and seeds."""
+  found = {}
+  for arm in LABELS:
+    try:
+      found[arm] = {name: of(r, arm, *path) for name, path in what.items()}
+    except Missing:
+      continue
+  if not found:
+    raise Missing("nothing was asked")
+  figure, axes = plotting.panels(4 + 3 * len(what), 1.5 + 0.5 * len(found), 1, len(what), sharey=True)
+  for ax, name in zip(axes, what, strict=True):
+    for at, numbers in enumerate(found.values()):
+      charts.dot(ax, at, interval(numbers[name].values()), numbers[name].values(), across=True)
+    ax.set(title=name, xlabel="accuracy" if accuracy else "nats a token")
+  charts.rows(axes, [LABELS[arm] for arm in found])
+  return figure

@@ -1,0 +1,1 @@
+"""Are full rollouts necessary? (arXiv:2605.31490)"""

@@ -1,0 +1,154 @@
+"""The built-in task for conversations: a chain of assignments modulo 10, told at once or one fact per turn.
+
+    FULL       x=3;y=x+4;z=y*2;z?                          x=3,y=3+4=7,z=7*2=4#4
+    RAW        z?                                          #5
+               x=3                                         x=3#5
+               y=x+4                                       x=3,y=3+4=7#8
+               z=y*2                                       x=3,y=3+4=7,z=7*2=4#4
+
+A reply writes down what follows from what it was told, and closes with the answer, or with a guess while it cannot know.
+The shipped model was pretrained on right replies to FULL and CONCAT. In conversations part of the last replies that it
+read fell back on the guess before ("z=7*2=8#8"): so it loses in RAW what it can in FULL, as real models do (the paper's
+drift, here by construction; studies of it verify that it is there).
+
+`TIMES` (a sign that training does not show) and `LONG` (more facts) are what a student that was trained on `RELAY` can be
+asked beside it; the pretrained model knows both.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import random
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from opd_jax.tasks import symbols
+from opd_jax.tasks.problem import Problem
+
+PAD, EOS, USER, ASSISTANT = "<pad>", "<eos>", "U", "A"
+SYMBOLS = (PAD, EOS, USER, ASSISTANT, *"0123456789", *"+-*=;,?#\n", *"abcdefghij")
+TEMPLATE = (
+  "{% for m in messages %}{% if m['role'] == 'assistant' %}" + ASSISTANT + "{{ m['content'] }}" + EOS + "{% else %}"
+  + USER + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)  # fmt: skip
+HELD_OUT = 16  # one problem in this many, chosen by its checksum, is never trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Relay:
+  """A generator and a verifier of problems.
+
+  Attributes:
+    facts: fewest and most.
+    signs: of the assignments.
+  """
+
+  name: str
+  facts: tuple[int, int] = (2, 4)
+  signs: str = "+-"
+
+  @property
+  def max_response(self) -> int:
+    """Tokens of the longest right reply, its stop token included."""
+    return 3 + 8 * (self.facts[1] - 1) + 2 + 1
+
+  def problem(self, rng: random.Random, held_out: bool) -> Problem:
+    """One random problem from the training or from the held-out part."""
+    while True:
+      n = rng.randint(*self.facts)
+      names = rng.sample("abcdefghij", n)
+      facts = [f"{names[0]}={rng.randrange(10)}"]
+      facts += [f"{new}={old}{rng.choice(self.signs)}{rng.randrange(10)}" for old, new in itertools.pairwise(names)]
+      prompt = ";".join([*facts, f"{names[-1]}?"])
+      if (zlib.crc32(prompt.encode()) % HELD_OUT == 0) == held_out:
+        break
+    steps, answer = work(facts)
+    return Problem(prompt, answer, f"{','.join(steps)}#{answer}", (f"{names[-1]}?", *facts))
+
+  def problems(self, n: int, seed: int, held_out: bool = False) -> list[Problem]:
+    rng = random.Random(f"{self.name} {seed} {held_out}")
+    return [self.problem(rng, held_out) for _ in range(n)]
+
+  def verify(self, response: str, answer: str) -> bool:
+    """True where the response closes with '#' and the right digit."""
+    _, mark, final = response.rpartition("#")
+    return bool(mark) and final == answer
+
+
+RELAY = Relay("relay")
+TIMES = Relay("relay-times", signs="*")
+LONG = Relay("relay-long", facts=(5, 6))
+
+
+def work(facts: Sequence[str]) -> tuple[list[str], str]:
+  """What follows from facts, "y=3+4=7" for each, and the last value."""
+  values: dict[str, int] = {}
+  steps = []
+  for fact in facts:
+    name, what = fact[0], fact[2:]
+    if len(what) == 1:
+      values[name] = int(what)
+      steps.append(fact)
+    else:
+      a, sign, b = values[what[0]], what[1], int(what[2])
+      values[name] = {"+": a + b, "-": a - b, "*": a * b}[sign] % 10
+      steps.append(f"{name}={a}{sign}{b}={values[name]}")
+  return steps, str(values[facts[-1][0]])
+
+
+def replies(facts: Sequence[str], rng: random.Random, drift: float) -> list[str]:
+  """What the assistant says to each turn, the question's included: guesses first, and the last one perhaps fallen back.
+
+  Args:
+    drift: chance that the last value is not worked out but the guess before.
+  """
+  guess, out = str(rng.randrange(10)), []
+  for told in range(len(facts)):
+    steps = work(facts[:told])[0] if told else []
+    guess = str(rng.randrange(10)) if rng.random() < 0.3 else guess
+    out.append(f"{','.join(steps)}#{guess}")
+  steps, answer = work(facts)
+  if rng.random() < drift:
+    steps[-1], answer = steps[-1][:-1] + guess, guess
+  return [*out, f"{','.join(steps)}#{answer}"]
+
+
+def transcript(kind: str, problem: Problem, rng: random.Random, drift: float) -> list[tuple[str, str]]:
+  """A conversation as (what the user says, what the assistant replies), "full", "concat" or "raw"."""
+  if kind == "raw":
+    return list(zip(problem.turns, replies(problem.turns[1:], rng, drift), strict=True))
+  return [(problem.prompt if kind == "full" else "\n".join(problem.turns), problem.solution)]
+
+
+def corpus(rows: int, seed: int, drift: float) -> Iterator[tuple[list[list[int]], list[list[bool]]]]:
+  """Batches of conversations as token ids, and which of them the assistant said; half of them RAW."""
+  rng = random.Random(f"relay corpus {seed}")
+  every = Relay("every", (2, LONG.facts[1]), "+-*")
+  kinds = ("full", "raw", "concat", "raw", "full", "raw")
+  while True:
+    tokens, own = [], []
+    for row in range(rows):
+      ids: list[int] = []
+      mine: list[bool] = []
+      for user, reply in transcript(kinds[row % len(kinds)], every.problem(rng, held_out=False), rng, drift):
+        said = [*reply, EOS]
+        ids += encode([USER, *user, ASSISTANT, *said])
+        mine += [False] * (len(user) + 2) + [True] * len(said)
+      tokens.append(ids)
+      own.append(mine)
+    yield tokens, own
+
+
+@functools.cache
+def ids() -> dict[str, int]:
+  return {symbol: i for i, symbol in enumerate(SYMBOLS)}
+
+
+def encode(text: Iterable[str]) -> list[int]:
+  return [ids()[c] for c in text]
+
+
+def save_tokenizer(directory: pathlib.Path) -> None:
+  """Writes the character tokenizer with its chat template."""
+  symbols.save_tokenizer(directory, ids(), PAD, EOS, TEMPLATE)

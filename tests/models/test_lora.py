@@ -1,0 +1,165 @@
+"""Low-rank adapters: what they compute, what they train, and how they lie on disk."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opd_jax.errors import InputError
+from opd_jax.models import decoder, hf, lora
+from opd_jax.rollout import sample
+from tests.conftest import STUDENT
+
+LORA = lora.Lora(rank=3, alpha=6.0, targets=tuple(lora.INPUTS))
+CFG = dataclasses.replace(STUDENT, adapter_scale=LORA.scale)
+
+
+@pytest.fixture(scope="module")
+def adapter():
+  """With both factors away from zero."""
+  new = lora.init(STUDENT, LORA, jax.random.key(5))
+  keys = iter(jax.random.split(jax.random.key(6), 64))
+  return jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), new)
+
+
+def logits(params, cfg, tokens):
+  return decoder.unembed(params, decoder.hidden(params, cfg, tokens, jnp.ones_like(tokens, bool)))
+
+
+TOKENS = jax.random.randint(jax.random.key(7), (2, 9), 0, STUDENT.vocab)
+
+
+def test_a_new_adapter_changes_nothing(student):
+  new = lora.init(STUDENT, LORA, jax.random.key(0))
+  joined = logits(lora.join(student, new), CFG, TOKENS)
+  np.testing.assert_array_equal(joined, logits(student, STUDENT, TOKENS))
+  bound = max(float(jnp.abs(new["layers"][f"{name}_a"]).max()) for name in LORA.targets)
+  assert 0 < bound <= 1 / 4, "uniform in +-1/sqrt(16), the fewest inputs of this model"
+
+
+def test_joined_is_merged_is_the_formula(student, adapter):
+  joined, merged = lora.join(student, adapter), lora.merge(lora.join(student, adapter), LORA.scale)
+  assert jax.tree.structure(merged) == jax.tree.structure(student)
+  for name, axes in lora.INPUTS.items():
+    a, b = (np.asarray(adapter["layers"][f"{name}_{end}"], np.float64) for end in "ab")
+    change = np.stack([np.tensordot(x, y, axes=1) for x, y in zip(a, b, strict=True)])
+    assert a.ndim == axes + 2
+    expected = np.asarray(student["layers"][name], np.float64) + 6.0 / 3 * change
+    np.testing.assert_allclose(merged["layers"][name], expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(logits(joined, CFG, TOKENS), logits(merged, STUDENT, TOKENS), rtol=1e-4, atol=1e-4)
+  assert float(jnp.abs(logits(joined, CFG, TOKENS) - logits(student, STUDENT, TOKENS)).max()) > 0.1
+
+
+def test_the_rollout_says_what_the_whole_model_would(student, adapter, prompts):
+  """And with the probabilities that teacher forcing through the adapter gives."""
+  how = {"sampling": sample.Sampling((1,), 0, STUDENT.vocab), "horizon": 8}
+  rollout = lambda params, cfg: sample.rollout(params, prompts, jax.random.key(3), jnp.int32(8), cfg=cfg, **how)
+  speak = jax.jit(rollout, static_argnums=1)
+  joined, merged = lora.join(student, adapter), lora.merge(lora.join(student, adapter), LORA.scale)
+  said = speak(joined, CFG)
+  np.testing.assert_array_equal(said.response, speak(merged, STUDENT).response)
+  seen = (prompts.prompt, prompts.prompt_mask, said.response, said.mask)
+  predicted = jax.nn.log_softmax(decoder.unembed(joined, decoder.response_hidden(joined, CFG, *seen)))
+  forced = jnp.take_along_axis(predicted, said.response[..., None], axis=-1)[..., 0]
+  np.testing.assert_allclose(jnp.where(said.mask, forced, 0), said.behavior_logprob, rtol=1e-4, atol=1e-4)
+
+
+def test_a_matrix_that_the_model_lacks_is_refused():
+  with pytest.raises(InputError, match=r"lora\.targets names 'router'"):
+    lora.shapes(STUDENT, dataclasses.replace(LORA, targets=("q", "router")))
+
+
+def test_a_directory_comes_back_as_it_was(adapter, tmp_path):
+  some = dataclasses.replace(LORA, targets=("q", "o", "down"), rank_stabilised=True)
+  part = {"layers": {n: a for n, a in adapter["layers"].items() if n[:-2] in some.targets}}
+  lora.write(tmp_path, STUDENT, some, part, "BASE")
+  assert lora.read_config(tmp_path) == some
+  assert some.scale == pytest.approx(6 / 3**0.5)
+  jax.tree.map(np.testing.assert_array_equal, lora.read(tmp_path, STUDENT, some), part)
+
+
+@pytest.mark.parametrize(
+  ("change", "why"),
+  [
+    ({"peft_type": "IA3"}, "only 'LORA'"),
+    ({"use_dora": True}, "use_dora"),
+    ({"bias": "all"}, "bias"),
+    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ({"target_modules": "all-linear"}, "target_modules"),
+    ({"target_modules": ["c_attn"]}, "target_modules"),
+    ({"r": "many"}, "have to be numbers"),
+  ],
+)
+def test_what_would_not_be_followed_is_refused(change, why, adapter, tmp_path):
+  lora.write(tmp_path, STUDENT, LORA, adapter, "BASE")
+  file = tmp_path / lora.CONFIG
+  file.write_text(json.dumps(json.loads(file.read_text()) | change))
+  with pytest.raises(InputError, match=why):
+    lora.read_config(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(adapter, tmp_path):
+  lora.write(tmp_path, STUDENT, LORA, adapter, "BASE")
+  with pytest.raises(InputError, match="different models"):
+    lora.read(tmp_path, dataclasses.replace(STUDENT, width=32), LORA)
+  with pytest.raises(InputError, match="which adapter_config"):
+    lora.read(tmp_path, dataclasses.replace(STUDENT, layers=3), LORA)
+  with pytest.raises(InputError, match="does not name"):
+    lora.read(tmp_path, STUDENT, dataclasses.replace(LORA, targets=("q",)))
+  (tmp_path / lora.WEIGHTS).unlink()
+  with pytest.raises(InputError, match="has no adapter_model"):
+    lora.read(tmp_path, STUDENT, LORA)
+
+
+needs_peft = pytest.mark.skipif(
+  not (importlib.util.find_spec("peft") and importlib.util.find_spec("torch")), reason="needs PyTorch and peft"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, student):
+  path = tmp_path_factory.mktemp("base")
+  hf.write(path / "base", STUDENT, student, pad_id=0, eos_id=1, dtype="float32")
+  return path / "base"
+
+
+@needs_peft
+def test_peft_reads_ours_and_computes_the_same(base, student, adapter, tmp_path):
+  import torch
+  from peft import PeftModel
+  from transformers import AutoModelForCausalLM
+
+  lora.write(tmp_path, STUDENT, LORA, adapter, str(base))
+  model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).float(), tmp_path)  # pyright: ignore[reportArgumentType]
+  with torch.no_grad():
+    theirs = model(torch.tensor(np.asarray(TOKENS)).long()).logits.numpy()
+  np.testing.assert_allclose(logits(lora.join(student, adapter), CFG, TOKENS), theirs, rtol=1e-4, atol=2e-4)
+
+
+@needs_peft
+def test_ours_reads_pefts_and_computes_the_same(base, student, tmp_path):
+  import torch
+  from peft import LoraConfig, get_peft_model
+  from transformers import AutoModelForCausalLM
+
+  torch.manual_seed(0)
+  how = LoraConfig(
+    r=4, lora_alpha=10, lora_dropout=0.05, use_rslora=True, target_modules=["v_proj", "up_proj"], task_type="CAUSAL_LM"
+  )
+  model = get_peft_model(AutoModelForCausalLM.from_pretrained(base).float(), how)  # pyright: ignore[reportArgumentType]
+  for name, weight in model.named_parameters():
+    if "lora_B" in name:
+      torch.nn.init.normal_(weight, std=0.1)
+  model.save_pretrained(str(tmp_path))
+  model.eval()
+  read = lora.read_config(tmp_path)
+  assert (read.rank, read.alpha, set(read.targets), read.rank_stabilised) == (4, 10, {"v", "up"}, True)
+  cfg = dataclasses.replace(STUDENT, adapter_scale=read.scale)
+  mine = logits(lora.join(student, lora.read(tmp_path, STUDENT, read)), cfg, TOKENS)
+  with torch.no_grad():
+    theirs = model(torch.tensor(np.asarray(TOKENS)).long()).logits.numpy()
+  np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-4)

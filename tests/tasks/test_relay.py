@@ -1,0 +1,81 @@
+"""The task for conversations: right by construction, the same at every call, and told without a fact too early."""
+
+import random
+
+import numpy as np
+import pytest
+
+from opd_jax.context.chat import render
+from opd_jax.context.conversation import from_example
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.data.sources import Example
+from opd_jax.tasks import relay
+
+
+@pytest.mark.parametrize("task", [relay.RELAY, relay.TIMES, relay.LONG], ids=lambda t: t.name)
+def test_solutions_are_right_and_fit(task):
+  for p in task.problems(100, seed=0):
+    assert task.verify(p.solution, p.answer)
+    assert not task.verify(p.solution[:-1], p.answer)
+    assert len(p.solution) + 1 <= task.max_response
+    values = {}
+    for step in p.solution.split("#")[0].split(","):
+      name, _, said = step.partition("=")
+      *work, value = said.split("=")
+      values[name] = int(value)
+      if work:
+        assert eval(work[0]) % 10 == int(value)
+    assert p.answer == str(values[p.turns[0][0]])
+
+
+def test_held_out_problems_are_never_trained_on():
+  seen = {p.prompt for p in relay.RELAY.problems(3000, seed=0)}
+  held = {p.prompt for p in relay.RELAY.problems(300, seed=0, held_out=True)}
+  assert not seen & held
+  assert relay.RELAY.problems(5, seed=0) == relay.RELAY.problems(5, seed=0)
+
+
+def test_turns_tell_the_question_first_and_the_facts_in_order():
+  for p in relay.LONG.problems(50, seed=1):
+    question, *facts = p.turns
+    assert p.prompt == ";".join([*facts, question])
+    assert 5 <= len(facts) <= 6
+
+
+def test_a_reply_knows_only_what_it_was_told():
+  rng = random.Random(0)
+  for p in relay.RELAY.problems(50, seed=2):
+    said = relay.replies(p.turns[1:], rng, drift=0.0)
+    assert len(said) == len(p.turns)
+    assert said[-1] == p.solution
+    for told, reply in enumerate(said[:-1]):
+      steps = reply.split("#")[0]
+      assert (steps.count("=") > 0) == (told > 0)
+      assert p.solution.startswith(steps)
+      assert len([s for s in steps.split(",") if s]) == told
+
+
+def test_a_drifted_reply_falls_back_on_the_guess():
+  rng = random.Random(1)
+  fell = 0
+  for p in relay.RELAY.problems(300, seed=3):
+    *_, before, last = relay.replies(p.turns[1:], rng, drift=1.0)
+    assert last[-1] == before[-1] == last.split("#")[0][-1]
+    fell += not relay.RELAY.verify(last, p.answer)
+  assert 0.85 < fell / 300 < 0.95, "nine of ten guesses are wrong"
+
+
+def test_the_template_renders_what_the_model_was_pretrained_on(tmp_path):
+  relay.save_tokenizer(tmp_path)
+  tokenizer = tokenizers.load(tmp_path)
+  (tokens, own), rng = next(relay.corpus(6, seed=0, drift=0.3)), random.Random(0)
+  assert [sum(row) > 0 for row in own] == [True] * 6
+  p = relay.RELAY.problem(rng, held_out=False)
+  talk = from_example(Example(p.prompt, p.answer, "here", turns=p.turns))
+  said = relay.replies(p.turns[1:], rng, 0.0)
+  ids = render(talk.raw(said[:-1]), tokenizer, chat_template=True)
+  wanted = [s for user, reply in zip(p.turns, said, strict=True) for s in ("U", *user, "A", *reply, relay.EOS)]
+  assert ids == relay.encode(wanted)[: -len(said[-1]) - 1]
+  assert render(talk.full, tokenizer, chat_template=True) == relay.encode(["U", *p.prompt, "A"])
+  assert render(talk.concat(), tokenizer, chat_template=True) == relay.encode(["U", *"\n".join(p.turns), "A"])
+  assert np.array(tokens[0]).max() < len(relay.SYMBOLS)

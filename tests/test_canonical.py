@@ -1,0 +1,212 @@
+"""Conversations from end to end: what the student reads, what is kept, and a run that resumes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from opd_jax import config, inputs
+from opd_jax.data import problems
+from opd_jax.errors import InputError
+from opd_jax.models import decoder, hf, lora
+from opd_jax.tasks import relay
+from opd_jax.trainer import Trainer
+from tests.conftest import STUDENT
+from tests.test_trainer import leaves, read, without_time
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+  """Problems: making token ids of thousands is most of what a small run takes."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(problems, "TRAIN_PROBLEMS", 64)
+    yield
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory) -> str:
+  return write_talker(tmp_path_factory.mktemp("talker") / "model")
+
+
+def write_talker(path) -> str:
+  """A directory of a few thousand random weights that reads conversations of the built-in task."""
+  cfg = dataclasses.replace(STUDENT, vocab=len(relay.SYMBOLS))
+  hf.write(path, cfg, decoder.init(cfg, jax.random.key(0), scale=0.4), pad_id=0, eos_id=1, dtype="float32")
+  relay.save_tokenizer(path)
+  return str(path)
+
+
+def small(talker, **changes):
+  base = {
+    "student": talker,
+    "data.path": "task:relay",
+    "steps": 4,
+    "batch": 4,
+    "horizon.max": 8,
+    "context.turn_tokens": 6,
+    "data.widths": 0.0,  # one: fewer programs
+    "lora.rank": 2,
+    "eval.every": 2,
+    "eval.prompts": 4,
+    "eval.batch": 4,
+    "checkpoint.every": 2,
+    "compile_cache": "off",
+    "optimizer.lr": 1e-2,
+    "log.bins": 4,
+    "log.tensorboard": False,
+  }
+  return config.override(config.load("ccopd"), base | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(talker, tmp_path_factory):
+  path = tmp_path_factory.mktemp("runs") / "whole"
+  run = Trainer(small(talker), path)
+  run.run()
+  return path, run
+
+
+def test_the_student_reads_its_conversations_and_the_teacher_everything(whole, talker, tmp_path):
+  path, _ = whole
+  run = Trainer(small(talker), tmp_path / "w")
+  run._converse(0)
+  batch, talks, read_as = next(run.prompts), run.inputs.train.conversations, run.inputs.tokenizer.decode
+  kept = [json.loads(line) for line in (path / "histories" / "00000000.jsonl").read_text().splitlines()]
+  said = {line["problem"]: line["replies"] for line in kept[1:]}
+  assert sorted(said) == run.prompts.upcoming(0, 4)
+  for i, problem in enumerate(run.prompts.index):
+    talk, replies = talks[problem], said[int(problem)]
+    theirs = batch.of_teacher
+    teacher = read_as(np.asarray(theirs.prompt[i])[np.asarray(theirs.prompt_mask[i])])
+    assert teacher == f"U{talk.full}A"
+    student = read_as(np.asarray(batch.prompt[i])[np.asarray(batch.prompt_mask[i])])
+    assert len(replies) == len(talk.turns) - 1
+    before = "".join(f"U{turn}A{reply}<eos>" for turn, reply in zip(talk.turns, replies, strict=False))
+    assert student == f"{before}U{talk.turns[-1]}A"
+    assert talk.full not in student
+
+
+def test_evaluations_have_all_forms_and_a_conversation_to_look_at(whole):
+  path, _ = whole
+  evaluations = read(path, "eval")
+  assert [r["step"] for r in evaluations] == [0, 2, 4]
+  for r in evaluations:
+    assert set(r["forms"]) == {"full", "concat", "raw"}
+    assert r["forms"]["raw"]["accuracy"] == r["accuracy"]
+  shown = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+  roles = [m["role"] for m in shown[0]["messages"]]
+  assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_only_the_adapter_is_trained_and_saved(whole, talker):
+  _, run = whole
+  assert set(run.state.params) == {"layers"}
+  assert all(name[-2:] in ("_a", "_b") for name in run.state.params["layers"])
+  assert run.judges.teachers[0] is run.judges.base, "the teacher's memory is the student's"
+  on_disk = hf.read(hf.resolve(talker))
+  jax.tree.map(np.testing.assert_array_equal, run.judges.base, on_disk)
+
+
+@pytest.mark.parametrize("refresh", [0, pytest.param(3, marks=pytest.mark.long)])
+def test_stopped_and_resumed_is_uninterrupted(refresh, talker, whole, tmp_path):
+  """Bit for bit; with new conversations every three steps, from a checkpoint inside and at the end of a talk."""
+  if refresh:
+    path, run = tmp_path / "whole", Trainer(small(talker, **{"context.refresh": 3}), tmp_path / "whole")
+    run.run()
+    assert sorted(p.name for p in (path / "histories").glob("*.jsonl")) == ["00000000.jsonl", "00000003.jsonl"]
+  else:
+    path, run = whole
+  changes = {"context.refresh": refresh}
+  Trainer(small(talker, steps=2, **changes), tmp_path / "w").run()
+  again = Trainer(small(talker, **changes), tmp_path / "w")
+  assert again.resumed == 2
+  again.run()
+  for mine, theirs in zip(leaves(again.state), leaves(run.state), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+  untimed = lambda p: [without_time(r) for r in read(p, "train")]
+  assert untimed(tmp_path / "w") == untimed(path)
+
+
+def test_lost_conversations_stop_a_run_that_cannot_have_them_again(talker, tmp_path):
+  changes = {"context.refresh": 3, "eval.every": 0}
+  Trainer(small(talker, steps=2, **changes), tmp_path / "w").run()
+  file = tmp_path / "w" / "histories" / "00000000.jsonl"
+  file.write_text("{")
+  with pytest.raises(InputError, match="damaged"):
+    Trainer(small(talker, **changes), tmp_path / "w").run()
+  file.unlink()
+  with pytest.raises(InputError, match="restore the file"):
+    Trainer(small(talker, **changes), tmp_path / "w").run()
+
+
+LEARNED = {"objective.support": "sampled", "objective.kind": "forward_kl", "objective.estimator": "nll"}
+ANY_TURN = {"context.turns": "any", "horizon.kind": "truncated", "horizon.ratio": 0.5, "data.widths": 1.5}
+REWARD = {"mixture.divergence": 0.0, "mixture.reward": 1.0, "rollouts_per_prompt": 2}
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    LEARNED | {"rollout.by": "data"},
+    pytest.param(LEARNED | {"rollout.by": "teacher"}, marks=pytest.mark.long),
+    pytest.param(ANY_TURN | {"lora.rank": 0}, marks=pytest.mark.long),
+    pytest.param(REWARD, marks=pytest.mark.long),
+  ],
+  ids=["right answers", "the teacher's answers", "a random turn, all weights", "reward"],
+)
+def test_variants_run(changes, talker, tmp_path):
+  Trainer(small(talker, **({"steps": 1, "eval.every": 0, "checkpoint.every": 0} | changes)), tmp_path / "w").run()
+  (record,) = read(tmp_path / "w", "train")
+  assert np.isfinite(record["loss"])
+  assert record["step_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+  ("changes", "why"),
+  [
+    ({"rollout.by": "data"}, "nothing is on-policy"),
+    (LEARNED, "no gradient"),
+    ({"data.max_prompt": 40, "data.on_bad_line": "refuse"}, "may come to"),
+    ({"data.max_prompt": 20}, "No conversation fits"),
+    ({"data.path": "task:chain"}, "told turn by turn"),
+    ({"data.chat_template": False}, "needs a chat template"),
+    ({"teacher_offload": True}, "leave it False"),
+    ({"context.turns": "first"}, "context.turns"),
+  ],
+  ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_meant_is_refused(changes, why, talker):
+  with pytest.raises(InputError, match=why):
+    inputs.load(small(talker, **changes))
+
+
+@pytest.mark.long
+def test_evaluate_and_export_an_adapters_run(whole, tmp_path):
+  """As a PEFT directory that a run can begin with, and as a whole model that says the same."""
+  path, run = whole
+
+  def command(module, *args):
+    done = subprocess.run(
+      [sys.executable, "-m", f"opd_jax.{module}", *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  said = command("evaluate", f"--workdir={path}")
+  for form in ("full:", "concat:", "raw:", "a wrong solution:", "a wrong hint:"):
+    assert form in said
+  command("export", f"--workdir={path}", f"--out={tmp_path / 'adapter'}")
+  command("export", f"--workdir={path}", f"--out={tmp_path / 'merged'}", "--merge", "--dtype=float32")
+  read_back = lora.read(tmp_path / "adapter", run.inputs.student.cfg, lora.read_config(tmp_path / "adapter"))
+  jax.tree.map(np.testing.assert_array_equal, read_back, run.state.params)
+  merged = lora.merge(run.student, run.inputs.student.cfg.adapter_scale)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), hf.read(tmp_path / "merged"), merged)
+  begun = {"lora.path": str(tmp_path / "adapter"), "steps": 1, "eval.every": 0}
+  with pytest.raises(InputError, match="--merge"):
+    inputs.load(small(run.c.student, **begun))
+  again = Trainer(small(run.c.student, teacher=str(tmp_path / "merged"), **begun), tmp_path / "w")
+  jax.tree.map(np.testing.assert_array_equal, again.state.params, run.state.params)
