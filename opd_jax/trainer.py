@@ -200,8 +200,8 @@ class Trainer:
       first, end = self.histories.block(step)
       wanted = self.prompts.upcoming(first, end or self.told)
       self.told = min(self.told, end or self.told)
+      speak = self.histories.speak
       compiling = lambda: sum(record["seconds"] for record in speak.compiled)
-      speak, before = self.histories.speak, 0.0
       before = compiling()
       self.prompts.replace(self.histories.rows(first, self.student, wanted, step))
       self.clock.lap("converse")
