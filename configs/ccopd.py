@@ -1,5 +1,7 @@
 """CCOPD: the student reads a conversation, its frozen self everything at once; the last answer is compared (arXiv:2605.30251).
 
+cpu    python -m opd_jax.train --config=configs/ccopd.py --workdir=runs/ccopd
+       a character model on the built-in task relay: RAW rises within 60 steps
 hf     --config=configs/ccopd.py:hf      any Hugging Face directory with a chat template, and a JSONL file of problems
        (cut into conversations) or of conversations
 paper  --config=configs/ccopd.py:paper   the published hyper-parameters; Qwen3-8B, GSM8K told turn by turn: 66.0 -> 82.5,
@@ -17,7 +19,7 @@ All weights instead of an adapter: --config.lora.rank=0.
 from opd_jax.config import at_scale
 
 
-def get_config(scale: str = "hf"):
+def get_config(scale: str = "cpu"):
   c = at_scale(scale)
   c.horizon.kind = "full"
   c.context.kind = "canonical"
@@ -25,6 +27,16 @@ def get_config(scale: str = "hf"):
   c.objective.normaliser = "sequence"
   c.lora.rank = 16
   c.data.on_bad_line = "skip"  # some problems cannot be told turn by turn
+  if scale == "cpu":
+    c.student = "builtin:talker"
+    c.data.path = "task:relay"
+    c.data.max_prompt = 512
+    c.horizon.max = 32
+    c.context.turn_tokens = 32
+    c.lora.rank = 8
+    c.lora.alpha = 16.0
+    c.optimizer.lr = 1e-3
+    c.log.bins = 8
   if scale == "hf":
     c.optimizer.lr = 3e-5
     c.data.max_prompt = 4096

@@ -81,6 +81,10 @@ def run(values: flags.FlagValues, c, parts: Sequence[str], command: str) -> None
 
   named = {"student": values.student, "teacher": values.teacher} | ({"teachers": ()} if values.teacher else {})
   c = configs.override(c, {key: name for key, name in named.items() if name is not None})
+  if "rollout" in parts and c.rollout.by != "student":
+    raise InputError(
+      f"config.rollout.by is {c.rollout.by!r}, but the rollout that is timed is the student's; bench update."
+    )
   tiny = values.smallest
   repeat = values.repeat if values.repeat is not None else 2 if tiny else 5
   if repeat < 1:

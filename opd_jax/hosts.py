@@ -313,6 +313,11 @@ class Notice:
     """Whether the run stops before this step; asked by all processes before every step."""
     return multihost_utils.reached_preemption_sync_point(step) if several() else self._heard.is_set()
 
+  @property
+  def heard(self) -> bool:
+    """Whether a run of one process is asked to stop, for work inside a step; several agree on a step, see `before`."""
+    return self._heard.is_set()
+
   def close(self) -> None:
     if self._before is not None:
       signal.signal(signal.SIGTERM, self._before)

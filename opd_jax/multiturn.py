@@ -24,8 +24,6 @@ from opd_jax.speaker import Speaker
 from opd_jax.types import Params
 
 FORMS = ("full", "concat", "raw")
-WRONG = "The answer is {}."  # ours
-HINT = "I think that the answer is {}."
 
 
 class MultiTurnEvaluator:
@@ -79,8 +77,8 @@ class MultiTurnEvaluator:
     """Accuracy with a wrong solution ("solution") and with a wrong hint ("hint") in a prompt that tells everything."""
     wrong = [_other(self._answers, i) for i in range(len(self._answers))]
     prompts = {
-      "solution": [t.misled(WRONG.format(w)) for t, w in zip(self.talks, wrong, strict=True)],
-      "hint": [t.hinted(HINT.format(w)) for t, w in zip(self.talks, wrong, strict=True)],
+      "solution": [t.misled(w) for t, w in zip(self.talks, wrong, strict=True)],
+      "hint": [t.hinted(w) for t, w in zip(self.talks, wrong, strict=True)],
     }
     return {name: self._asked(params, of, 8 + i)[0] for i, (name, of) in enumerate(prompts.items())}
 
@@ -112,7 +110,7 @@ class MultiTurnEvaluator:
   def _widths(self, c: Config) -> tuple[int, ...]:
     """Of all forms, and of what pollutes them."""
     talks, known = self.inputs.problems.conversations, self.inputs.problems.widths
-    polluted = [t.misled(WRONG.format(a)) for t, a in zip(talks, self.inputs.problems.answers, strict=True)]
+    polluted = [t.misled(a) for t, a in zip(talks, self.inputs.problems.answers, strict=True)]
     every = [t.full for t in talks] + [t.concat() for t in talks] + polluted
     longest = max(map(len, chat.render_all(every, self.inputs.tokenizer, chat_template=True))) + 16  # another's answer
     return pipeline.widths([range(known[0]), range(max(known[-1], longest))], c.data.widths)

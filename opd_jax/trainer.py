@@ -203,10 +203,17 @@ class Trainer:
       speak = self.histories.speak
       compiling = lambda: sum(record["seconds"] for record in speak.compiled)
       before = compiling()
-      self.prompts.replace(self.histories.rows(first, self.student, wanted, step))
+      self.prompts.replace(self.histories.rows(first, self.student, wanted, step, self._talked))
       self.clock.lap("converse")
       self.clock.move(compiling() - before, "converse", "compile")
     self.shapes = self._shapes(step)
+
+  def _talked(self, had: int, wanted: int) -> None:
+    """Some of the conversations are written down; a run that is asked to stop does so here, and keeps them."""
+    if wanted > canonical.AT_A_TIME:
+      self.log.say(f"  {had} of {wanted} conversations")
+    if had < wanted and self.notice.heard and not self.c.rollout.ahead:
+      self._leave(None)
 
   @property
   def student(self) -> Params:

@@ -114,6 +114,7 @@ def test_limits_begin_with_the_prompt_and_end_with_the_horizon(horizon):
     (["--config.nothing=1"], "no config key 'nothing'"),
     (["--config.micro_batch=3", "--batch=4"], "config.micro_batch is 3"),
     (["--shape=4x512x256x32768"], "shape"),
+    (["rollout", "--config=ccopd", "--config.rollout.by=teacher"], "bench update"),
   ],
 )
 def test_wrong_inputs(arguments, said, capsys):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from opd_jax import config, inputs
+from opd_jax.context import canonical
 from opd_jax.data import problems
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, Leave
 from opd_jax.models import decoder, hf, lora
 from opd_jax.tasks import relay
 from opd_jax.trainer import Trainer
@@ -141,6 +142,30 @@ def test_lost_conversations_stop_a_run_that_cannot_have_them_again(talker, tmp_p
   file.unlink()
   with pytest.raises(InputError, match="restore the file"):
     Trainer(small(talker, **changes), tmp_path / "w").run()
+
+
+def test_a_run_that_is_asked_to_stop_in_a_talk_keeps_what_was_said(talker, whole, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(canonical, "AT_A_TIME", 4)
+  path = tmp_path / "w"
+  run = Trainer(small(talker), path)
+  talk = run.histories.talk
+
+  def interrupted(*asked):
+    run.notice._heard.set()
+    return talk(*asked)
+
+  monkeypatch.setattr(run.histories, "talk", interrupted)
+  with pytest.raises(Leave):
+    run.run()
+  assert "  4 of 16 conversations" in capsys.readouterr().err
+  file = path / "histories" / "00000000.jsonl"
+  had = file.read_text().splitlines()[1:]
+  assert len(had) == 4
+  again = Trainer(small(talker), path)
+  again.run()
+  assert set(had) < set(file.read_text().splitlines())
+  for mine, theirs in zip(leaves(again.state), leaves(whole[1].state), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
 
 
 LEARNED = {"objective.support": "sampled", "objective.kind": "forward_kl", "objective.estimator": "nll"}

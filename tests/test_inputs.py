@@ -315,7 +315,7 @@ def test_config_refuses_unknown_keys_in_code():
     config.default().horizn = 5
 
 
-@pytest.mark.parametrize("method", ["opd", "topd", "popd", "adaptive"])
+@pytest.mark.parametrize("method", ["opd", "topd", "popd", "adaptive", "ccopd"])
 @pytest.mark.parametrize("scale", ["cpu", "hf", "paper"])
 def test_every_config_is_complete(method, scale):
   """Each scale of each method has a horizon that can be meant, and the paper's numbers where it gives them."""
@@ -325,7 +325,9 @@ def test_every_config_is_complete(method, scale):
   checks.check(c)
   schedule = horizon.from_config(c.horizon)
   assert schedule.stages(c.steps)
-  if scale == "paper":
+  if scale == "paper" and method == "ccopd":
+    assert (c.batch, c.steps, c.horizon.max, c.optimizer.lr, c.lora.rank) == (8, 3000, 4096, 3e-5, 16)
+  elif scale == "paper":
     assert (c.batch, c.rollouts_per_prompt, c.horizon.max, c.optimizer.lr) == (64, 4, 15360, 1e-6)
     last = {"opd": 15360, "topd": 1536, "popd": 1152 + 9 * 557, "adaptive": 960}  # before it has seen anything
     assert schedule.limit(557) == last[method]

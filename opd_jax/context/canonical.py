@@ -32,7 +32,7 @@ from opd_jax.types import Params
 if TYPE_CHECKING:
   from opd_jax.inputs import Inputs
 
-AT_A_TIME = 4096  # conversations between two times that what was said is written down
+AT_A_TIME = 1024  # conversations between two times that what was said is written down
 Rows = dict[int, list[int]]  # token ids of the student's prompt, by the problem's number
 
 
@@ -64,11 +64,12 @@ class Histories:
     first = step // self.refresh * self.refresh if self.refresh else 0
     return first, first + self.refresh if self.refresh else None
 
-  def rows(self, step: int, params: Params, wanted: Sequence[int], now: int) -> Rows:
+  def rows(self, step: int, params: Params, wanted: Sequence[int], now: int, after: Callable[[int, int], None]) -> Rows:
     """The student's prompts for these problems in the talk that begins at a step.
 
     Args:
       params: the student before step `now`, who talks if nobody has yet.
+      after: told of how many conversations how many are written down; may raise, and they are not had again.
 
     Raises:
       InputError: what was said is lost, and the student who said it is gone.
@@ -85,6 +86,7 @@ class Histories:
       part = missing[first : first + AT_A_TIME]
       said |= dict(zip(part, self.talk(part, speaker, step), strict=True))
       hosts.on_first(functools.partial(self._write, step, said))
+      after(len(wanted) - len(missing) + first + len(part), len(wanted))
     return dict(zip(wanted, self.render(wanted, [said[i] for i in wanted], step), strict=True))
 
   def talk(self, which: Sequence[int], params: Params, step: int) -> list[tuple[str, ...]]:

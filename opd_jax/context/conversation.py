@@ -27,6 +27,10 @@ LEADS = (  # ours: what a user says around a fact; "{}" is the fact
   "Here is something else: {}",
   "To add to that: {}",
 )
+GOES_ON = re.compile(r"(and|but|so|then|also|next|finally)\b", re.IGNORECASE)  # a fact that needs no lead
+
+# Ours: how an answer is claimed by an assistant and by a user, where the data do not say it otherwise.
+CLAIMS = ("The answer is {}.", "I think that the answer is {}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Conversation:
   answer: str = ""
   where: str = ""
   system: tuple[Message, ...] = ()
+  claims: tuple[str, str] = CLAIMS
 
   def under(self, system: str) -> "Conversation":
     """With a system message before everything.
@@ -69,14 +74,14 @@ class Conversation:
       messages += [_said("user", turn), _said("assistant", reply)]
     return (*messages, _said("user", self.turns[len(replies)]))
 
-  def misled(self, solution: str) -> tuple[Message, ...]:
-    """Everything at once, a wrong solution as if the assistant had given it, and the question again."""
-    return (*self._all(), _said("assistant", solution), _said("user", self.turns[0]))
+  def misled(self, answer: str) -> tuple[Message, ...]:
+    """Everything at once, a wrong answer as if the assistant had given it, and the question again."""
+    return (*self._all(), _said("assistant", self.claims[0].format(answer)), _said("user", self.turns[0]))
 
-  def hinted(self, hint: str) -> tuple[Message, ...]:
+  def hinted(self, answer: str) -> tuple[Message, ...]:
     """Everything at once, with a wrong hint of the user's behind it."""
     *before, last = self._all()
-    return (*before, _said("user", f"{last['content']}\n{hint}"))
+    return (*before, _said("user", f"{last['content']}\n{self.claims[1].format(answer)}"))
 
   def _all(self) -> tuple[Message, ...]:
     return (_said("user", self.full),) if isinstance(self.full, str) else tuple(dict(m) for m in self.full)
@@ -101,7 +106,8 @@ def from_example(example: Example, user: str = "templates", max_turns: int = 0) 
     Unfit: it cannot be told turn by turn.
   """
   if example.turns:
-    return Conversation(example.prompt, example.turns, example.answer, example.where)
+    claims = example.claims or CLAIMS
+    return Conversation(example.prompt, example.turns, example.answer, example.where, claims=claims)
   turns, system = [], ()
   if isinstance(example.prompt, str):
     turns = [example.prompt]
@@ -132,5 +138,6 @@ def phrase(turn: str, index: int, seed: str) -> str:
   if text[-1] in ",;:":
     text = f"{text[:-1]}."
   text = text[:1].upper() + text[1:]
-  lead = LEADS[zlib.crc32(f"{seed} {index}".encode()) % len(LEADS)] if index else "{}"
+  alone = not index or GOES_ON.match(text)
+  lead = "{}" if alone else LEADS[zlib.crc32(f"{seed} {index}".encode()) % len(LEADS)]
   return lead.format(text)

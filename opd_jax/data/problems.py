@@ -36,7 +36,7 @@ def read(c: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     task = tasks.generator(path.removeprefix(configs.TASK))
     made = task.problems(c.eval.prompts if held_out else TRAIN_PROBLEMS, seed=0, held_out=held_out)
     examples = [
-      sources.Example(p.prompt, p.answer, f"{path}:{i + 1}", solution=p.solution, turns=p.turns)
+      sources.Example(p.prompt, p.answer, f"{path}:{i + 1}", solution=p.solution, turns=p.turns, claims=p.claims)
       for i, p in enumerate(made)
     ]
     skipped = 0

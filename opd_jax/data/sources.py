@@ -27,6 +27,7 @@ class Example:
   canonical: str = ""  # of a conversation: the prompt that says everything at once
   solution: str = ""  # a response to learn
   turns: tuple[str, ...] = ()  # of a task's conversation: what the user says, turn by turn
+  claims: tuple[str, str] | None = None  # of a task's conversation, see context/conversation.py
 
 
 def read_jsonl(

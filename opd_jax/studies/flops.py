@@ -3,14 +3,16 @@
 Counted as benchmarks/roofline.py counts, but with every row as long as it was. Of a step of p prompts, B rows and n
 generated tokens, with P tokens of prompt as compiled:
 
-    rollout   p P + n - B tokens read by the student, logits of n
-    update    B P + n - B tokens read by the student, forward and backward (3 times forward), and by every teacher once
+    rollout   p P + n - B tokens read by whoever speaks, logits of n; none where that is data
+    update    B P + n - B tokens read by the student, forward and backward (3 times forward; with an adapter one product of
+              each weight less), and by every teacher once
     probe     the same of the rows that are probed, without the backward pass, and once back through the head
 
 The last token of a row is read by nobody. A token at position i of the response, from 0, sees P + i + 1; within a
-position bin tokens count as evenly spread. Probes of steps that were not logged are not counted. An adapter's update
-is counted as that of all weights, and what somebody else says (config.rollout.by) as if the student had. Padding of responses and rematerialisation are left out: this is what the
-method needs, not what a program does.
+position bin tokens count as evenly spread. Probes of steps that were not logged are not counted, nor what a student says in
+conversations before its last reply, nor an adapter's own matrices; a teacher with prompts of its own counts as if they were
+as wide as the student's. Padding of responses and rematerialisation are left out: this is what the method needs, not what a
+program does.
 """
 
 import functools
@@ -78,6 +80,8 @@ class _Models(NamedTuple):
   vocab: int
   prompt: int  # P, tokens
   updates: int  # per rollout
+  speaker: Any  # None: data
+  adapter: bool
 
   @classmethod
   def of(cls, run: Run) -> "_Models":
@@ -87,11 +91,19 @@ class _Models(NamedTuple):
     teachers = [_config(own(name)) for name in c.get("teachers") or [c["teacher"]]]
     frozen = (*teachers, *([student] if c.get("mixture.initial") else []))
     vocab = min(m.vocab for m in (student, *frozen))
-    return cls(student, frozen, vocab, _prompt_width(run), c.get("updates_per_rollout", 1))
+    speaker = {"student": student, "teacher": teachers[0], "data": None}[c.get("rollout.by", "student")]
+    updates, adapter = c.get("updates_per_rollout", 1), bool(c.get("lora.rank") or c.get("lora.path"))
+    return cls(student, frozen, vocab, _prompt_width(run), updates, speaker, adapter)
 
   def step(self, said: _Said) -> float:
+    from opd_jax.benchmarks import roofline
+
     update = 3 * self._read(self.student, said.rows, said) + sum(self._read(m, said.rows, said) for m in self.frozen)
-    return self._read(self.student, said.prompts, said) + self.updates * update
+    if self.adapter:
+      read = said.rows * self.prompt + said.tokens - said.rows
+      update -= roofline.layers(self.student, read, 0) + roofline.head(self.student, said.tokens, self.vocab)
+    spoken = self._read(self.speaker, said.prompts, said) if self.speaker else 0
+    return spoken + self.updates * update
 
   def probe(self, said: _Said) -> float:
     from opd_jax.benchmarks import roofline

@@ -10,7 +10,8 @@
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/teacher $SHORT --steps=150 --seed=2 --out=DIR
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/short-teacher $SHORT --steps=120 --slips=0.1 --seed=3 --out=DIR
 
-    python -m opd_jax.tasks.pretrain --role=talker --steps=900 --lr=3e-3 --out=DIR       of the task relay
+    python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --out=DIR             of the task relay
+    python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --seed=1 --out=DIR    talker-2
 
 The teacher reads correct solutions of both built-in tasks; the student reads solutions written by somebody with its
 misconceptions. The last, short-exact-teacher, also read solutions with slips in them, and so
@@ -86,9 +87,23 @@ def batches(
     yield tokens, weights
 
 
-def talks(rows: int, seed: int, drift: float, width: int = 256):
-  """As `batches`, of relay's conversations; only what the assistant says counts. Longer ones lose their end."""
-  for ids, own in relay.corpus(rows, seed, drift):
+def talks(rows: int, seed: int, drift: float, short: int):
+  """As `batches`, of relay's conversations; what is told at once and RAW in turn, since one is twice as long.
+
+  Args:
+    short: so many batches, the first, are short problems told at once.
+  """
+  easy = _padded(2 * rows, 64, relay.corpus(2 * rows, seed, 0.0, ("full", "full", "concat"), most=4))
+  at_once = _padded(2 * rows, 96, relay.corpus(2 * rows, seed, drift, relay.TOLD_AT_ONCE))
+  in_turns = _padded(rows, 208, relay.corpus(rows, seed, drift, ("raw",)))
+  yield from itertools.islice(easy, short)
+  for both in zip(at_once, in_turns, strict=False):
+    yield from both
+
+
+def _padded(rows: int, width: int, corpus):
+  """Only what the assistant says counts. What is longer loses its end."""
+  for ids, own in corpus:
     tokens = np.zeros((rows, width + 1), np.int32)
     weights = np.zeros((rows, width), np.float32)
     for row, (said, mine) in enumerate(zip(ids, own, strict=True)):
@@ -131,7 +146,10 @@ def main() -> None:
   parser.add_argument("--init", type=pathlib.Path, help="go on from a model made before")
   parser.add_argument("--steps", type=int, default=1500)
   parser.add_argument(
-    "--short", type=int, default=0, help="so many of the steps, the first, on problems of 1 to 3 rounds"
+    "--short",
+    type=int,
+    default=0,
+    help="so many of the steps, the first, on problems of 1 to 3 rounds; of the talker, on those told at once",
   )
   parser.add_argument("--task", choices=sorted(PAIRS), default="chain", help="with its twin (chain)")
   parser.add_argument("--slips", type=float, default=0.0, help="share of the facts that the text shows wrong")
@@ -152,8 +170,8 @@ def main() -> None:
   pair, task = PAIRS[args.task], relay if args.role == "talker" else chain
   data = batches(beliefs, args.rows, args.seed, pair, args.letter_weight, args.slips)
   if args.role == "talker":
-    data = talks(args.rows, args.seed, args.drift)
-  if args.short:
+    data = talks(args.rows, args.seed, args.drift, args.short)
+  elif args.short:
     brief = [dataclasses.replace(task, rounds=(1, 3)) for task in pair]
     data = itertools.chain(itertools.islice(batches(beliefs, args.rows, args.seed, brief), args.short), data)
   params = train(cfg, params, data, args.steps, args.lr)

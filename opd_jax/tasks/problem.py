@@ -10,6 +10,7 @@ class Problem:
   answer: str
   solution: str  # the response of somebody who knows (or half-knows) the facts
   turns: tuple[str, ...] = ()  # of a task that can be told turn by turn: what the user says, the question first
+  claims: tuple[str, str] | None = None  # how an answer, "{}", is claimed there by the assistant and by the user
 
 
 class Task(Protocol):

@@ -1,15 +1,17 @@
 """The built-in task for conversations: a chain of assignments modulo 10, told at once or one fact per turn.
 
-    FULL       x=3;y=x+4;z=y*2;z?                          x=3,y=3+4=7,z=7*2=4#4
-    RAW        z?                                          #5
-               x=3                                         x=3#5
-               y=x+4                                       x=3,y=3+4=7#8
-               z=y*2                                       x=3,y=3+4=7,z=7*2=4#4
+    FULL       a=3;b=a+4;c=b*2;c?                          a=3,b=3+4=7,c=7*2=4#4
+    RAW        c?                                          #5
+               a=3                                         a=3#5
+               b=a+4                                       a=3,b=3+4=7#8
+               c=b*2                                       a=3,b=3+4=7,c=7*2=4#4
 
 A reply writes down what follows from what it was told, and closes with the answer, or with a guess while it cannot know.
 The shipped model was pretrained on right replies to FULL and CONCAT. In conversations part of the last replies that it
-read fell back on the guess before ("z=7*2=8#8"): so it loses in RAW what it can in FULL, as real models do (the paper's
-drift, here by construction; studies of it verify that it is there).
+read fell back on an answer that stood there already, "c=7*2=8#8": the guess before; or, of a problem that is told at once,
+an answer that the assistant has given ("#8", and the question again) or that the user believes in ("c?" and below it "#8").
+So it loses in RAW what it can in FULL, as real models do (the paper's drift, here by construction; studies of it verify that
+it is there). In one conversation of five that it read the assistant waits instead of guessing, with "#?".
 
 `TIMES` (a sign that training does not show) and `LONG` (more facts) are what a student that was trained on `RELAY` can be
 asked beside it; the pretrained model knows both.
@@ -27,11 +29,16 @@ from opd_jax.tasks import symbols
 from opd_jax.tasks.problem import Problem
 
 PAD, EOS, USER, ASSISTANT = "<pad>", "<eos>", "U", "A"
-SYMBOLS = (PAD, EOS, USER, ASSISTANT, *"0123456789", *"+-*=;,?#\n", *"abcdefghij")
+NAMES = "abcdefghij"
+SYMBOLS = (PAD, EOS, USER, ASSISTANT, *"0123456789", *"+-*=;,?#\n", *NAMES)
 TEMPLATE = (
   "{% for m in messages %}{% if m['role'] == 'assistant' %}" + ASSISTANT + "{{ m['content'] }}" + EOS + "{% else %}"
   + USER + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )  # fmt: skip
+CLAIM = "#{}"
+WAIT = CLAIM.format("?")
+WAITS = 0.2  # share of the conversations in which the assistant does
+TOLD_AT_ONCE = ("full", "concat", "full", "again", "hinted")  # what a pretrained model reads beside RAW
 HELD_OUT = 16  # one problem in this many, chosen by its checksum, is never trained on
 
 
@@ -57,14 +64,14 @@ class Relay:
     """One random problem from the training or from the held-out part."""
     while True:
       n = rng.randint(*self.facts)
-      names = rng.sample("abcdefghij", n)
+      first = rng.randrange(len(NAMES) - n + 1)
+      names = NAMES[first : first + n]
       facts = [f"{names[0]}={rng.randrange(10)}"]
       facts += [f"{new}={old}{rng.choice(self.signs)}{rng.randrange(10)}" for old, new in itertools.pairwise(names)]
       prompt = ";".join([*facts, f"{names[-1]}?"])
       if (zlib.crc32(prompt.encode()) % HELD_OUT == 0) == held_out:
         break
-    steps, answer = work(facts)
-    return Problem(prompt, answer, f"{','.join(steps)}#{answer}", (f"{names[-1]}?", *facts))
+    return Problem(prompt, work(facts)[1], solution(facts), (f"{names[-1]}?", *facts), (CLAIM, CLAIM))
 
   def problems(self, n: int, seed: int, held_out: bool = False) -> list[Problem]:
     rng = random.Random(f"{self.name} {seed} {held_out}")
@@ -97,44 +104,65 @@ def work(facts: Sequence[str]) -> tuple[list[str], str]:
   return steps, str(values[facts[-1][0]])
 
 
-def replies(facts: Sequence[str], rng: random.Random, drift: float) -> list[str]:
+def replies(facts: Sequence[str], rng: random.Random, drift: float, waits: float = 0.0) -> list[str]:
   """What the assistant says to each turn, the question's included: guesses first, and the last one perhaps fallen back.
 
   Args:
     drift: chance that the last value is not worked out but the guess before.
+    waits: chance that there are no guesses.
   """
+  if rng.random() < waits:
+    return [WAIT] * len(facts) + [solution(facts)]
   guess, out = str(rng.randrange(10)), []
   for told in range(len(facts)):
     steps = work(facts[:told])[0] if told else []
     guess = str(rng.randrange(10)) if rng.random() < 0.3 else guess
     out.append(f"{','.join(steps)}#{guess}")
+  return [*out, solution(facts, guess if rng.random() < drift else "")]
+
+
+def solution(facts: Sequence[str], instead: str = "") -> str:
+  """The right reply to all facts, or one that ends with another value."""
   steps, answer = work(facts)
-  if rng.random() < drift:
-    steps[-1], answer = steps[-1][:-1] + guess, guess
-  return [*out, f"{','.join(steps)}#{answer}"]
+  last = instead or answer
+  return f"{','.join([*steps[:-1], steps[-1][:-1] + last])}#{last}"
 
 
 def transcript(kind: str, problem: Problem, rng: random.Random, drift: float) -> list[tuple[str, str]]:
-  """A conversation as (what the user says, what the assistant replies), "full", "concat" or "raw"."""
+  """A conversation as (what the user says, what the assistant replies): "full", "concat", "raw", "again" or "hinted"."""
+  question, *facts = problem.turns
   if kind == "raw":
-    return list(zip(problem.turns, replies(problem.turns[1:], rng, drift), strict=True))
-  return [(problem.prompt if kind == "full" else "\n".join(problem.turns), problem.solution)]
+    return list(zip(problem.turns, replies(facts, rng, drift, WAITS), strict=True))
+  if kind in ("full", "concat"):
+    return [(problem.prompt if kind == "full" else "\n".join(problem.turns), problem.solution)]
+  claim = problem.answer if rng.random() < 0.5 else str(rng.randrange(10))
+  said, reply = CLAIM.format(claim), solution(facts, claim if rng.random() < drift else "")
+  return [(problem.prompt, said), (question, reply)] if kind == "again" else [(f"{problem.prompt}\n{said}", reply)]
 
 
-def corpus(rows: int, seed: int, drift: float) -> Iterator[tuple[list[list[int]], list[list[bool]]]]:
-  """Batches of conversations as token ids, and which of them the assistant said; half of them RAW."""
-  rng = random.Random(f"relay corpus {seed}")
-  every = Relay("every", (2, LONG.facts[1]), "+-*")
-  kinds = ("full", "raw", "concat", "raw", "full", "raw")
+def corpus(
+  rows: int, seed: int, drift: float, kinds: Sequence[str], most: int = LONG.facts[1]
+) -> Iterator[tuple[list[list[int]], list[list[bool]]]]:
+  """Batches of conversations as token ids, and which of them are learned: what the assistant said, unless it was put there.
+
+  Args:
+    drift: see `replies`.
+    kinds: of the rows, in turn, see `transcript`.
+    most: facts of a problem.
+  """
+  rng = random.Random(f"relay corpus {seed} {kinds}")
+  every = Relay("every", (2, most), "+-*")
   while True:
     tokens, own = [], []
     for row in range(rows):
+      kind = kinds[row % len(kinds)]
+      said = transcript(kind, every.problem(rng, held_out=False), rng, drift)
       ids: list[int] = []
       mine: list[bool] = []
-      for user, reply in transcript(kinds[row % len(kinds)], every.problem(rng, held_out=False), rng, drift):
-        said = [*reply, EOS]
-        ids += encode([USER, *user, ASSISTANT, *said])
-        mine += [False] * (len(user) + 2) + [True] * len(said)
+      for i, (user, reply) in enumerate(said):
+        before, learned = [USER, *user, ASSISTANT], kind != "again" or i == len(said) - 1
+        ids += encode([*before, *reply, EOS])
+        mine += [False] * len(before) + [learned] * (len(reply) + 1)
       tokens.append(ids)
       own.append(mine)
     yield tokens, own

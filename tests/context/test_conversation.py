@@ -1,5 +1,7 @@
 """The same evidence at once, in one message, and turn by turn."""
 
+import dataclasses
+
 import pytest
 
 from opd_jax.context.conversation import LEADS, Conversation, from_example, phrase
@@ -35,6 +37,7 @@ def test_templates_put_words_around_facts_and_none_inside():
   for turn, plain in zip(talk.turns[1:], TURNS[1:], strict=True):
     assert turn in [lead.format(plain) for lead in LEADS]
   assert {phrase("x", i, "seed") for i in range(1, 50)} == {lead.format("X") for lead in LEADS}
+  assert {phrase("and then 3.", i, "seed") for i in range(1, 50)} == {"And then 3."}
 
 
 def test_messages_of_several_turns_are_a_conversation_without_their_replies():
@@ -69,8 +72,11 @@ def test_a_system_message_stands_before_every_form():
 
 def test_pollution_comes_after_everything_was_said():
   talk = Conversation("everything?", ("q?", "fact"))
-  assert talk.misled("wrong") == (user("everything?"), said("wrong"), user("q?"))
-  assert talk.hinted("hint") == (user("everything?\nhint"),)
+  assert talk.misled("7") == (user("everything?"), said("The answer is 7."), user("q?"))
+  assert talk.hinted("7") == (user("everything?\nI think that the answer is 7."),)
+  brief = dataclasses.replace(talk, claims=("#{}", "{}!"))
+  assert brief.misled("7")[1] == said("#7")
+  assert brief.hinted("7") == (user("everything?\n7!"),)
 
 
 def test_replies_are_asked_for_turn_by_turn_and_the_last_one_is_not():

@@ -16,6 +16,7 @@ from opd_jax.models import hf
 from opd_jax.reports.runs import Run
 from opd_jax.studies import flops
 from opd_jax.studies.results import Missing, Results, crossing
+from opd_jax.tasks import chain
 from tests.studies.synthetic import workdir, write
 
 INF = math.inf
@@ -214,6 +215,19 @@ class TestFlops:
     expected = said + readings + roofline.head(student, extra, how["vocab"])
     assert last(probed) - last(run()) == pytest.approx(expected)
     assert last(run({"tokens": tokens})) == last(run())
+
+  def test_of_who_speaks(self):
+    student, teacher = models()
+    how: Any = {"vocab": min(student.vocab, teacher.vocab), "itemsize": 4}
+    said = {m: sum(w.flops for w in roofline.rollout(m, BATCH, ROLLOUTS, P, H, **how)) for m in (student, teacher)}
+    assert last(run(**{"rollout.by": "teacher"})) - last(run()) == pytest.approx(said[teacher] - said[student])
+    assert last(run()) - last(run(**{"rollout.by": "data"})) == pytest.approx(said[student])
+
+  def test_of_an_adapter_lack_a_product_of_each_weight(self):
+    student, _ = models()
+    rows = BATCH * ROLLOUTS
+    saved = 2 * roofline.layer_weights(student) * rows * (P + H - 1) + 2 * len(chain.SYMBOLS) * student.width * rows * H
+    assert last(run()) - last(run(**{"lora.rank": 4})) == pytest.approx(saved)
 
   def test_prompt_width_is_needed(self):
     made = run()

@@ -65,11 +65,41 @@ def test_a_drifted_reply_falls_back_on_the_guess():
   assert 0.85 < fell / 300 < 0.95, "nine of ten guesses are wrong"
 
 
+def test_a_reply_that_waits_has_no_guess_to_fall_back_on():
+  rng = random.Random(2)
+  for p in relay.RELAY.problems(20, seed=4):
+    *before, last = relay.replies(p.turns[1:], rng, drift=1.0, waits=1.0)
+    assert before == [relay.WAIT] * (len(p.turns) - 1)
+    assert last == p.solution
+
+
+@pytest.mark.parametrize("kind", ["again", "hinted"])
+def test_what_was_claimed_is_fallen_back_on(kind):
+  rng = random.Random(3)
+  for p in relay.RELAY.problems(50, seed=5):
+    talk = from_example(Example(p.prompt, p.answer, "here", turns=p.turns, claims=p.claims))
+    for drift in (0.0, 1.0):
+      *before, (user, reply) = relay.transcript(kind, p, rng, drift)
+      claim = before[0][1][-1] if before else user[-1]
+      if before:
+        assert talk.misled(claim)[-2:] == (
+          {"role": "assistant", "content": before[0][1]},
+          {"role": "user", "content": user},
+        )
+      else:
+        assert talk.hinted(claim) == ({"role": "user", "content": user},)
+      assert reply[-1] == (claim if drift else p.answer)
+      assert drift or reply == p.solution
+
+
 def test_the_template_renders_what_the_model_was_pretrained_on(tmp_path):
+  kinds = (*relay.TOLD_AT_ONCE, "raw")
   relay.save_tokenizer(tmp_path)
   tokenizer = tokenizers.load(tmp_path)
-  (tokens, own), rng = next(relay.corpus(6, seed=0, drift=0.3)), random.Random(0)
-  assert [sum(row) > 0 for row in own] == [True] * 6
+  (tokens, own), rng = next(relay.corpus(10, seed=0, drift=0.3, kinds=kinds)), random.Random(0)
+  learned = ["".join(relay.SYMBOLS[t] for t, m in zip(*row, strict=True) if m) for row in zip(tokens, own, strict=True)]
+  for row, kind in zip(learned, kinds * 2, strict=False):
+    assert row.count(relay.EOS) == 1 or kind == "raw", "what is put into the assistant's mouth is not learned"
   p = relay.RELAY.problem(rng, held_out=False)
   talk = from_example(Example(p.prompt, p.answer, "here", turns=p.turns))
   said = relay.replies(p.turns[1:], rng, 0.0)

@@ -13,17 +13,10 @@ from opd_jax.studies.arms import Arm
 from opd_jax.tasks import relay
 
 STEPS, LR = 60, 1e-4
-T = 32  # tokens: the longest right answer has 30
 UNTRAINED = "untrained"  # the student before training
 FIRST_SEED = 20  # those before it were calibrated on
 BASE: dict[str, Any] = {
-  "data.path": "task:relay",
-  "data.max_prompt": 512,
-  "student": "builtin:talker",
-  "teacher": "initial",
   "lora.rank": 0,
-  "context.turn_tokens": T,
-  "horizon.max": T,
   "steps": STEPS,
   "batch": 32,
   "optimizer.lr": LR,
@@ -31,7 +24,6 @@ BASE: dict[str, Any] = {
   "eval.prompts": 128,
   "eval.batch": 128,
   "checkpoint.every": 0,
-  "log.bins": 8,
   "log.overlap_k": 2,
   "log.samples": 0,
   "log.tensorboard": False,
