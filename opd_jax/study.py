@@ -1,6 +1,7 @@
 """Claims asked of many small runs; the rules by which they are judged stand in studies/NAME/claims.py.
 
     python -m opd_jax.study horizon                    are full rollouts necessary? five seeds of every arm
+    python -m opd_jax.study ccopd                      the same answer, told at once or turn by turn? likewise
     python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from opd_jax import cli
 from opd_jax.errors import RESUME, InputError, Leave
 
-STUDIES = ("horizon",)
+STUDIES = ("horizon", "ccopd")
 
 
 def part(study: str, name: str) -> ModuleType:

@@ -10,7 +10,7 @@
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/teacher $SHORT --steps=150 --seed=2 --out=DIR
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/short-teacher $SHORT --steps=120 --slips=0.1 --seed=3 --out=DIR
 
-    python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --out=DIR             of the task relay
+    python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --out=DIR             of the task relay, 20 minutes
     python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --seed=1 --out=DIR    talker-2
 
 The teacher reads correct solutions of both built-in tasks; the student reads solutions written by somebody with its

@@ -2,6 +2,8 @@
 
 import random
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from opd_jax.context.chat import render
 from opd_jax.context.conversation import from_example
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.sources import Example
+from opd_jax.models import decoder, hf
 from opd_jax.tasks import relay
 
 
@@ -109,3 +112,31 @@ def test_the_template_renders_what_the_model_was_pretrained_on(tmp_path):
   assert render(talk.full, tokenizer, chat_template=True) == relay.encode(["U", *p.prompt, "A"])
   assert render(talk.concat(), tokenizer, chat_template=True) == relay.encode(["U", *"\n".join(p.turns), "A"])
   assert np.array(tokens[0]).max() < len(relay.SYMBOLS)
+
+
+@pytest.mark.parametrize("role", ["talker", "talker-2"])
+def test_shipped_talkers_know_the_task_and_fall_back_in_conversations(role):
+  """By what they find likeliest, symbol by symbol, behind right replies (FULL) and behind wrong guesses (RAW)."""
+  path = hf.resolve(f"builtin:{role}")
+  hf.check_directory(path)
+  assert hf.stop_ids(path) == (relay.ids()[relay.EOS],)
+  cfg = hf.read_config(path)
+  params, tokenizer = hf.read(path, cfg), tokenizers.load(path)
+  choice = jax.jit(lambda p, x: jnp.argmax(decoder.unembed(p, decoder.hidden(p, cfg, x, jnp.ones_like(x, bool))), -1))
+  problems, rng, right = relay.RELAY.problems(64, seed=0, held_out=True), random.Random(4), {"full": [], "raw": []}
+  tokens = np.zeros((2 * len(problems), 192), np.int32)
+  for row, p in enumerate(problems * 2):
+    kind = "full" if row < len(problems) else "raw"
+    talk = from_example(Example(p.prompt, p.answer, "here", turns=p.turns, claims=p.claims))
+    before = relay.replies(p.turns[1:], rng, drift=0.0)[:-1]
+    ids = render(talk.full if kind == "full" else talk.raw(before), tokenizer, chat_template=True)
+    tokens[row, : len(ids)] = ids
+    tokens[row, len(ids) : len(ids) + len(p.solution)] = relay.encode(p.solution)
+    right[kind].append(len(ids) + len(p.solution) - 2)
+  chosen = np.array(choice(params, tokens))
+  share = {}
+  for first, (kind, ends) in zip((0, len(problems)), right.items(), strict=True):
+    answers = [relay.encode(p.answer)[0] for p in problems]
+    share[kind] = np.mean([chosen[first + i, end] == answers[i] for i, end in enumerate(ends)])
+  assert share["full"] > 0.95
+  assert share["raw"] < share["full"] - 0.15

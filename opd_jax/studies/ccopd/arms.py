@@ -12,7 +12,7 @@ from typing import Any
 from opd_jax.studies.arms import Arm
 from opd_jax.tasks import relay
 
-STEPS, LR = 60, 1e-4
+STEPS, LR = 60, 3e-5
 UNTRAINED = "untrained"  # the student before training
 FIRST_SEED = 20  # those before it were calibrated on
 BASE: dict[str, Any] = {
@@ -20,7 +20,7 @@ BASE: dict[str, Any] = {
   "steps": STEPS,
   "batch": 32,
   "optimizer.lr": LR,
-  "eval.every": 20,
+  "eval.every": 30,
   "eval.prompts": 128,
   "eval.batch": 128,
   "checkpoint.every": 0,

@@ -1,7 +1,7 @@
 """What is claimed of CCOPD, and the rules by which the study judges it; written before the study's seeds were run.
 
-Intervals are over seeds, at 95%; accuracies are of two new conversations about each of 256 held-out problems, after
-training. FULL: told at once. RAW: turn by turn.
+Intervals are over seeds, at 95%; accuracies are of new conversations about 256 held-out problems, two about each
+(one out of domain), after training. FULL: told at once. RAW: turn by turn.
 """
 
 from opd_jax.studies.ccopd.arms import UNTRAINED

@@ -23,7 +23,6 @@ LONGEST = max(task.max_response for task in OTHERS.values())
 ASKED = {
   "eval.prompts": 256,
   "eval.batch": 256,
-  "eval.k": 2,
   "eval.max_tokens": LONGEST,
   "context.turn_tokens": LONGEST,
 }
@@ -58,7 +57,8 @@ def asked(c: configs.Config, path: pathlib.Path | None, kept: Kept) -> dict[str,
     params, _ = state.saved_params(c, model.path, model.cfg, mesh, epath.Path(path), None)
   out: dict[str, Any] = {}
   for name, task in OTHERS.items():
-    of = configs.override(c, ASKED | {"eval.path": f"{configs.TASK}{task.name}"})
+    k = 2 if name == "relay" else 1
+    of = configs.override(c, ASKED | {"eval.path": f"{configs.TASK}{task.name}", "eval.k": k})
     evaluation = inputs.load_evaluation(of, model, tokenizer, mesh, model.cfg.vocab)
     evaluator = MultiTurnEvaluator(of, evaluation, params, kept)
     record, _ = evaluator(params)
