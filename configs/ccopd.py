@@ -35,7 +35,8 @@ def get_config(scale: str = "cpu"):
     c.context.turn_tokens = 32
     c.lora.rank = 8
     c.lora.alpha = 16.0
-    c.optimizer.lr = 1e-3
+    c.steps = 60
+    c.optimizer.lr = 2e-4
     c.log.bins = 8
   if scale == "hf":
     c.optimizer.lr = 3e-5
