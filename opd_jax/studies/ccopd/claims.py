@@ -104,6 +104,10 @@ def intermediate_hurts(r: Results) -> Verdict:
     "RAW where a random turn's reply is trained less RAW where the last one is",
     points("a random turn less the last", raw),
     points("FULL", less(r, "any-turn", "ccopd", "relay", "full")),
+    *known(
+      lambda: points("RAW with four times the steps", less(r, "any-turn-4", "ccopd", "relay", "raw")),
+      lambda: points("FULL with four times the steps", less(r, "any-turn-4", "ccopd", "relay", "full")),
+    ),
   )
 
 
