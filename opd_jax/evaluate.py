@@ -29,6 +29,7 @@ def run(values: flags.FlagValues, c) -> None:
 
   from opd_jax import bucket, checks, hosts, inputs, state
   from opd_jax import mesh as meshes
+  from opd_jax.analysis.deviation import deviation
   from opd_jax.data import tokenizer as tokenizers
   from opd_jax.evaluation import Evaluator
   from opd_jax.models import hf
@@ -57,7 +58,7 @@ def run(values: flags.FlagValues, c) -> None:
   evaluator = (MultiTurnEvaluator if i.problems.conversations else Evaluator)(c, i, params)
   record, samples = evaluator(params)
   if isinstance(evaluator, MultiTurnEvaluator):
-    record["pollution"] = evaluator.pollution(params)
+    record |= {"pollution": evaluator.pollution(params), "deviation": deviation(evaluator, params)}
   if not hosts.first():
     return
   console = Console(highlight=False, soft_wrap=True)
@@ -66,6 +67,14 @@ def run(values: flags.FlagValues, c) -> None:
   told = record.get("forms", {}) | {f"a wrong {name}": r for name, r in record.get("pollution", {}).items()}
   for name, r in told.items():
     console.print(f"  {name}: {r['accuracy']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]")
+  if (guess := record.get("anchored")) and guess["kept"] is not None:
+    console.print(
+      f"  after a wrong answer of its own ({guess['wrong']:.1%} of raw), that answer again: {guess['kept']:.1%}"
+    )
+  if said := record.get("deviation"):
+    console.print(
+      f"  deviation of raw from full {said['psi']:.4f} nats a token, of it by its own turns {said['own_turn']:.4f}"
+    )
   for k, r in record["pass"].items():
     console.print(f"  pass@{k} {r['value']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]")
   length = record["length"]

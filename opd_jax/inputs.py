@@ -15,6 +15,7 @@ from opd_jax import config as configs
 from opd_jax import mesh as meshes
 from opd_jax import teacher as frozen
 from opd_jax.config import Config
+from opd_jax.context import chat
 from opd_jax.data import pipeline, problems
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.problems import Problems
@@ -49,6 +50,7 @@ class Evaluation:
   attention: str  # see models/kernels.py
   mesh: jax.sharding.Mesh
   dtype: jnp.dtype
+  claimed: tasks.Claimed | None = None  # where the verifier's task can tell which answer a reply claims
 
   @property
   def voice(self) -> Voice:
@@ -129,7 +131,7 @@ def load(c: Config) -> Inputs:
     evaluation=evaluation,
     verify=tasks.verifier(verifier_name(c, c.data.path)) if c.mixture.reward else None,
     segments=segments(c, mesh),
-    warnings=_warnings(c, mesh, sampling, student, teachers, train, evaluation),
+    warnings=_warnings(c, mesh, tokenizer, sampling, student, teachers, train, evaluation),
   )
 
 
@@ -182,6 +184,7 @@ def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vo
     attention=attention(c, mesh, [of.cfg]),
     mesh=mesh,
     dtype=compute_dtype(c.precision, mesh),
+    claimed=tasks.CLAIMED.get(verifier_name(c, path)),
   )
 
 
@@ -262,6 +265,7 @@ def compute_dtype(precision: str, mesh: jax.sharding.Mesh) -> jnp.dtype:
 def _warnings(
   c: Config,
   mesh: jax.sharding.Mesh,
+  tokenizer: Any,
   sampling: Sampling,
   student: Model,
   teachers: tuple[Model, ...],
@@ -308,7 +312,28 @@ def _warnings(
     out += meshes.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
   if not student.stop_ids:
     out.append("the student has no stop token: every rollout is cut by the horizon")
+  if train.conversations and student.stop_ids:
+    out += _ends_otherwise(tokenizer, student.stop_ids)
   for path, skipped in ((c.data.path, train.skipped), (c.eval.path, evaluation.problems.skipped if evaluation else 0)):
     if skipped:
       out.append(f"{skipped} unusable line(s) of {path} were left out")
+  trained_on = {tuple(ids) for ids in train.ids}
+  if evaluation and (both := sum(tuple(ids) in trained_on for ids in evaluation.problems.ids)):
+    out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")
   return tuple(out)
+
+
+def _ends_otherwise(tokenizer: Any, stop_ids: tuple[int, ...]) -> list[str]:
+  """Said where the replies that a conversation shows end with another token than those that the student gives."""
+  end = chat.end_of_turn(tokenizer)
+  if end is None or set(end[:_NEAR]) & set(stop_ids):
+    return []
+  shown = tokenizer.decode(end[:1]) if end else "nothing"
+  own = " or ".join(repr(tokenizer.decode([i])) for i in stop_ids)
+  return [
+    f"the chat template ends an assistant's turn with {shown!r}, and the student's replies end with {own}: what it reads in a "
+    "conversation does not end as what it learns to say; mend eos_token_id in generation_config.json, or the template"
+  ]
+
+
+_NEAR = 3  # tokens: a template may put a space or a line before the end

@@ -4,11 +4,12 @@ In RAW the conversation is the student's own, sampled anew at every evaluation, 
 well as the last one. The same sampling keys are used every time, so that two evaluations differ by the weights alone.
 
 `pollution` tells everything at once, with a wrong solution as if the assistant had given it, or a wrong hint of the user's.
-Which wrong answer: that of another problem (ours).
+Which wrong answer: that of another problem (ours). `anchored` says how often the student falls back on a wrong answer of its
+own in RAW.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,6 +22,7 @@ from opd_jax.evaluation import judge, spoken, summarise
 from opd_jax.inputs import Evaluation
 from opd_jax.programs import Kept
 from opd_jax.speaker import Speaker
+from opd_jax.tasks import Claimed, Verifier
 from opd_jax.types import Params
 
 FORMS = ("full", "concat", "raw")
@@ -29,7 +31,7 @@ FORMS = ("full", "concat", "raw")
 class MultiTurnEvaluator:
   """Tells the held-out problems in every form and judges the last reply.
 
-  A record's own accuracy is RAW's; "forms" has all three.
+  A record's own accuracy is RAW's; "forms" has all three, and "anchored" what became of wrong guesses, see `anchored`.
 
   Attributes:
     talks: every problem's conversation, k times in a row.
@@ -64,14 +66,15 @@ class MultiTurnEvaluator:
       "concat": [t.concat() for t in self.talks],
       "raw": [t.raw(r) for t, r in zip(self.talks, replies, strict=True)],
     }
-    forms, shown = {}, []
+    forms, shown, kept = {}, [], {}
     for i, form in enumerate(FORMS):
       forms[form], texts, correct = self._asked(params, prompts[form], i)
       if form == "raw":
         some = range(0, min(self._samples * self._k, len(texts)), self._k)
         shown = [self._shown(i, replies[i], texts[i], bool(correct[i])) for i in some]
+        kept = self._anchored(replies, texts)
     short = {form: {key: found[key] for key in ("accuracy", "low", "high")} for form, found in forms.items()}
-    return forms["raw"] | {"forms": short}, shown
+    return forms["raw"] | {"forms": short} | kept, shown
 
   def pollution(self, params: Params) -> dict[str, dict[str, Any]]:
     """Accuracy with a wrong solution ("solution") and with a wrong hint ("hint") in a prompt that tells everything."""
@@ -81,6 +84,13 @@ class MultiTurnEvaluator:
       "hint": [t.hinted(w) for t, w in zip(self.talks, wrong, strict=True)],
     }
     return {name: self._asked(params, of, 8 + i)[0] for i, (name, of) in enumerate(prompts.items())}
+
+  def _anchored(self, replies: Sequence[tuple[str, ...]], texts: Sequence[str]) -> dict[str, Any]:
+    """Of the record; nothing where the task cannot tell which answer a reply claims."""
+    claimed = self.inputs.claimed
+    if claimed is None:
+      return {}
+    return {"anchored": anchored(replies, texts, self._answers, self.inputs.verify, claimed)._asdict()}
 
   def converse(self, params: Params) -> list[tuple[str, ...]]:
     """The student's earlier replies in a new conversation about every problem."""
@@ -114,6 +124,35 @@ class MultiTurnEvaluator:
     every = [t.full for t in talks] + [t.concat() for t in talks] + polluted
     longest = max(map(len, chat.render_all(every, self.inputs.tokenizer, chat_template=True))) + 16  # another's answer
     return pipeline.widths([range(known[0]), range(max(known[-1], longest))], c.data.widths)
+
+
+class Anchored(NamedTuple):
+  """Self-anchoring, as behaviour: what a last reply made of a wrong answer that the student gave before."""
+
+  wrong: float  # share of the conversations in which the last answer claimed before the last turn is wrong
+  kept: float | None  # of these, the share whose last reply repeats it; None where there are none
+
+
+def anchored(
+  replies: Sequence[Sequence[str]], texts: Sequence[str], answers: Sequence[str], verify: Verifier, claimed: Claimed
+) -> Anchored:
+  """How often a wrong guess is kept.
+
+  Args:
+    replies: by conversation, the student's, but for the last.
+    texts: the last replies.
+    claimed: which answer a reply claims, if any.
+  """
+  guessed = {i: said for i, all_said in enumerate(replies) if (said := _last(all_said, claimed))}
+  right = judge(verify, list(guessed.values()), [answers[i] for i in guessed])
+  wrong = [i for i, correct in zip(guessed, right, strict=True) if not correct]
+  kept = judge(verify, [texts[i] for i in wrong], [claimed(guessed[i]) or "" for i in wrong])
+  return Anchored(len(wrong) / len(texts), float(kept.mean()) if wrong else None)
+
+
+def _last(replies: Sequence[str], claimed: Claimed) -> str:
+  """The last of them that claims an answer."""
+  return next((reply for reply in reversed(replies) if claimed(reply) is not None), "")
 
 
 def _other(answers: Sequence[str], i: int) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from opd_jax import config, inputs
-from opd_jax.context import canonical
+from opd_jax.analysis.deviation import deviation, placeholder
+from opd_jax.context import canonical, chat
 from opd_jax.data import problems
 from opd_jax.errors import InputError, Leave
 from opd_jax.models import decoder, hf, lora
@@ -98,9 +101,25 @@ def test_evaluations_have_all_forms_and_a_conversation_to_look_at(whole):
   for r in evaluations:
     assert set(r["forms"]) == {"full", "concat", "raw"}
     assert r["forms"]["raw"]["accuracy"] == r["accuracy"]
+    assert set(r["anchored"]) == {"wrong", "kept"}
   shown = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
   roles = [m["role"] for m in shown[0]["messages"]]
   assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_deviation_is_what_the_other_prompt_and_own_words_add(whole, monkeypatch):
+  """Zero where both sides read the same; all of it the own turns' where only they differ."""
+  _, run = whole
+  evaluator = run.evaluator
+  silent = [(placeholder(talk),) * (len(talk.turns) - 1) for talk in evaluator.talks]
+  assert silent[0][0] == relay.WAIT
+  as_told = [dataclasses.replace(t, full=t.raw(r)) for t, r in zip(evaluator.talks, silent, strict=True)]
+  monkeypatch.setattr(evaluator, "talks", as_told)
+  found = deviation(evaluator, run.student)
+  assert found["neutral"] == 0
+  assert found["own_turn"] == found["psi"] > 0
+  monkeypatch.setattr(evaluator, "converse", lambda params: silent)
+  assert deviation(evaluator, run.student) == {"psi": 0, "neutral": 0, "own_turn": 0}
 
 
 def test_only_the_adapter_is_trained_and_saved(whole, talker):
@@ -190,6 +209,21 @@ def test_variants_run(changes, talker, tmp_path):
   assert record["step_tokens"] > 0
 
 
+def test_both_sides_end_a_turn_with_the_same_token(talker, tmp_path):
+  """Where a reply is asked for, both prompts end alike; and a reply in a conversation ends as the student's own do."""
+  i = inputs.load(small(talker))
+  talk = i.train.conversations[0]
+  raw, full = chat.render_all([talk.raw(("#5",) * (len(talk.turns) - 1)), talk.full], i.tokenizer, chat_template=True)
+  assert raw[-1] == full[-1] == relay.ids()[relay.ASSISTANT]
+  assert (chat.end_of_turn(i.tokenizer) or [None])[0] in i.student.stop_ids
+  assert not any("ends an assistant's turn" in said for said in i.warnings)
+  other = pathlib.Path(shutil.copytree(talker, tmp_path / "other"))
+  mended = {"eos_token_id": [relay.ids()["\n"]]}
+  for name in ("config.json", "generation_config.json"):
+    (other / name).write_text(json.dumps(json.loads((other / name).read_text()) | mended))
+  assert any("ends an assistant's turn with '<eos>'" in said for said in inputs.load(small(str(other))).warnings)
+
+
 @pytest.mark.parametrize(
   ("changes", "why"),
   [
@@ -222,7 +256,7 @@ def test_evaluate_and_export_an_adapters_run(whole, tmp_path):
     return done.stdout
 
   said = command("evaluate", f"--workdir={path}")
-  for form in ("full:", "concat:", "raw:", "a wrong solution:", "a wrong hint:"):
+  for form in ("full:", "concat:", "raw:", "a wrong solution:", "a wrong hint:", "deviation of raw"):
     assert form in said
   command("export", f"--workdir={path}", f"--out={tmp_path / 'adapter'}")
   command("export", f"--workdir={path}", f"--out={tmp_path / 'merged'}", "--merge", "--dtype=float32")

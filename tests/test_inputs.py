@@ -11,7 +11,7 @@ from collections import namedtuple
 import pytest
 from absl import flags
 
-from opd_jax import checkpoint, checks, cli, config
+from opd_jax import checkpoint, checks, cli, config, inputs
 from opd_jax.errors import InputError
 from opd_jax.trainer import Trainer
 
@@ -184,6 +184,14 @@ def test_bad_lines_can_be_skipped_with_a_count(small, tmp_path):
   run = Trainer(small(**changes), tmp_path / "w")
   assert len(run.inputs.train.ids) == 2
   assert any("2 unusable line(s)" in w for w in run.inputs.warnings)
+
+
+def test_evaluation_prompts_that_are_trained_on_are_counted(small, tmp_path):
+  train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+  train.write_text('{"prompt": "58+-++x3="}\n{"prompt": "12+-++x3="}\n')
+  test.write_text('{"prompt": "58+-++x3=", "answer": "1"}\n{"prompt": "99+-++x3=", "answer": "1"}\n')
+  found = inputs.load(small(**{"data.path": str(train), "eval.path": str(test), "eval.every": 1}))
+  assert "1 of 2 evaluation prompts stand in the training data too" in found.warnings
 
 
 def test_long_prompts_can_be_truncated(small, tmp_path):

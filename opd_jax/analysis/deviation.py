@@ -18,6 +18,7 @@ import optax
 
 from opd_jax import hosts
 from opd_jax import mesh as meshes
+from opd_jax.context.conversation import CLAIMS, Conversation
 from opd_jax.data import pipeline
 from opd_jax.multiturn import MultiTurnEvaluator
 from opd_jax.objectives import fused
@@ -26,21 +27,26 @@ from opd_jax.objectives.loss import Loss
 from opd_jax.recipes.distill import Distill
 from opd_jax.types import Batch, Params, Rollout
 
-PLACEHOLDER = "..."  # ours; a task may have another
+PLACEHOLDER = "..."  # ours; where a task has its own words for an answer, they with a "?"
 
 
-def deviation(evaluator: MultiTurnEvaluator, params: Params, placeholder: str = PLACEHOLDER) -> dict[str, float]:
+def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, float]:
   """psi, neutral and own_turn over the evaluator's held-out problems, each told in a new conversation."""
   replies = evaluator.converse(params)
   ids = {
     "raw": evaluator.ids([t.raw(r) for t, r in zip(evaluator.talks, replies, strict=True)]),
-    "neutral": evaluator.ids([t.raw((placeholder,) * len(r)) for t, r in zip(evaluator.talks, replies, strict=True)]),
+    "neutral": evaluator.ids([t.raw((placeholder(t),) * (len(t.turns) - 1)) for t in evaluator.talks]),
     "full": evaluator.ids([t.full for t in evaluator.talks]),
   }
   width = pipeline.width([row for rows in ids.values() for row in rows])
   found = _Reader(evaluator, width)
   psi, neutral, tokens = found(params, ids["raw"], ids["neutral"], ids["full"])
   return {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}
+
+
+def placeholder(talk: Conversation) -> str:
+  """What stands for a turn of the student's own."""
+  return PLACEHOLDER if talk.claims == CLAIMS else talk.claims[0].format("?")
 
 
 class _Reader:

@@ -45,6 +45,22 @@ def uses_template(tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, 
   return wrapped
 
 
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int] | None:
+  """Token ids that the template puts behind an assistant's reply, up to the next reply.
+
+  None where that cannot be told: the template begins a reply that is asked for otherwise than one that was given.
+  """
+  said, reply = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}
+  asked, told = (
+    tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    for chat in ([said], [said, reply, said])
+  )
+  before = f"{asked}{reply['content']}"
+  if not isinstance(told, str) or not told.startswith(before):
+    return None
+  return tokenizer(told[len(before) :], add_special_tokens=False, **_plain_output())["input_ids"]  # pyright: ignore[reportReturnType]
+
+
 def _templated(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", system: str) -> list[list[int]]:
   chats = []
   for prompt in prompts:

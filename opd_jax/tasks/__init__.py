@@ -21,7 +21,12 @@ TASKS: tuple[Task, ...] = (
 GENERATORS = {task.name: task for task in TASKS}
 
 Verifier = Callable[[str, str], bool]  # (response, answer) -> correct
+Claimed = Callable[[str], str | None]  # response -> the answer that it claims, right or wrong; None if none
 VERIFIERS: dict[str, Verifier] = {name: task.verify for name, task in GENERATORS.items()} | {"gsm8k": gsm8k.verify}
+
+CLAIMED: dict[str, Claimed] = {task.name: task.claimed for task in (relay.RELAY, relay.TIMES, relay.LONG)} | {
+  "gsm8k": gsm8k.claimed
+}
 
 
 def generator(name: str) -> Task:

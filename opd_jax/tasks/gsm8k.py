@@ -32,6 +32,12 @@ def verify(response: str, answer: str) -> bool:
   return unannounced and _last_number(_conclusion(response)) == value
 
 
+def claimed(response: str) -> str | None:
+  """The number that a response announces as its answer (boxed, behind "####" or "answer is"); None where it does not."""
+  stated, _ = _stated(_conclusion(response), numeric=True)
+  return stated if stated is not None and number(stated) is not None else None
+
+
 def gold(answer: str) -> str:
   """The final answer within a reference solution."""
   if "####" in answer:

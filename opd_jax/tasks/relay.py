@@ -82,6 +82,11 @@ class Relay:
     _, mark, final = response.rpartition("#")
     return bool(mark) and final == answer
 
+  def claimed(self, response: str) -> str | None:
+    """The answer that a response closes with, a guess included; None where it waits or has none."""
+    _, mark, final = response.rpartition("#")
+    return final if mark and len(final) == 1 and final.isdecimal() else None
+
 
 RELAY = Relay("relay")
 TIMES = Relay("relay-times", signs="*")

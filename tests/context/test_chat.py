@@ -121,3 +121,16 @@ def test_what_the_template_refuses_is_told():
     render(messages(("user", "a"), ("system", "b")), tokenizer(template=TEMPLATE))
   with pytest.raises(InputError, match="refuses the prompt"):
     render("a", tokenizer(template="{% for %}"))
+
+
+@pytest.mark.parametrize(
+  ("after", "ends"),
+  [("<eos> ", [EOS, USER, UNK, BOT]), ("", [USER, UNK, BOT]), ("a <eos> ", [A, EOS, USER, UNK, BOT])],
+)
+def test_what_a_template_puts_behind_a_reply(after, ends):
+  turn = (
+    "{% if m['role'] == 'user' %}<user> {{ m['content'] }} {% else %}<bot> {{ m['content'] }} " + after + "{% endif %}"
+  )
+  template = "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
+  assert chat.end_of_turn(tokenizer(template=template)) == ends
+  assert chat.end_of_turn(tokenizer(template=template.replace("<bot> {% endif", "<bot> a {% endif"))) is None

@@ -14,14 +14,15 @@ OUT_OF_DOMAIN = ("times", "long")
 
 
 def of(r: Results, arm: str, *path: str) -> dict[int, float]:
-  """By seed, a number that was measured of an arm's students."""
+  """By seed, a number that was measured of an arm's students; without seeds where there was nothing to measure."""
 
-  def at(found: dict) -> float:
+  def at(found: dict) -> float | None:
     for key in path:
       found = found[key]
     return found  # pyright: ignore[reportReturnType]
 
-  return {seed: at(found) for seed, found in r.analysis(f"asked-{arm}").items()}
+  every = {seed: at(found) for seed, found in r.analysis(f"asked-{arm}").items()}
+  return {seed: value for seed, value in every.items() if value is not None}
 
 
 def less(r: Results, a: str, b: str, *path: str) -> Estimate:
@@ -57,6 +58,7 @@ def drift_is_there(r: Results) -> Verdict:
     Evidence("own turns' share of the deviation (nats a token)", anchored),
     Evidence("FULL", interval(full.values()), "score"),
     Evidence("RAW", interval(raw.values()), "score"),
+    Evidence("wrong guesses repeated", interval(of(r, UNTRAINED, "anchored", "kept").values()), "score"),
   )
 
 
@@ -133,6 +135,7 @@ def deviation_falls(r: Results) -> Verdict:
     "KL of a reply in the conversation from the same reply told at once, after CCOPD over before",
     Evidence("deviation, after over before", share),
     Evidence("own turns' share, after less before (nats a token)", own),
+    *known(lambda: points("wrong guesses repeated, after less before", gain(r, "ccopd", "anchored", "kept"))),
   )
 
 

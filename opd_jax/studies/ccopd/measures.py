@@ -65,5 +65,6 @@ def asked(c: configs.Config, path: pathlib.Path | None, kept: Kept) -> dict[str,
     out[name] = {form: found["accuracy"] for form, found in record["forms"].items()}
     if name == "relay":
       out["pollution"] = {kind: found["accuracy"] for kind, found in evaluator.pollution(params).items()}
-      out["deviation"] = deviation(evaluator, params, placeholder="#?")
+      out["anchored"] = record["anchored"]
+      out["deviation"] = deviation(evaluator, params)
   return out

@@ -28,6 +28,7 @@ def sections(r: Results) -> list[Section]:
   forms = {f"{form.upper()}": ("relay", form) for form in ("full", "concat", "raw")}
   other = {f"RAW, {name}": (name, "raw") for name in OTHERS if name != "relay"}
   polluted = {"a wrong solution": ("pollution", "solution"), "a wrong hint": ("pollution", "hint")}
+  guesses = {"a wrong guess, repeated": ("anchored", "kept")}
   deviations = {"deviation": ("deviation", "psi"), "own turns' share": ("deviation", "own_turn")}
   return [
     Section("Told at once, and turn by turn", "Accuracy after training, on held-out problems.", bars(r, forms)),
@@ -41,13 +42,18 @@ def sections(r: Results) -> list[Section]:
       "Deviation",
       "KL of the reply in the conversation from the same reply told at once (nats a token), and how much of it goes when the "
       "student's own turns are replaced by a placeholder.",
-      bars(r, deviations, accuracy=False),
+      bars(r, deviations, "nats a token"),
+    ),
+    Section(
+      "Own guesses",
+      "Of the conversations in which the student's last guess is wrong, the share whose last reply repeats it.",
+      bars(r, guesses, "share"),
     ),
   ]
 
 
 @picture
-def bars(r: Results, what: Mapping[str, Sequence[str]], accuracy: bool = True) -> Figure:
+def bars(r: Results, what: Mapping[str, Sequence[str]], unit: str = "accuracy") -> Figure:
   """A panel for each number, a row for each arm: mean, interval and seeds."""
   found = {}
   for arm in LABELS:
@@ -61,6 +67,6 @@ def bars(r: Results, what: Mapping[str, Sequence[str]], accuracy: bool = True) -
   for ax, name in zip(axes, what, strict=True):
     for at, numbers in enumerate(found.values()):
       charts.dot(ax, at, interval(numbers[name].values()), numbers[name].values(), across=True)
-    ax.set(title=name, xlabel="accuracy" if accuracy else "nats a token")
+    ax.set(title=name, xlabel=unit)
   charts.rows(axes, [LABELS[arm] for arm in found])
   return figure
