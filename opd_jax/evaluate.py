@@ -75,6 +75,9 @@ def run(values: flags.FlagValues, c) -> None:
     console.print(
       f"  deviation of raw from full {said['psi']:.4f} nats a token, of it by its own turns {said['own_turn']:.4f}"
     )
+    if said["looks"]:
+      each = " ".join(f"{ratio:+.2f}" for ratio in said["looks"])
+      console.print(f"  its attention to the user's turns over that to its own, log, by layer: {each}")
   for k, r in record["pass"].items():
     console.print(f"  pass@{k} {r['value']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]")
   length = record["length"]

@@ -119,7 +119,9 @@ def test_deviation_is_what_the_other_prompt_and_own_words_add(whole, monkeypatch
   assert found["neutral"] == 0
   assert found["own_turn"] == found["psi"] > 0
   monkeypatch.setattr(evaluator, "converse", lambda params: silent)
-  assert deviation(evaluator, run.student) == {"psi": 0, "neutral": 0, "own_turn": 0}
+  found = deviation(evaluator, run.student)
+  assert [found[name] for name in ("psi", "neutral", "own_turn")] == [0, 0, 0]
+  assert len(found["looks"]) == STUDENT.layers
 
 
 def test_only_the_adapter_is_trained_and_saved(whole, talker):

@@ -4,7 +4,8 @@
     neutral   psi with the student's own earlier turns replaced by a placeholder
     own turn  psi - neutral: what its own earlier words add
 
-y is the student's own last reply in the conversation. All are means over its tokens, in nats.
+y is the student's own last reply in the conversation. All are means over its tokens, in nats. While it is there, what it
+attends to is read too, see looks.py.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import optax
 
 from opd_jax import hosts
 from opd_jax import mesh as meshes
+from opd_jax.analysis import looks
 from opd_jax.context.conversation import CLAIMS, Conversation
 from opd_jax.data import pipeline
 from opd_jax.multiturn import MultiTurnEvaluator
@@ -30,18 +32,25 @@ from opd_jax.types import Batch, Params, Rollout
 PLACEHOLDER = "..."  # ours; where a task has its own words for an answer, they with a "?"
 
 
-def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, float]:
-  """psi, neutral and own_turn over the evaluator's held-out problems, each told in a new conversation."""
+def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, Any]:
+  """psi, neutral and own_turn over the evaluator's held-out problems, each told in a new conversation.
+
+  And "looks": by layer, log of the last reply's attention to the user's turns over that to the student's own; empty where
+  nobody has said anything.
+  """
   replies = evaluator.converse(params)
+  talks = [t.raw(r) for t, r in zip(evaluator.talks, replies, strict=True)]
   ids = {
-    "raw": evaluator.ids([t.raw(r) for t, r in zip(evaluator.talks, replies, strict=True)]),
+    "raw": evaluator.ids(talks),
     "neutral": evaluator.ids([t.raw((placeholder(t),) * (len(t.turns) - 1)) for t in evaluator.talks]),
     "full": evaluator.ids([t.full for t in evaluator.talks]),
   }
   width = pipeline.width([row for rows in ids.values() for row in rows])
   found = _Reader(evaluator, width)
-  psi, neutral, tokens = found(params, ids["raw"], ids["neutral"], ids["full"])
-  return {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}
+  who = [looks.speakers(talk, evaluator.inputs.tokenizer)[1] for talk in talks]
+  (psi, neutral, tokens), ratios = found(params, ids["raw"], ids["neutral"], ids["full"], who)
+  means = {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}
+  return means | {"looks": ratios}
 
 
 def placeholder(talk: Conversation) -> str:
@@ -72,24 +81,43 @@ class _Reader:
     self._speak = jax.jit(functools.partial(self.recipe.rollout, horizon=i.max_tokens))
     self._compare = jax.jit(functools.partial(compare, self.recipe))
 
-  def __call__(self, params: Params, *prompts: list[list[int]]) -> tuple[float, float, float]:
-    """Sums over tokens of the divergence of the first and of the second prompts from the third, and tokens."""
-    total = np.zeros(3)
-    n = len(prompts[0])
-    for first in range(0, n, self._rows):
-      count = min(self._rows, n - first)
-      raw, neutral, full = (self._place(rows[first : first + count]) for rows in prompts)
-      said = self._speak(params, raw, jax.random.fold_in(self._key, first), jnp.int32(self._limit))
-      counted = np.arange(self._rows) < count
-      for at, batch in enumerate((raw, neutral)):
-        kl, mask = hosts.whole((self._compare(params, batch, full, said), said.mask))
+  def __call__(
+    self,
+    params: Params,
+    raw: list[list[int]],
+    neutral: list[list[int]],
+    full: list[list[int]],
+    who: list[list[int]],
+  ) -> tuple[np.ndarray, list[float]]:
+    """Of answers to the raw prompts: sums over tokens of the divergence under raw and neutral prompts, and tokens; looks.
+
+    Args:
+      who: says each token of `raw`, see looks.py.
+    """
+    total, ratios = np.zeros(3), []
+    for first in range(0, len(raw), self._rows):
+      part = slice(first, first + self._rows)
+      counted = np.arange(self._rows) < len(raw[part])
+      told, blank, at_once = (self._place(rows[part]) for rows in (raw, neutral, full))
+      said = self._speak(params, told, jax.random.fold_in(self._key, first), jnp.int32(self._limit))
+      for at, batch in enumerate((told, blank)):
+        kl, mask = hosts.whole((self._compare(params, batch, at_once, said), said.mask))
         total[at] += float(np.sum(kl[counted], dtype=np.float64, where=mask[counted]))
       total[2] += float(mask[counted].sum())
-    return total[0], total[1], total[2]
+      speakers = hosts.place(looks.in_columns(self._full(who[part]), self._width), meshes.rows(self._mesh))
+      seen = looks.ratios(params, told, said, speakers, cfg=self.recipe.student, dtype=self.recipe.dtype)
+      ratios.append(hosts.whole(seen)[counted])
+    seen = np.concatenate(ratios)
+    seen = seen[~np.isnan(seen).any(axis=1)]
+    return total, seen.mean(axis=0, dtype=np.float64).tolist() if len(seen) else []
 
   def _place(self, rows: list[list[int]]) -> Batch:
-    padded = rows + [rows[0]] * (self._rows - len(rows))
-    return hosts.place(pipeline.pad(padded, self._width, self._sampling.pad_id), meshes.rows(self._mesh))
+    padded = pipeline.pad(self._full(rows), self._width, self._sampling.pad_id)
+    return hosts.place(padded, meshes.rows(self._mesh))
+
+  def _full(self, rows: list[list[int]]) -> list[list[int]]:
+    """The first of them again, as often as a batch has room."""
+    return rows + rows[:1] * (self._rows - len(rows))
 
 
 def compare(recipe: Distill, params: Params, told: Batch, at_once: Batch, said: Rollout) -> Any:

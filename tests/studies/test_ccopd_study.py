@@ -35,6 +35,7 @@ def asked(raw: float, seed: int, full: float = 0.95, **more) -> dict:
     "anchored": {"wrong": 0.6, "kept": more.get("kept", 0.4) + noise},
     "pollution": {"solution": more.get("solution", 0.5) + noise, "hint": 0.8 + noise},
     "deviation": {"psi": more.get("psi", 0.4) + noise, "own_turn": more.get("own", 0.2)},
+    "looks": more.get("looks", -0.5) + noise,
   }
 
 

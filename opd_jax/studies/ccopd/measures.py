@@ -1,6 +1,7 @@
 """What the study asks its students after training: every form of every task, pollution, and the deviation."""
 
 import pathlib
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,4 +68,5 @@ def asked(c: configs.Config, path: pathlib.Path | None, kept: Kept) -> dict[str,
       out["pollution"] = {kind: found["accuracy"] for kind, found in evaluator.pollution(params).items()}
       out["anchored"] = record["anchored"]
       out["deviation"] = deviation(evaluator, params)
+      out["looks"] = statistics.fmean(out["deviation"]["looks"])
   return out

@@ -28,7 +28,7 @@ def sections(r: Results) -> list[Section]:
   forms = {f"{form.upper()}": ("relay", form) for form in ("full", "concat", "raw")}
   other = {f"RAW, {name}": (name, "raw") for name in OTHERS if name != "relay"}
   polluted = {"a wrong solution": ("pollution", "solution"), "a wrong hint": ("pollution", "hint")}
-  guesses = {"a wrong guess, repeated": ("anchored", "kept")}
+  guesses = {"share of wrong guesses repeated": ("anchored", "kept"), "attention, user over own (log)": ("looks",)}
   deviations = {"deviation": ("deviation", "psi"), "own turns' share": ("deviation", "own_turn")}
   return [
     Section("Told at once, and turn by turn", "Accuracy after training, on held-out problems.", bars(r, forms)),
@@ -46,8 +46,10 @@ def sections(r: Results) -> list[Section]:
     ),
     Section(
       "Own guesses",
-      "Of the conversations in which the student's last guess is wrong, the share whose last reply repeats it.",
-      bars(r, guesses, "share"),
+      "Of the conversations in which the student's last guess is wrong, the share whose last reply repeats it. And what the "
+      "last reply attends to: the log of its attention to a token of the user's over that to one of its own earlier turns, a "
+      "mean over layers.",
+      bars(r, guesses, ""),
     ),
   ]
 
