@@ -178,3 +178,42 @@ def test_greedy_rollout_is_generate(root):
   width = theirs.shape[1]
   assert (said.response[:, :width] == theirs).all()
   assert not said.mask[:, width:].any()
+
+
+@pytest.mark.long
+def test_gsm8k_told_turn_by_turn(root):
+  """CCOPD on problems as they are published, and on a file of conversations; through an adapter, out as a PEFT directory."""
+  said = command("tell", f"--data={root / 'train.jsonl'}", "--prompt-field=question", f"--user={root / 'student'}",
+                 "--first=12", f"--out={root / 'talks.jsonl'}")  # fmt: skip
+  assert "of 12 problems can be told turn by turn" in said
+  assert f"in the words of {root / 'student'}" in said
+  command("tell", f"--data={root / 'test.jsonl'}", "--prompt-field=question", f"--out={root / 'test-talks.jsonl'}")
+  common = [
+    "--config=configs/ccopd.py:hf", f"--config.student={root / 'student'}", "--config.steps=2", "--config.batch=2",
+    "--config.data.max_prompt=1500", "--config.horizon.max=16", "--config.context.turn_tokens=8",
+    "--config.lora.rank=2", "--config.eval.every=2", "--config.eval.prompts=2", "--config.eval.batch=2",
+    "--config.data.widths=2.0", "--config.log.tensorboard=False",
+  ]  # fmt: skip
+  files = {
+    "problems": ("train.jsonl", "test.jsonl", ["--config.data.prompt_field=question"]),
+    "talks": (
+      "talks.jsonl",
+      "test-talks.jsonl",
+      ["--config.data.prompt_field=messages", "--config.data.canonical_field=canonical"],
+    ),
+  }
+  for name, (train, test, fields) in files.items():
+    run = root / f"ccopd-{name}"
+    paths = [f"--config.data.path={root / train}", f"--config.eval.path={root / test}"]
+    said = command("train", *common, *fields, *paths, f"--workdir={run}")
+    assert "ends an assistant's turn" not in said, "<|im_end|> ends replies and is a stop token"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2]
+    assert all(r["kl"] > 0 for r in records if r["kind"] == "train")
+    _, *talks = map(json.loads, (run / "histories" / "00000000.jsonl").read_text().splitlines())
+    assert len(talks) == 4
+    assert all(talk["replies"] for talk in talks)
+  said = command("evaluate", f"--workdir={run}")
+  assert "deviation of raw from full" in said
+  command("export", f"--workdir={run}", f"--out={root / 'adapter'}")
+  assert json.loads((root / "adapter" / "adapter_config.json").read_text())["r"] == 2
