@@ -35,16 +35,17 @@ class MultiTurnEvaluator:
 
   Attributes:
     talks: every problem's conversation, k times in a row.
+    kept: compiled programs, which evaluations of one process can share.
   """
 
   def __init__(self, c: Config, inputs: Evaluation, params: Params, kept: Kept | None = None):
     """Compiles the last reply's program for the longest conversations; others when they are needed."""
-    self.inputs, self._k = inputs, c.eval.k
+    self.inputs, self._k, self.kept = inputs, c.eval.k, {} if kept is None else kept
     self._pass_at, self._samples = tuple(c.eval.pass_at), c.log.samples
     self.talks = [talk for talk in inputs.problems.conversations for _ in range(self._k)]
     self._answers = [a for a in inputs.problems.answers for _ in range(self._k)]
     self.key = jax.random.fold_in(jax.random.key(c.seed), 2**20)  # no training step has this number
-    made = {"batch": min(c.eval.batch, len(self.talks)), "widths": self._widths(c), "numbered": True, "kept": kept}
+    made = {"batch": min(c.eval.batch, len(self.talks)), "widths": self._widths(c), "numbered": True, "kept": self.kept}
     self._last = Speaker(inputs.voice, inputs.tokenizer, max_tokens=inputs.max_tokens, **made)
     self._reply = Speaker(inputs.voice, inputs.tokenizer, max_tokens=c.context.turn_tokens, name="converse", **made)
     self._last.prepare(params, self._last.widths[-1])
@@ -53,6 +54,11 @@ class MultiTurnEvaluator:
   def batch(self) -> int:
     """Conversations at a time."""
     return self._last.batch
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    """That prompts are padded to, rising; tokens."""
+    return self._last.widths
 
   @property
   def compiled(self) -> list[dict]:
@@ -114,7 +120,7 @@ class MultiTurnEvaluator:
 
   def ids(self, prompts: Sequence[chat.Prompt]) -> list[list[int]]:
     """Texts are tokenised anew, and may come out a little longer than they were said: the beginning is lost then."""
-    longest = self._last.widths[-1]
+    longest = self.widths[-1]
     return [ids[-longest:] for ids in chat.render_all(prompts, self.inputs.tokenizer, chat_template=True)]
 
   def _widths(self, c: Config) -> tuple[int, ...]:

@@ -45,10 +45,11 @@ def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, Any]:
     "neutral": evaluator.ids([t.raw((placeholder(t),) * (len(t.turns) - 1)) for t in evaluator.talks]),
     "full": evaluator.ids([t.full for t in evaluator.talks]),
   }
-  width = pipeline.width([row for rows in ids.values() for row in rows])
-  found = _Reader(evaluator, width)
+  i = evaluator.inputs
+  static = ("deviation", i.voice, i.max_tokens, evaluator.batch, evaluator.widths)
+  reader = evaluator.kept.setdefault(static, _Reader(evaluator))
   who = [looks.speakers(talk, evaluator.inputs.tokenizer)[1] for talk in talks]
-  (psi, neutral, tokens), ratios = found(params, ids["raw"], ids["neutral"], ids["full"], who)
+  (psi, neutral, tokens), ratios = reader(params, ids["raw"], ids["neutral"], ids["full"], who, evaluator.key)
   means = {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}
   return means | {"looks": ratios}
 
@@ -59,12 +60,11 @@ def placeholder(talk: Conversation) -> str:
 
 
 class _Reader:
-  """Programs that speak and compare, for prompts of one width."""
+  """Programs that speak and compare."""
 
-  def __init__(self, evaluator: MultiTurnEvaluator, width: int):
+  def __init__(self, evaluator: MultiTurnEvaluator):
     i = evaluator.inputs
-    self._width, self._key = width, jax.random.fold_in(evaluator.key, 32)
-    self._rows = evaluator.batch
+    self._rows, self._widths = evaluator.batch, evaluator.widths
     self._sampling = dataclasses.replace(i.sampling, temperature=1.0)
     self.recipe = Distill(
       student=i.model.cfg,
@@ -88,31 +88,34 @@ class _Reader:
     neutral: list[list[int]],
     full: list[list[int]],
     who: list[list[int]],
+    key: jax.Array,
   ) -> tuple[np.ndarray, list[float]]:
     """Of answers to the raw prompts: sums over tokens of the divergence under raw and neutral prompts, and tokens; looks.
 
     Args:
       who: says each token of `raw`, see looks.py.
     """
-    total, ratios = np.zeros(3), []
+    longest = max(map(len, (*raw, *neutral, *full)))
+    width = next(w for w in self._widths if w >= longest)
+    total, ratios, key = np.zeros(3), [], jax.random.fold_in(key, 32)
     for first in range(0, len(raw), self._rows):
       part = slice(first, first + self._rows)
       counted = np.arange(self._rows) < len(raw[part])
-      told, blank, at_once = (self._place(rows[part]) for rows in (raw, neutral, full))
-      said = self._speak(params, told, jax.random.fold_in(self._key, first), jnp.int32(self._limit))
+      told, blank, at_once = (self._place(rows[part], width) for rows in (raw, neutral, full))
+      said = self._speak(params, told, jax.random.fold_in(key, first), jnp.int32(self._limit))
       for at, batch in enumerate((told, blank)):
         kl, mask = hosts.whole((self._compare(params, batch, at_once, said), said.mask))
         total[at] += float(np.sum(kl[counted], dtype=np.float64, where=mask[counted]))
       total[2] += float(mask[counted].sum())
-      speakers = hosts.place(looks.in_columns(self._full(who[part]), self._width), meshes.rows(self._mesh))
+      speakers = hosts.place(looks.in_columns(self._full(who[part]), width), meshes.rows(self._mesh))
       seen = looks.ratios(params, told, said, speakers, cfg=self.recipe.student, dtype=self.recipe.dtype)
       ratios.append(hosts.whole(seen)[counted])
     seen = np.concatenate(ratios)
     seen = seen[~np.isnan(seen).any(axis=1)]
     return total, seen.mean(axis=0, dtype=np.float64).tolist() if len(seen) else []
 
-  def _place(self, rows: list[list[int]]) -> Batch:
-    padded = pipeline.pad(self._full(rows), self._width, self._sampling.pad_id)
+  def _place(self, rows: list[list[int]], width: int) -> Batch:
+    padded = pipeline.pad(self._full(rows), width, self._sampling.pad_id)
     return hosts.place(padded, meshes.rows(self._mesh))
 
   def _full(self, rows: list[list[int]]) -> list[list[int]]:
