@@ -56,7 +56,7 @@ def sections(r: Results) -> list[Section]:
 
 @picture
 def bars(r: Results, what: Mapping[str, Sequence[str]], unit: str = "accuracy") -> Figure:
-  """A panel for each number, a row for each arm: mean, interval and seeds."""
+  """A panel for each number, a row for each arm: mean, interval and seeds. Accuracies stand on one scale."""
   found = {}
   for arm in LABELS:
     try:
@@ -65,7 +65,8 @@ def bars(r: Results, what: Mapping[str, Sequence[str]], unit: str = "accuracy") 
       continue
   if not found:
     raise Missing("nothing was asked")
-  figure, axes = plotting.panels(4 + 3 * len(what), 1.5 + 0.5 * len(found), 1, len(what), sharey=True)
+  size = 4 + 3 * len(what), 1.5 + 0.5 * len(found)
+  figure, axes = plotting.panels(*size, 1, len(what), sharey=True, sharex=unit == "accuracy")
   for ax, name in zip(axes, what, strict=True):
     for at, numbers in enumerate(found.values()):
       charts.dot(ax, at, interval(numbers[name].values()), numbers[name].values(), across=True)
