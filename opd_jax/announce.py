@@ -24,7 +24,7 @@ def lines(
   """One after another; `student` and `judges` are counted, and `shapes` are what programs will be compiled for."""
   low = [a for name, a in student["layers"].items() if name[-2:] in ("_a", "_b")]
   adapter = f", of which {_millions({'layers': low})} are trained" if low else ""
-  names = zip(tuple(c.teachers) or (c.teacher,), judges.teachers, strict=True)
+  names = zip(tuple(c.teachers) or (c.teacher,), judges.teaching, strict=True)
   teachers = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in names)
   yield (
     f"{c.horizon.kind} horizon, {c.objective.kind} ({c.objective.support}), student {c.student} "

@@ -34,7 +34,7 @@ def judges(c: Config, i: "Inputs") -> Judges:
   base = read(i.student) if lora.from_config(c.lora) else None
   names = tuple(c.teachers) or (c.teacher,)
   teachers = tuple(
-    base if base is not None and name == INITIAL else read(model, c.teacher_precision)
+    None if base is not None and name == INITIAL else read(model, c.teacher_precision)
     for name, model in zip(names, i.teachers, strict=True)
   )
   initial = (read(i.student) if base is None else base) if c.mixture.initial else None

@@ -45,11 +45,14 @@ class Rollout:
 class Judges:
   """Frozen models that read what the student said."""
 
-  teachers: tuple[Params, ...]
+  teachers: tuple[Params | None, ...]  # None: `base` teaches, and a program is given its arrays once
   initial: Params | None = None  # the student before training, where the loss holds it near
-  base: Params | None = (
-    None  # of a student that is an adapter, models/lora.py; the same arrays as a teacher that is this model
-  )
+  base: Params | None = None  # of a student that is an adapter, models/lora.py
+
+  @property
+  def teaching(self) -> tuple[Params, ...]:
+    """The teachers' parameters."""
+    return tuple(self.base if params is None else params for params in self.teachers)  # pyright: ignore[reportReturnType]
 
 
 @flax.struct.dataclass

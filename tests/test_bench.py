@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from opd_jax.benchmarks import against, objectives, report, rollout, subject
 from opd_jax.benchmarks.machine import Machine, Rate, Read
 from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.config import load, override
+from opd_jax.models import decoder
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +235,14 @@ def test_the_error_of_int8_is_measured_against_the_dense_teacher(tiny, monkeypat
   assert found["float32"]["moved"] == 0
   assert 1e-6 < found["int8 in float32"]["kl"] < 0.1
   assert found["int8 in float32"]["moved"] != 0
+
+
+@pytest.mark.parametrize(("teacher", "models"), [("initial", 1), ("builtin:teacher", 2)])
+def test_a_base_that_teaches_is_given_to_a_program_once(teacher, models):
+  """An adapter's teacher is the model without it: the same arrays, and not counted twice."""
+  of = Subject.load(override(load("ccopd"), {"teacher": teacher}), smallest=True)
+  one = jax.tree.leaves(decoder.shapes(of.student), is_leaf=lambda x: isinstance(x, tuple))
+  for judges in (of.judges(), of.abstract_judges()):
+    assert len(jax.tree.leaves(judges)) == models * len(one)
+    assert len(judges.teaching) == 1
+    assert (judges.teaching[0] is judges.base) == (teacher == "initial")

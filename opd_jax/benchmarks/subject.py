@@ -139,13 +139,18 @@ class Subject:
       layout = meshes.parameter_shardings(self.mesh, cfg, f"teacher:{self.c.mesh.teacher}")
       return jax.jit(cast, out_shardings=layout)(jax.random.key(seed))
 
-    teachers = tuple(frozen(cfg, i) for i, cfg in enumerate(self.teachers, 1))
-    if self.c.teacher_precision == "int8":
-      teachers = tuple(teacher.quantised(params, self.mesh) for params in teachers)
     base = frozen(self.student, 0) if lora.from_config(self.c.lora) else None
-    if base is not None and self.c.teacher == configs.INITIAL:
-      teachers = (base,)
+    teachers: tuple[Params | None, ...] = (None,)
+    if not self._base_teaches:
+      teachers = tuple(frozen(cfg, i) for i, cfg in enumerate(self.teachers, 1))
+      if self.c.teacher_precision == "int8":
+        teachers = tuple(teacher.quantised(params, self.mesh) for params in teachers)
     return Judges(teachers, frozen(self.student, 0) if self.c.mixture.initial else None, base)
+
+  @property
+  def _base_teaches(self) -> bool:
+    """The teacher is the student's model without its adapter."""
+    return bool(lora.from_config(self.c.lora)) and self.c.teacher == configs.INITIAL
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings; nothing is allocated."""
@@ -161,10 +166,10 @@ class Subject:
       placed = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
       return jax.tree.map(placed, arrays, meshes.shardings(self.mesh, arrays, layout))
 
-    teachers = tuple(frozen(cfg, self.c.teacher_precision == "int8") for cfg in self.teachers)
     base = frozen(self.student, False) if lora.from_config(self.c.lora) else None
-    if base is not None and self.c.teacher == configs.INITIAL:
-      teachers = (base,)
+    teachers: tuple[Any, ...] = (None,)
+    if not self._base_teaches:
+      teachers = tuple(frozen(cfg, self.c.teacher_precision == "int8") for cfg in self.teachers)
     return Judges(teachers, frozen(self.student, False) if self.c.mixture.initial else None, base)
 
   def abstract_batch(self, case: Case) -> Batch:

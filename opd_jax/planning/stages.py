@@ -59,8 +59,5 @@ def resident(setup: Setup) -> dict[str, int]:
   subject = setup.subject
   state = subject.abstract_state()
   params = bytes_per_device(state.params)
-  judges = subject.abstract_judges()
-  if judges.base is not None:  # it may also be the teacher
-    judges = judges.replace(teachers=tuple(t for t in judges.teachers if t is not judges.base))  # pyright: ignore[reportAttributeAccessIssue]
-  teachers = 0 if setup.c.teacher_offload else bytes_per_device(judges)
+  teachers = 0 if setup.c.teacher_offload else bytes_per_device(subject.abstract_judges())
   return {"params": params, "optimizer": bytes_per_device(state) - params, "teachers": teachers}

@@ -117,7 +117,7 @@ class Distill:
     said = part.said
     frozen = functools.partial(self.read, said=said, layout=self.teacher_layout)
     theirs = functools.partial(frozen, prompt=part.batch.of_teacher)
-    teachers = tuple(theirs(p, cfg) for p, cfg in zip(judges.teachers, self.teachers, strict=True))
+    teachers = tuple(theirs(p, cfg) for p, cfg in zip(judges.teaching, self.teachers, strict=True))
     initial = None if judges.initial is None else frozen(judges.initial, self.student, prompt=part.batch)
     seen = (self.loss.objective, student, lax.stop_gradient(teachers), said.response, said.mask)
     how = {"teacher_weight": part.batch.teacher_weight, "initial": lax.stop_gradient(initial), "mesh": self.mesh}
@@ -175,7 +175,7 @@ class Distill:
 
   def speaks(self, params: Params, judges: Judges) -> Params:
     """The parameters of whoever speaks."""
-    return judges.teachers[0] if self.speaker == "teacher" else self.whole(params, judges)
+    return judges.teaching[0] if self.speaker == "teacher" else self.whole(params, judges)
 
   def read_student(self, params: Params, judges: Judges, part: "Rows") -> Readout:
     layout = "train" if judges.base is None else self.teacher_layout  # where its base lies

@@ -151,7 +151,7 @@ def test_a_run_with_an_int8_teacher(small, tmp_path, monkeypatch):
   external = teachers.external
   monkeypatch.setattr(trainer.teacher, "external", lambda *a: external(*a[:4], precision="int8"))
   run = trainer.Trainer(small("opd", steps=1, **{"eval.every": 0, "micro_batch": 2}), tmp_path / "w")
-  assert run.judges.teachers[0]["layers"]["q"].qvalue.dtype == jnp.int8
+  assert run.judges.teaching[0]["layers"]["q"].qvalue.dtype == jnp.int8
   run.run()
   record = json.loads((tmp_path / "w" / "metrics.jsonl").read_text().splitlines()[0])
   assert record["loss"] > 0

@@ -89,7 +89,7 @@ def through():
 def test_an_adapter_is_all_that_moves_and_the_base_teaches(student, prompts, said):
   """The teacher is the base itself: zero where both read the same, not where they do not; and only B moves at first."""
   new = lora.init(STUDENT, ADAPTER, jax.random.key(0))
-  judges = Judges((student,), None, student)
+  judges = Judges((None,), None, student)
   state, stats = through()(fresh(new), judges, told(prompts, prompts), said, None)
   assert float(stats["loss"]) == 0.0
   state, stats = through()(fresh(new), judges, told(prompts, CANONICAL), said, None)
