@@ -95,9 +95,9 @@ def run(values: flags.FlagValues, c, parts: Sequence[str], command: str) -> None
     numbers("horizon", values.horizon, 16 if tiny else c.horizon.max),
   )
   if values.against is not None:
-    against.check(values.against)
     if "rollout" not in parts:
       raise InputError("--against times the rollout; leave out 'update', or --against.")
+    against.check(values.against)
   subject = Subject.load(c, smallest=tiny)
   for case in cases:
     subject.config(case)
