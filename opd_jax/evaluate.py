@@ -3,6 +3,8 @@
     python -m opd_jax.evaluate --workdir=runs/popd                      the last checkpoint of a run, under its config
     python -m opd_jax.evaluate --workdir=runs/popd --step=50 --config.eval.k=8 --config.eval.pass_at='(1, 8)'
     python -m opd_jax.evaluate --model=DIR --config=configs/opd.py:hf --config.eval.path=test.jsonl
+    python -m opd_jax.evaluate --workdir=runs/ccopd --deviation         conversations: analysis/deviation.py too, which reads
+                                                                        eval.batch whole sequences at once
 
 Neither the teacher nor the training data is needed. The result is printed, and written as JSON to --out (by default
 evaluation.json in the workdir).
@@ -21,6 +23,12 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "a run's directory", flag_values=values)
   flags.DEFINE_string("model", None, "a Hugging Face directory, or builtin:NAME", flag_values=values)
   flags.DEFINE_integer("step", None, "which checkpoint of the workdir; the last by default", flag_values=values)
+  flags.DEFINE_bool(
+    "deviation",
+    False,
+    "of conversations: also how far they move the last reply, and what it attends to",
+    flag_values=values,
+  )
   flags.DEFINE_string("out", None, "where the JSON goes", flag_values=values)
 
 
@@ -45,6 +53,10 @@ def run(values: flags.FlagValues, c) -> None:
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out} cannot be written: there is no directory {out.parent}.")
   checks.check(c)
+  if values.deviation and c.context.kind == "same":
+    raise InputError(
+      "--deviation compares a conversation with what is told at once, and config.context.kind is 'same'."
+    )
   model = inputs.learner(c) if place else inputs.model(values.model)
   tokenizer = tokenizers.load(model.path)
   mesh = meshes.for_reading(c.mesh)
@@ -58,7 +70,9 @@ def run(values: flags.FlagValues, c) -> None:
   evaluator = (MultiTurnEvaluator if i.problems.conversations else Evaluator)(c, i, params)
   record, samples = evaluator(params)
   if isinstance(evaluator, MultiTurnEvaluator):
-    record |= {"pollution": evaluator.pollution(params), "deviation": deviation(evaluator, params)}
+    record["pollution"] = evaluator.pollution(params)
+    if values.deviation:
+      record["deviation"] = deviation(evaluator, params)
   if not hosts.first():
     return
   console = Console(highlight=False, soft_wrap=True)

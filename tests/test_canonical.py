@@ -258,7 +258,7 @@ def test_evaluate_and_export_an_adapters_run(whole, tmp_path):
     assert done.returncode == 0, done.stderr
     return done.stdout
 
-  said = command("evaluate", f"--workdir={path}")
+  said = command("evaluate", f"--workdir={path}", "--deviation")
   for form in ("full:", "concat:", "raw:", "a wrong solution:", "a wrong hint:", "deviation of raw"):
     assert form in said
   command("export", f"--workdir={path}", f"--out={tmp_path / 'adapter'}")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from opd_jax import evaluation, speaker
+from opd_jax import cli, evaluate, evaluation, speaker
 from opd_jax.errors import InputError
 
 
@@ -65,3 +65,9 @@ def test_text_leaves_the_stop_token_out():
 
   response, mask = np.array([[5, 6, 1, 0], [7, 8, 9, 9]]), np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
   assert speaker.decode(Tokenizer(), response, mask, (1,)) == ["5 6", "7 8 9 9"]
+
+
+def test_a_deviation_needs_a_conversation():
+  values, c = cli.parse(["evaluate", "--model=builtin:student", "--deviation"], "", evaluate.define, cli.of_method)
+  with pytest.raises(InputError, match="--deviation"):
+    evaluate.run(values, c)

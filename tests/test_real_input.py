@@ -213,7 +213,7 @@ def test_gsm8k_told_turn_by_turn(root):
     _, *talks = map(json.loads, (run / "histories" / "00000000.jsonl").read_text().splitlines())
     assert len(talks) == 4
     assert all(talk["replies"] for talk in talks)
-  said = command("evaluate", f"--workdir={run}")
+  said = command("evaluate", f"--workdir={run}", "--deviation")
   assert "deviation of raw from full" in said
   command("export", f"--workdir={run}", f"--out={root / 'adapter'}")
   assert json.loads((root / "adapter" / "adapter_config.json").read_text())["r"] == 2

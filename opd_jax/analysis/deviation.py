@@ -48,7 +48,7 @@ def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, Any]:
   i = evaluator.inputs
   static = ("deviation", i.voice, i.max_tokens, evaluator.batch, evaluator.widths)
   reader = evaluator.kept.setdefault(static, _Reader(evaluator))
-  who = [looks.speakers(talk, evaluator.inputs.tokenizer)[1] for talk in talks]
+  who = [looks.speakers(talk, i.tokenizer)[1] if i.tokenizer.is_fast else [] for talk in talks]  # needs offsets
   (psi, neutral, tokens), ratios = reader(params, ids["raw"], ids["neutral"], ids["full"], who, evaluator.key)
   means = {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}
   return means | {"looks": ratios}
