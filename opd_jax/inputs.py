@@ -317,9 +317,10 @@ def _warnings(
   for path, skipped in ((c.data.path, train.skipped), (c.eval.path, evaluation.problems.skipped if evaluation else 0)):
     if skipped:
       out.append(f"{skipped} unusable line(s) of {path} were left out")
-  trained_on = {tuple(ids) for ids in train.ids}
-  if evaluation and (both := sum(tuple(ids) in trained_on for ids in evaluation.problems.ids)):
-    out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")
+  if evaluation:
+    trained_on = {tuple(ids) for ids in train.ids}
+    if both := sum(tuple(ids) in trained_on for ids in evaluation.problems.ids):
+      out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")
   return tuple(out)
 
 

@@ -72,15 +72,15 @@ class MultiTurnEvaluator:
       "concat": [t.concat() for t in self.talks],
       "raw": [t.raw(r) for t, r in zip(self.talks, replies, strict=True)],
     }
-    forms, shown, kept = {}, [], {}
+    forms, shown, guesses = {}, [], {}
     for i, form in enumerate(FORMS):
       forms[form], texts, correct = self._asked(params, prompts[form], i)
       if form == "raw":
         some = range(0, min(self._samples * self._k, len(texts)), self._k)
         shown = [self._shown(i, replies[i], texts[i], bool(correct[i])) for i in some]
-        kept = self._anchored(replies, texts)
+        guesses = self._anchored(replies, texts)
     short = {form: {key: found[key] for key in ("accuracy", "low", "high")} for form, found in forms.items()}
-    return forms["raw"] | {"forms": short} | kept, shown
+    return forms["raw"] | {"forms": short} | guesses, shown
 
   def pollution(self, params: Params) -> dict[str, dict[str, Any]]:
     """Accuracy with a wrong solution ("solution") and with a wrong hint ("hint") in a prompt that tells everything."""

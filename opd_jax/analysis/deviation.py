@@ -47,7 +47,9 @@ def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, Any]:
   }
   i = evaluator.inputs
   static = ("deviation", i.voice, i.max_tokens, evaluator.batch, evaluator.widths)
-  reader = evaluator.kept.setdefault(static, _Reader(evaluator))
+  if static not in evaluator.kept:
+    evaluator.kept[static] = _Reader(evaluator)
+  reader: _Reader = evaluator.kept[static]
   who = [looks.speakers(talk, i.tokenizer)[1] if i.tokenizer.is_fast else [] for talk in talks]  # needs offsets
   (psi, neutral, tokens), ratios = reader(params, ids["raw"], ids["neutral"], ids["full"], who, evaluator.key)
   means = {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}
@@ -60,7 +62,7 @@ def placeholder(talk: Conversation) -> str:
 
 
 class _Reader:
-  """Programs that speak and compare."""
+  """Programs that speak, compare, and see what is attended to; for one model and any parameters of it."""
 
   def __init__(self, evaluator: MultiTurnEvaluator):
     i = evaluator.inputs

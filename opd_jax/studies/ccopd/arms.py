@@ -48,7 +48,8 @@ ARMS: tuple[Arm, ...] = (
     {"mixture.divergence": 0.0, "mixture.reward": 1.0, "rollouts_per_prompt": 4, "batch": 8, "optimizer.lr": 1e-4},
   ),
   arm("any-turn", "a random turn's reply", {"context.turns": "any"}),
-  # A quarter of its rollouts are last turns, so this is as many of them as in CCOPD.
+  # A quarter of its rollouts are last turns, so this is as many of them as in CCOPD. It came after the other arms had been
+  # run and seen; no rule rests on it.
   arm("any-turn-4", "a random turn's reply, four times the steps", {"context.turns": "any", "steps": 4 * STEPS}),
   arm("other-teacher", "a teacher of another seed", {"teacher": "builtin:talker-2"}),
   arm("refresh", "CCOPD, new conversations every 10 steps", {"context.refresh": 10}),

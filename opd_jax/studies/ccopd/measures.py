@@ -1,4 +1,4 @@
-"""What the study asks its students after training: every form of every task, pollution, and the deviation."""
+"""What the study asks its students after training: every form of every task, pollution, own guesses, and the deviation."""
 
 import pathlib
 import statistics
@@ -45,7 +45,7 @@ def measure_all(
 
 
 def asked(c: configs.Config, path: pathlib.Path | None, kept: Kept) -> dict[str, Any]:
-  """Accuracy by task and form; of the task that was trained on also pollution's, and the deviation.
+  """Accuracy by task and form; of the task that was trained on also pollution's, own guesses, the deviation, and looks.
 
   Args:
     path: of the run; None: the student before training.
