@@ -1,4 +1,4 @@
-"""Adaptive: the horizon is chosen while the student trains, among a few compiled widths; the rules are in opd_jax/adaptive.py.
+"""Adaptive: the horizon is chosen while training, among a few compiled widths; rules in opd_jax/horizon/adaptive.py.
 
 cpu    python -m opd_jax.train --config=configs/adaptive.py --workdir=runs/adaptive
        2 cores, about 1 minute, accuracy 0.19 -> 0.73 (0.71 to 0.75 over three seeds) with half of OPD's tokens (0.78)

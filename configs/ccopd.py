@@ -21,9 +21,8 @@ from opd_jax.config import at_scale
 
 
 def get_config(scale: str = "cpu"):
-  c = at_scale(scale)
+  c = at_scale(scale, recipe="ccopd")
   c.horizon.kind = "full"
-  c.context.kind = "canonical"
   c.teacher = "initial"
   c.objective.normaliser = "sequence"
   c.lora.rank = 16

@@ -13,11 +13,11 @@ is measured without a download. The sizes are lists, and every combination of th
 overridden as in training (--config.rollouts_per_prompt=4).
 
 Seconds are medians and the least of the repeats. The roofline is the least time that the counted FLOPs and bytes
-(benchmarks/roofline.py) need at the rates measured on the machine (benchmarks/machine.py); the fraction is roofline
+(models/roofline.py) need at the rates measured on the machine (runtime/machine.py); the fraction is roofline
 over least seconds. Compile seconds are of XLA alone, without a compile cache unless JAX_COMPILATION_CACHE_DIR is set.
 """
 
-import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Sequence
@@ -25,15 +25,17 @@ from typing import Any
 
 from absl import flags
 
-from opd_jax import cli
 from opd_jax import config as configs
+from opd_jax.config import Config
 from opd_jax.errors import InputError
+from opd_jax.runtime import cli
 
 PARTS = ("rollout", "update")
 
 
 def define(values: flags.FlagValues) -> None:
-  text = lambda name, default, said: flags.DEFINE_string(name, default, said, flag_values=values)
+  """Adds the benchmark's own flags."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
   text("student", None, "instead of config.student: a model directory, or a config.json of any name")
   text("teacher", None, "instead of config.teacher(s): likewise")
   text("batch", None, "prompts of a step, one number or several (config.batch)")
@@ -46,6 +48,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the benchmark that the first argument names, rollout and update where it names none; returns the status."""
   argv = list(sys.argv[1:] if argv is None else argv)
   command = " ".join(["python -m opd_jax.bench", *argv])
   cli.quiet()
@@ -58,35 +61,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     return int8.main(argv[1:])
   try:
-    parts = PARTS
-    if argv and not argv[0].startswith("-"):
-      if argv[0] not in PARTS:
-        raise InputError(f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)}, objectives and int8.")
-      parts = (argv.pop(0),)
-    values, c = cli.parse(["bench", *argv], __doc__ or "", define, cli.of_method)
-    run(values, c, parts, command)
-  except InputError as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
+    with cli.reporting_input_errors():
+      parts = PARTS
+      if argv and not argv[0].startswith("-"):
+        if argv[0] not in PARTS:
+          raise InputError(f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)}, objectives and int8.")
+        parts = (argv.pop(0),)
+      values, config = cli.parse(["bench", *argv], __doc__ or "", define, cli.of_method)
+      run(values, config, parts, command)
   except KeyboardInterrupt:
     print("stopped", file=sys.stderr)
     return 130
   return 0
 
 
-def run(values: flags.FlagValues, c, parts: Sequence[str], command: str) -> None:
-  """Checks everything before anything is compiled, measures, and shows and writes the record."""
-  from opd_jax.benchmarks import against, report
+def run(values: flags.FlagValues, config: Config, parts: Sequence[str], command: str) -> None:
+  """Checks everything before anything is compiled, measures, and shows and writes the record.
+
+  Args:
+    parts: of PARTS, those to measure.
+    command: the command line, for the record.
+  """
+  from opd_jax.benchmarks import against, results
   from opd_jax.benchmarks.subject import Subject
 
-  named = {"student": values.student, "teacher": values.teacher} | ({"teachers": ()} if values.teacher else {})
-  c = configs.override(c, {key: name for key, name in named.items() if name is not None})
+  c = configs.override(config, cli.model_overrides(values.student, values.teacher))
   if "rollout" in parts and c.rollout.by != "student":
     raise InputError(
       f"config.rollout.by is {c.rollout.by!r}, but the rollout that is timed is the student's; bench update."
     )
   tiny = values.smallest
-  repeat = values.repeat if values.repeat is not None else 2 if tiny else 5
+  default_repeat = 2 if tiny else 5
+  repeat = default_repeat if values.repeat is None else values.repeat
   if repeat < 1:
     raise InputError(f"--repeat is {repeat}; it has to be at least 1.")
   cases = combinations(
@@ -101,68 +107,93 @@ def run(values: flags.FlagValues, c, parts: Sequence[str], command: str) -> None
   subject = Subject.load(c, smallest=tiny)
   for case in cases:
     subject.config(case)
-  out = report.open_(values.out) if values.out else None
+  out = cli.output_directory(values.out) if values.out else None
   parts = (*parts, "against") if values.against else parts
   record = describe(subject, command, repeat) | measure(subject, cases, parts, repeat, small=tiny)
-  report.show(record)
+  results.show(record)
   if out:
-    print("wrote " + ", ".join(map(str, report.write(record, out))))
+    print("wrote " + ", ".join(map(str, results.write(record, out))))
 
 
 def measure(subject, cases: list, parts: Sequence[str], repeat: int, *, small: bool) -> dict[str, Any]:
-  """The machine, and each part for every case: rollout, then against, then update, which gives the parameters up."""
+  """Measures the machine, and each part for every case.
+
+  Rollout, then against, then update, which donates the parameters.
+  """
   from rich.console import Console
 
-  from opd_jax import metrics
-  from opd_jax.benchmarks import against, machine, rollout, update
+  from opd_jax.benchmarks import against, rollout, update
+  from opd_jax.benchmarks import programs as generic
+  from opd_jax.runtime import machine, metrics
 
+  if not is_distillation(subject.recipe(cases[0])):
+    found = [record for case in cases for record in generic.measure(subject, case, repeat)]
+    rates = machine.measure(subject.dtype, repeat, small=small).as_json()
+    return {"machine": rates, "programs": found, "process_peak_bytes": metrics.peak_memory()}
   progress = Console(stderr=True, highlight=False)
-  say = lambda what: progress.print(f"  measuring {what}", soft_wrap=True)
+
+  def announce(what: str) -> None:
+    progress.print(f"  measuring {what}", soft_wrap=True)
+
   record: dict[str, Any] = {part: [] for part in parts}
-  say("the machine")
+  announce("the machine")
   rates = machine.measure(subject.dtype, repeat, small=small)
   params, programs = subject.params(), {}
   if "rollout" in parts:
     for case in cases:
-      say(f"the rollout of {case}")
+      announce(f"the rollout of {case}")
       programs[case] = rollout.program(subject, case, params)
       record["rollout"].append(rollout.measure(subject, case, params, programs[case], rates, repeat))
   if "against" in parts:
-    theirs = against.Theirs(subject, params)
+    theirs = against.TransformersModel(subject, params)
     for case in cases:
-      say(f"transformers on {case}")
+      announce(f"transformers on {case}")
       record["against"].append(theirs.measure(subject, case, params, programs[case][0], repeat))
   if "update" in parts:
-    state, judges = subject.state(params), subject.judges()
+    del params
+    recipe = subject.recipe(cases[0])
+    state, frozen_models = recipe.init(), recipe.frozen()
     for case in cases:
-      say(f"the update of {case}")
-      measured, state = update.measure(subject, case, state, judges, rates, repeat)
+      announce(f"the update of {case}")
+      measured, state = update.measure(subject, case, state, frozen_models, rates, repeat)
       record["update"].append(measured)
   if set(PARTS) <= set(parts):
-    record["step"] = [step(*both) for both in zip(record["rollout"], record["update"], strict=True)]
+    pairs = zip(record["rollout"], record["update"], strict=True)
+    record["step"] = [step(rollout_record, update_record) for rollout_record, update_record in pairs]
   return {"machine": rates.as_json(), **record, "process_peak_bytes": metrics.peak_memory()}
 
 
+def is_distillation(recipe) -> bool:
+  """Tells whether a recipe's step is a rollout and an update as training/distillation.py has them."""
+  from opd_jax.training.distillation import DistillationStep
+
+  return isinstance(getattr(recipe, "step", None), DistillationStep)
+
+
 def combinations(*sizes: list[int]) -> list:
-  """Every `subject.Case` of these batches, prompts and horizons."""
+  """Lists every `subject.Case` of these batches, prompts and horizons."""
   from opd_jax.benchmarks.subject import Case
 
-  return [Case(*one) for one in itertools.product(*sizes)]
+  return [Case(*case) for case in itertools.product(*sizes)]
 
 
 def numbers(name: str, text: str | None, default: int) -> list[int]:
-  """The sizes of --NAME, each at least 1."""
+  """Parses the sizes of --NAME without repetitions, each at least 1.
+
+  Raises:
+    InputError: for what is no list of such numbers.
+  """
   try:
-    found = [int(part) for part in (text if text is not None else str(default)).split(",")]
+    sizes = [int(part) for part in (text if text is not None else str(default)).split(",")]
   except ValueError:
-    found = []
-  if not found or min(found) < 1:
+    sizes = []
+  if not sizes or min(sizes) < 1:
     raise InputError(f"--{name}={text} is not a list of whole numbers above 0; write it as --{name}=16,64.")
-  return list(dict.fromkeys(found))
+  return list(dict.fromkeys(sizes))
 
 
 def step(rollout: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-  """A whole step: both one after the other."""
+  """Makes the record of a step, in which the rollout and the update run one after the other."""
   both = {key: rollout[key] + update[key] for key in ("seconds", "min_seconds", "roofline_seconds")}
   return {
     **{key: rollout[key] for key in ("batch", "rows", "prompt", "horizon")},
@@ -173,14 +204,14 @@ def step(rollout: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(subject, command: str, repeat: int) -> dict[str, Any]:
-  """What was measured, with what and on what."""
+  """Describes command, versions, device and models, for the record."""
   import jax
 
-  from opd_jax import workdir
-  from opd_jax.benchmarks import machine, roofline
+  from opd_jax.models import roofline
+  from opd_jax.runtime import machine, workdir
 
   def model(name: str, cfg) -> dict[str, Any]:
-    return {"name": name, "parameters": roofline.parameters(cfg), **dataclasses.asdict(cfg)}
+    return {"name": name, "parameters": roofline.parameter_count(cfg), **cfg.to_dict()}
 
   return {
     "command": command,

@@ -2,14 +2,15 @@
 
 import importlib.util
 
-from opd_jax import horizon
-from opd_jax.config import INITIAL, TASK, Config, get
+from opd_jax.config import INITIAL, TASK, Config, get, teacher_names
+from opd_jax.context import canonical
 from opd_jax.errors import InputError
+from opd_jax.horizon import schedule as horizon
 from opd_jax.models import lora
-from opd_jax.objectives import divergence, loss, surrogate, weights
+from opd_jax.objectives import divergence, kl_estimators, loss, token_weights
 
 
-def check(c: Config) -> None:
+def check(config: Config) -> None:
   """Refuses values that cannot be meant, before anything is compiled or written.
 
   The horizon and the data have checks of their own in horizon.py and data/.
@@ -17,12 +18,12 @@ def check(c: Config) -> None:
 
   def positive(*keys):
     for key in keys:
-      if get(c, key) < 1:
-        raise InputError(f"config.{key} is {get(c, key)}; it has to be at least 1.")
+      if get(config, key) < 1:
+        raise InputError(f"config.{key} is {get(config, key)}; it has to be at least 1.")
 
   def one_of(key, *allowed):
-    if get(c, key) not in allowed:
-      raise InputError(f"config.{key} is {get(c, key)!r}; it can be {', '.join(map(repr, allowed))}.")
+    if get(config, key) not in allowed:
+      raise InputError(f"config.{key} is {get(config, key)!r}; it can be {', '.join(map(repr, allowed))}.")
 
   positive("steps", "batch", "rollouts_per_prompt", "updates_per_rollout", "data.max_prompt", "eval.prompts", "eval.k")
   positive(
@@ -34,24 +35,21 @@ def check(c: Config) -> None:
     "log.bins",
     "optimizer.max_skipped",
     "objective.k",
-    "context.turn_tokens",
   )
   one_of("data.on_bad_line", "refuse", "skip", "truncate")
   one_of("objective.kind", *divergence.KINDS)
   one_of("objective.support", *divergence.SUPPORTS)
   one_of("objective.tail", *divergence.TAILS)
-  one_of("objective.normaliser", *weights.NORMALISERS)
-  one_of("weights.kind", *weights.KINDS)
-  one_of("importance.kind", *surrogate.IMPORTANCE)
-  one_of("importance.level", *surrogate.LEVELS)
+  one_of("objective.normaliser", *token_weights.NORMALISERS)
+  one_of("weights.kind", *token_weights.KINDS)
+  one_of("importance.kind", *kl_estimators.IMPORTANCE)
+  one_of("importance.level", *kl_estimators.LEVELS)
   one_of("optimizer.kind", "adamw")
   one_of("remat", "none", "dots", "layer")
   one_of("teacher_precision", "compute", "int8")
   one_of("mesh.teacher", "none", "fsdp", "all")
   one_of("rollout.by", "student", "teacher", "data")
   one_of("context.kind", "same", "canonical")
-  one_of("context.turns", "final", "any")
-  one_of("context.user", "templates", "plain")
   one_of("precision", "auto", "float32", "bfloat16")
   for key in (
     "eval.every",
@@ -74,79 +72,84 @@ def check(c: Config) -> None:
     "log.overlap_k",
     "log.samples",
     "lora.rank",
-    "context.refresh",
   ):
-    if get(c, key) < 0:
-      raise InputError(f"config.{key} is {get(c, key)}; it cannot be negative.")
+    if get(config, key) < 0:
+      raise InputError(f"config.{key} is {get(config, key)}; it cannot be negative.")
   for key in ("optimizer.b1", "optimizer.b2"):
-    if not 0 <= get(c, key) < 1:
-      raise InputError(f"config.{key} is {get(c, key)}; it has to be at least 0 and below 1.")
-  if c.teacher_precision == "int8" and not importlib.util.find_spec("qwix"):
+    if not 0 <= get(config, key) < 1:
+      raise InputError(f"config.{key} is {get(config, key)}; it has to be at least 0 and below 1.")
+  if config.teacher_precision == "int8" and not importlib.util.find_spec("qwix"):
     raise InputError(
       "config.teacher_precision is 'int8', but qwix is not installed; pip install qwix, or leave it 'compute'."
     )
-  if c.data.widths and c.data.widths <= 1:
-    raise InputError(f"config.data.widths is {c.data.widths}; it is a ratio above 1, such as 1.5, or 0 for one width.")
-  for divisor in c.rollout.shrink:
+  if config.data.widths and config.data.widths <= 1:
+    raise InputError(
+      f"config.data.widths is {config.data.widths}; it is a ratio above 1, such as 1.5, or 0 for one width."
+    )
+  for divisor in config.rollout.shrink:
     if not isinstance(divisor, int) or divisor < 2:
       raise InputError(f"config.rollout.shrink holds {divisor!r}; it holds whole numbers of 2 or more, such as (2, 4).")
-  if c.log.wandb and not importlib.util.find_spec("wandb"):
+  if config.log.wandb and not importlib.util.find_spec("wandb"):
     raise InputError(
-      f"config.log.wandb is {c.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
+      f"config.log.wandb is {config.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
     )
-  for name in c.allow_mismatch:
+  for name in config.allow_mismatch:
     if name not in ("tokenizer", "eos", "chat_template"):
       raise InputError(f"config.allow_mismatch names {name!r}; it can name 'tokenizer', 'eos' and 'chat_template'.")
-  if c.sampling.temperature <= 0:
+  if config.sampling.temperature <= 0:
     raise InputError(
-      f"config.sampling.temperature is {c.sampling.temperature}; a rollout is sampled, so it has to be above 0."
+      f"config.sampling.temperature is {config.sampling.temperature}; a rollout is sampled, so it has to be above 0."
     )
   for key in ("objective.student_temperature", "objective.teacher_temperature"):
-    if get(c, key) <= 0:
-      raise InputError(f"config.{key} is {get(c, key)}; it has to be above 0.")
+    if get(config, key) <= 0:
+      raise InputError(f"config.{key} is {get(config, key)}; it has to be above 0.")
   for key in ("objective.beta", "objective.discount"):
-    if not 0 <= get(c, key) <= 1:
-      raise InputError(f"config.{key} is {get(c, key)}; it lies between 0 and 1.")
-  if c.data.teacher_field and c.data.path.startswith(TASK):
+    if not 0 <= get(config, key) <= 1:
+      raise InputError(f"config.{key} is {get(config, key)}; it lies between 0 and 1.")
+  if config.data.teacher_field and config.data.path.startswith(TASK):
     raise InputError(
-      f"config.data.teacher_field is {c.data.teacher_field!r}, but {c.data.path} is a built-in task, whose problems name no "
+      f"config.data.teacher_field is {config.data.teacher_field!r}, but {config.data.path} is a built-in task, "
+      "whose problems name no "
       "teacher; give a JSONL file in config.data.path, or leave the field empty."
     )
-  if c.data.teacher_field and c.teacher_weights:
+  if config.data.teacher_field and config.teacher_weights:
     raise InputError(
       "config.teacher_weights mixes the teachers of every example and config.data.teacher_field chooses one; set only one "
       "of the two."
     )
-  for key in ("context.min_turns", "context.max_turns"):
-    if get(c, key) < 2:
-      raise InputError(f"config.{key} is {get(c, key)}; a conversation has at least 2 turns of the user.")
-  _check_adapter(c)
-  _check_speaker(c)
-  loss.check(c)
-  _check_chosen_horizon(c)
-  if c.eval.temperature < 0:
-    raise InputError(f"config.eval.temperature is {c.eval.temperature}; it can be 0 (greedy) or above.")
-  if not 0 < c.sampling.top_p <= 1:
-    raise InputError(f"config.sampling.top_p is {c.sampling.top_p}; it has to be above 0 and at most 1.")
-  if not c.optimizer.lr > 0:
-    raise InputError(f"config.optimizer.lr is {c.optimizer.lr}; it has to be above 0.")
-  for k in c.eval.pass_at:
+  if config.context.kind == "canonical":
+    canonical.check(config)
+  elif config.recipe == "ccopd":
+    raise InputError(f"config.context.kind is {config.context.kind!r}, and the recipe 'ccopd' needs 'canonical'.")
+  _check_adapter(config)
+  _check_speaker(config)
+  loss.check(config)
+  _check_chosen_horizon(config)
+  if config.eval.temperature < 0:
+    raise InputError(f"config.eval.temperature is {config.eval.temperature}; it can be 0 (greedy) or above.")
+  if not 0 < config.sampling.top_p <= 1:
+    raise InputError(f"config.sampling.top_p is {config.sampling.top_p}; it has to be above 0 and at most 1.")
+  if not config.optimizer.lr > 0:
+    raise InputError(f"config.optimizer.lr is {config.optimizer.lr}; it has to be above 0.")
+  for k in config.eval.pass_at:
     if not isinstance(k, int):
       raise InputError(f"config.eval.pass_at holds {k!r}; it is a tuple of whole numbers, such as (1, 8).")
-    if not 1 <= k <= c.eval.k:
+    if not 1 <= k <= config.eval.k:
       raise InputError(
-        f"pass@{k} was asked for with {c.eval.k} sample(s) per prompt: raise config.eval.k to at least {k}, or lower config.eval.pass_at."
+        f"pass@{k} was asked for with {config.eval.k} sample(s) per prompt: raise config.eval.k to at least "
+        f"{k}, or lower config.eval.pass_at."
       )
-  rows = c.batch * c.rollouts_per_prompt
-  if c.micro_batch and (c.micro_batch < 0 or rows % c.micro_batch):
+  rows = config.batch * config.rollouts_per_prompt
+  if config.micro_batch and (config.micro_batch < 0 or rows % config.micro_batch):
     raise InputError(
-      f"config.micro_batch is {c.micro_batch}; it has to divide the {rows} rows of a step (batch x rollouts_per_prompt)."
+      f"config.micro_batch is {config.micro_batch}; it has to divide the {rows} rows of a step (batch x "
+      "rollouts_per_prompt)."
     )
 
 
-def _check_speaker(c: Config) -> None:
-  """What needs the student to speak is refused where another does."""
-  if c.rollout.by == "student":
+def _check_speaker(config: Config) -> None:
+  """Refuses what needs the student's own rollouts where another model or the data writes them."""
+  if config.rollout.by == "student":
     return
   alone = {
     "mixture.reward": 0.0,
@@ -156,59 +159,68 @@ def _check_speaker(c: Config) -> None:
     "importance.kind": ("auto", "none"),
   } | (
     {"teacher_offload": False, "teacher_precision": "compute"}
-    if c.rollout.by == "teacher"
+    if config.rollout.by == "teacher"
     else {"rollouts_per_prompt": 1}
   )
   for key, allowed in alone.items():
-    if get(c, key) != allowed and not (key == "importance.kind" and get(c, key) in allowed):
-      raise InputError(f"config.{key} is {get(c, key)!r}, which does not go with rollout.by={c.rollout.by!r}.")
-  if c.horizon.kind not in ("full", "truncated", "progressive", "geometric"):
-    raise InputError(f"config.horizon.kind is {c.horizon.kind!r}, and rollout.by={c.rollout.by!r} tells it nothing.")
-  if c.rollout.by == "data" and not c.data.path.startswith(TASK) and not c.data.solution_field:
+    if get(config, key) != allowed and not (key == "importance.kind" and get(config, key) in allowed):
+      raise InputError(
+        f"config.{key} is {get(config, key)!r}, which does not go with rollout.by={config.rollout.by!r}."
+      )
+  if config.horizon.kind not in ("full", "truncated", "progressive", "geometric"):
+    raise InputError(
+      f"config.horizon.kind is {config.horizon.kind!r}, and rollout.by={config.rollout.by!r} tells it nothing."
+    )
+  if config.rollout.by == "data" and not config.data.path.startswith(TASK) and not config.data.solution_field:
     raise InputError("config.rollout.by is 'data'; name the field with the responses in config.data.solution_field.")
 
 
-def _check_adapter(c: Config) -> None:
-  if not c.lora.rank and not c.lora.path:
+def _check_adapter(config: Config) -> None:
+  if not config.lora.rank and not config.lora.path:
     return
-  if not c.lora.alpha > 0:
-    raise InputError(f"config.lora.alpha is {c.lora.alpha}; it has to be above 0.")
-  if not c.lora.path and (not c.lora.targets or set(c.lora.targets) - lora.INPUTS.keys()):
-    raise InputError(f"config.lora.targets is {tuple(c.lora.targets)}; it holds some of {', '.join(lora.INPUTS)}.")
-  names = tuple(c.teachers) or (c.teacher,)
-  if c.lora.path and (INITIAL in names or c.mixture.initial):
+  if not config.lora.alpha > 0:
+    raise InputError(f"config.lora.alpha is {config.lora.alpha}; it has to be above 0.")
+  if not config.lora.path and (not config.lora.targets or set(config.lora.targets) - lora.INPUTS.keys()):
+    raise InputError(f"config.lora.targets is {tuple(config.lora.targets)}; it holds some of {', '.join(lora.INPUTS)}.")
+  names = teacher_names(config)
+  if config.lora.path and (INITIAL in names or config.mixture.initial):
     raise InputError(
       "config.lora.path begins with an adapter that is trained already, and a frozen copy of it is not kept, so that the "
       "student before training cannot teach; export it with --merge, and give that directory as config.student."
     )
-  if INITIAL in names and c.teacher_precision != "compute":
+  if INITIAL in names and config.teacher_precision != "compute":
     raise InputError(
-      f"config.teacher_precision is {c.teacher_precision!r}, and the teacher is the student's own base, which is as it is; "
+      f"config.teacher_precision is {config.teacher_precision!r}, and the teacher is the student's own base, "
+      "which is as it is; "
       "leave it 'compute'."
     )
-  if c.teacher_offload:
+  if config.teacher_offload:
     raise InputError(
       "config.teacher_offload moves frozen models away between updates, and config.lora trains an adapter to one that "
       "speaks; leave it False."
     )
 
 
-def _check_chosen_horizon(c: Config) -> None:
-  """What a rule has to see before it can choose; its own numbers are checked in adaptive.py.
+def _check_chosen_horizon(config: Config) -> None:
+  """Refuses configs that hide from a rule what it chooses by; its own numbers are checked in adaptive.py.
 
   A disagreement by position is known by bin, so widths have to be edges of bins. A probe takes its gradient apart by
   position, so no token's part may depend on others.
   """
-  kind, T = c.horizon.kind, c.horizon.max
-  if kind == "drift" and c.horizon.measure == "overlap" and (not c.log.overlap_k or c.objective.vocab_chunk):
+  kind, T = config.horizon.kind, config.horizon.max
+  if (
+    kind == "drift"
+    and config.horizon.measure == "overlap"
+    and (not config.log.overlap_k or config.objective.vocab_chunk)
+  ):
     raise InputError(
       "config.horizon.measure is 'overlap', and the overlap is not read: set log.overlap_k above 0 and "
       "objective.vocab_chunk to 0, or take horizon.measure='gap' with a horizon.threshold in nats."
     )
   if kind in ("drift", "saturation", "look"):
-    bins = min(c.log.bins, T)
+    bins = min(config.log.bins, T)
     edges = {-(-b * T // bins) for b in range(bins + 1)}
-    if off := [w for w in horizon.from_config(c.horizon).widths if w not in edges]:
+    if off := [w for w in horizon.from_config(config.horizon).widths if w not in edges]:
       raise InputError(
         f"config.horizon.kind is {kind!r}, which sees a response in config.log.bins={bins} bins, and the width {off[0]} is no edge "
         f"of one; take horizon.start or horizon.widths from multiples of {T / bins:g} tokens, or change log.bins."
@@ -224,8 +236,9 @@ def _check_chosen_horizon(c: Config) -> None:
       "rollout.ahead": False,
     }
     for key, allowed in local.items():
-      if get(c, key) not in (allowed if isinstance(allowed, tuple) else (allowed,)):
+      if get(config, key) not in (allowed if isinstance(allowed, tuple) else (allowed,)):
         raise InputError(
-          f"config.{key} is {get(c, key)!r}, with which a token's gradient depends on other tokens, and horizon.kind 'agreement' compares "
+          f"config.{key} is {get(config, key)!r}, with which a token's gradient depends on other tokens, and "
+          "horizon.kind 'agreement' compares "
           "the gradients of shorter and longer rollouts; take another rule, or leave the key as it is by default."
         )

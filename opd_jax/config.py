@@ -4,13 +4,16 @@ A method is a file in configs/ that starts from `default()` and answers the five
 locked: a key that does not exist is refused. It is saved in the workdir and decides whether a run may resume there.
 """
 
+import ast
 import contextlib
 import difflib
+import importlib.util
 import inspect
 import json
 import pathlib
 import re
 import runpy
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -25,9 +28,23 @@ INITIAL = "initial"  # a teacher: the student before training
 TASK = "task:"  # prompts made by a generator in opd_jax/tasks: "task:chain"
 
 
-def default() -> Config:
-  """The main job on the built-in task; configs/*.py change what their method needs."""
+def default(recipe: str = "opd") -> Config:
+  """Makes the config of the main job on the built-in task; configs/*.py change what their method needs.
+
+  Args:
+    recipe: the method, whose own keys are added.
+  """
+  c = _general()
+  c.recipe = recipe
+  for key, (value, _) in recipe_keys(recipe).items():
+    _set(c, key, value)
+  return c.lock()
+
+
+def _general() -> Config:
+  """The keys that every method has; comments are their meanings, for --help."""
   c: Config = ConfigDict()
+  c.recipe = "opd"  # the method: a file of opd_jax/recipes, or the dotted path of a module
   c.steps = 100  # rollout batches
   c.seed = 0  # of the order of prompts and of sampling, in training and in evaluation
   c.student = "builtin:student"  # a Hugging Face directory, or builtin:NAME
@@ -45,13 +62,7 @@ def default() -> Config:
   c.lora.path = ""  # a PEFT directory to begin with; its rank, alpha and targets count
 
   c.context = ConfigDict()  # what each side reads
-  c.context.kind = "same"  # same; canonical: the student a conversation, the teacher everything at once
-  c.context.turns = "final"  # canonical, whose reply is trained: final; any, a random turn's (what the paper warns of)
-  c.context.turn_tokens = 256  # canonical: longest reply to an earlier turn
-  c.context.refresh = 0  # canonical: steps until the student talks anew; 0: conversations of the initial student, kept
-  c.context.max_turns = 8  # canonical: problems of more facts have neighbours joined
-  c.context.user = "templates"  # canonical, what a user says around a fact: templates, plain (nothing)
-  c.context.min_turns = 2  # canonical: problems of fewer are left out
+  c.context.kind = "same"  # same; canonical (recipe ccopd): the student a conversation, the teacher everything at once
 
   c.batch = 32  # prompts per step
   c.rollouts_per_prompt = 1
@@ -119,7 +130,7 @@ def default() -> Config:
   c.objective.chunk = 0  # tokens per chunk of logits; 0: as many as measured well, see objectives/fused.py
   c.objective.vocab_chunk = 0  # ids per block of the vocabulary, without log.overlap_k; 0: all at once
 
-  c.weights = ConfigDict()  # how much each token's distance counts, objectives/weights.py
+  c.weights = ConfigDict()  # how much each token's distance counts, objectives/token_weights.py
   c.weights.kind = "uniform"  # first, last, segment, random, linear, rising, gap, student_entropy, teacher_entropy
   c.weights.tokens = 0  # masks: how many tokens of each row
   c.weights.start = 0  # segment: first position, from 0
@@ -127,7 +138,7 @@ def default() -> Config:
   c.weights.gamma = 0.5  # gap
   c.weights.mean_one = False  # weights divided by their mean over the row: no change of step size
 
-  c.importance = ConfigDict()  # for rollouts that the student of another update wrote, objectives/surrogate.py
+  c.importance = ConfigDict()  # for rollouts that the student of another update wrote, objectives/kl_estimators.py
   c.importance.kind = "auto"  # none, truncated, masked; auto: truncated where rollouts are not the student's
   c.importance.level = "token"  # token, prefix, sequence: whose probability ratio
   c.importance.cap = 2.0
@@ -182,23 +193,94 @@ def default() -> Config:
   c.log.tensorboard = True
   c.log.wandb = ""  # a Weights & Biases project; "": off
   c.log.samples = 2  # rollouts written as text into samples.jsonl at every evaluation
-  return c.lock()
+  return c
 
 
-def meanings() -> dict[str, str]:
-  """What is said of each key beside its default above, for --help."""
-  said = re.findall(r"^  c\.([\w.]+) = (?!ConfigDict).*?  # (.*)$", inspect.getsource(default), re.MULTILINE)
-  return dict(said)
+def recipe_module(name: str) -> str:
+  """Returns the module of a recipe: a file of opd_jax/recipes by its name, any other by its dotted path."""
+  return name if "." in name else f"opd_jax.recipes.{name}"
 
 
-def at_scale(scale: str) -> Config:
-  """What OPD, TOPD and POPD share at each scale.
+def recipe_keys(name: str) -> dict[str, tuple[Any, str]]:
+  """Reads the config keys that a recipe declares for itself, as KEYS: {key: (default, meaning)}.
+
+  The module is not imported, since a config is parsed before JAX may be there; so KEYS has to be a literal.
+
+  Raises:
+    InputError: there is no such recipe, or its KEYS cannot be read.
+  """
+  file = _recipe_file(name)
+  if file is None:
+    known = ", ".join(recipe_names())
+    raise InputError(
+      f"There is no recipe {name!r}; the recipes are {known}, and another is named by the dotted path of its module."
+    )
+  for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["KEYS"]:
+      try:
+        return ast.literal_eval(node.value)
+      except ValueError:
+        raise InputError(f"KEYS of the recipe {name!r} ({file}) is not a literal.") from None
+  return {}
+
+
+def _recipe_file(name: str) -> pathlib.Path | None:
+  """The source file of a recipe; None where there is none."""
+  if "." not in name:
+    file = pathlib.Path(__file__).resolve().parent / "recipes" / f"{name}.py"
+    return file if name in recipe_names() else None
+  try:
+    found = importlib.util.find_spec(name)
+  except (ImportError, ValueError):
+    return None
+  return pathlib.Path(found.origin) if found and found.origin else None
+
+
+def recipe_names() -> tuple[str, ...]:
+  """Lists the recipes of the package."""
+  folder = pathlib.Path(__file__).resolve().parent / "recipes"
+  return tuple(sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "base")))
+
+
+def with_recipe(config: Config, name: str) -> Config:
+  """Returns a config with another recipe: the keys of the former are dropped, those of the new one have their defaults."""
+  values = flat(config.to_dict())
+  dropped = recipe_keys(config.recipe)
+  new = default(name)
+  for key, value in values.items():
+    if key != "recipe" and key not in dropped and has(new, key) and key not in recipe_keys(name):
+      _set(new.unlock(), key, tuple(value) if isinstance(value, list) else value)
+  return new.lock()
+
+
+def implied_recipe(values: Mapping[str, Any]) -> str:
+  """Returns the recipe of flat config values that may be from before there were recipes."""
+  return values.get("recipe") or ("ccopd" if values.get("context.kind") == "canonical" else "opd")
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+  """Brings the flat values of a saved config up to date: those from before there were recipes have CCOPD's keys always."""
+  if "recipe" in values:
+    return values
+  recipe = implied_recipe(values)
+  unused = recipe_keys("ccopd").keys() - recipe_keys(recipe).keys() - {"context.kind"}
+  return {k: v for k, v in values.items() if k not in unused} | {"recipe": recipe}
+
+
+def meanings(recipe: str = "opd") -> dict[str, str]:
+  """Returns what each key means, for --help: the comment beside its default, or what its recipe declares."""
+  general = re.findall(r"^  c\.([\w.]+) = (?!ConfigDict).*?  # (.*)$", inspect.getsource(_general), re.MULTILINE)
+  return dict(general) | {key: meaning for key, (_, meaning) in recipe_keys(recipe).items()}
+
+
+def at_scale(scale: str, recipe: str = "opd") -> Config:
+  """Makes what OPD, TOPD and POPD share at each scale.
 
   cpu: the built-in task, minutes on two cores. hf: any two Hugging Face directories and a JSONL file, small enough for
   a first try. paper: the published hyper-parameters of arXiv:2605.31490 (pair A); optimiser betas, clipping and
   warm-up are not stated there and are ours.
   """
-  c = default()
+  c = default(recipe)
   if scale == "cpu":
     c.steps = 60
     c.optimizer.warmup = 10
@@ -238,24 +320,31 @@ def at_scale(scale: str) -> Config:
   raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")
 
 
-def to_json(c: Config) -> str:
+def to_json(config: Config) -> str:
   """The whole config, as it is saved in the workdir."""
-  return json.dumps(json.loads(c.to_json_best_effort()), indent=2, sort_keys=True)
+  return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
 
 
-def changed(c: Config, free: tuple[str, ...] = ()) -> dict[str, Any]:
-  """Keys with other values than by default, without those in `free`: so a new key changes no config from before it."""
-  usual, own = (flat(json.loads(to_json(one))) for one in (default(), c))
+def changed(config: Config, free: tuple[str, ...] = ()) -> dict[str, Any]:
+  """Returns the keys with other values than by default, without those in `free`.
+
+  So a new key changes no config from before it, and no key says twice what the method is.
+  """
+  usual, own = (flat(json.loads(to_json(config))) for config in (default(config.recipe), config))
+  if own.pop("recipe") != implied_recipe({"context.kind": own["context.kind"]}):
+    own["recipe"] = config.recipe
+  if config.recipe == "ccopd":
+    usual["context.kind"] = "same"  # as before there were recipes
   return {k: v for k, v in own.items() if k not in free and (k not in usual or usual[k] != v)}
 
 
 def difference(saved: str, now: str, free: tuple[str, ...] = ()) -> list[str]:
-  """Keys whose values differ between two saved configs, as 'key: saved -> now', without those in `free`.
+  """Lists keys whose values differ between two saved configs, as 'key: saved -> now', without those in `free`.
 
   A key that did not exist when the first was saved had the value that it has by default now.
   """
-  a, b = flat(json.loads(saved)), flat(json.loads(now))
-  a = {k: v for k, v in flat(json.loads(to_json(default()))).items() if k in b} | a
+  a, b = upgraded(flat(json.loads(saved))), flat(json.loads(now))
+  a = {k: v for k, v in flat(json.loads(to_json(default(a["recipe"])))).items() if k in b} | a
   keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k not in free)
   return [f"{k}: {a.get(k, 'absent')} -> {b.get(k, 'absent')}" for k in keys]
 
@@ -279,28 +368,38 @@ def load(spec: str) -> Config:
 
 
 def configs_dir() -> pathlib.Path:
-  """configs/ of the checkout, or its copy inside an installed wheel."""
+  """Finds configs/ of the checkout, or its copy inside an installed wheel."""
   here = pathlib.Path(__file__).resolve().parent
   return here.parent / "configs" if (here.parent / "configs").is_dir() else here / "configs"
 
 
-def override(c: Config, assignments: dict) -> Config:
-  """A copy with dotted keys replaced, types checked and unknown keys refused."""
-  c = c.copy_and_resolve_references()
+def override(config: Config, assignments: dict) -> Config:
+  """Returns a copy with dotted keys replaced, types checked and unknown keys refused."""
+  config = config.copy_and_resolve_references()
+  if (recipe := implied_recipe({"recipe": config.recipe} | assignments)) != config.recipe:
+    config = with_recipe(config, recipe)
+  elif config.recipe == "opd" and assignments.get("context.kind") == "canonical":
+    config = with_recipe(config, "ccopd")
   for key, value in assignments.items():
     try:
-      with c.ignore_type() if isinstance(value, (list, tuple)) else contextlib.nullcontext():
-        c.update_from_flattened_dict({key: value})
+      with config.ignore_type() if isinstance(value, (list, tuple)) else contextlib.nullcontext():
+        config.update_from_flattened_dict({key: value})
     except (KeyError, AttributeError):
-      raise unknown_key(c, key) from None
+      raise unknown_key(config, key) from None
     except (TypeError, ValueError) as e:
       raise InputError(f"config.{key} cannot be {value!r}: {e}") from None
-  return c
+  return config
 
 
-def unknown_key(c: Config, key: str) -> InputError:
+def unknown_key(config: Config, key: str) -> InputError:
   """The error for a key that does not exist, with the nearest that does."""
-  near = difflib.get_close_matches(key, flat(c.to_dict()), n=1, cutoff=0.4)
+  for recipe in recipe_names():
+    if key in recipe_keys(recipe):
+      return InputError(
+        f"The config key {key!r} belongs to the recipe {recipe!r}, and config.recipe is {config.recipe!r}; "
+        f"give --config.recipe={recipe}, or a config of that method."
+      )
+  near = difflib.get_close_matches(key, flat(config.to_dict()), n=1, cutoff=0.4)
   return InputError(f"There is no config key {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
 
 
@@ -314,8 +413,29 @@ def flat(tree: dict, prefix: str = "") -> dict:
   return out
 
 
-def get(c: Config, key: str):
+def teacher_names(config: Config) -> tuple[str, ...]:
+  """The directories of all teachers: `teachers`, or `teacher` alone."""
+  return tuple(config.teachers) or (config.teacher,)
+
+
+def has(config: Config, key: str) -> bool:
+  """Tells whether a dotted key exists."""
+  return key in flat(config.to_dict())
+
+
+def _set(config: Config, key: str, value: Any) -> None:
+  """Sets a dotted key, of a group that may not exist yet."""
+  *groups, name = key.split(".")
+  for group in groups:
+    if group not in config:
+      config[group] = ConfigDict()
+    config = config[group]
+  with config.ignore_type():
+    config[name] = value
+
+
+def get(config: Config, key: str):
   """The value of a dotted key."""
   for part in key.split("."):
-    c = c[part]
-  return c
+    config = config[part]
+  return config

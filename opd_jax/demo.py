@@ -11,24 +11,22 @@ just now; a run that is already complete in --out is not repeated.
 
 import argparse
 import pathlib
-import sys
 import time
 
 from rich.console import Console
 
-from opd_jax import cli
 from opd_jax import config as configs
-from opd_jax.errors import InputError
 from opd_jax.reports import page, table
 from opd_jax.reports.comparison import compare
 from opd_jax.reports.runs import load
+from opd_jax.runtime import cli
 
 METHODS = ("opd", "topd", "popd")
 STUDENTS = {"chain": "builtin:student", "phase": "builtin:phase-student"}
 
 
 def config_of(method: str, task: str, seed: int, short: bool):
-  """configs/METHOD.py at the cpu scale, on this task and with this seed."""
+  """Loads configs/METHOD.py at the cpu scale, on this task and with this seed."""
   changes: dict = {"seed": seed, "data.path": f"task:{task}", "student": STUDENTS[task]}
   if short:
     changes |= {"steps": 4, "batch": 8, "eval.every": 2, "eval.prompts": 16, "eval.batch": 16, "horizon.max": 64}
@@ -38,6 +36,7 @@ def config_of(method: str, task: str, seed: int, short: bool):
 
 
 def run(out: pathlib.Path, task: str, seeds: int, short: bool) -> None:
+  """Trains every method with every seed, and writes the report into `out`."""
   from opd_jax.trainer import train  # a wrong flag is answered before JAX is imported
 
   began = time.perf_counter()
@@ -66,11 +65,8 @@ def main() -> None:
   if args.seeds < 1:
     parser.error(f"--seeds is {args.seeds}; it has to be at least 1")
   cli.quiet()
-  try:
+  with cli.reporting_input_errors():
     run(args.out, args.task, args.seeds, args.short)
-  except InputError as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -12,5 +12,5 @@ class InputError(ValueError):
   """
 
 
-class Leave(Exception):
+class StopRequested(Exception):
   """The run was asked to stop and has saved; entry points print the message and leave with status RESUME."""

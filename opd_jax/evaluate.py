@@ -12,14 +12,18 @@ evaluation.json in the workdir).
 
 import json
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 
-from opd_jax import cli
 from opd_jax.errors import InputError
+from opd_jax.models import model_sharding
+from opd_jax.runtime import cli
 
 
 def define(values: flags.FlagValues) -> None:
+  """Adds the command's own flags."""
   flags.DEFINE_string("workdir", None, "a run's directory", flag_values=values)
   flags.DEFINE_string("model", None, "a Hugging Face directory, or builtin:NAME", flag_values=values)
   flags.DEFINE_integer("step", None, "which checkpoint of the workdir; the last by default", flag_values=values)
@@ -32,81 +36,104 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("out", None, "where the JSON goes", flag_values=values)
 
 
-def run(values: flags.FlagValues, c) -> None:
+def run(values: flags.FlagValues, config) -> None:
+  """Evaluates the models of a run or of a directory; prints the records and writes them as JSON.
+
+  Raises:
+    InputError: nothing or too much to evaluate, or an --out that cannot be written.
+  """
   from rich.console import Console
 
-  from opd_jax import bucket, checks, hosts, inputs, state
-  from opd_jax import mesh as meshes
-  from opd_jax.analysis.deviation import deviation
+  from opd_jax import checks, inputs
   from opd_jax.data import tokenizer as tokenizers
-  from opd_jax.evaluation import Evaluator
   from opd_jax.models import hf
-  from opd_jax.multiturn import MultiTurnEvaluator
-  from opd_jax.programs import use_cache
+  from opd_jax.recipes import base as recipes
+  from opd_jax.runtime import bucket, hosts
+  from opd_jax.runtime import mesh as meshes
+  from opd_jax.runtime.programs import use_cache
 
   if bool(values.workdir) == bool(values.model):
     raise InputError("Name what to evaluate: either --workdir=DIR (a run) or --model=DIR (a Hugging Face directory).")
   out = pathlib.Path(values.out) if values.out else None
-  place = bucket.Place(values.workdir) if values.workdir else None
-  if place and not out:
-    out = place.path / "evaluation.json"
+  directory = bucket.MirroredDir(values.workdir) if values.workdir else None
+  if directory and not out:
+    out = directory.path / "evaluation.json"
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out} cannot be written: there is no directory {out.parent}.")
-  checks.check(c)
-  if values.deviation and c.context.kind == "same":
+  checks.check(config)
+  if values.deviation and config.context.kind == "same":
     raise InputError(
       "--deviation compares a conversation with what is told at once, and config.context.kind is 'same'."
     )
-  model = inputs.learner(c) if place else inputs.model(values.model)
-  tokenizer = tokenizers.load(model.path)
-  mesh = meshes.for_reading(c.mesh)
-  i = inputs.load_evaluation(c, model, tokenizer, mesh, model.cfg.vocab)
-  if place:
-    params, step = state.saved_params(c, model.path, model.cfg, mesh, place.root, values.step)
-    what = f"{place.name}, step {step}"
-    use_cache(c.compile_cache, place.root)
+  mesh = meshes.for_reading(config.mesh)
+  if directory:
+    use_cache(config.compile_cache, directory.root)
+    recipe = recipes.make(inputs.load_student(config, mesh))
+    models, step = recipes.saved_models(recipe, directory.root, values.step)
+    where = f"{directory.name}, step {step}"
+    evaluated = [(name, recipe.spec(name), params) for name, params in models.items()]
   else:
-    params, what = hf.read(model.path, model.cfg, meshes.parameter_shardings(mesh, model.cfg)), values.model
-  evaluator = (MultiTurnEvaluator if i.problems.conversations else Evaluator)(c, i, params)
+    recipe, model = None, inputs.model(values.model)
+    params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
+    where, evaluated = values.model, [("model", model, params)]
+  console = Console(highlight=False, soft_wrap=True)
+  results = {}
+  for name, model, params in evaluated:
+    found = inputs.load_evaluation(config, model, tokenizers.load(model.path), mesh, model.cfg.vocab)
+    what = where if len(evaluated) == 1 else f"{where}, {name}"
+    results[name] = {"of": what, **_evaluate(config, found, params, recipe, name, deviation=values.deviation)}
+    if hosts.first():
+      for line in summary_lines(config, results[name], found.problems.skipped):
+        console.print(line)
+  if hosts.first() and out:
+    out.write_text(json.dumps(next(iter(results.values())) if len(results) == 1 else results, indent=2))
+    if directory and out.parent == directory.path:
+      directory.push()
+    console.print(f"  written to {out}")
+
+
+def _evaluate(config, found, params, recipe, name: str, *, deviation: bool) -> dict[str, Any]:
+  """Evaluates one model, and returns its record with a few samples."""
+  from opd_jax.analysis import deviation as deviations
+  from opd_jax.evaluation import MultiTurnEvaluator, make_evaluator
+
+  evaluator = recipe.evaluator(name, params, found) if recipe else make_evaluator(config, found, params)
   record, samples = evaluator(params)
   if isinstance(evaluator, MultiTurnEvaluator):
     record["pollution"] = evaluator.pollution(params)
-    if values.deviation:
-      record["deviation"] = deviation(evaluator, params)
-  if not hosts.first():
-    return
-  console = Console(highlight=False, soft_wrap=True)
-  console.print(f"{what}: {record['prompts']} problems, {record['k']} answer(s) each, temperature {c.eval.temperature}")
-  console.print(f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]")
-  told = record.get("forms", {}) | {f"a wrong {name}": r for name, r in record.get("pollution", {}).items()}
-  for name, r in told.items():
-    console.print(f"  {name}: {r['accuracy']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]")
+    if deviation:
+      record["deviation"] = deviations.deviation(evaluator, params)
+  return record | {"samples": samples}
+
+
+def summary_lines(config, record: dict[str, Any], skipped: int) -> Iterator[str]:
+  """Makes the lines that are printed of a record of `run`, one after another."""
+  temperature = config.eval.temperature
+  yield f"{record['of']}: {record['prompts']} problems, {record['k']} answer(s) each, temperature {temperature}"
+  yield f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]"
+  forms = record.get("forms", {}) | {f"a wrong {name}": r for name, r in record.get("pollution", {}).items()}
+  for name, r in forms.items():
+    yield f"  {name}: {r['accuracy']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]"
   if (guess := record.get("anchored")) and guess["kept"] is not None:
-    console.print(
-      f"  after a wrong answer of its own ({guess['wrong']:.1%} of raw), that answer again: {guess['kept']:.1%}"
-    )
-  if said := record.get("deviation"):
-    console.print(
-      f"  deviation of raw from full {said['psi']:.4f} nats a token, of it by its own turns {said['own_turn']:.4f}"
-    )
-    if said["looks"]:
-      each = " ".join(f"{ratio:+.2f}" for ratio in said["looks"])
-      console.print(f"  its attention to the user's turns over that to its own, log, by layer: {each}")
+    yield f"  after a wrong answer of its own ({guess['wrong']:.1%} of raw), that answer again: {guess['kept']:.1%}"
+  if cut := record.get("prompts_cut"):
+    conversations = record["prompts"] * record["k"]
+    yield f"  {cut} of {conversations} conversations lost their beginning: longer than context.turn_tokens reserves for"
+  if found := record.get("deviation"):
+    yield f"  deviation of raw from full {found['psi']:.4f} nats a token, of it by its own turns {found['own_turn']:.4f}"
+    if found["looks"]:
+      ratios = " ".join(f"{ratio:+.2f}" for ratio in found["looks"])
+      yield f"  its attention to the user's turns over that to its own, log, by layer: {ratios}"
   for k, r in record["pass"].items():
-    console.print(f"  pass@{k} {r['value']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]")
+    yield f"  pass@{k} {r['value']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]"
   length = record["length"]
-  console.print(
+  yield (
     f"  length mean {length['mean']:.1f}, median {length['p50']:.0f}, p90 {length['p90']:.0f}, "
     f"max {length['max']}; ended by a stop token {record['ended']:.1%}"
   )
-  if i.problems.skipped:
-    console.print(f"  {i.problems.skipped} unusable line(s) were left out")
-  console.print("  intervals: 95%, over problems")
-  if out:
-    out.write_text(json.dumps({"of": what, **record, "samples": samples}, indent=2))
-    if place and out.parent == place.path:
-      place.push()
-    console.print(f"  written to {out}")
+  if skipped:
+    yield f"  {skipped} unusable line(s) were left out"
+  yield "  intervals: 95%, over problems"
 
 
 if __name__ == "__main__":

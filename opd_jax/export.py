@@ -9,11 +9,12 @@ import pathlib
 
 from absl import flags
 
-from opd_jax import cli
 from opd_jax.errors import InputError
+from opd_jax.runtime import cli
 
 
 def define(values: flags.FlagValues) -> None:
+  """Adds the command's own flags."""
   flags.DEFINE_string("workdir", None, "a run's directory", flag_values=values)
   flags.DEFINE_string("out", None, "the directory to write; it must not hold anything yet", flag_values=values)
   flags.DEFINE_integer("step", None, "which checkpoint; the last by default", flag_values=values)
@@ -21,29 +22,42 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "type of the weights on disk", flag_values=values)
 
 
-def run(values: flags.FlagValues, c) -> None:
+def run(values: flags.FlagValues, config) -> None:
   from etils import epath
 
-  from opd_jax import hosts, inputs, state
-  from opd_jax import mesh as meshes
-  from opd_jax.models import hf, lora
+  from opd_jax import inputs
+  from opd_jax.recipes import base as recipes
+  from opd_jax.runtime import hosts
+  from opd_jax.runtime import mesh as meshes
 
   if not values.workdir or not values.out:
     raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
-  student, adapter = inputs.learner(c), lora.from_config(c.lora)
-  mesh, root, out = meshes.for_reading(c.mesh), epath.Path(values.workdir), pathlib.Path(values.out)
-  if adapter and not values.merge:
-    params, step = state.trained_params(c, student.cfg, mesh, root, values.step)
+  recipe = recipes.make(inputs.load_student(config, meshes.for_reading(config.mesh)))
+  state, step = recipes.saved_state(recipe, epath.Path(values.workdir), values.step)
+  names, out = list(recipe.models(state)), pathlib.Path(values.out)
+  for name in names:
+    target = out if len(names) == 1 else out / name
+    kind = _export(recipe, state, name, target, merge=values.merge, dtype=values.dtype)
+    if hosts.first():
+      what = kind if len(names) == 1 else f"{kind} {name!r}"
+      print(f"wrote the {what} of {values.workdir}, step {step}, to {target}")
+
+
+def _export(recipe, state, name: str, out: pathlib.Path, *, merge: bool, dtype: str) -> str:
+  """Writes one model, and returns what was written: "student" or "adapter"."""
+  from opd_jax.models import hf, lora
+  from opd_jax.runtime import hosts
+
+  model, adapter = recipe.spec(name), lora.from_config(recipe.config.lora)
+  if adapter and not merge:
     hf.check_new(out)
-    low = hosts.whole(params)
-    hosts.on_first(lambda: lora.write(out, student.cfg, adapter, low, str(student.path.resolve())))
-  else:
-    params, step = state.saved_params(c, student.path, student.cfg, mesh, root, values.step)
-    params = lora.merge(params, student.cfg.adapter_scale) if adapter else params
-    hf.write(out, hf.read_config(student.path), params, like=student.path, dtype=values.dtype)
-  what = "adapter" if adapter and not values.merge else "student"
-  if hosts.first():
-    print(f"wrote the {what} of {values.workdir}, step {step}, to {out}")
+    params = hosts.all_gather_to_host(recipe.models(state)[name])
+    hosts.on_first(lambda: lora.write(out, model.cfg, adapter, params, str(model.path.resolve())))
+    return "adapter"
+  params = recipe.models(state, recipe.frozen(teachers=False))[name]
+  params = lora.merge(params, model.cfg.adapter_scale) if adapter else params
+  hf.write(out, hf.read_config(model.path), params, like=model.path, dtype=dtype)
+  return "student"
 
 
 if __name__ == "__main__":

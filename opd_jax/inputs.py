@@ -1,210 +1,160 @@
 """Everything a config names, read and checked before anything is compiled or written."""
 
 import dataclasses
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from opd_jax import checks, horizon, tasks
+from opd_jax import checks, tasks
 from opd_jax import config as configs
-from opd_jax import mesh as meshes
-from opd_jax import teacher as frozen
 from opd_jax.config import Config
-from opd_jax.context import chat
-from opd_jax.data import pipeline, problems
+from opd_jax.context import canonical
+from opd_jax.data import chat, pipeline, problems
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.problems import Problems
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, kernels, lora
+from opd_jax.evaluation.inputs import EvaluationInputs
+from opd_jax.horizon import schedule as horizon
+from opd_jax.models import frozen, hf, model_sharding
+from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import loss as losses
 from opd_jax.rollout.sample import Sampling
-from opd_jax.rollout.segments import Segments
-from opd_jax.speaker import Voice
+from opd_jax.runtime import mesh as meshes
+from opd_jax.training import specs
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-  """A model directory, checked but not read."""
+class Inputs(specs.Specs):
+  """The inputs of a training run: its specs, data, tokenizer, verifier, and the warnings before it begins."""
 
-  path: pathlib.Path
-  cfg: decoder.DecoderConfig
-  stop_ids: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """What an evaluation needs: one model, held-out problems and a judge; no teacher and no training data."""
-
-  model: Model
-  tokenizer: Any  # of transformers
-  problems: Problems
-  verify: tasks.Verifier
-  sampling: Sampling
-  max_tokens: int
-  segments: Segments
-  attention: str  # see models/kernels.py
-  mesh: jax.sharding.Mesh
-  dtype: jnp.dtype
-  claimed: tasks.Claimed | None = None  # where the verifier's task can tell which answer a reply claims
-
-  @property
-  def voice(self) -> Voice:
-    return Voice(self.model.cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
+  teacher_weight: Float[np.ndarray, "prompts K"] | None = None  # how much each prompt weighs each of several teachers
+  tokenizer: Any = None  # of transformers
+  train: Problems = dataclasses.field(default_factory=lambda: Problems([], []))
+  prompt_widths: tuple[int, ...] = ()  # rising, tokens; a batch takes the first that holds its longest prompt
+  evaluation: EvaluationInputs | None = None  # None where config.eval.every is 0
+  verify: tasks.Verifier | None = None  # of rollouts; None where the loss has no reward
+  warnings: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-  """What a training run needs."""
-
-  student: Model
-  teachers: tuple[Model, ...]
-  teacher_weight: Float[np.ndarray, "prompts K"] | None  # how much each prompt listens to each of several teachers
-  schedule: horizon.Horizon
-  mesh: jax.sharding.Mesh
-  tokenizer: Any  # of transformers
-  train: Problems
-  sampling: Sampling
-  prompt_widths: tuple[int, ...]  # rising, tokens; a batch takes the first that holds its longest prompt
-  attention: str  # see models/kernels.py
-  dtype: jnp.dtype
-  evaluation: Evaluation | None  # None where config.eval.every is 0
-  verify: tasks.Verifier | None  # of rollouts; None where the loss has no reward
-  segments: Segments
-  warnings: tuple[str, ...]
-
-  @property
-  def voice(self) -> Voice:
-    """The student, as it speaks in training."""
-    return Voice(self.student.cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
-
-
-def load(c: Config) -> Inputs:
+def load(config: Config) -> Inputs:
   """Reads the models' headers, both tokenizers and all prompts.
 
   Raises:
     InputError: the first thing that is wrong, in one sentence.
   """
-  checks.check(c)
-  schedule = horizon.from_config(c.horizon)
-  mesh = meshes.from_config(c.mesh)
-  meshes.check_rows(mesh, c.batch, "config.batch")
-  student, names = learner(c), tuple(c.teachers) or (c.teacher,)
+  checks.check(config)
+  horizon.from_config(config.horizon)
+  mesh = meshes.from_config(config.mesh)
+  meshes.check_rows(mesh, config.batch, "config.batch")
+  student, names = learner(config), configs.teacher_names(config)
   tokenizer = tokenizers.load(student.path)
-  teachers = tuple(teacher(name, student, tokenizer, c.allow_mismatch) for name in names)
+  teachers = tuple(teacher(name, student, tokenizer, config.allow_mismatch) for name in names)
   vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
-  train = problems.read(c, c.data.path, tokenizer, held_out=False)
-  teacher_weight = frozen.weights(names, c.teacher_weights, train.teachers, len(train.ids))
-  width = max(pipeline.width(train.ids), train.widths[-1])
+  train = load_problems(config, config.data.path, tokenizer, held_out=False)
+  if config.rollout.by == "data":
+    problems.check_solutions(train)
+  teacher_weight = frozen.teacher_weights(names, config.teacher_weights, train.teachers, len(train.ids))
+  width = max(pipeline.padded_len(train.ids), train.prompt_lens[-1])
   longest = min(m.cfg.max_positions for m in (student, *teachers))
-  if width + c.horizon.max > longest:
+  if width + config.horizon.max > longest:
     raise InputError(
-      f"Prompts of {width} tokens and config.horizon.max of {c.horizon.max} need {width + c.horizon.max} positions, "
+      f"Prompts of {width} tokens and config.horizon.max of {config.horizon.max} need "
+      f"{width + config.horizon.max} positions, "
       f"but the models have {longest} (max_position_embeddings); lower horizon.max or data.max_prompt."
     )
   sampling = Sampling(
     stop_ids=student.stop_ids,
     pad_id=tokenizers.pad_id(tokenizer, student.stop_ids),
     vocab=vocab,
-    temperature=c.sampling.temperature,
-    top_p=c.sampling.top_p,
-    top_k=c.sampling.top_k,
+    temperature=config.sampling.temperature,
+    top_p=config.sampling.top_p,
+    top_k=config.sampling.top_k,
   )
-  evaluation = load_evaluation(c, student, tokenizer, mesh, vocab) if c.eval.every else None
+  evaluation = load_evaluation(config, student, tokenizer, mesh, vocab) if config.eval.every else None
   return Inputs(
+    config=config,
     student=student,
     teachers=teachers,
     teacher_weight=teacher_weight,
-    schedule=schedule,
     mesh=mesh,
     tokenizer=tokenizer,
     train=train,
     sampling=sampling,
-    prompt_widths=train.widths,
-    attention=attention(c, mesh, [m.cfg for m in (student, *teachers)]),
-    dtype=compute_dtype(c.precision, mesh),
+    prompt_widths=train.prompt_lens,
+    attention=specs.attention(config, mesh, [m.cfg for m in (student, *teachers)]),
+    dtype=specs.compute_dtype(config.precision, mesh),
     evaluation=evaluation,
-    verify=tasks.verifier(verifier_name(c, c.data.path)) if c.mixture.reward else None,
-    segments=segments(c, mesh),
-    warnings=_warnings(c, mesh, tokenizer, sampling, student, teachers, train, evaluation),
+    verify=tasks.verifier(verifier_name(config, config.data.path)) if config.mixture.reward else None,
+    segments=specs.segments(config, mesh),
+    warnings=_warnings(config, mesh, tokenizer, sampling, student, teachers, train, evaluation),
   )
 
 
-def micro_batch(c: Config, mesh: jax.sharding.Mesh) -> int:
-  """Rows of a gradient-accumulation slice: `micro_batch`, or the next number that the mesh's row shards divide.
-
-  Raises:
-    InputError: none that divides the rows of a step can be split over the row shards.
-  """
-  rows, shards = c.batch * c.rollouts_per_prompt, meshes.row_shards(mesh)
-  fits = [n for n in range(shards, rows + 1, shards) if rows % n == 0 and n >= c.micro_batch]
-  if not c.micro_batch:
-    return rows
-  if not fits:
-    raise InputError(
-      f"config.micro_batch is {c.micro_batch}, and no number from there to the {rows} rows of a step divides them and is a "
-      f"multiple of the mesh's {shards} row shards; set config.micro_batch=0, or change config.batch."
-    )
-  return fits[0]
+def load_student(config: Config, mesh: jax.sharding.Mesh) -> specs.Specs:
+  """Makes the specs of a config's student alone, as evaluation and export need them: no teacher has to be there."""
+  student = learner(config)
+  return specs.Specs(
+    config=config,
+    student=student,
+    teachers=(),
+    sampling=Sampling(student.stop_ids, 0, student.cfg.vocab),
+    mesh=mesh,
+    dtype=specs.compute_dtype(config.precision, mesh),
+    attention=specs.attention(config, mesh, [student.cfg]),
+    segments=specs.segments(config, mesh),
+  )
 
 
-def load_evaluation(c: Config, of: Model, tokenizer, mesh: jax.sharding.Mesh, vocab: int) -> Evaluation:
-  """Held-out problems and their judge: of the file `eval.path`, or of the built-in task that is trained on.
+def load_problems(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
+  """Loads problems as `config.context` shows them to the student: as prompts, or turn by turn."""
+  load = canonical.load if config.context.kind == "canonical" else problems.load
+  return load(config, path, tokenizer, held_out=held_out)
+
+
+def load_evaluation(
+  config: Config, model: ModelSpec, tokenizer, mesh: jax.sharding.Mesh, vocab: int
+) -> EvaluationInputs:
+  """Loads held-out problems and their verifier: of the file `eval.path`, or of the built-in task that is trained on.
 
   Args:
     vocab: ids at or above this are never drawn.
   """
-  path = c.eval.path or (c.data.path if c.data.path.startswith(configs.TASK) else "")
+  path = config.eval.path or (config.data.path if config.data.path.startswith(configs.TASK) else "")
   if not path:
     raise InputError(
       "config.eval.path is empty, so there is nothing to evaluate on: name a JSONL file of held-out problems with "
       "answers, or set config.eval.every=0 to train without evaluation."
     )
-  held_out = problems.read(c, path, tokenizer, held_out=True)
-  max_tokens = c.eval.max_tokens or c.horizon.max
-  width = max(pipeline.width(held_out.ids), held_out.widths[-1])
-  if width + max_tokens > of.cfg.max_positions:
+  held_out = load_problems(config, path, tokenizer, held_out=True)
+  max_tokens = config.eval.max_tokens or config.horizon.max
+  width = max(pipeline.padded_len(held_out.ids), held_out.prompt_lens[-1])
+  if width + max_tokens > model.cfg.max_positions:
     raise InputError(
       f"Evaluation prompts of {width} tokens and {max_tokens} new ones do not fit the model's "
-      f"{of.cfg.max_positions} positions; lower config.eval.max_tokens."
+      f"{model.cfg.max_positions} positions; lower config.eval.max_tokens."
     )
-  return Evaluation(
-    model=of,
+  return EvaluationInputs(
+    model=model,
     tokenizer=tokenizer,
     problems=held_out,
-    verify=tasks.verifier(verifier_name(c, path)),
-    sampling=Sampling(of.stop_ids, tokenizers.pad_id(tokenizer, of.stop_ids), vocab, c.eval.temperature),
+    verify=tasks.verifier(verifier_name(config, path)),
+    sampling=Sampling(model.stop_ids, tokenizers.pad_id(tokenizer, model.stop_ids), vocab, config.eval.temperature),
     max_tokens=max_tokens,
-    segments=segments(c, mesh),
-    attention=attention(c, mesh, [of.cfg]),
+    segments=specs.segments(config, mesh),
+    attention=specs.attention(config, mesh, [model.cfg]),
     mesh=mesh,
-    dtype=compute_dtype(c.precision, mesh),
-    claimed=tasks.CLAIMED.get(verifier_name(c, path)),
+    dtype=specs.compute_dtype(config.precision, mesh),
+    extract_answer=tasks.ANSWER_EXTRACTORS.get(verifier_name(config, path)),
   )
 
 
-def attention(c: Config, mesh: jax.sharding.Mesh, models: Sequence[decoder.DecoderConfig]) -> str:
-  """The attention that all of these models can run, of `config.attention`."""
-  platform, dtype = mesh.devices.flat[0].platform, compute_dtype(c.precision, mesh)
-  chosen = {kernels.choose(c.attention, platform, dtype, m.head_width) for m in models}
-  return chosen.pop() if len(chosen) == 1 else "xla"
-
-
-def segments(c: Config, mesh: jax.sharding.Mesh) -> Segments:
-  """Where the token loop is cut, of `config.rollout`."""
-  shrink = tuple(c.rollout.shrink)
-  return Segments(c.rollout.segment, c.rollout.segments, shrink, meshes.row_shards(mesh))
-
-
-def verifier_name(c: Config, path: str) -> str:
-  """`data.verifier`; auto is the built-in task's own, and gsm8k for a file."""
-  if c.data.verifier != "auto":
-    return c.data.verifier
+def verifier_name(config: Config, path: str) -> str:
+  """Returns the verifier's name, `data.verifier`; "auto" is the built-in task's own, and gsm8k for a file."""
+  if config.data.verifier != "auto":
+    return config.data.verifier
   return path.removeprefix(configs.TASK) if path.startswith(configs.TASK) else "gsm8k"
 
 
@@ -225,7 +175,7 @@ def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
     )
 
 
-def model(name: str) -> Model:
+def model(name: str) -> ModelSpec:
   """Checks a model directory by its headers."""
   path = hf.resolve(name)
   hf.check_directory(path)
@@ -233,20 +183,16 @@ def model(name: str) -> Model:
   if not stop:
     eos = getattr(tokenizers.load(path), "eos_token_id", None)
     stop = () if eos is None else (int(eos),)
-  return Model(path, hf.read_config(path), stop)
+  return ModelSpec(path, hf.read_config(path), stop, name)
 
 
-def learner(c: Config) -> Model:
-  """`config.student`, with the scale of the adapter that it is trained through, where it is."""
-  found, adapter = model(c.student), lora.from_config(c.lora)
-  if not adapter:
-    return found
-  lora.shapes(found.cfg, adapter)
-  return dataclasses.replace(found, cfg=dataclasses.replace(found.cfg, adapter_scale=adapter.scale))
+def learner(config: Config) -> ModelSpec:
+  """Finds `config.student`, with the scale of the adapter that it is trained through, if there is one."""
+  return specs.with_adapter(model(config.student), config)
 
 
-def teacher(name: str, student: Model, tokenizer, allow: tuple[str, ...]) -> Model:
-  """A teacher that reads what the student writes; "initial" is the student before training."""
+def teacher(name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...]) -> ModelSpec:
+  """Finds a teacher, which has to share the student's token ids; "initial" is the student before training."""
   if name == configs.INITIAL:
     return student
   found = model(name)
@@ -255,47 +201,44 @@ def teacher(name: str, student: Model, tokenizer, allow: tuple[str, ...]) -> Mod
   return found
 
 
-def compute_dtype(precision: str, mesh: jax.sharding.Mesh) -> jnp.dtype:
-  """float32 on CPU, where bfloat16 is slower; bfloat16 on accelerators."""
-  if precision == "auto":
-    precision = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-  return jnp.dtype(precision)
-
-
 def _warnings(
-  c: Config,
+  config: Config,
   mesh: jax.sharding.Mesh,
   tokenizer: Any,
   sampling: Sampling,
-  student: Model,
-  teachers: tuple[Model, ...],
+  student: ModelSpec,
+  teachers: tuple[ModelSpec, ...],
   train: Problems,
-  evaluation: Evaluation | None,
+  evaluation: EvaluationInputs | None,
 ) -> tuple[str, ...]:
-  """What is allowed but worth saying before the run."""
+  """Lists what is allowed but worth a warning before the run."""
   out = []
-  if c.objective.student_temperature != sampling.temperature or sampling.top_p < 1 or sampling.top_k > 0:
+  if config.objective.student_temperature != sampling.temperature or sampling.top_p < 1 or sampling.top_k > 0:
     out.append(
       f"sampling is not on-policy (temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}): "
-      f"the objective compares distributions at temperature {c.objective.student_temperature} and whole, on tokens drawn "
+      f"the objective compares distributions at temperature {config.objective.student_temperature} and whole, "
+      "on tokens drawn "
       "from another one"
     )
-  if c.updates_per_rollout > 1 and losses.chosen_importance(c) == "none":
+  if config.updates_per_rollout > 1 and losses.importance_kind(config) == "none":
     out.append(
-      f"{c.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and importance.kind "
+      f"{config.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and "
+      "importance.kind "
       "is none"
     )
-  if c.mixture.reward and c.horizon.kind != "full":
+  if config.mixture.reward and config.horizon.kind != "full":
     out.append(
-      f"mixture.reward with a {c.horizon.kind} horizon: a response that the horizon cuts has no answer and is judged wrong"
+      f"mixture.reward with a {config.horizon.kind} horizon: a response that the horizon cuts has no answer "
+      "and is judged wrong"
     )
-  later = [key for key in ("objective.discount", "mixture.reward") if configs.get(c, key)]
-  if later and losses.chosen_importance(c) != "none" and c.importance.level != "sequence":
+  later = [key for key in ("objective.discount", "mixture.reward") if configs.get(config, key)]
+  if later and losses.importance_kind(config) != "none" and config.importance.level != "sequence":
     out.append(
-      f"importance.level is {c.importance.level!r}, and {' and '.join(later)} make a token answer for later ones, whose "
+      f"importance.level is {config.importance.level!r}, and {' and '.join(later)} make a token answer for "
+      "later ones, whose "
       "ratios it leaves out: biased, where 'sequence' is exact but for the cap"
     )
-  if teachers[1:] and c.data.teacher_field:
+  if teachers[1:] and config.data.teacher_field:
     out.append(f"each of the {len(teachers)} teachers reads every rollout, also those that another one answers")
   sizes = {m.cfg.vocab for m in (student, *teachers)}
   if len(sizes) > 1:
@@ -303,18 +246,21 @@ def _warnings(
       f"vocabulary sizes differ ({' and '.join(map(str, sorted(sizes)))}): all models are compared over the first "
       f"{sampling.vocab} ids, the rest is treated as padding"
     )
-  if (slices := micro_batch(c, mesh)) != c.micro_batch and c.micro_batch:
+  if (slices := specs.micro_batch(config, mesh)) != config.micro_batch and config.micro_batch:
     out.append(
-      f"config.micro_batch is {c.micro_batch}; a mesh of {meshes.row_shards(mesh)} row shards takes {slices} rows"
+      f"config.micro_batch is {config.micro_batch}; a mesh of {meshes.row_shards(mesh)} row shards takes {slices} rows"
     )
-  out += meshes.uneven(mesh, "the student", student.cfg)
+  out += model_sharding.uneven(mesh, "the student", student.cfg)
   for m in teachers:
-    out += meshes.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
+    out += model_sharding.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
   if not student.stop_ids:
     out.append("the student has no stop token: every rollout is cut by the horizon")
   if train.conversations and student.stop_ids:
     out += _ends_otherwise(tokenizer, student.stop_ids)
-  for path, skipped in ((c.data.path, train.skipped), (c.eval.path, evaluation.problems.skipped if evaluation else 0)):
+  for path, skipped in (
+    (config.data.path, train.skipped),
+    (config.eval.path, evaluation.problems.skipped if evaluation else 0),
+  ):
     if skipped:
       out.append(f"{skipped} unusable line(s) of {path} were left out")
   if evaluation:
@@ -325,7 +271,7 @@ def _warnings(
 
 
 def _ends_otherwise(tokenizer: Any, stop_ids: tuple[int, ...]) -> list[str]:
-  """Said where the replies that a conversation shows end with another token than those that the student gives."""
+  """Warns where the replies that a conversation shows end with another token than those that the student gives."""
   end = chat.end_of_turn(tokenizer)
   if end is None or set(end[:_NEAR]) & set(stop_ids):
     return []

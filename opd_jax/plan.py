@@ -7,7 +7,7 @@
 
 A TPU is not needed: `pip install libtpu` (Linux) compiles for any slice, such as v5e:16x16, v6e:16x16, v5p:16x16x16,
 v4:4x4x4 or tpu7x:2x2x1; several slices of one kind with --slices. Of a model only its sizes are needed: a directory, a
-config.json, builtin:NAME, or the name of a public model (planning/architectures.py). Keys of the config are overridden
+config.json, builtin:NAME, or the name of a public model (models/architectures.py). Keys of the config are overridden
 as in training (--config.batch=32).
 
 For each stage a table says what rollout, update (in which the teachers score) and evaluation hold of a device's memory,
@@ -16,19 +16,22 @@ fit. Memory and collectives are those of the compiled programs. Seconds, tokens 
 from published rates (planning/estimate.py says how): bounds for comparing plans, and no measurements.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from opd_jax import cli
 from opd_jax import config as configs
+from opd_jax.config import Config
 from opd_jax.errors import InputError
+from opd_jax.runtime import cli
 
 
 def define(values: flags.FlagValues) -> None:
-  text = lambda name, default, said: flags.DEFINE_string(name, default, said, flag_values=values)
+  """Adds the planner's own flags."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
   text("topology", "local", "a TPU slice such as v5e:4x4, several with commas between them, or local: this machine")
   flags.DEFINE_integer("slices", 1, "slices of the topology, joined by the data-centre network", flag_values=values)
   text("mesh", None, "shorthand of config.mesh.*: fsdp=8,tensor=2; data takes the rest")
@@ -44,6 +47,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  """Plans what the command line asks for; returns the exit status."""
   argv = list(sys.argv[1:] if argv is None else argv)
   command = " ".join(["python -m opd_jax.plan", *argv])
   cli.quiet()
@@ -54,92 +58,104 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.of_method(arguments, spec)
 
   try:
-    values, c = cli.parse(["plan", *argv], __doc__ or "", define, source)
-    run(values, c, specs[0], command)
-  except InputError as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
+    with cli.reporting_input_errors():
+      values, config = cli.parse(["plan", *argv], __doc__ or "", define, source)
+      run(values, config, specs[0], command)
   except KeyboardInterrupt:
     print("stopped", file=sys.stderr)
     return 130
   return 0
 
 
-def run(values: flags.FlagValues, c, spec: str, command: str) -> None:
-  """Checks everything before anything is compiled, plans for every topology, and shows and writes the record."""
-  from opd_jax.planning import record, report, setup, topology
+def run(values: flags.FlagValues, config: Config, spec: str, command: str) -> None:
+  """Checks everything before anything is compiled, plans for every topology, and shows and writes the record.
+
+  Args:
+    spec: METHOD[:SCALE] of --config.
+    command: the command line, for the record.
+  """
+  from opd_jax.planning import record, setup, tables, topology
 
   names = [name.strip() for name in values.topology.split(",")]
   if names != [topology.LOCAL]:
-    topology.prepare()
-  methods = checked_methods(values.methods)
+    topology.configure_libtpu()
+  methods = parse_methods(values.methods)
   if values.slices < 1 or (values.prompt is not None and values.prompt < 1):
     raise InputError("--slices and --prompt have to be at least 1.")
-  named = {"student": values.student, "teacher": values.teacher} | ({"teachers": ()} if values.teacher else {})
-  overrides = {key: name for key, name in named.items() if name is not None}
-  c = configs.override(c, overrides | (setup.mesh_overrides(values.mesh) if values.mesh else {}))
+  overrides = cli.model_overrides(values.student, values.teacher)
+  if values.mesh:
+    overrides |= setup.mesh_overrides(values.mesh)
+  c = configs.override(config, overrides)
   targets = [topology.get(name, values.slices) for name in names]
-  weak = lambda target: len(target.devices) / len(targets[0].devices) if values.weak else 1.0
-  setups = [setup.make(c, target, values.prompt, weak(target)) for target in targets]
-  schedules = {method: setup.of_method(c, method, spec.partition(":")[2]) for method in methods}
-  picked = [setup.chosen(s.stages, values.stages) for s in setups]
-  out = opened(values.out) if values.out else None
-  found = {
+  fewest = len(targets[0].devices)
+  growth = [len(target.devices) / fewest if values.weak else 1.0 for target in targets]
+  setups = [setup.make(c, target, values.prompt, grown) for target, grown in zip(targets, growth, strict=True)]
+  schedules = {method: setup.method_schedule(c, method, spec.partition(":")[2]) for method in methods}
+  selected = [setup.select_stages(s.stages, values.stages) for s in setups]
+  out = cli.output_directory(values.out) if values.out else None
+  plan = {
     "command": command,
     **versions(),
     **record.models(setups[0]),
-    "targets": [planned(*pair, schedules) for pair in zip(setups, picked, strict=True)],
+    "targets": [plan_target(s, stages, schedules) for s, stages in zip(setups, selected, strict=True)],
   }
-  blocks = report.blocks(found)
-  report.show(blocks)
+  blocks = tables.blocks(plan)
+  tables.show(blocks)
   if out:
-    print("wrote " + ", ".join(map(str, report.write(found, blocks, out))))
+    print("wrote " + ", ".join(map(str, tables.write(plan, blocks, out))))
 
 
-def planned(s, chosen: list, schedules: dict[str, Any]) -> dict[str, Any]:
-  """One target's record; says on standard error what is being compiled, which may take minutes."""
+def plan_target(setup, selected: list, schedules: dict[str, Any]) -> dict[str, Any]:
+  """Compiles the selected stages for one target, which may take minutes; progress goes to standard error.
+
+  Args:
+    setup: a `planning.setup.Setup`.
+    selected: the stages to compile.
+    schedules: of each method whose run is estimated.
+  """
   from rich.console import Console
 
   from opd_jax.planning import record, stages
 
+  name = setup.target.name
   progress = Console(stderr=True, highlight=False)
 
-  def told(program):
-    held = f"{program.memory.total / 2**30:.2f} GiB" if program.memory else program.failed
-    progress.print(f"  {s.target.name}: {program.name} compiled in {program.seconds:.0f} s, {held}", soft_wrap=True)
+  def report_progress(program):
+    size = f"{program.memory.total / 2**30:.2f} GiB" if program.memory else program.error
+    progress.print(f"  {name}: {program.name} compiled in {program.seconds:.0f} s, {size}", soft_wrap=True)
     return program
 
   programs: dict[int, list] = {}
-  for stage in chosen:
-    progress.print(f"  {s.target.name}: compiling update and rollout for {stage.width} tokens", soft_wrap=True)
-    programs[stage.width] = [told(program) for program in stages.programs(s, stage.width)]
+  for stage in selected:
+    progress.print(f"  {name}: compiling update and rollout for {stage.width} tokens", soft_wrap=True)
+    programs[stage.width] = [report_progress(program) for program in stages.programs(setup, stage.width)]
   evaluation = None
-  if s.c.eval.every:
-    progress.print(f"  {s.target.name}: compiling the evaluation", soft_wrap=True)
-    evaluation = told(stages.evaluation(s))
-  return record.target(s, chosen, programs, evaluation, stages.resident(s), schedules)
+  if setup.c.eval.every:
+    progress.print(f"  {name}: compiling the evaluation", soft_wrap=True)
+    evaluation = report_progress(stages.evaluation(setup))
+  return record.target(setup, selected, programs, evaluation, stages.resident(setup), schedules)
 
 
-def opened(out: str):
-  from opd_jax.benchmarks.report import open_  # with matplotlib, which a plan does without
+def parse_methods(text: str) -> list[str]:
+  """Parses the methods of --methods without repetitions.
 
-  return open_(out)
-
-
-def checked_methods(text: str) -> list[str]:
+  Raises:
+    InputError: for a name that is no method.
+  """
   from opd_jax.planning.setup import METHODS
 
-  found = [name.strip() for name in text.split(",") if name.strip()]
-  for name in found:
+  methods = [name.strip() for name in text.split(",") if name.strip()]
+  for name in methods:
     if name not in METHODS:
       raise InputError(f"--methods={text} names {name!r}; it can name {', '.join(METHODS)}.")
-  return list(dict.fromkeys(found))
+  return list(dict.fromkeys(methods))
 
 
 def versions() -> dict[str, Any]:
+  """Lists the versions and the machine that the plan was made with; libtpu is None where it is not installed."""
   import importlib.metadata
 
-  from opd_jax import workdir
+  from opd_jax.runtime import workdir
 
   try:
     libtpu = importlib.metadata.version("libtpu")

@@ -3,18 +3,18 @@
     python -m opd_jax.report DIR... [--out=report] [--target=0.9]
 
 Runs that differ only in the seed are one *arm*. The baseline is the first arm with the full horizon, or the first of
-all. Arms are compared at a matched accuracy that the baseline defines, and of every arm it is said whether it
-got there.
+all. Arms are compared at a matched accuracy that the baseline defines, and every arm is shown with the number of its
+runs that got there.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from opd_jax.errors import InputError
 from opd_jax.reports import page, table
 from opd_jax.reports.comparison import compare
 from opd_jax.reports.runs import load
+from opd_jax.runtime import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,13 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--out", default="report", metavar="DIR", help="where the page and the pictures go (report)")
   parser.add_argument("--target", type=float, help="accuracy at which arms are compared (95%% of the baseline's best)")
   args = parser.parse_args(argv)
-  try:
+  with cli.reporting_input_errors(prefix=""):
     comparison = compare(load(args.dirs), args.target)
     table.show(comparison)
     path = page.write(comparison, args.out)
-  except InputError as e:
-    print(e, file=sys.stderr)
-    return 2
   print(f"wrote {path}")
   return 0
 

@@ -1,4 +1,4 @@
-"""Claims asked of many small runs; the rules by which they are judged stand in studies/NAME/claims.py.
+"""Claims tested on many small runs; the rules by which they are decided are in studies/NAME/claims.py.
 
     python -m opd_jax.study horizon                    are full rollouts necessary? five seeds of every arm
     python -m opd_jax.study ccopd                      the same answer, told at once or turn by turn? likewise
@@ -18,35 +18,50 @@ from types import ModuleType
 from etils import epath
 from rich.console import Console
 
-from opd_jax import cli
-from opd_jax.errors import RESUME, InputError, Leave
+from opd_jax.errors import RESUME, InputError, StopRequested
+from opd_jax.runtime import cli
 
 STUDIES = ("horizon", "ccopd")
 
 
 def part(study: str, name: str) -> ModuleType:
-  """A module of a study, see studies/__init__.py."""
+  """Import a module of a study, see studies/__init__.py."""
   return importlib.import_module(f"opd_jax.studies.{study}.{name}")
 
 
 def run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> None:
-  from opd_jax.programs import use_cache  # a wrong flag is answered before JAX is imported
-  from opd_jax.studies import page, report
-  from opd_jax.studies.run import check_all, train_all
+  """Train and measure what is missing of these arms, then decide the claims and write OUT/report.
 
-  began, every = time.perf_counter(), part(study, "arms").ARMS
+  Raises:
+    InputError: a workdir in `out` belongs to another config.
+    StopRequested: the process was asked to stop; the run's state is saved.
+  """
+  from opd_jax.runtime.programs import use_cache  # a wrong flag is answered before JAX is imported
+  from opd_jax.studies import verdict_page
+  from opd_jax.studies.results import Results
+  from opd_jax.studies.run import check_all, train_all
+  from opd_jax.studies.verdicts import decide
+
+  began = time.perf_counter()
+  every = part(study, "arms").ARMS
   check_all(every, seeds, out)  # the report reads all of them
   use_cache(str((out / ".jax_cache").resolve()), epath.Path(out))  # for the analyses, where nothing is left to train
   train_all([arm for arm in every if arm.name in names], seeds, out)
   part(study, "measures").measure_all(every, seeds, out)
-  written, verdicts = report.write(part(study, "claims"), part(study, "sections"), out, seeds)
+  results, sections = Results(out, seeds), part(study, "sections")
+  verdicts = decide(part(study, "claims").CLAIMS, results)
+  page = verdict_page.write(sections.TITLE, sections.INTRO, verdicts, sections.sections(results), out / "report")
   console = Console(highlight=False)
-  page.terminal(verdicts, console)
-  console.print(f"{time.perf_counter() - began:.0f} s in all, report in {written}", soft_wrap=True)
+  verdict_page.terminal(verdicts, console)
+  console.print(f"{time.perf_counter() - began:.0f} s in all, report in {page}", soft_wrap=True)
 
 
 def arms(study: str, named: str) -> list[str]:
-  """The arms of --only, in the study's order."""
+  """The names of the arms of --only, in the study's order.
+
+  Raises:
+    InputError: there is no arm of a name.
+  """
   known = [arm.name for arm in part(study, "arms").ARMS]
   if unknown := [name for name in named.split(",") if name not in known]:
     raise InputError(f"There is no arm {unknown[0]!r}; the arms are: {', '.join(known)}.")
@@ -64,24 +79,24 @@ def main() -> None:
   parser.add_argument("--only", default="", help="arms, with commas between")
   parser.add_argument("--list", action="store_true", help="the arms and what each changes; runs nothing")
   args = parser.parse_args()
-  n = args.seeds if args.seeds is not None else 3 if args.short else 5
-  if n < 1:
-    parser.error(f"--seeds is {n}; it has to be at least 1")
+  seed_count = args.seeds
+  if seed_count is None:
+    seed_count = 3 if args.short else 5
+  if seed_count < 1:
+    parser.error(f"--seeds is {seed_count}; it has to be at least 1")
   study = part(args.study, "arms")
-  seeds = [study.FIRST_SEED + i for i in range(n)]
+  seeds = [study.FIRST_SEED + i for i in range(seed_count)]
   out = args.out or pathlib.Path("runs") / f"study-{args.study}{'-short' if args.short else ''}"
   cli.quiet()
   try:
-    names = arms(args.study, args.only or ",".join(study.SHORT if args.short else [arm.name for arm in study.ARMS]))
-    if args.list:
-      for arm in (arm for arm in study.ARMS if arm.name in names):
-        print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
-      return
-    run(args.study, out, names, seeds)
-  except InputError as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
-  except Leave as e:
+    with cli.reporting_input_errors():
+      names = arms(args.study, args.only or ",".join(study.SHORT if args.short else [arm.name for arm in study.ARMS]))
+      if args.list:
+        for arm in (arm for arm in study.ARMS if arm.name in names):
+          print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
+        return
+      run(args.study, out, names, seeds)
+  except StopRequested as e:
     print(f"{e}; the same command goes on", file=sys.stderr)
     sys.exit(RESUME)
   except KeyboardInterrupt:

@@ -10,20 +10,26 @@ compiled or written.
 
 from absl import flags
 
-from opd_jax import cli
 from opd_jax.errors import InputError
+from opd_jax.runtime import cli
 
 
 def define(values: flags.FlagValues) -> None:
+  """Adds the command's own flags."""
   flags.DEFINE_string("workdir", None, "directory of checkpoints and metrics; made if missing", flag_values=values)
 
 
-def run(values: flags.FlagValues, c) -> None:
+def run(values: flags.FlagValues, config) -> None:
+  """Trains in --workdir.
+
+  Raises:
+    InputError: there is no --workdir, or anything that `trainer.train` refuses.
+  """
   if not values.workdir:
     raise InputError("Give the run a directory: --workdir=runs/NAME.")
   from opd_jax.trainer import train
 
-  train(c, values.workdir)
+  train(config, values.workdir)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The records that travel between the rooms of the library.
+"""The records that travel between the packages of the library.
 
 Dimensions: B rows, P prompt width, Q prompt width of the teachers, H horizon (response width), K teachers.
 """
@@ -14,7 +14,7 @@ Params = dict[str, Any]  # a model's parameter pytree, see models/decoder.py
 
 @flax.struct.dataclass
 class Batch:
-  """Prompts of one step, one row per prompt (recipes/distill.py repeats them beside their n rollouts)."""
+  """Prompts of one step, one row per prompt (training/distillation.py repeats them beside their n rollouts)."""
 
   prompt: Int[Array, "B P"]  # left-padded token ids
   prompt_mask: Bool[Array, "B P"]  # true on real tokens
@@ -25,7 +25,7 @@ class Batch:
 
   @property
   def of_teacher(self) -> "Batch":
-    """The same rows as the teachers read them."""
+    """Returns the same rows with the teachers' prompts."""
     if self.teacher_prompt is None:
       return self
     return self.replace(prompt=self.teacher_prompt, prompt_mask=self.teacher_prompt_mask)  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,7 +33,7 @@ class Batch:
 
 @flax.struct.dataclass
 class Rollout:
-  """What the student said, cut by the horizon or ended by a stop token."""
+  """The responses of a step, cut by the horizon or ended by a stop token."""
 
   response: Int[Array, "B H"]  # pad after the last token
   mask: Bool[Array, "B H"]  # true up to and including the stop token; a cut row has no stop token
@@ -42,15 +42,15 @@ class Rollout:
 
 
 @flax.struct.dataclass
-class Judges:
-  """Frozen models that read what the student said."""
+class FrozenModels:
+  """The frozen models that score the student's rollouts."""
 
   teachers: tuple[Params | None, ...]  # None: `base` teaches, and a program is given its arrays once
-  initial: Params | None = None  # the student before training, where the loss holds it near
+  reference: Params | None = None  # the student before training, where the loss holds it near
   base: Params | None = None  # of a student that is an adapter, models/lora.py
 
   @property
-  def teaching(self) -> tuple[Params, ...]:
+  def teacher_params(self) -> tuple[Params, ...]:
     """The teachers' parameters."""
     return tuple(self.base if params is None else params for params in self.teachers)  # pyright: ignore[reportReturnType]
 

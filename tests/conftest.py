@@ -1,11 +1,15 @@
 """What tests share: tiny models, and one compile cache for all test processes, those that tests start included.
 
-XLA's expensive optimisations are off: compiling is most of a test's time, and no test asks how fast a program is. The
-short runs at the end of .ci/run go through the command line with the optimisations on.
+XLA's expensive optimisations are off, and so are its newer emitters of fused loops, which take four times as long to
+compile: compiling is most of a test's time, and no test asks how fast a program is. The short runs at the end of .ci/run
+go through the command line with the optimisations on.
+
+With OPD_JAX_TYPECHECK=1 every call is checked against its annotations, the shapes of arrays included (jaxtyping, beartype).
 """
 
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -16,6 +20,16 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends a process whose flags it does not know
+  QUICK = {"--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"}
+  os.environ["XLA_FLAGS"] = " ".join(sorted(QUICK | set(os.environ.get("XLA_FLAGS", "").split())))
+
+if os.environ.get("OPD_JAX_TYPECHECK") == "1":  # before the package is imported
+  from jaxtyping import install_import_hook
+
+  # Where arrays are computed with. Records in types.py also carry numpy arrays and shapes, through the same fields.
+  folders = ("context", "horizon", "models", "objectives", "rollout", "training")
+  install_import_hook([f"opd_jax.{folder}" for folder in folders], "beartype.beartype")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -23,15 +37,16 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from opd_jax import config  # noqa: E402
-from opd_jax.models import decoder  # noqa: E402
+from opd_jax.data import problems  # noqa: E402
+from opd_jax.models import decoder, moe  # noqa: E402
 from opd_jax.types import Batch  # noqa: E402
 
 STUDENT = decoder.DecoderConfig(
-  vocab=37, width=16, layers=2, heads=4, kv_heads=2, head_width=8, ff_width=24, qk_norm=True, max_positions=512
+  vocab=37, d_model=16, layers=2, heads=4, kv_heads=2, head_width=8, ff_width=24, qk_norm=True, max_positions=512
 )
 TEACHER = decoder.DecoderConfig(
   vocab=37,
-  width=24,
+  d_model=24,
   layers=2,
   heads=2,
   kv_heads=1,
@@ -41,6 +56,16 @@ TEACHER = decoder.DecoderConfig(
   tied=False,
   max_positions=512,
 )
+EXPERTS = dataclasses.replace(STUDENT, moe=moe.MoE(5, 2, renormalise=False))
+FEW_PROBLEMS = 64  # of a built-in task: more than any test's run takes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_problems():
+  """Tokenising thousands is most of what a small run takes."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(problems, "TRAIN_PROBLEMS", FEW_PROBLEMS)
+    yield
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +97,11 @@ def tiny(tmp_path_factory) -> dict[str, str]:
 
   root = tmp_path_factory.mktemp("tiny")
   for role, cfg, seed in (("student", STUDENT, 0), ("teacher", TEACHER, 1)):
-    cfg = dataclasses.replace(cfg, vocab=len(chain.SYMBOLS), qk_norm=True, qkv_bias=False)  # a Qwen3 each
+    # A Qwen3 each; of one layer, since a rollout is compiled layer by layer.
+    cfg = dataclasses.replace(cfg, vocab=len(chain.SYMBOLS), layers=1, qk_norm=True, qkv_bias=False)
     params = decoder.init(cfg, jax.random.key(seed), scale=0.4)
     hf.write(root / role, cfg, params, pad_id=0, eos_id=1, dtype="float32")
-    chain.save_tokenizer(root / role)
+    chain.TOKENIZER.save(root / role)
   return {role: str(root / role) for role in ("student", "teacher")}
 
 

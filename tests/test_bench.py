@@ -8,19 +8,49 @@ import numpy as np
 import pytest
 
 from opd_jax import bench
-from opd_jax.benchmarks import against, objectives, report, rollout, subject
-from opd_jax.benchmarks.machine import Machine, Rate, Read
+from opd_jax.benchmarks import against, objectives, results, rollout
 from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.config import load, override
 from opd_jax.models import decoder
+from opd_jax.recipes import base as recipes
+from opd_jax.runtime.machine import Machine, Rate, ReadRate
+from opd_jax.training import specs
+
+LLAMA = {
+  "architectures": ["LlamaForCausalLM"],
+  "vocab_size": 64,
+  "hidden_size": 32,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "intermediate_size": 48,
+  "max_position_embeddings": 128,
+}
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def one_layer(tmp_path_factory) -> str:
+  """A config.json of a student that compiles fast."""
+  path = tmp_path_factory.mktemp("one-layer") / "config.json"
+  path.write_text(json.dumps(LLAMA | {"num_hidden_layers": 1}))
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def measured(one_layer, tmp_path_factory):
   """Everything but the comparison with other libraries."""
   out = tmp_path_factory.mktemp("bench")
-  assert bench.main(["--smallest", "--batch=2", "--horizon=16", "--repeat=1", f"--out={out}"]) == 0
+  sizes = ["--smallest", f"--student={one_layer}", "--batch=2", "--horizon=16", "--repeat=1"]
+  assert bench.main([*sizes, f"--out={out}"]) == 0
   return out, json.loads((out / "bench.json").read_text())
+
+
+def refusal(arguments: list[str], capsys) -> str:
+  """What the bench prints on standard error when it refuses the arguments."""
+  with pytest.raises(SystemExit) as stopped:
+    bench.main(arguments)
+  assert stopped.value.code == 2
+  return capsys.readouterr().err
 
 
 def leaves(tree, path=()):
@@ -84,14 +114,13 @@ def test_quarters_of_made_up_times():
   c = load("popd")
   of = Subject.load(c, smallest=True)
   case = Case(2, 8, 16)
-  rates = Machine((Read(1, Rate(1e9, 1e9)),), copy=Rate(1e9, 1e9), matrix=Rate(1e9, 1e9))
+  rates = Machine((ReadRate(1, Rate(1e9, 1e9)),), copy=Rate(1e9, 1e9), matrix=Rate(1e9, 1e9))
   at = {limit: 1.0 + sum(1 + (t >= 12) * 2 for t in range(1, limit)) for limit in rollout.limits(16)}
   found = rollout.quarters(of, case, rates, {limit: [s, s + 1] for limit, s in at.items()})
   assert found is not None
   assert found["seconds"] == pytest.approx(3)
-  works = rollout.works_of(of, case)
-  mean = lambda ws: np.mean([w.bytes for w in ws])
-  assert found["bytes"] == pytest.approx(mean(works[12:]) / mean(works[1:4]))
+  sizes = [cost.bytes for cost in rollout.token_costs(of, case)]
+  assert found["bytes"] == pytest.approx(np.mean(sizes[12:]) / np.mean(sizes[1:4]))
   assert rollout.quarters(of, Case(2, 8, 4), rates, {1: [1.0], 2: [2.0], 3: [3.0], 4: [4.0]}) is None
 
 
@@ -103,7 +132,7 @@ def test_limits_begin_with_the_prompt_and_end_with_the_horizon(horizon):
 
 
 @pytest.mark.parametrize(
-  ("arguments", "said"),
+  ("arguments", "message"),
   [
     (["decode"], "no benchmark 'decode'"),
     (["--batch=4,x"], "--batch=4,x is not a list"),
@@ -119,65 +148,49 @@ def test_limits_begin_with_the_prompt_and_end_with_the_horizon(horizon):
     (["rollout", "--config=ccopd", "--config.rollout.by=teacher"], "bench update"),
   ],
 )
-def test_wrong_inputs(arguments, said, capsys):
-  assert bench.main(arguments) == 2
-  err = capsys.readouterr().err
+def test_wrong_inputs(arguments, message, capsys):
+  err = refusal(arguments, capsys)
   assert err.startswith("error: ")
-  assert said in err
+  assert message in err
   assert err.count("\n") == 1
 
 
-def test_a_place_that_is_a_file(tmp_path, capsys):
+def test_an_out_that_is_a_file(tmp_path, capsys):
   (tmp_path / "file").write_text("")
-  assert bench.main(["--smallest", f"--out={tmp_path / 'file'}"]) == 2
-  assert "--out=" in capsys.readouterr().err
+  assert "--out=" in refusal(["--smallest", f"--out={tmp_path / 'file'}"], capsys)
 
 
 def test_without_torch(monkeypatch, capsys):
   monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: None)
-  assert bench.main(["--against=transformers"]) == 2
-  assert "pip install torch" in capsys.readouterr().err
-
-
-LLAMA = {
-  "architectures": ["LlamaForCausalLM"],
-  "vocab_size": 64,
-  "hidden_size": 32,
-  "num_hidden_layers": 3,
-  "num_attention_heads": 4,
-  "num_key_value_heads": 2,
-  "intermediate_size": 48,
-  "max_position_embeddings": 128,
-}
+  assert "pip install torch" in refusal(["--against=transformers"], capsys)
 
 
 def test_a_config_json_is_enough(tmp_path):
   """In a directory, or under another name."""
   (tmp_path / "config.json").write_text(json.dumps(LLAMA))
   (tmp_path / "llama.json").write_text(json.dumps(LLAMA))
-  found = subject.architecture(str(tmp_path))
-  assert found == subject.architecture(str(tmp_path / "llama.json"))
+  found = specs.architecture(str(tmp_path))
+  assert found == specs.architecture(str(tmp_path / "llama.json"))
   assert (found.layers, found.head_width, found.tied) == (3, 8, False)
   c = override(load("popd"), {"student": str(tmp_path)})
   both = Subject.load(c, smallest=True)
   assert both.student == found
-  assert both.teachers == (subject.SMALLEST,)
+  assert both.teachers == (specs.SMALLEST,)
 
 
 def test_a_public_model_needs_no_file(tmp_path, monkeypatch):
   """Unless there is a directory of that name."""
-  assert subject.architecture("Qwen3-0.6B").layers == 28
+  assert specs.architecture("Qwen3-0.6B").layers == 28
   monkeypatch.chdir(tmp_path)
   (tmp_path / "Qwen3-0.6B").mkdir()
   (tmp_path / "Qwen3-0.6B" / "config.json").write_text(json.dumps(LLAMA))
-  assert subject.architecture("Qwen3-0.6B").layers == 3
+  assert specs.architecture("Qwen3-0.6B").layers == 3
 
 
 def test_an_unsupported_model_is_refused_by_its_own_name(tmp_path, capsys):
   file = tmp_path / "other.json"
   file.write_text(json.dumps(LLAMA | {"architectures": ["OtherForCausalLM"]}))
-  assert bench.main([f"--student={file}"]) == 2
-  assert f"{file}: OtherForCausalLM is not supported" in capsys.readouterr().err
+  assert f"{file}: OtherForCausalLM is not supported" in refusal([f"--student={file}"], capsys)
 
 
 def test_many_sizes_make_one_picture():
@@ -188,15 +201,15 @@ def test_many_sizes_make_one_picture():
     for B in (2, 4, 8, 16)
     for H in (16, 32)
   ]
-  figure = report.prefix_figure({"rollout": rollouts})
+  figure = results.prefix_figure({"rollout": rollouts})
   assert [ax.get_title() for ax in figure.axes] == [f"{B} rows" for B in (2, 4, 8, 16)]
   assert [len(ax.get_lines()) for ax in figure.axes] == [4] * 4
 
 
-def test_against_transformers(tmp_path):
+def test_against_transformers(one_layer, tmp_path):
   pytest.importorskip("torch")
-  arguments = ["rollout", "--smallest", "--batch=2", "--horizon=16", "--repeat=1", "--against=transformers"]
-  assert bench.main([*arguments, f"--out={tmp_path}"]) == 0
+  sizes = ["--smallest", f"--student={one_layer}", "--batch=2", "--horizon=16", "--repeat=1"]
+  assert bench.main(["rollout", *sizes, "--against=transformers", f"--out={tmp_path}"]) == 0
   (r,) = json.loads((tmp_path / "bench.json").read_text())["against"]
   assert r["greedy_tokens_compared"] == 32
   assert r["ratio"] == pytest.approx(r["theirs"]["seconds"] / r["ours"]["seconds"])
@@ -205,17 +218,16 @@ def test_against_transformers(tmp_path):
 
 @pytest.mark.parametrize("wrong", ["4x512", "axbxcxd", "0x1x1x1"])
 def test_shape_that_is_none(wrong, capsys):
-  assert bench.main(["objectives", f"--shape={wrong}"]) == 2
-  assert "four positive numbers" in capsys.readouterr().err
+  assert "four positive numbers" in refusal(["objectives", f"--shape={wrong}"], capsys)
 
 
 def test_objectives(tmp_path, capsys, monkeypatch):
   names = ("reverse KL, full", "sampled token (k1)")
-  every = objectives.objectives
-  monkeypatch.setattr(objectives, "objectives", lambda vocab: {n: every(vocab)[n] for n in names})
+  all_objectives = objectives.objectives
+  monkeypatch.setattr(objectives, "objectives", lambda vocab: {n: all_objectives(vocab)[n] for n in names})
   assert bench.main(["objectives", "--shape=1x8x4x32", "--repeat=1", f"--out={tmp_path / 'bench.json'}"]) == 0
-  said = capsys.readouterr().out
-  assert all(n in said for n in names)
+  printed = capsys.readouterr().out
+  assert all(n in printed for n in names)
   found = json.loads((tmp_path / "bench.json").read_text())["objectives"]
   assert found.keys() == set(names)
   for r in found.values():
@@ -240,9 +252,10 @@ def test_the_error_of_int8_is_measured_against_the_dense_teacher(tiny, monkeypat
 @pytest.mark.parametrize(("teacher", "models"), [("initial", 1), ("builtin:teacher", 2)])
 def test_a_base_that_teaches_is_given_to_a_program_once(teacher, models):
   """An adapter's teacher is the model without it: the same arrays, and not counted twice."""
-  of = Subject.load(override(load("ccopd"), {"teacher": teacher}), smallest=True)
-  one = jax.tree.leaves(decoder.shapes(of.student), is_leaf=lambda x: isinstance(x, tuple))
-  for judges in (of.judges(), of.abstract_judges()):
-    assert len(jax.tree.leaves(judges)) == models * len(one)
-    assert len(judges.teaching) == 1
-    assert (judges.teaching[0] is judges.base) == (teacher == "initial")
+  subject = Subject.load(override(load("ccopd"), {"teacher": teacher}), smallest=True)
+  one = jax.tree.leaves(decoder.shapes(subject.student), is_leaf=lambda x: isinstance(x, tuple))
+  recipe = recipes.make(subject.specs)
+  for frozen_models in (recipe.frozen(), recipe.abstract_frozen()):
+    assert len(jax.tree.leaves(frozen_models)) == models * len(one)
+    assert len(frozen_models.teacher_params) == 1
+    assert (frozen_models.teacher_params[0] is frozen_models.base) == (teacher == "initial")

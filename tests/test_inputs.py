@@ -11,9 +11,11 @@ from collections import namedtuple
 import pytest
 from absl import flags
 
-from opd_jax import checkpoint, checks, cli, config, inputs
+from opd_jax import checks, config, inputs
 from opd_jax.errors import InputError
-from opd_jax.trainer import Trainer
+from opd_jax.runtime import cli
+from opd_jax.trainer import open_run, train, train_run
+from opd_jax.training import checkpoint
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def refused(small, tmp_path, monkeypatch):
     method = changes.pop("method", "popd")
     monkeypatch.setattr("jax.stages.Lowered.compile", nothing)
     with pytest.raises(InputError, match=says) as caught:
-      Trainer(small(method, **changes), tmp_path / "w")
+      open_run(small(method, **changes), tmp_path / "w")
     assert not (tmp_path / "w").exists()
     message = str(caught.value)
     assert "\n" not in message
@@ -98,7 +100,7 @@ def test_truncated_horizon_above_the_maximum(refused):
 
 def test_batch_that_does_not_divide_over_the_devices():
   """The message names batches that would; the mesh itself needs no devices."""
-  from opd_jax.mesh import check_rows
+  from opd_jax.runtime.mesh import check_rows
 
   mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 2, "expert": 1, "tensor": 1})
 
@@ -135,7 +137,7 @@ def test_stop_tokens_that_differ(copy, refused, small, tmp_path):
   broken = copy("teacher")
   edit(broken / "generation_config.json", eos_token_id=[1, 5])
   refused("stop tokens", teacher=str(broken))
-  Trainer(small(teacher=str(broken), allow_mismatch=("eos",)), tmp_path / "allowed")
+  open_run(small(teacher=str(broken), allow_mismatch=("eos",)), tmp_path / "allowed")
 
 
 def test_vocabulary_without_room_for_the_tokenizer(tiny, refused, tmp_path):
@@ -149,7 +151,7 @@ def test_vocabulary_without_room_for_the_tokenizer(tiny, refused, tmp_path):
 
   cfg = dataclasses.replace(hf.read_config(pathlib.Path(tiny["teacher"])), vocab=25)
   hf.write(tmp_path / "broken", cfg, decoder.init(cfg, jax.random.key(0)), pad_id=0, eos_id=1)
-  chain.save_tokenizer(tmp_path / "broken")
+  chain.TOKENIZER.save(tmp_path / "broken")
   assert "6 token(s) from 'e' (id 25)" in refused(
     "has 25 ids, and the tokenizer needs 31", teacher=str(tmp_path / "broken")
   )
@@ -181,7 +183,7 @@ def test_bad_lines_can_be_skipped_with_a_count(small, tmp_path):
   path = tmp_path / "data.jsonl"
   path.write_text('{"prompt": "58+-++x3="}\n{"prompt": 7}\n\n{"prompt": "12+-++x3="}\n')
   changes = {"data.path": str(path), "data.on_bad_line": "skip", "eval.every": 0}
-  run = Trainer(small(**changes), tmp_path / "w")
+  run = open_run(small(**changes), tmp_path / "w")
   assert len(run.inputs.train.ids) == 2
   assert any("2 unusable line(s)" in w for w in run.inputs.warnings)
 
@@ -198,7 +200,7 @@ def test_long_prompts_can_be_truncated(small, tmp_path):
   path = tmp_path / "data.jsonl"
   path.write_text('{"prompt": "123456789"}\n')
   changes = {"data.path": str(path), "data.on_bad_line": "truncate", "data.max_prompt": 4, "eval.every": 0}
-  run = Trainer(small(**changes), tmp_path / "w")
+  run = open_run(small(**changes), tmp_path / "w")
   assert run.inputs.tokenizer.decode(run.inputs.train.ids[0]) == "6789"  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -209,18 +211,18 @@ def test_training_on_a_file_needs_something_to_evaluate_on(refused, tmp_path):
 
 
 def test_workdir_of_another_config(small, tmp_path):
-  Trainer(small(), tmp_path / "w")
-  Trainer(small(), tmp_path / "w")  # nothing was saved, so nothing is owned
-  Trainer(small(steps=2, **{"eval.every": 0}), tmp_path / "w").run()
+  open_run(small(), tmp_path / "w")
+  open_run(small(), tmp_path / "w")  # nothing was saved, so nothing is owned
+  train(small(steps=2, **{"eval.every": 0}), tmp_path / "w")
   with pytest.raises(InputError, match=r"belongs to another config: .*horizon.growth: 3 -> 4"):
-    Trainer(small(**{"horizon.growth": 4, "eval.every": 0}), tmp_path / "w")
-  Trainer(small(steps=7, **{"checkpoint.keep": 5, "eval.every": 0}), tmp_path / "w")  # these may change
+    open_run(small(**{"horizon.growth": 4, "eval.every": 0}), tmp_path / "w")
+  open_run(small(steps=7, **{"checkpoint.keep": 5, "eval.every": 0}), tmp_path / "w")  # these may change
 
 
 def test_workdir_that_is_a_file(small, tmp_path):
   (tmp_path / "w").write_text("")
   with pytest.raises(InputError, match="is a file"):
-    Trainer(small(), tmp_path / "w")
+    open_run(small(), tmp_path / "w")
 
 
 def test_no_space_is_seen_before_the_run(refused, monkeypatch):
@@ -238,13 +240,13 @@ def test_no_space_during_a_save_is_one_sentence():
 
 
 def test_broken_checkpoint_is_named(small, tmp_path):
-  run = Trainer(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w")
-  run.run()
+  run = open_run(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w")
+  train_run(run)
   for file in (tmp_path / "w" / "checkpoints" / "2").rglob("*"):
     if file.is_file() and file.stat().st_size > 0:
       file.write_bytes(b"")
   with pytest.raises(InputError, match=r"checkpoint of step 2 .* cannot be read"):
-    Trainer(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w")
+    open_run(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w")
 
 
 def parse(*argv):
@@ -307,9 +309,12 @@ def test_faults_of_a_config_file_are_named(tmp_path):
 
 @pytest.mark.parametrize("argv", [["--workdir", "{}"], ["--workdir={}"]])
 def test_evaluation_reads_the_config_of_the_workdir(argv, small, tmp_path):
-  Trainer(small(seed=5), tmp_path / "w")
+  open_run(small(seed=5), tmp_path / "w")
   argv = [a.format(tmp_path / "w") for a in argv]
-  define = lambda values: flags.DEFINE_string("workdir", None, "", flag_values=values)
+
+  def define(values):
+    return flags.DEFINE_string("workdir", None, "", flag_values=values)
+
   values, c = cli.parse(["evaluate", *argv, "--config.eval.k=2"], "", define, cli.of_workdir)
   assert (values.workdir, c.seed, c.eval.k) == (str(tmp_path / "w"), 5, 2)
   with pytest.raises(InputError, match="leave --config out"):
@@ -327,7 +332,7 @@ def test_config_refuses_unknown_keys_in_code():
 @pytest.mark.parametrize("scale", ["cpu", "hf", "paper"])
 def test_every_config_is_complete(method, scale):
   """Each scale of each method has a horizon that can be meant, and the paper's numbers where it gives them."""
-  from opd_jax import horizon
+  from opd_jax.horizon import schedule as horizon
 
   c = config.load(f"{method}:{scale}")
   checks.check(c)

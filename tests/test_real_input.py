@@ -5,7 +5,10 @@ Without the GSM8K file a few problems of the same form take its place; without P
 opd_jax itself.
 """
 
+import contextlib
+import importlib
 import importlib.util
+import io
 import json
 import pathlib
 import subprocess
@@ -14,8 +17,11 @@ import sys
 import jax
 import pytest
 
+from opd_jax import export
 from opd_jax.models import decoder, hf
+from opd_jax.runtime import cli
 
+train, evaluate = map(importlib.import_module, ("opd_jax.train", "opd_jax.evaluate"))  # the commands, not the functions
 GSM8K = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 TEMPLATE = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -89,6 +95,15 @@ def command(module, *args):
   return done.stdout + done.stderr
 
 
+def call(module, *args):
+  """What the command prints, in this process."""
+  printed = io.StringIO()
+  source = cli.of_method if module is train else cli.of_workdir
+  with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    module.run(*cli.parse([module.__name__, *args], "", module.define, source))
+  return printed.getvalue()
+
+
 def settings(root, steps):
   return [
     "--config=configs/topd.py:hf",
@@ -108,35 +123,36 @@ def settings(root, steps):
     "--config.eval.pass_at=(1, 2)",
     "--config.checkpoint.every=2",
     "--config.log.tensorboard=False",
+    "--config.compile_cache=off",
   ]
 
 
 def test_train_resume_evaluate_export(root):
-  said = command("train", *settings(root, 3))
-  assert "vocabulary sizes differ" in said
+  printed = command("train", *settings(root, 3))
+  assert "vocabulary sizes differ" in printed
   records = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-  train = [r for r in records if r["kind"] == "train"]
-  assert [r["limit"] for r in train] == [8, 8, 8]
-  assert all(r["kl"] > 0 and r["response_length"] <= 8 for r in train)
+  steps = [r for r in records if r["kind"] == "train"]
+  assert [r["limit"] for r in steps] == [8, 8, 8]
+  assert all(r["kl"] > 0 and r["response_length"] <= 8 for r in steps)
   evaluations = [r for r in records if r["kind"] == "eval"]
   assert [r["step"] for r in evaluations] == [0, 3]
   assert evaluations[0]["length"]["max"] > 8, "an evaluation is not cut by the horizon"
   assert set(evaluations[0]["pass"]) == {"1", "2"}
 
-  assert "resumed after step 3" in command("train", *settings(root, 4))
-  said = command("evaluate", f"--workdir={root / 'run'}", "--config.eval.k=4", "--config.eval.pass_at=(1, 4)")
-  assert "pass@4" in said
+  assert "resumed after step 3" in call(train, *settings(root, 4))
+  printed = call(evaluate, f"--workdir={root / 'run'}", "--config.eval.k=4", "--config.eval.pass_at=(1, 4)")
+  assert "pass@4" in printed
   assert json.loads((root / "run" / "evaluation.json").read_text())["k"] == 4
 
-  command("export", f"--workdir={root / 'run'}", f"--out={root / 'out'}", "--dtype=float32")
-  start, end = (hf.read(root / name, dtype=jax.numpy.float32) for name in ("student", "out"))
+  call(export, f"--workdir={root / 'run'}", f"--out={root / 'out'}", "--dtype=float32")
+  start, end = (hf.load(root / name, dtype=jax.numpy.float32) for name in ("student", "out"))
   assert any((a != b).any() for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(end), strict=True))
-  said = command(
-    "evaluate", f"--model={root / 'out'}", "--config=configs/opd.py:hf", f"--config.eval.path={root / 'test.jsonl'}",
+  printed = call(
+    evaluate, f"--model={root / 'out'}", "--config=configs/opd.py:hf", f"--config.eval.path={root / 'test.jsonl'}",
     "--config.data.prompt_field=question", "--config.horizon.max=16",
     "--config.eval.prompts=2", "--config.compile_cache=off",
   )  # fmt: skip
-  assert "avg@1" in said
+  assert "avg@1" in printed
 
 
 def test_exported_student_loads_in_pytorch(root):
@@ -149,7 +165,7 @@ def test_exported_student_loads_in_pytorch(root):
   ids = tokenizer.apply_chat_template(
     [{"role": "user", "content": "2+2?"}], add_generation_prompt=True, return_dict=False
   )
-  cfg, params = hf.read_config(root / "out"), hf.read(root / "out")
+  cfg, params = hf.read_config(root / "out"), hf.load(root / "out")
   tokens = jax.numpy.asarray([ids])
   mine = decoder.unembed(params, decoder.hidden(params, cfg, tokens, jax.numpy.ones_like(tokens, bool)))
   with torch.no_grad():
@@ -165,10 +181,12 @@ def test_greedy_rollout_is_generate(root):
   from opd_jax.data import pipeline
   from opd_jax.rollout import sample
 
-  cfg, params = hf.read_config(root / "student"), hf.read(root / "student")
+  cfg, params = hf.read_config(root / "student"), hf.load(root / "student")
   batch = pipeline.pad([[5, 9, 77, 31], [8, 100], [300, 4, 200]], 6, 0)
   sampling = sample.Sampling(stop_ids=(0, 2), pad_id=0, vocab=cfg.vocab, temperature=0.0)
-  said = sample.rollout(params, batch, jax.random.key(0), jax.numpy.int32(24), cfg=cfg, sampling=sampling, horizon=24)
+  rollout = sample.rollout(
+    params, batch, jax.random.key(0), jax.numpy.int32(24), cfg=cfg, sampling=sampling, response_len=24
+  )
   model = AutoModelForCausalLM.from_pretrained(root / "student").float()
   with torch.no_grad():
     theirs = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
@@ -176,17 +194,17 @@ def test_greedy_rollout_is_generate(root):
       max_new_tokens=24, eos_token_id=[0, 2], pad_token_id=0,
     )[:, 6:].numpy()  # fmt: skip
   width = theirs.shape[1]
-  assert (said.response[:, :width] == theirs).all()
-  assert not said.mask[:, width:].any()
+  assert (rollout.response[:, :width] == theirs).all()
+  assert not rollout.mask[:, width:].any()
 
 
 @pytest.mark.long
 def test_gsm8k_told_turn_by_turn(root):
   """CCOPD on problems as they are published, and on a file of conversations; through an adapter, out as a PEFT directory."""
-  said = command("tell", f"--data={root / 'train.jsonl'}", "--prompt-field=question", f"--user={root / 'student'}",
+  printed = command("tell", f"--data={root / 'train.jsonl'}", "--prompt-field=question", f"--user={root / 'student'}",
                  "--first=12", f"--out={root / 'talks.jsonl'}")  # fmt: skip
-  assert "of 12 problems can be told turn by turn" in said
-  assert f"in the words of {root / 'student'}" in said
+  assert "of 12 problems can be told turn by turn" in printed
+  assert f"in the words of {root / 'student'}" in printed
   command("tell", f"--data={root / 'test.jsonl'}", "--prompt-field=question", f"--out={root / 'test-talks.jsonl'}")
   common = [
     "--config=configs/ccopd.py:hf", f"--config.student={root / 'student'}", "--config.steps=2", "--config.batch=2",
@@ -202,18 +220,18 @@ def test_gsm8k_told_turn_by_turn(root):
       ["--config.data.prompt_field=messages", "--config.data.canonical_field=canonical"],
     ),
   }
-  for name, (train, test, fields) in files.items():
+  for name, (train_file, test_file, fields) in files.items():
     run = root / f"ccopd-{name}"
-    paths = [f"--config.data.path={root / train}", f"--config.eval.path={root / test}"]
-    said = command("train", *common, *fields, *paths, f"--workdir={run}")
-    assert "ends an assistant's turn" not in said, "<|im_end|> ends replies and is a stop token"
+    paths = [f"--config.data.path={root / train_file}", f"--config.eval.path={root / test_file}"]
+    printed = command("train", *common, *fields, *paths, f"--workdir={run}")
+    assert "ends an assistant's turn" not in printed, "<|im_end|> ends replies and is a stop token"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2]
     assert all(r["kl"] > 0 for r in records if r["kind"] == "train")
     _, *talks = map(json.loads, (run / "histories" / "00000000.jsonl").read_text().splitlines())
     assert len(talks) == 4
     assert all(talk["replies"] for talk in talks)
-  said = command("evaluate", f"--workdir={run}", "--deviation")
-  assert "deviation of raw from full" in said
+  printed = command("evaluate", f"--workdir={run}", "--deviation")
+  assert "deviation of raw from full" in printed
   command("export", f"--workdir={run}", f"--out={root / 'adapter'}")
   assert json.loads((root / "adapter" / "adapter_config.json").read_text())["r"] == 2

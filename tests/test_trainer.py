@@ -7,33 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from opd_jax import checkpoint, config, state, trainer
+from opd_jax import config
 from opd_jax.errors import InputError
-from opd_jax.models import hf
-from opd_jax.trainer import Trainer
+from opd_jax.models import frozen, hf
+from opd_jax.recipes.opd import OPD
+from opd_jax.trainer import open_run, train, train_run
+from opd_jax.training import checkpoint
 from tests.conftest import small_config
-
-
-def read(path, kind=None):
-  lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-  return [line for line in lines if kind in (None, line["kind"])]
-
-
-def without_time(record):
-  timed = ("seconds", "elapsed", "wall", "peak_memory")
-  return {k: v for k, v in record.items() if k not in timed}
-
-
-def leaves(state):
-  return [np.asarray(a) for a in jax.tree.leaves((state.params, state.opt_state, state.step))]
+from tests.helpers.runs import leaves, read, without_time
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny):
   """A POPD run over three widths, never interrupted: its directory and last state."""
   path = tmp_path_factory.mktemp("runs") / "whole"
-  run = Trainer(small_config(tiny), path)
-  run.run()
+  run = open_run(small_config(tiny), path)
+  train_run(run)
   return path, run
 
 
@@ -63,13 +52,13 @@ def test_as_many_programs_as_stages(whole):
 
 def test_training_moves_the_student_and_not_the_teacher(whole, tiny):
   _, run = whole
-  start = hf.read(hf.resolve(tiny["student"]), run.inputs.student.cfg)
+  start = hf.load(hf.resolve(tiny["student"]), run.inputs.student.cfg)
   assert any(
     (np.asarray(a) != np.asarray(b)).any()
     for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(run.state.params), strict=True)
   )
-  teacher = hf.read(hf.resolve(tiny["teacher"]), run.inputs.teachers[0].cfg)
-  jax.tree.map(np.testing.assert_array_equal, run.judges.teachers, (teacher,))
+  teacher = hf.load(hf.resolve(tiny["teacher"]), run.inputs.teachers[0].cfg)
+  jax.tree.map(np.testing.assert_array_equal, run.frozen.teachers, (teacher,))
 
 
 @pytest.mark.parametrize(
@@ -77,24 +66,19 @@ def test_training_moves_the_student_and_not_the_teacher(whole, tiny):
   [pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long), 5],
   ids=lambda s: f"after step {s}",
 )
-def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path, monkeypatch):
+def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path):
   """Bit for bit, across stage boundaries (steps 2 and 5), from the last checkpoint before the end."""
   path, run = whole
-  record = Trainer._record
 
-  def dies(self, step, *said):
-    record(self, step, *said)
-    if step + 1 == stop:
-      self.checkpoints.wait()
+  def die(run, experience, metrics):
+    if run.step == stop:
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(Trainer, "_record", dies)
   with pytest.raises(KeyboardInterrupt):
-    Trainer(small(), tmp_path / "w").run()
-  monkeypatch.setattr(Trainer, "_record", record)
-  again = Trainer(small(), tmp_path / "w")
-  assert again.resumed == (stop - 1) // 2 * 2
-  again.run()
+    train(small(), tmp_path / "w", on_step=die)
+  again = open_run(small(), tmp_path / "w")
+  assert again.resumed_from == stop // 2 * 2
+  train_run(again)
   for mine, theirs in zip(leaves(again.state), leaves(run.state), strict=True):
     np.testing.assert_array_equal(mine, theirs)
   assert [without_time(r) for r in read(tmp_path / "w")] == [without_time(r) for r in read(path)]
@@ -103,49 +87,47 @@ def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path, monke
 def test_finished_run_is_left_as_it_is(whole, small):
   path, _ = whole
   before = (path / "metrics.jsonl").read_bytes()
-  again = Trainer(small(), path)
-  again.run()
-  assert again.resumed == 6
+  again = open_run(small(), path)
+  train_run(again)
+  assert again.resumed_from == 6
   assert (path / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.long
 def test_a_longer_run_goes_on(whole, small, tmp_path):
   """Raising `steps` on a finished run gives what the longer run would have been."""
-  short = Trainer(small(steps=4), tmp_path / "w")
-  short.run()
-  again = Trainer(small(), tmp_path / "w")
-  assert again.resumed == 4
-  again.run()
+  short = open_run(small(steps=4), tmp_path / "w")
+  train_run(short)
+  again = open_run(small(), tmp_path / "w")
+  assert again.resumed_from == 4
+  train_run(again)
   for mine, theirs in zip(leaves(again.state), leaves(whole[1].state), strict=True):
     np.testing.assert_array_equal(mine, theirs)
 
 
 def test_seed_and_step_give_other_tokens(small, tmp_path):
   """Two seeds differ; two steps of one run differ although the prompts are the same."""
-  said = {}
+  responses = {}
   for seed in (0, 1):
-    run = Trainer(small(seed=seed, steps=2, **{"eval.every": 0}), tmp_path / str(seed))
-    batch = run._next_batch()
-    run._next_batch = lambda batch=batch: batch
-    said[seed] = [np.asarray(run._speak(step).said.response) for step in (0, 0, 1)]
-    run.programs.close()
-  assert (said[0][0] == said[0][1]).all()
-  assert (said[0][0] != said[0][2]).any()
-  assert (said[0][0] != said[1][0]).any()
+    run = open_run(small(seed=seed, steps=2, **{"eval.every": 0}), tmp_path / str(seed))
+    first = run.next_prompts(0)
+    run.next_prompts = lambda step, first=first: first
+    responses[seed] = [np.asarray(run.recipe.collect(run, step).rollout.response) for step in (0, 0, 1)]
+    run.compiled.close()
+  assert (responses[0][0] == responses[0][1]).all()
+  assert (responses[0][0] != responses[0][2]).any()
+  assert (responses[0][0] != responses[1][0]).any()
 
 
-def test_second_step_traces_and_compiles_nothing(small, tmp_path, monkeypatch):
+def test_second_step_traces_and_compiles_nothing(small, tmp_path):
   events = []
   jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
-  record, counts = Trainer._record, []
+  counts = []
 
-  def counted(self, step, *said):
-    record(self, step, *said)
+  def count(run, experience, metrics):
     counts.append(sum("compile" in e or "trace" in e for e in events))
 
-  monkeypatch.setattr(Trainer, "_record", counted)
-  Trainer(small("opd", steps=4, **{"eval.every": 0, "optimizer.warmup": 2}), tmp_path / "w").run()
+  train(small("opd", steps=4, **{"eval.every": 0, "optimizer.warmup": 2}), tmp_path / "w", on_step=count)
   assert counts[0] > 0, "the listener hears nothing"
   assert counts == [counts[0]] * 4
 
@@ -155,10 +137,12 @@ AHEAD = {"rollout.ahead": True, "mixture.reward": 0.5, "rollouts_per_prompt": 2,
 
 def test_a_rollout_ahead_is_one_update_old_and_weighted_for_it(small, tmp_path, monkeypatch):
   """Step k + 1 is sampled before update k, but not across a checkpoint: there the student is heard as it is."""
-  spoken, speak = [], Trainer._speak
-  monkeypatch.setattr(Trainer, "_speak", lambda self, step: spoken.append((step, self.step)) or speak(self, step))
-  Trainer(small("topd", steps=6, **AHEAD | {"horizon.ratio": 0.5}), tmp_path / "w").run()
-  assert spoken == [(0, 0), (1, 0), (2, 1), (3, 3), (4, 3), (5, 4)]
+  collected, collect = [], OPD.collect
+  monkeypatch.setattr(
+    OPD, "collect", lambda self, run, step: collected.append((step, run.step)) or collect(self, run, step)
+  )
+  train(small("topd", steps=6, **AHEAD | {"horizon.ratio": 0.5}), tmp_path / "w")
+  assert collected == [(0, 0), (1, 0), (2, 1), (3, 3), (4, 3), (5, 4)]
   mean = [r["importance"] for r in read(tmp_path / "w", "train")]
   assert [abs(m - 1) > 1e-4 for m in mean] == [False, True, True, False, True, True]
 
@@ -166,11 +150,11 @@ def test_a_rollout_ahead_is_one_update_old_and_weighted_for_it(small, tmp_path, 
 @pytest.mark.long
 def test_a_run_ahead_resumes_as_if_it_had_never_stopped(small, tmp_path):
   changes = AHEAD | {"horizon.ratio": 0.5}
-  whole = Trainer(small("topd", steps=6, **changes), tmp_path / "whole")
-  whole.run()
-  Trainer(small("topd", steps=3, **changes), tmp_path / "w").run()
-  again = Trainer(small("topd", steps=6, **changes), tmp_path / "w")
-  again.run()
+  whole = open_run(small("topd", steps=6, **changes), tmp_path / "whole")
+  train_run(whole)
+  train(small("topd", steps=3, **changes), tmp_path / "w")
+  again = open_run(small("topd", steps=6, **changes), tmp_path / "w")
+  train_run(again)
   for mine, theirs in zip(leaves(again.state), leaves(whole.state), strict=True):
     np.testing.assert_array_equal(mine, theirs)
 
@@ -181,9 +165,9 @@ def test_prompts_of_different_length_have_programs_of_their_own(small, tmp_path)
   rows = [{"prompt": "1" * n, "answer": "1"} for n in (5, 5, 5, 60)]
   data.write_text("".join(json.dumps(r) + "\n" for r in rows))
   changes = {"data.path": str(data), "batch": 1, "eval.every": 0, "horizon.ratio": 0.5, "data.chat_template": False}
-  run = Trainer(small("topd", steps=8, **changes), tmp_path / "w")
-  assert {run.prompts.width(k) for k in range(8)} == {16, 64}
-  run.run()
+  run = open_run(small("topd", steps=8, **changes), tmp_path / "w")
+  assert {run.prompts.prompt_len(k) for k in range(8)} == {16, 64}
+  train_run(run)
   made = sorted((p["name"], p["prompt"]) for p in json.loads((tmp_path / "w" / "run.json").read_text())["programs"])
   assert made == [("rollout", 16), ("rollout", 64), ("update", 16), ("update", 64)]
 
@@ -194,7 +178,7 @@ def test_runs_share_programs_where_everything_static_is_the_same(small, tmp_path
 
   def compiled(name, **changes) -> dict[str, float]:
     c = small("topd", **{"steps": 1, "horizon.ratio": 0.5, "eval.every": 0} | changes)
-    Trainer(c, tmp_path / name, kept).run(compiled=True)
+    train(c, tmp_path / name, kept, compile_all=True)
     programs = json.loads((tmp_path / name / "run.json").read_text())["programs"]
     return {p["name"]: p["seconds"] for p in programs}
 
@@ -213,7 +197,7 @@ def test_runs_share_programs_where_everything_static_is_the_same(small, tmp_path
 def test_gradient_accumulation_gives_the_same_run(small, tmp_path):
   losses = {}
   for name, changes in {"whole": {}, "parts": {"micro_batch": 2}}.items():
-    Trainer(small("topd", steps=3, **{"horizon.ratio": 0.5, "eval.every": 0} | changes), tmp_path / name).run()
+    train(small("topd", steps=3, **{"horizon.ratio": 0.5, "eval.every": 0} | changes), tmp_path / name)
     losses[name] = [r["loss"] for r in read(tmp_path / name, "train")]
   np.testing.assert_allclose(losses["parts"], losses["whole"], rtol=1e-4)
 
@@ -221,40 +205,48 @@ def test_gradient_accumulation_gives_the_same_run(small, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("support", ["sampled", "student_topk"])
 def test_the_papers_estimators_train(support, small, tmp_path):
+  """The student comes nearer to the teacher on what it says itself, batch by batch noisy, over forty steps plain."""
   changes = {
+    "steps": 40,
+    "horizon.ratio": 0.5,
     "objective.support": support,
     "objective.k": 4,
+    "optimizer.lr": 3e-2,
+    "optimizer.warmup": 0,
     "eval.every": 0,
+    "checkpoint.every": 0,
     "rollouts_per_prompt": 2,
     "updates_per_rollout": 2,
   }
-  Trainer(small("topd", steps=2, **changes | {"horizon.ratio": 0.5}), tmp_path / "w").run()
+  train(small("topd", **changes), tmp_path / "w")
   records = read(tmp_path / "w", "train")
-  assert all(np.isfinite(r["loss"]) and r["kl"] > 0 for r in records)
+  assert all(np.isfinite(r["loss"]) for r in records)
+  kl = [r["kl"] for r in records]
+  assert 0 < np.mean(kl[-5:]) < 0.85 * np.mean(kl[:5]), kl
 
 
 def test_run_stops_after_too_many_broken_updates(small, tmp_path, monkeypatch):
   """A teacher that answers NaN: updates are skipped, counted, and at last the run stops with a sentence."""
-  external = trainer.teacher.external
-  monkeypatch.setattr(trainer.teacher, "external", lambda *a: jax.tree.map(lambda x: x * np.nan, external(*a)))
-  run = Trainer(small("opd", steps=9, **{"optimizer.max_skipped": 3, "eval.every": 0}), tmp_path / "w")
+  external = frozen.external
+  monkeypatch.setattr(frozen, "external", lambda *a: jax.tree.map(lambda x: x * np.nan, external(*a)))
+  run = open_run(small("opd", steps=9, **{"optimizer.max_skipped": 3, "eval.every": 0}), tmp_path / "w")
   start = [np.asarray(a) for a in jax.tree.leaves(run.state.params)]
   with pytest.raises(InputError, match=r"3 updates in a row .*\(step 2\)"):
-    run.run()
+    train_run(run)
   for mine, theirs in zip(jax.tree.leaves(run.state.params), start, strict=True):
     np.testing.assert_array_equal(mine, theirs)
   assert [r["skipped"] for r in read(tmp_path / "w", "train")] == [1, 2, 3]
 
 
 def test_tensorboard_files_are_written(small, tmp_path):
-  Trainer(small("opd", steps=1, **{"log.tensorboard": True, "eval.every": 0}), tmp_path / "w").run()
+  train(small("opd", steps=1, **{"log.tensorboard": True, "eval.every": 0}), tmp_path / "w")
   assert list((tmp_path / "w" / "tensorboard").glob("events*"))
 
 
 def test_checkpoint_of_another_version_is_not_called_broken(whole):
   """Whoever reads it with other fields is told so, and not to delete it."""
   path, run = whole
-  like = state.abstract(run.c, run.inputs.student.cfg, run.inputs.mesh)
+  like = run.recipe.abstract_state()
   other = dataclasses.replace(like, opt_state={})
   checkpoints = checkpoint.Checkpoints(path, 2)
   with pytest.raises(InputError, match="another version of opd_jax") as refusal:
@@ -267,8 +259,8 @@ def test_a_key_that_is_new_belongs_to_no_old_run():
   """Runs from before it had what is its default now."""
   c = config.load("opd")
   old = json.loads(config.to_json(c))
-  del old["context"]
+  del old["data"]["widths"], old["recipe"]
   assert config.difference(json.dumps(old), config.to_json(c)) == []
-  other = config.override(c, {"context.turns": "any"})
-  assert config.difference(json.dumps(old), config.to_json(other)) == ["context.turns: final -> any"]
-  assert config.changed(other).keys() - config.changed(c).keys() == {"context.turns"}
+  other = config.override(c, {"data.widths": 2.0})
+  assert config.difference(json.dumps(old), config.to_json(other)) == ["data.widths: 1.5 -> 2.0"]
+  assert config.changed(other).keys() - config.changed(c).keys() == {"data.widths"}

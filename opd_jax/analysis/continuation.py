@@ -19,48 +19,52 @@ SHARES = (0, 0.025, 0.05, 0.1, 0.25, 0.5)
 
 
 def continuation(panel: Panel, params: Params, shares: Sequence[float] = SHARES) -> dict[float, float]:
-  """Accuracy of responses whose first round(share T) tokens the teacher wrote, at temperature 1, by share.
+  """Measure the accuracy of responses whose first round(share T) tokens the teacher wrote, at temperature 1, by share.
 
-  A share of 0 is the accuracy of `panel.read`, and a share of 1 the teacher's own.
+  A share of 0 is the accuracy of `panel.measure`, and a share of 1 the teacher's own.
 
-  Two programs are compiled beside those of the panel, and kept there: the teacher's rollout, which runs once per panel,
-  and the student's after a prefix, one for all shares between 0 and 1 (another set of shares is another width).
+  Two programs are compiled beside those of the panel, and cached there: the teacher's rollout, which runs once per
+  panel, and the student's after a prefix, one for all shares between 0 and 1 (another set of shares is another width).
   """
-  said = prefixed(panel, params, [round(share * panel.horizon) for share in shares])
-  return {share: float(panel.judge(whole).mean()) for share, whole in zip(shares, said, strict=True)}
+  rollouts = prefixed(panel, params, [round(share * panel.horizon) for share in shares])
+  return {share: float(panel.verify(rollout).mean()) for share, rollout in zip(shares, rollouts, strict=True)}
 
 
 def prefixed(panel: Panel, params: Params, lengths: Sequence[int]) -> list[Rollout]:
-  """For each number of tokens, responses that the teacher begins with so many and the student ends.
+  """Roll out, for each number of tokens, responses that the teacher begins with so many and the student ends.
 
   Teacher's prefixes of one row are beginnings of each other. A row that the teacher has ended within its prefix stands
   as it is. The log-probabilities are each writer's own.
   """
   T, inside = panel.horizon, [n for n in lengths if 0 < n < panel.horizon]
-  out = []
+  rollouts = []
   for n in lengths:
-    if n in (0, T):
-      out.append(panel.taught if n else panel.written(params))
+    if n == 0:
+      rollouts.append(panel.student_rollout(params))
       continue
-    prompts = [[*ids, *map(int, row[:n])] for ids, row in zip(panel.ids, panel.taught.response, strict=True)]
-    width = pipeline.width(panel.ids) + max(inside)
-    more = panel.speak(panel.recipe, params, prompts, width, T - min(inside), T - n, 2)
-    out.append(joined(panel.taught, more, n))
-  return out
+    beginning = panel.teacher_rollout
+    if n == T:
+      rollouts.append(beginning)
+      continue
+    prompts = [[*ids, *map(int, row[:n])] for ids, row in zip(panel.ids, beginning.response, strict=True)]
+    width = pipeline.padded_len(panel.ids) + max(inside)
+    end = panel.rollout(panel.student_generator, params, prompts, width, T - min(inside), T - n, 2)
+    rollouts.append(joined(beginning, end, n))
+  return rollouts
 
 
-def joined(first: Rollout, more: Rollout, n: int) -> Rollout:
-  """The first n tokens of one rollout and then another, in the rows that have not ended before; of host arrays [N, T]."""
-  T, goes_on = first.mask.shape[1], np.asarray(first.mask)[:, n]
+def joined(beginning: Rollout, end: Rollout, n: int) -> Rollout:
+  """Join the first n tokens of one rollout and another, in the rows that have not ended before; host arrays [N, T]."""
+  T, goes_on = beginning.mask.shape[1], np.asarray(beginning.mask)[:, n]
 
-  def after(name: str, nothing: float) -> np.ndarray:
-    a, b = (np.asarray(getattr(r, name)) for r in (first, more))
-    return np.concatenate([a[:, :n], np.where(goes_on[:, None], b[:, : T - n], nothing)], axis=1).astype(a.dtype)
+  def join(name: str, fill: float) -> np.ndarray:
+    a, b = (np.asarray(getattr(rollout, name)) for rollout in (beginning, end))
+    return np.concatenate([a[:, :n], np.where(goes_on[:, None], b[:, : T - n], fill)], axis=1).astype(a.dtype)
 
   return dataclasses.replace(
-    first,
-    response=after("response", 0),
-    mask=after("mask", False),
-    behavior_logprob=after("behavior_logprob", 0.0),
-    ended=np.where(goes_on, more.ended, first.ended),
+    beginning,
+    response=join("response", 0),
+    mask=join("mask", False),
+    behavior_logprob=join("behavior_logprob", 0.0),
+    ended=np.where(goes_on, end.ended, beginning.ended),
   )

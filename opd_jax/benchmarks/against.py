@@ -14,28 +14,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax.benchmarks import timing
-from opd_jax.benchmarks.machine import cores
 from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.errors import InputError
 from opd_jax.models import hf
 from opd_jax.rollout import sample
+from opd_jax.runtime import timing
+from opd_jax.runtime.machine import cores
 from opd_jax.types import Params
 
 LIBRARIES = ("transformers",)
-CHECKED = (4, 8)  # rows and tokens; near ties among more of them could differ by rounding alone
+COMPARED = (4, 8)  # rows and tokens; near ties among more of them could differ by rounding alone
 
 
 def check(name: str) -> None:
-  """Refuses another library than the known ones, or one that is not installed."""
+  """Refuses a library that is not known or not installed.
+
+  Raises:
+    InputError: in either case.
+  """
   if name not in LIBRARIES:
     raise InputError(f"--against={name} is not known; it can be {', '.join(LIBRARIES)}.")
   if importlib.util.find_spec("torch") is None:
     raise InputError("--against=transformers needs PyTorch, which is not installed: pip install torch.")
 
 
-class Theirs:
-  """transformers' model with our weights, on the GPU where JAX's are on one too, otherwise on the cores.
+class TransformersModel:
+  """A model of PyTorch transformers with our weights, on the GPU where JAX's are on one too, otherwise on the cores.
 
   Attributes:
     greedy_tokens: how many tokens were compared with ours before anything was timed.
@@ -56,28 +60,28 @@ class Theirs:
       hf.write(path, subject.student, params, pad_id=0, eos_id=None, dtype="float32")
       model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     self._model = model.to(self.device).eval()
-    self.greedy_tokens = self._agree(subject, params)
+    self.greedy_tokens = self._check_greedy_tokens(subject, params)
     self._model = self._model.to(getattr(torch, subject.dtype.name))
 
   def measure(
     self, subject: Subject, case: Case, params: Params, run: jax.stages.Compiled, repeat: int
   ) -> dict[str, Any]:
-    """One record for the JSON: both in turn, and the ratio of the medians.
+    """Times both libraries in alternation and gives one record for the JSON, with the ratio of the medians.
 
     Args:
       run: our rollout, see `rollout.program`.
     """
     batch, key, s = subject.prompts(case), jax.random.key(0), subject.c.sampling
     ids = np.repeat(np.asarray(batch.prompt), subject.c.rollouts_per_prompt, axis=0)
-    drawn = {"do_sample": True, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k}
+    sampling = {"do_sample": True, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k}
     calls = {
       "ours": lambda: run(params, batch, key, np.int32(case.horizon)),
-      "theirs": lambda: self.generate(ids, case.horizon, **drawn),
+      "theirs": lambda: self.generate(ids, case.horizon, **sampling),
     }
-    threads = self.choose_threads(lambda: self.generate(ids, min(case.horizon, 32), **drawn))
-    timing.in_turn(calls, 1)
-    spent = timing.in_turn(calls, repeat)
-    median = {name: statistics.median(each) for name, each in spent.items()}
+    threads = self.choose_threads(lambda: self.generate(ids, min(case.horizon, 32), **sampling))
+    timing.interleaved(calls, 1)
+    spent = timing.interleaved(calls, repeat)
+    median = {name: statistics.median(seconds) for name, seconds in spent.items()}
     tokens = subject.rows(case) * case.horizon
     return {
       "batch": case.batch,
@@ -89,48 +93,58 @@ class Theirs:
       "threads": threads,
       "greedy_tokens_compared": self.greedy_tokens,
       "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-      **{name: timing.summary(each) | {"tokens_per_second": tokens / median[name]} for name, each in spent.items()},
+      **{
+        name: timing.summary(seconds) | {"tokens_per_second": tokens / median[name]} for name, seconds in spent.items()
+      },
       "ratio": median["theirs"] / median["ours"],
     }
 
   def choose_threads(self, call: Callable[[], Any]) -> int:
-    """All cores, or one where that is faster, as it is where others keep the cores busy: threads spin at barriers."""
+    """Sets PyTorch's threads to all cores, or to one where that is faster; returns the number.
 
-    def with_threads(n: int):
+    It is faster where other processes keep the cores busy, since threads spin at barriers.
+    """
+
+    def with_threads(n: int) -> Any:
       self._torch.set_num_threads(n)
       return call()
 
-    spent = timing.in_turn({n: functools.partial(with_threads, n) for n in (cores(), 1)}, 2)
+    spent = timing.interleaved({n: functools.partial(with_threads, n) for n in (cores(), 1)}, 2)
     best = min(spent, key=lambda n: min(spent[n]))
     self._torch.set_num_threads(best)
     return best
 
-  def generate(self, ids: np.ndarray, tokens: int, **how) -> np.ndarray:
-    """int[B, tokens], none of them a stop token."""
+  def generate(self, ids: np.ndarray, tokens: int, **generation: Any) -> np.ndarray:
+    """Generates int[B, tokens] after prompts int[B, P], none of them a stop token.
+
+    Args:
+      generation: arguments of `generate`, such as do_sample.
+    """
     prompt = self._torch.tensor(ids, dtype=self._torch.long, device=self.device)
     with self._torch.inference_mode():
-      said = self._model.generate(
+      sequences = self._model.generate(
         prompt,
         attention_mask=self._torch.ones_like(prompt),
         min_new_tokens=tokens,
         max_new_tokens=tokens,
         use_cache=True,
         pad_token_id=0,
-        **how,
+        **generation,
       )
-    return said[:, ids.shape[1] :].cpu().numpy()
+    return sequences[:, ids.shape[1] :].cpu().numpy()
 
-  def _agree(self, subject: Subject, params: Params) -> int:
-    """Greedy tokens of both in fp32; the number compared.
+  def _check_greedy_tokens(self, subject: Subject, params: Params) -> int:
+    """Compares greedy tokens of both in fp32; returns how many were compared.
 
     Raises:
       RuntimeError: where they differ, since then two different models would be timed.
     """
-    rows, tokens = CHECKED
+    rows, tokens = COMPARED
     batch = subject.prompts(Case(subject.mesh.size * rows, 8, tokens))
     sampling = sample.Sampling((), 0, subject.student.vocab, temperature=0)
-    how = {"cfg": subject.student, "sampling": sampling, "horizon": tokens, "dtype": jnp.float32}
-    greedy = jax.jit(functools.partial(sample.rollout, **how))
+    greedy = jax.jit(
+      functools.partial(sample.rollout, cfg=subject.student, sampling=sampling, response_len=tokens, dtype=jnp.float32)
+    )
     with jax.default_matmul_precision("highest"):
       ours = greedy(params, dataclasses.replace(batch, teacher_weight=None), jax.random.key(0), np.int32(tokens))
     theirs = self.generate(np.asarray(batch.prompt), tokens, do_sample=False)

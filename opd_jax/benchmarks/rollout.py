@@ -12,27 +12,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from opd_jax import mesh as meshes
-from opd_jax import metrics, programs
-from opd_jax.benchmarks import roofline, timing
-from opd_jax.benchmarks.machine import Machine
 from opd_jax.benchmarks.subject import Case, Subject
-from opd_jax.types import Params
+from opd_jax.models import roofline
+from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime import metrics, programs, timing
+from opd_jax.runtime.machine import Machine
+from opd_jax.training.distillation import DistillationStep
+from opd_jax.types import Params, Rollout
 
 STRETCHES = 8  # of the horizon; two of them are a quarter
-ENOUGH = 10.0  # seconds: differences of short times need many repeats
+MIN_SECONDS = 10.0  # of all timed calls together: differences of short times need many repeats
 
 
 def program(subject: Subject, case: Case, params: Params) -> tuple[jax.stages.Compiled, dict[str, Any]]:
-  """(params, batch, key, limit) -> Rollout, as the trainer compiles it, and the record of its compilation."""
-  rollout = functools.partial(subject.recipe(case).rollout, horizon=case.horizon)
+  """Compiles the rollout, (params, batch, key, limit) -> Rollout, as the trainer does; returns it and its record."""
+  shape = subject.shape(case)
+  distillation: DistillationStep = subject.recipe(case).step  # pyright: ignore[reportAttributeAccessIssue]
+  rollout = functools.partial(distillation.rollout, response_len=case.horizon)
   sampled = jax.jit(rollout, out_shardings=meshes.rows(subject.mesh))
   lowered = sampled.lower(params, subject.prompts(case), jax.random.key(0), np.int32(1))
   began = time.perf_counter()
   compiled = lowered.compile()
-  return compiled, programs.record(
-    "rollout", programs.Shape(case.prompt, case.horizon), time.perf_counter() - began, compiled
-  )
+  return compiled, programs.record("rollout", shape, time.perf_counter() - began, compiled)
 
 
 def measure(
@@ -43,87 +44,95 @@ def measure(
   machine: Machine,
   repeat: int,
 ) -> dict[str, Any]:
-  """One record for the JSON. Fractions are of the least seconds, as the machine's rates are the best.
+  """Times the rollout at every limit and gives one record for the JSON.
+
+  Fractions are of the least seconds, as the machine's rates are the best.
 
   Args:
-    compiled: what `program` gave.
+    compiled: the program, and the record of its compilation.
   """
   run, compilation = compiled
   batch, key = subject.prompts(case), jax.random.key(0)
-  said = lambda limit: run(params, batch, key, np.int32(limit))
-  if not np.asarray(jax.device_get(said(case.horizon).mask)).all():  # also warms up
+
+  def rollout(limit: int) -> Rollout:
+    return run(params, batch, key, np.int32(limit))
+
+  if not np.asarray(jax.device_get(rollout(case.horizon).mask)).all():  # also warms up
     raise RuntimeError("a rollout without stop tokens ended before its limit")
-  spent = timing.in_turn({limit: functools.partial(said, limit) for limit in limits(case.horizon)}, repeat, ENOUGH)
+  calls = {limit: functools.partial(rollout, limit) for limit in limits(case.horizon)}
+  spent = timing.interleaved(calls, repeat, MIN_SECONDS)
   rows, tokens = subject.rows(case), subject.rows(case) * case.horizon
-  works = works_of(subject, case)
-  whole, least = timing.summary(spent[case.horizon]), min(spent[case.horizon])
-  bound = seconds(subject, machine, works)
+  costs = token_costs(subject, case)
+  full = timing.summary(spent[case.horizon])
+  least = full["min_seconds"]
+  bound = roofline_seconds(subject, machine, costs)
   return {
     "batch": case.batch,
     "rows": rows,
     "prompt": case.prompt,
     "horizon": case.horizon,
-    **whole,
-    "tokens_per_second": tokens / whole["seconds"],
+    **full,
+    "tokens_per_second": tokens / full["seconds"],
     "prefill_seconds": min(spent[1]),
     "compile_seconds": compilation["seconds"],
     "program_bytes": compilation["bytes"],
     "process_peak_bytes": metrics.peak_memory(),
-    "flops": sum(w.flops for w in works),
-    "bytes": sum(w.bytes for w in works),
-    "flops_per_second": sum(w.flops for w in works) / least,
-    "bytes_per_second": sum(w.bytes for w in works) / least,
+    "flops": sum(cost.flops for cost in costs),
+    "bytes": sum(cost.bytes for cost in costs),
+    "flops_per_second": sum(cost.flops for cost in costs) / least,
+    "bytes_per_second": sum(cost.bytes for cost in costs) / least,
     "roofline_seconds": bound,
     "fraction_of_roofline": bound / least,
     "by_prefix": by_prefix(subject, case, machine, spent),
     "last_to_first_quarter": quarters(subject, case, machine, spent),
-    "limits": {str(limit): timing.summary(each) for limit, each in spent.items()},
+    "limits": {str(limit): timing.summary(seconds) for limit, seconds in spent.items()},
   }
 
 
 def limits(horizon: int) -> list[int]:
-  """Of the timed calls: the first token, which comes with the prompt, then each stretch's end."""
+  """Lists the limits at which the rollout is timed: the first token, which the prompt gives, then each stretch's end."""
   return sorted({1, *(max(1, horizon * i // STRETCHES) for i in range(1, STRETCHES + 1))})
 
 
-def works_of(subject: Subject, case: Case) -> list[roofline.Work]:
-  """Of every token; the first is the prompt's."""
-  n, how = subject.c.rollouts_per_prompt, {"vocab": subject.vocab, "itemsize": subject.dtype.itemsize}
-  return roofline.rollout(subject.student, case.batch, n, case.prompt, case.horizon, **how)
+def token_costs(subject: Subject, case: Case) -> list[roofline.Cost]:
+  """Computes the cost of every token of all rows; the first is the prompt's."""
+  n, sizes = subject.c.rollouts_per_prompt, {"vocab": subject.vocab, "itemsize": subject.dtype.itemsize}
+  return roofline.rollout(subject.student, case.batch, n, case.prompt, case.horizon, **sizes)
 
 
-def seconds(subject: Subject, machine: Machine, works: list[roofline.Work]) -> float:
-  return roofline.seconds(works, machine, subject.mesh.size, subject.tensor)
+def roofline_seconds(subject: Subject, machine: Machine, costs: list[roofline.Cost]) -> float:
+  """Sums the least seconds of the costs, one after the other, at the machine's rates."""
+  return roofline.seconds(costs, machine, subject.mesh.size, subject.tensor)
 
 
 def by_prefix(
   subject: Subject, case: Case, machine: Machine, spent: dict[int, list[float]]
 ) -> list[dict[str, float | int]]:
-  """For each stretch of tokens, seconds that all rows together take per token, measured and at the roofline.
+  """List, by stretch of tokens, the seconds that all rows together take per token, measured and at the roofline.
 
   `prefix` is the number of filled cache slots at the middle of the stretch. Measured seconds are a difference of two
   least times, so on a disturbed machine a stretch may even come out below zero.
   """
-  works, ends = works_of(subject, case), sorted(spent)
-  out = []
+  costs, ends = token_costs(subject, case), sorted(spent)
+  stretches = []
   for a, b in itertools.pairwise(ends):
-    mine = works[a:b]
-    out.append(
+    stretch = costs[a:b]
+    stretches.append(
       {
         "from_token": a,
         "to_token": b,
         "prefix": case.prompt + (a + b - 1) / 2,
         "seconds_per_token": (min(spent[b]) - min(spent[a])) / (b - a),
-        "roofline_seconds_per_token": seconds(subject, machine, mine) / (b - a),
-        "bytes_per_token": sum(w.bytes for w in mine) / (b - a),
-        "flops_per_token": sum(w.flops for w in mine) / (b - a),
+        "roofline_seconds_per_token": roofline_seconds(subject, machine, stretch) / (b - a),
+        "bytes_per_token": sum(cost.bytes for cost in stretch) / (b - a),
+        "flops_per_token": sum(cost.flops for cost in stretch) / (b - a),
       }
     )
-  return out
+  return stretches
 
 
 def quarters(subject: Subject, case: Case, machine: Machine, spent: dict[int, list[float]]) -> dict[str, float] | None:
-  """The last quarter of the tokens over the first: measured time per token, bytes, FLOPs and roofline seconds.
+  """Divides the last quarter of the tokens by the first: measured time per token, bytes, FLOPs and roofline seconds.
 
   None where the horizon is too short to have quarters, or the first one too short for the clock.
   """
@@ -131,11 +140,16 @@ def quarters(subject: Subject, case: Case, machine: Machine, spent: dict[int, li
   late = H * (STRETCHES - 2) // STRETCHES  # in `limits`, as q is
   if q < 2 or min(spent[q]) <= min(spent[1]):
     return None
-  works = works_of(subject, case)
-  ratio = lambda f: f(late, H) / (H - late) / (f(1, q) / (q - 1))
+  costs = token_costs(subject, case)
+  first, last = costs[1:q], costs[late:H]
+
+  def ratio(of_last: float, of_first: float) -> float:
+    """Computes how much more a token of the last quarter has, from the sums over both."""
+    return of_last / (H - late) / (of_first / (q - 1))
+
   return {
-    "seconds": ratio(lambda a, b: min(spent[b]) - min(spent[a])),
-    "bytes": ratio(lambda a, b: sum(w.bytes for w in works[a:b])),
-    "flops": ratio(lambda a, b: sum(w.flops for w in works[a:b])),
-    "roofline": ratio(lambda a, b: seconds(subject, machine, works[a:b])),
+    "seconds": ratio(min(spent[H]) - min(spent[late]), min(spent[q]) - min(spent[1])),
+    "bytes": ratio(sum(cost.bytes for cost in last), sum(cost.bytes for cost in first)),
+    "flops": ratio(sum(cost.flops for cost in last), sum(cost.flops for cost in first)),
+    "roofline": ratio(roofline_seconds(subject, machine, last), roofline_seconds(subject, machine, first)),
   }

@@ -1,11 +1,7 @@
-"""The student reads a conversation, the teacher all of it at once (CCOPD, arXiv:2605.30251).
+"""Conversations whose problem the teacher gets in one prompt (CCOPD, arXiv:2605.30251).
 
-Both score the same reply to the user's last turn, aligned by its own index; earlier replies stand in the student's prompt
-and train nothing. They are the student's own: either all from before training, and kept for the whole run, or spoken anew
-every so many steps. What was said is kept in the workdir, so that a resumed run reads what the first one did.
-
-`context.turns="any"` is the paper's warning as a control: the reply to a random turn is trained, against a teacher that
-already knows what has not been said yet.
+Problems are loaded as conversations (`load`); the assistant's turns are the student's own (`converse`), and those of training
+are saved in the workdir (`Histories`), so that a resumed run has the same ones.
 """
 
 import dataclasses
@@ -13,154 +9,240 @@ import functools
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from opd_jax import hosts
 from opd_jax.config import Config
-from opd_jax.context import chat
-from opd_jax.context.conversation import Conversation
-from opd_jax.context.histories import converse
+from opd_jax.context.split_problem import from_example
+from opd_jax.data import chat, pipeline, problems
+from opd_jax.data.conversation import CannotSplit, Conversation
+from opd_jax.data.problems import Problems
 from opd_jax.errors import InputError
-from opd_jax.programs import Kept
-from opd_jax.speaker import Speaker
+from opd_jax.rollout.generate import Generator
+from opd_jax.runtime import hosts
 from opd_jax.types import Params
 
-if TYPE_CHECKING:
-  from opd_jax.inputs import Inputs
+AT_A_TIME = 1024  # conversations that are generated between two times that replies are saved
+Prompts = dict[int, list[int]]  # token ids of the student's prompt, by the problem's number
 
-AT_A_TIME = 1024  # conversations between two times that what was said is written down
-Rows = dict[int, list[int]]  # token ids of the student's prompt, by the problem's number
+
+def check(config: Config) -> None:
+  """Refuses values of config.context that cannot be meant.
+
+  Raises:
+    InputError: naming the key and the mend.
+  """
+  if config.context.turn_tokens < 1:
+    raise InputError(f"config.context.turn_tokens is {config.context.turn_tokens}; it has to be at least 1.")
+  if config.context.refresh < 0:
+    raise InputError(f"config.context.refresh is {config.context.refresh}; it cannot be negative.")
+  for key, allowed in (("turns", ("final", "any")), ("user", ("templates", "plain"))):
+    if config.context[key] not in allowed:
+      raise InputError(f"config.context.{key} is {config.context[key]!r}; it can be {', '.join(map(repr, allowed))}.")
+  for key in ("min_turns", "max_turns"):
+    if config.context[key] < 2:
+      raise InputError(
+        f"config.context.{key} is {config.context[key]}; a conversation has at least 2 turns of the user."
+      )
+
+
+def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
+  """Loads the problems of a file or of a built-in task, each as a conversation.
+
+  Problems that cannot be told turn by turn, and conversations that are too long, are refused or left out as
+  `data.on_bad_line` says. Of held-out ones, which need answers, the first `eval.prompts`.
+  """
+  examples, skipped = problems.load_examples(config, path, held_out=held_out)
+  data, pairs = config.data, []
+  for example in examples:
+    try:
+      conversation = from_example(example, config.context.user, config.context.max_turns)
+      if len(conversation.turns) < config.context.min_turns:
+        raise CannotSplit(
+          f"it has {len(conversation.turns)} turns, and config.context.min_turns is {config.context.min_turns}"
+        )
+      pairs.append((example, conversation.with_system(data.system) if data.system else conversation))
+    except CannotSplit as e:
+      if data.on_bad_line != "skip":
+        raise InputError(
+          f"{example.where}: the problem cannot be told turn by turn ({e}); mend it, or set data.on_bad_line=skip."
+        ) from None
+  if not pairs:
+    raise InputError(f"None of the {len(examples)} problems of {examples[0].where} and after can be told turn by turn.")
+  if not chat.uses_template(tokenizer, chat_template=data.chat_template):
+    raise InputError(
+      "config.context.kind is 'canonical', and a conversation needs a chat template: use a tokenizer that has one, and "
+      "config.data.chat_template=True."
+    )
+  least, most = lengths([conversation for _, conversation in pairs], tokenizer, config.context.turn_tokens)
+  at_once = chat.render_all([conversation.full for _, conversation in pairs], tokenizer, chat_template=True)
+  most = np.maximum(most, [len(row) for row in at_once])
+  fits = most <= data.max_prompt
+  if not fits.all() and data.on_bad_line != "skip":
+    at = int(most.argmax())
+    raise InputError(
+      f"{pairs[at][0].where}: its conversation may come to {most[at]} tokens ({len(pairs[at][1].turns) - 1} replies of "
+      f"config.context.turn_tokens={config.context.turn_tokens}), more than data.max_prompt={data.max_prompt}; "
+      "raise that, lower "
+      "turn_tokens or max_turns, or set data.on_bad_line=skip."
+    )
+  number = config.eval.prompts if held_out else len(pairs)
+  chosen = [pair for pair, fit in zip(pairs, fits, strict=True) if fit][:number]
+  if not chosen:
+    raise InputError(
+      f"No conversation fits data.max_prompt={data.max_prompt}: the shortest may come to {most.min()} tokens."
+    )
+  ids = [row for row, fit in zip(at_once, fits, strict=True) if fit][:number]
+  ends = [range(int(least[fits].min())), range(int(most[fits].max()))]
+  chosen_examples = [e for e, _ in chosen]
+  return Problems(
+    ids,
+    [e.answer for e in chosen_examples],
+    skipped + len(examples) - int(fits.sum()),
+    tuple((e.teacher, e.where) for e in chosen_examples) if any(e.teacher for e in chosen_examples) else (),
+    tuple(e.solution for e in chosen_examples if e.solution),
+    tuple(conversation for _, conversation in chosen),
+    pipeline.padded_lens(ends, config.data.widths),
+  )
 
 
 @dataclasses.dataclass
 class Histories:
-  """What the student reads, problem by problem.
+  """The student's prompts of every problem: conversations up to the reply that is trained.
 
   Attributes:
     conversations: of the run's problems.
-    refresh: steps between two talks; 0: one, by the student before training.
+    generate: answers prompts for the student.
+    key: of which every reply's random numbers are derived.
+    refresh: steps between two generations of replies; 0: one, by the student before training.
     final: whether each prompt ends at the last turn of the user; else at a random one.
-    where: the directory that the replies are kept in.
-    initial: reads the student before training, which is only needed where `refresh` is 0.
-    of: a digest of all that the replies depend on beside the step.
+    directory: where the replies are saved.
+    initial_student: loads the student before training, which is only needed where `refresh` is 0.
+    digest: of all that the replies depend on beside the step.
+    cut: prompts of `prompts` so far that lost their beginning, since they came out longer than any compiled length.
   """
 
   conversations: Sequence[Conversation]
-  speak: Speaker
+  generate: Generator
   tokenizer: Any
   key: jax.Array
   refresh: int
   final: bool
-  where: epath.Path
-  initial: Callable[[], Params]
-  of: str
+  directory: epath.Path
+  initial_student: Callable[[], Params]
+  digest: str
+  cut: int = dataclasses.field(default=0, init=False)
 
   def block(self, step: int) -> tuple[int, int | None]:
-    """First step of the talk that a step belongs to, and the first of the next one, if there is one."""
+    """Returns the step at which the replies that a step reads are generated, and the next such step, if there is one."""
     first = step // self.refresh * self.refresh if self.refresh else 0
     return first, first + self.refresh if self.refresh else None
 
-  def rows(self, step: int, params: Params, wanted: Sequence[int], now: int, after: Callable[[int, int], None]) -> Rows:
-    """The student's prompts for these problems in the talk that begins at a step.
+  def prompts(
+    self, first: int, student: Params, problems: Sequence[int], step: int, saved: Callable[[int, int], None]
+  ) -> Prompts:
+    """Makes the student's prompts for these problems from the replies of the block that begins at step `first`.
+
+    Replies are read from the workdir; those that are missing are generated, and saved some at a time.
 
     Args:
-      params: the student before step `now`, who talks if nobody has yet.
-      after: told of how many conversations how many are written down; may raise, and they are not had again.
+      student: as it is before `step`; it generates the replies that are missing.
+      problems: by number.
+      saved: called with how many of how many conversations are saved; may raise, and they are not generated again.
 
     Raises:
-      InputError: what was said is lost, and the student who said it is gone.
+      InputError: replies are lost, and the student that gave them is gone.
     """
-    said = self._read(step)
-    missing = [i for i in wanted if i not in said]
-    if missing and self.refresh and step != now:
+    replies = self._load(first)
+    missing = [i for i in problems if i not in replies]
+    if missing and self.refresh and step != first:
       raise InputError(
-        f"{self._file(step)} has not all that the student said before step {step}, and it speaks otherwise by now; restore "
-        "the file, or begin in a new --workdir."
+        f"{self._file(first)} lacks replies that the student gave before step {first}, and it would reply otherwise by now; "
+        "restore the file, or begin in a new --workdir."
       )
-    speaker = params if self.refresh or not missing else self.initial()
-    for first in range(0, len(missing), AT_A_TIME):
-      part = missing[first : first + AT_A_TIME]
-      said |= dict(zip(part, self.talk(part, speaker, step), strict=True))
-      hosts.on_first(functools.partial(self._write, step, said))
-      after(len(wanted) - len(missing) + first + len(part), len(wanted))
-    return dict(zip(wanted, self.render(wanted, [said[i] for i in wanted], step), strict=True))
+    params = student if self.refresh or not missing else self.initial_student()
+    for start in range(0, len(missing), AT_A_TIME):
+      part = missing[start : start + AT_A_TIME]
+      replies |= dict(zip(part, self.replies(part, params, first), strict=True))
+      hosts.on_first(functools.partial(self._save, first, replies))
+      saved(len(problems) - len(missing) + start + len(part), len(problems))
+    return dict(zip(problems, self.render(problems, [replies[i] for i in problems], first), strict=True))
 
-  def talk(self, which: Sequence[int], params: Params, step: int) -> list[tuple[str, ...]]:
-    """The assistant's turns of these conversations; what is said in one does not depend on the others."""
+  def replies(self, problems: Sequence[int], params: Params, step: int) -> list[tuple[str, ...]]:
+    """Generates the assistant's turns of these conversations; those of one do not depend on the others."""
     key = jax.random.fold_in(self.key, step)
 
-    def answer(prompts: Sequence[chat.Prompt], turn: int, going_on: Sequence[int]) -> list[str]:
-      return self.speak(params, self.ids(prompts), jax.random.fold_in(key, turn), [which[i] for i in going_on]).texts
+    def answer(prompts: Sequence[chat.Prompt], turn: int, open_ones: Sequence[int]) -> list[str]:
+      numbers = [problems[i] for i in open_ones]
+      ids, _ = self._render_within(prompts)  # what is cut here is cut again with the prompt that is trained
+      return self.generate(params, ids, jax.random.fold_in(key, turn), numbers).texts
 
-    return converse([self.conversations[i] for i in which], answer)
+    return converse([self.conversations[i] for i in problems], answer)
 
-  def render(self, which: Sequence[int], replies: Sequence[tuple[str, ...]], step: int) -> list[list[int]]:
-    """Token ids up to the reply that is trained."""
-    kept = [r if self.final else r[: _turn(i, step, len(r) + 1)] for i, r in zip(which, replies, strict=True)]
-    return self.ids([self.conversations[i].raw(r) for i, r in zip(which, kept, strict=True)])
+  def render(self, problems: Sequence[int], replies: Sequence[tuple[str, ...]], step: int) -> list[list[int]]:
+    """Renders conversations as token ids, up to the reply that is trained, and counts those that are `cut`."""
+    if not self.final:
+      replies = [r[: _random_turn(i, step, len(r) + 1)] for i, r in zip(problems, replies, strict=True)]
+    prompts = [self.conversations[i].raw(r) for i, r in zip(problems, replies, strict=True)]
+    ids, cut = self._render_within(prompts)
+    self.cut += cut
+    return ids
 
-  def ids(self, prompts: Sequence[chat.Prompt]) -> list[list[int]]:
-    """Texts are tokenised anew, and may come out a little longer than they were said: the beginning is lost then."""
-    longest = self.speak.widths[-1]
-    return [ids[-longest:] for ids in chat.render_all(prompts, self.tokenizer, chat_template=True)]
+  def _render_within(self, prompts: Sequence[chat.Prompt]) -> tuple[list[list[int]], int]:
+    return chat.render_within(prompts, self.tokenizer, self.generate.prompt_lens[-1])
 
   def _file(self, step: int) -> epath.Path:
-    return self.where / f"{step:08d}.jsonl"
+    return self.directory / f"{step:08d}.jsonl"
 
-  def _read(self, step: int) -> dict[int, tuple[str, ...]]:
-    """Nothing where there is no file, or that of another run."""
+  def _load(self, step: int) -> dict[int, tuple[str, ...]]:
+    """Reads saved replies; empty where there is no file, or that of another run."""
     if not self._file(step).exists():
       return {}
     try:
       first, *lines = map(json.loads, self._file(step).read_text().split("\n")[:-1])
-      return {line["problem"]: tuple(line["replies"]) for line in lines} if first["of"] == self.of else {}
+      return {line["problem"]: tuple(line["replies"]) for line in lines} if first["of"] == self.digest else {}
     except (ValueError, KeyError, TypeError):
       raise InputError(
-        f"{self._file(step)} is damaged, and the run goes on from what was said there; give a new --workdir."
+        f"{self._file(step)} is damaged, and the run goes on from the replies in it; give a new --workdir."
       ) from None
 
-  def _write(self, step: int, said: dict[int, tuple[str, ...]]) -> None:
-    self.where.mkdir(parents=True, exist_ok=True)
-    lines = [{"of": self.of}, *({"problem": i, "replies": said[i]} for i in sorted(said))]
-    new = self.where / f"{step:08d}.new"
+  def _save(self, step: int, replies: dict[int, tuple[str, ...]]) -> None:
+    self.directory.mkdir(parents=True, exist_ok=True)
+    lines = [{"of": self.digest}, *({"problem": i, "replies": replies[i]} for i in sorted(replies))]
+    new = self.directory / f"{step:08d}.new"
     new.write_text("".join(json.dumps(line) + "\n" for line in lines))
     new.replace(self._file(step))
 
 
-def histories(
-  c: Config, i: "Inputs", root: epath.Path, initial: Callable[[], Params], of: str, kept: Kept
-) -> Histories | None:
-  """Those of a run; None where the context asks for none."""
-  if not i.train.conversations:
-    return None
-  speak = Speaker(
-    i.voice,
-    i.tokenizer,
-    batch=min(c.eval.batch, len(i.train.ids)),
-    widths=i.prompt_widths,
-    max_tokens=c.context.turn_tokens,
-    name="converse",
-    numbered=True,
-    kept=kept,
-  )
-  key = jax.random.fold_in(jax.random.key(c.seed), 2**25)  # apart from training, evaluation and probes
-  final = c.context.turns == "final"
-  return Histories(
-    i.train.conversations, speak, i.tokenizer, key, c.context.refresh, final, root / "histories", initial, of
-  )
+# (prompts, which turn, the numbers of their conversations) -> a reply to each
+Answer = Callable[[Sequence[chat.Prompt], int, Sequence[int]], list[str]]
 
 
-def _turn(problem: int, step: int, turns: int) -> int:
-  """A number below `turns`, the same at every call."""
+def converse(conversations: Sequence[Conversation], answer: Answer) -> list[tuple[str, ...]]:
+  """Makes the assistant's turns of conversations whose user has written every turn down; without the last reply.
+
+  All conversations are answered at the same turn in one go; those that are over drop out. The reply to the last turn is
+  what is trained, or verified.
+  """
+  replies: list[tuple[str, ...]] = [()] * len(conversations)
+  for turn in range(max((len(c.turns) for c in conversations), default=1) - 1):
+    open_ones = [i for i, c in enumerate(conversations) if len(c.turns) > turn + 1]
+    answers = answer([conversations[i].raw(replies[i]) for i in open_ones], turn, open_ones)
+    for i, reply in zip(open_ones, answers, strict=True):
+      replies[i] = (*replies[i], reply)
+  return replies
+
+
+def _random_turn(problem: int, step: int, turns: int) -> int:
+  """Draws a number below `turns`, the same at every call."""
   return zlib.crc32(f"{problem} {step}".encode()) % turns
 
 
 def lengths(conversations: Sequence[Conversation], tokenizer, turn_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens of each conversation up to its last turn: with blank replies, and with the longest."""
+  """Counts the tokens of each conversation up to its last turn: with blank replies, and with the longest."""
   blank = [c.raw(("",) * (len(c.turns) - 1)) for c in conversations]
   least = np.array([len(ids) for ids in chat.render_all(blank, tokenizer, chat_template=True)])
   return least, least + np.array([len(c.turns) - 1 for c in conversations]) * turn_tokens

@@ -18,37 +18,45 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Example:
-  """One problem."""
+  """A problem as a line of a file or a task gives it."""
 
   prompt: str | tuple[dict[str, Any], ...]  # plain text, or chat messages {role, content}
   answer: str  # "" where there is none
   where: str  # "file.jsonl:12", for error messages
-  teacher: str = ""  # which of several teachers answers
-  canonical: str = ""  # of a conversation: the prompt that says everything at once
+  teacher: str = ""  # the one of several teachers that scores the response
+  canonical: str = ""  # the prompt that holds all of a conversation at once
   solution: str = ""  # a response to learn
-  turns: tuple[str, ...] = ()  # of a task's conversation: what the user says, turn by turn
-  claims: tuple[str, str] | None = None  # of a task's conversation, see context/conversation.py
+  turns: tuple[str, ...] = ()  # the user's messages in a task's conversation
+  claims: tuple[str, str] | None = None  # how an answer is claimed in a task's conversation, see conversation.py
+
+
+@dataclass(frozen=True)
+class Fields:
+  """The keys under which the lines of a file hold a problem; "" for what they do not hold.
+
+  Attributes:
+    prompt: the key of a string or of a list of chat messages.
+    answer: the key of a string or a number; read where present.
+    teacher: the key of a string or a number, which every line then needs.
+    canonical: the key of a string, which every line then needs.
+    solution: the key of a string, which every line then needs.
+  """
+
+  prompt: str
+  answer: str
+  teacher: str = ""
+  canonical: str = ""
+  solution: str = ""
 
 
 def read_jsonl(
-  path: str | pathlib.Path,
-  prompt_field: str,
-  answer_field: str,
-  on_bad_line: str,
-  need_answer: bool,
-  teacher_field: str = "",
-  canonical_field: str = "",
-  solution_field: str = "",
+  path: str | pathlib.Path, fields: Fields, on_bad_line: str, need_answer: bool
 ) -> tuple[list[Example], int]:
-  """The problems of a file, and the number of lines left out.
+  """Read the problems of a file; returns them and the number of lines left out.
 
   Args:
-    prompt_field: the key of a string or of a list of chat messages.
-    answer_field: the key of a string or a number; read where present.
     on_bad_line: "skip" leaves bad lines out; "refuse" and "truncate" stop at the first.
     need_answer: a line without an answer is bad.
-    teacher_field: the key of a string or a number, which every line then needs; "": none.
-    canonical_field, solution_field: keys of strings, which every line then needs; "": none.
 
   Raises:
     InputError: a bad line that may not be skipped, no usable line at all, or a file that cannot be read.
@@ -59,9 +67,7 @@ def read_jsonl(
   for number, line in _lines(path):
     where = f"{path}:{number}"
     try:
-      examples.append(
-        _example(line, prompt_field, answer_field, need_answer, where, teacher_field, canonical_field, solution_field)
-      )
+      examples.append(_example(line, fields, need_answer, where))
     except _BadLine as e:
       fault = f"{where}: {e}"
       if on_bad_line != "skip":
@@ -76,11 +82,14 @@ def read_jsonl(
 
 
 class _BadLine(ValueError):
-  """What is wrong with a line and how to mend it; the policy decides what follows."""
+  """The fault of a line and its mend; `on_bad_line` decides what follows."""
 
 
 def _lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Numbered lines without the blank ones at the end. A line ends at a newline byte only: JSON text may hold U+2028."""
+  """Read the lines of a file with their numbers, without the blank ones at the end.
+
+  A line ends at a newline byte only, since JSON text may hold U+2028.
+  """
   path = pathlib.Path(path)
   if path.is_dir():
     raise InputError(f"{path} is a directory; data.path needs a JSONL file, such as {path / 'train.jsonl'}.")
@@ -105,16 +114,7 @@ def _lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
     raise InputError(f"{path} cannot be read ({e.strerror}); check data.path and its permissions.") from None
 
 
-def _example(
-  line: str,
-  prompt_field: str,
-  answer_field: str,
-  need_answer: bool,
-  where: str,
-  teacher_field: str = "",
-  canonical_field: str = "",
-  solution_field: str = "",
-) -> Example:
+def _example(line: str, fields: Fields, need_answer: bool, where: str) -> Example:
   if not line:
     raise _BadLine("the line is empty; remove it")
   try:
@@ -126,39 +126,35 @@ def _example(
   except (RecursionError, ValueError) as e:  # nested too deeply, or an integer of thousands of digits
     raise _BadLine(f"the line is JSON that cannot be read ({e}); write one plain JSON object on it") from None
   if not isinstance(record, dict):
-    raise _BadLine(f"the line is {_kind(record)}, not a JSON object; write it as {{{json.dumps(prompt_field)}: ...}}")
+    raise _BadLine(f"the line is {_kind(record)}, not a JSON object; write it as {{{json.dumps(fields.prompt)}: ...}}")
 
-  prompt = _prompt(_field(record, prompt_field, "prompt"), prompt_field)
-  if need_answer or answer_field in record:
+  prompt = _prompt(_field(record, fields.prompt, "prompt"), fields.prompt)
+  answer = ""
+  if need_answer or fields.answer in record:
     try:
-      answer = _answer(_field(record, answer_field, "answer"), answer_field)
+      answer = _answer(_field(record, fields.answer, "answer"), fields.answer)
     except _BadLine:
       if need_answer:
         raise
-      answer = ""
-  else:
-    answer = ""
-  teacher = _answer(_field(record, teacher_field, "teacher"), teacher_field) if teacher_field else ""
-  canonical, solution = (
-    _string(record, field, role) for field, role in ((canonical_field, "canonical"), (solution_field, "solution"))
-  )
+  teacher = _answer(_field(record, fields.teacher, "teacher"), fields.teacher) if fields.teacher else ""
+  canonical = _string(record, fields.canonical, "canonical") if fields.canonical else ""
+  solution = _string(record, fields.solution, "solution") if fields.solution else ""
   return Example(prompt, answer, where, teacher, canonical, solution)
 
 
 def _string(record: dict, field: str, role: str) -> str:
-  """ "" where no field is named."""
-  if not field:
-    return ""
-  if not isinstance(value := _field(record, field, role), str):
+  value = _field(record, field, role)
+  if not isinstance(value, str):
     raise _BadLine(f"the field {field!r} is {_kind(value)}; make it a string")
   return _text(value, f"the field {field!r}", blank=False)
 
 
 def _field(record: dict, name: str, role: str) -> Any:
+  """The value under a key, which `data.{role}_field` sets."""
   if name not in record:
-    there = ", ".join(map(repr, record)) or "none"
+    present = ", ".join(map(repr, record)) or "none"
     raise _BadLine(
-      f"there is no field {name!r} (fields of the line: {there}); add it, or set data.{role}_field to the right one"
+      f"there is no field {name!r} (fields of the line: {present}); add it, or set data.{role}_field to the right one"
     )
   return record[name]
 
@@ -173,8 +169,8 @@ def _prompt(value: Any, field: str) -> str | tuple[dict[str, Any], ...]:
   for i, message in enumerate(value):
     name = f"message {i + 1} of the field {field!r}"
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-      what = _kind(message) if not isinstance(message, dict) else "without one of them"
-      raise _BadLine(f"{name} is {what}; make it an object with the keys 'role' and 'content'")
+      fault = _kind(message) if not isinstance(message, dict) else "without one of them"
+      raise _BadLine(f"{name} is {fault}; make it an object with the keys 'role' and 'content'")
     if message["role"] not in ROLES:
       raise _BadLine(f"{name} has the role {message['role']!r}; it can be {', '.join(map(repr, ROLES))}")
     if not isinstance(message["content"], str):
@@ -205,6 +201,7 @@ def _text(value: str, name: str, blank: bool) -> str:
 
 
 def _kind(value: Any) -> str:
+  """The JSON type of a value, in words."""
   if isinstance(value, float) and not math.isfinite(value):
     return "not a finite number"
   names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}

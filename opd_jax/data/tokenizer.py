@@ -1,4 +1,4 @@
-"""Tokenizers: read from a model's directory, and compared before a teacher may score a student's tokens.
+"""Tokenizers: loaded from a model's directory, and compared before a teacher may score a student's tokens.
 
 The teacher reads the student's token ids, so an id has to be the same token for both. A different stop token or
 chat template passes unnoticed otherwise, and costs tenths of a nat per token, or responses that never end.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
-  """The tokenizer in a Hugging Face directory. Nothing is downloaded, and no code from the directory is run.
+  """Load the tokenizer of a Hugging Face directory. Nothing is downloaded, and no code from the directory is run.
 
   Raises:
     InputError: there is no directory, no tokenizer in it, or a file of it is broken.
@@ -61,13 +61,13 @@ def compare(
   teacher_stop: Collection[int],
   allow: Collection[str] = (),
 ) -> None:
-  """Refuses a pair in which the teacher would not read what the student wrote.
+  """Refuse a pair in which the teacher would not read what the student wrote.
 
-  Rows of the embedding beyond the vocabulary are padding and not looked at here.
+  Rows of the embedding beyond the vocabulary are padding and are not compared here.
 
   Args:
-    student_stop: token ids that end a response of the student; their order does not matter.
-    allow: of "tokenizer", "eos", "chat_template": differences that are intended.
+    student_stop, teacher_stop: token ids that end a response of each; their order does not matter.
+    allow: differences that are intended, some of "tokenizer", "eos" and "chat_template".
 
   Raises:
     InputError: a difference that `allow` does not name.
@@ -92,7 +92,7 @@ def compare(
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase", stop: Collection[int]) -> int:
-  """The id that fills prompts and responses. It is masked wherever it stands, so it may be a stop token too."""
+  """Choose the id that fills prompts and responses. It is masked wherever it stands, so it may be a stop token too."""
   for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, *stop):
     if candidate is not None:
       return int(candidate)  # pyright: ignore[reportArgumentType]: the stubs also allow lists, for text lists
@@ -105,33 +105,43 @@ def _or_allow(name: str) -> str:
 
 def _vocabulary(student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", show: int = 3) -> str:
   """The first ids that are different tokens, or ""."""
-  vocab = [tokenizer.get_vocab() for tokenizer in (student, teacher)]
-  ids = sorted({i for _, i in vocab[0].items() ^ vocab[1].items()})
-  name = [{i: repr(token) for token, i in v.items()} for v in vocab]
-  parts = [f"id {i} is {name[0].get(i, 'no token')} for the student and {name[1].get(i, 'no token')} for the teacher"
-           for i in ids[:show]]  # fmt: skip
-  more = f", and {len(ids) - show} more ids differ" if len(ids) > show else ""
-  return ", ".join(parts) + more
+  ids = sorted({i for _, i in student.get_vocab().items() ^ teacher.get_vocab().items()})
+  student_names, teacher_names = _token_names(student), _token_names(teacher)
+  parts = []
+  for i in ids[:show]:
+    student_name, teacher_name = student_names.get(i, "no token"), teacher_names.get(i, "no token")
+    parts.append(f"id {i} is {student_name} for the student and {teacher_name} for the teacher")
+  others = f", and {len(ids) - show} more ids differ" if len(ids) > show else ""
+  return ", ".join(parts) + others
+
+
+def _token_names(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+  """The token of each id, in quotes."""
+  return {i: repr(token) for token, i in tokenizer.get_vocab().items()}
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", ids: Collection[int]) -> str:
-  name = {i: repr(token) for token, i in tokenizer.get_vocab().items()}
-  return " or ".join(f"{name.get(i, 'no token')} (id {i})" for i in sorted(set(ids))) or "no token at all"
+  """The tokens of some ids, for messages."""
+  names = _token_names(tokenizer)
+  return " or ".join(f"{names.get(i, 'no token')} (id {i})" for i in sorted(set(ids))) or "no token at all"
 
 
 def _template(student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase") -> str:
-  """Where the chat templates part, or ""."""
-  a, b = _template_text(student), _template_text(teacher)
-  if a == b:
+  """The first line in which the chat templates differ, or ""."""
+  student_text, teacher_text = _template_text(student), _template_text(teacher)
+  if student_text == teacher_text:
     return ""
-  if a is None or b is None:
-    return "only the teacher has one" if a is None else "only the student has one"
-  one, two = [*a.splitlines(), "(end)"], [*b.splitlines(), "(end)"]
-  line = next(i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y)
-  return f"line {line + 1} is {_short(one[line])} for the student and {_short(two[line])} for the teacher"
+  if student_text is None or teacher_text is None:
+    return "only the teacher has one" if student_text is None else "only the student has one"
+  lines = zip([*student_text.splitlines(), "(end)"], [*teacher_text.splitlines(), "(end)"], strict=False)
+  for number, (student_line, teacher_line) in enumerate(lines, start=1):
+    if student_line != teacher_line:
+      return f"line {number} is {_short(student_line)} for the student and {_short(teacher_line)} for the teacher"
+  return "they have other line breaks"
 
 
 def _template_text(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+  """The chat template, or all templates by name, as one text; None where there is none."""
   template = getattr(tokenizer, "chat_template", None)
   if not template:
     return None
@@ -159,7 +169,7 @@ def _check_json(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without transformers' notes, at import that PyTorch is missing, at load that a tokenizer could be newer."""
+  """Silence transformers' notes, at import that PyTorch is missing, at load that a tokenizer could be newer."""
   key = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
   before = os.environ.get(key)
   os.environ[key] = "1"

@@ -20,9 +20,9 @@ def attend_causal(
   mask: Bool[Array, "B T"],
   block: int = 1024,
 ) -> Float[Array, "B T N h"]:
-  """Every token attends to itself and to the real tokens before it.
+  """Attend from every token to itself and to the real tokens before it.
 
-  Beyond `block` positions the queries go through in blocks, computed again in the backward pass, so that the scores
+  Beyond `block` positions the queries go through in blocks, which the backward pass computes again, so that the scores
   held at a time are [B, N, block, T] and not [B, N, T, T].
 
   Args:
@@ -30,16 +30,18 @@ def attend_causal(
   """
   B, T, N, h = q.shape
 
-  def rows(first: Array | int, queries: Float[Array, "B t N h"]) -> Float[Array, "B t N h"]:
-    at = first + jnp.arange(queries.shape[1])
-    return attend(queries, k, v, (jnp.arange(T) <= at[:, None])[None] & mask[:, None, :])
+  def attend_from(first: Array | int, queries: Float[Array, "B t N h"]) -> Float[Array, "B t N h"]:
+    """Attend from the queries that stand at `first` and behind it."""
+    positions = first + jnp.arange(queries.shape[1])
+    causal = jnp.arange(T) <= positions[:, None]
+    return attend(queries, k, v, causal[None] & mask[:, None, :])
 
   if block >= T:
-    return rows(0, q)
+    return attend_from(0, q)
   blocks = -(-T // block)
   q = jnp.pad(q, ((0, 0), (0, blocks * block - T), (0, 0), (0, 0))).reshape(B, blocks, block, N, h)
-  one = jax.checkpoint(lambda part: rows(*part))
-  out = lax.map(one, (jnp.arange(blocks) * block, jnp.moveaxis(q, 1, 0)))
+  attend_block = jax.checkpoint(lambda first_and_queries: attend_from(*first_and_queries))
+  out = lax.map(attend_block, (jnp.arange(blocks) * block, jnp.moveaxis(q, 1, 0)))
   return jnp.moveaxis(out, 0, 1).reshape(B, blocks * block, N, h)[:, :T]
 
 
@@ -49,7 +51,7 @@ def attend(
   v: Float[Array, "B S K h"],
   visible: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N h"]:
-  """Softmax attention with keys and values in token order; scores and softmax in fp32."""
+  """Compute softmax attention with keys and values in token order; scores and softmax are fp32."""
   B, T, N, h = q.shape
   q = q.reshape(B, T, k.shape[2], -1, h)
   return attend_groups(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), visible).reshape(B, T, N, h)
@@ -61,8 +63,9 @@ def attend_groups(
   v: Float[Array, "B K S h"],
   visible: Bool[Array, "B T S"],
 ) -> Float[Array, "B T K G h"]:
-  """The same in the layout of the cache: keys transposed, heads outermost, the query heads of a group together.
+  """Compute softmax attention in the cache's layout: keys transposed, heads outermost, a group's query heads together.
 
+  Scores and softmax are fp32, and the output has the type of `v`.
   The heads of a group are rows of one matrix product, so keys and values are never repeated.
   """
   B, T, K, G, h = q.shape

@@ -9,10 +9,12 @@ G = N / K query heads per key/value head, h head width, F feed-forward width, E 
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import moe
@@ -21,16 +23,16 @@ from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
 from opd_jax.types import Params
 
-REMAT = {  # what a layer keeps for the backward pass beside its input; "none": everything
-  "none": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights; attention again
-  "layer": None,  # nothing: the whole layer again
+REMAT = {  # what a layer saves for the backward pass beside its input
+  "none": None,  # everything: it is not checkpointed
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights; attention is run again
+  "layer": None,  # nothing: the layer is run again
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Llama-3's frequency scaling: long wavelengths are stretched by `factor`, short ones kept."""
+  """Llama-3's frequency scaling: long wavelengths are stretched by `factor`, and short ones are not."""
 
   factor: float
   low_freq_factor: float
@@ -40,8 +42,10 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
+  """The sizes and switches of a decoder; read_config of hf.py makes one of a config.json."""
+
   vocab: int
-  width: int
+  d_model: int  # the model width D
   layers: int
   heads: int
   kv_heads: int
@@ -61,10 +65,15 @@ class DecoderConfig:
     if self.heads % self.kv_heads:
       raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
 
+  def to_dict(self) -> dict[str, Any]:
+    """The fields as plan.json and bench records keep them, where d_model has its first name, "width"."""
+    return {"width" if name == "d_model" else name: value for name, value in dataclasses.asdict(self).items()}
+
 
 def shapes(cfg: DecoderConfig) -> Params:
   """The shape of every parameter, as a pytree of tuples."""
-  L, D, N, K, h, F = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.ff_width
+  L, D, F = cfg.layers, cfg.d_model, cfg.ff_width
+  N, K, h = cfg.heads, cfg.kv_heads, cfg.head_width
   layers = {
     "attn_norm": (L, D),
     "q": (L, D, N, h),
@@ -90,11 +99,11 @@ def shapes(cfg: DecoderConfig) -> Params:
 
 
 def init(cfg: DecoderConfig, key: jax.Array, scale: float = 0.02) -> Params:
-  """Random fp32 parameters: normal(0, scale), output projections scaled down by sqrt(2 L), norms at one."""
+  """Draw random fp32 parameters: normal(0, scale), output projections scaled down by sqrt(2 L), norms at one."""
   is_shape = lambda x: isinstance(x, tuple)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes(cfg), is_leaf=is_shape)
 
-  def make(path, shape, key):
+  def draw(path, shape, key):
     name = path[-1].key
     if "norm" in name:
       return jnp.ones(shape, jnp.float32)
@@ -104,7 +113,7 @@ def init(cfg: DecoderConfig, key: jax.Array, scale: float = 0.02) -> Params:
     return std * jax.random.normal(key, shape, jnp.float32)
 
   keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(treedef, [make(p, s, k) for (p, s), k in zip(leaves, keys, strict=True)])
+  return jax.tree.unflatten(treedef, [draw(p, s, k) for (p, s), k in zip(leaves, keys, strict=True)])
 
 
 def hidden(
@@ -113,22 +122,22 @@ def hidden(
   tokens: Int[Array, "B T"],
   mask: Bool[Array, "B T"],
   *,
-  dtype: jnp.dtype = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   remat: str = "none",
-  attend=attend_causal,
-  experts=moe.reference,
-  look_up=None,
+  attention_fn=attend_causal,
+  moe_fn=moe.reference,
+  embed_fn=None,
 ) -> Float[Array, "B T D"]:
-  """Final normed hidden states; `unembed` turns the positions of interest into logits.
+  """Compute the final normed hidden states; `unembed` turns the positions of interest into logits.
 
   Args:
     params: the layers' matrices may be int8, see quantise.py; each layer is made dense when the scan reaches it.
     mask: true on real tokens. Padding may stand on either side: it is never attended to and takes no position.
     dtype: compute type of the matrix products; norms, softmax and rotary angles are fp32.
     remat: what the backward pass computes again, a key of REMAT.
-    attend: causal attention over whole sequences, see attention.py and kernels.py.
-    experts: the mixture of experts, where there is one, see moe.py.
-    look_up: the embedding; None: `embed`, and on a mesh see lookup.py.
+    attention_fn: causal attention over whole sequences, see attention.py and kernels.py.
+    moe_fn: the mixture of experts, where there is one, see moe.py.
+    embed_fn: the embedding; None: `embed`, and on a mesh see lookup.py.
   """
   positions = positions_of(mask)
   rope = rope_tables(cfg, positions)
@@ -137,12 +146,12 @@ def hidden(
     w = dense(w, dtype)
     q, k, v = qkv(x, w, cfg, rope)
     with jax.named_scope("attention"):
-      x = x + project_out(attend(q, k, v, mask), w, cfg)
-    return x + feed_forward(x, w, cfg, mask, experts), None
+      x = x + project_out(attention_fn(q, k, v, mask), w, cfg)
+    return x + feed_forward(x, w, cfg, mask, moe_fn), None
 
   if remat != "none":
     layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
-  x = (look_up or embed)(params, tokens, dtype)
+  x = (embed_fn or embed)(params, tokens, dtype)
   x, _ = lax.scan(layer, x, params["layers"], unroll=cfg.layers if cfg.layers <= 4 else 1)
   return rms_norm(x, params["norm"], cfg.norm_eps)
 
@@ -154,44 +163,53 @@ def response_hidden(
   prompt_mask: Bool[Array, "B P"],
   response: Int[Array, "B H"],
   response_mask: Bool[Array, "B H"],
-  **how,
+  **hidden_options,
 ) -> Float[Array, "B H D"]:
-  """Hidden states that predict each response token, so state i belongs to `response[:, i]`.
+  """Compute the hidden states that predict each response token, so state i belongs to `response[:, i]`.
 
   The first response token is predicted by the last prompt token; the last response token predicts nothing
-  that is kept, and is not run. Alignment is by response index: any prompt of any width gives the same layout.
+  that is kept, and is not run. Alignment is by response index: any prompt of any length gives the same layout.
+
+  Args:
+    hidden_options: keyword arguments of `hidden`.
   """
   P = prompt.shape[1]
   tokens = jnp.concatenate([prompt, response[:, :-1]], axis=1)
   mask = jnp.concatenate([prompt_mask, response_mask[:, :-1]], axis=1)
-  return hidden(params, cfg, tokens, mask, **how)[:, P - 1 :]
+  return hidden(params, cfg, tokens, mask, **hidden_options)[:, P - 1 :]
 
 
 def unembed(params: Params, x: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
-  """Logits in fp32."""
+  """Project hidden states to fp32 logits."""
   return jnp.einsum("...d,vd->...v", x, head(params).astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def head(params: Params) -> Float[Array, "V D"]:
+  """The output head, which is the embedding where `DecoderConfig.tied`."""
   return params["head"] if "head" in params else params["embed"]
 
 
-def embed(params: Params, tokens: Int[Array, "*b"], dtype: jnp.dtype) -> Float[Array, "*b D"]:
+def embed(params: Params, tokens: Int[Array, "*b"], dtype: DTypeLike) -> Float[Array, "*b D"]:
+  """Look up the embedding of each token."""
   return params["embed"][tokens].astype(dtype)
 
 
 def unstack(layers: Params, n: int) -> list[Params]:
-  """One pytree per layer, for loops in which a slice of stacked weights would be paid at every token."""
-  return [jax.tree.map(lambda a, i=i: a[i], layers) for i in range(n)]
+  """Split stacked layers into one pytree per layer, for loops that would pay for the slice at every token."""
+
+  def layer(i: int) -> Params:
+    return jax.tree.map(lambda stacked: stacked[i], layers)
+
+  return [layer(i) for i in range(n)]
 
 
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
-  """Position of every token, counting real tokens only."""
+  """The position of every token, counting real tokens only."""
   return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def rope_tables(cfg: DecoderConfig, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
-  """Cosine and sine of the rotary angles, f32[B, T, 1, h/2] each."""
+  """The cosine and the sine of the rotary angles, f32[B, T, 1, h/2] each."""
   h = cfg.head_width
   freq = cfg.rope_theta ** (-jnp.arange(0, h, 2, dtype=jnp.float32) / h)
   if s := cfg.rope_scaling:
@@ -203,22 +221,22 @@ def rope_tables(cfg: DecoderConfig, positions: Int[Array, "B T"]) -> tuple[Array
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Float[Array, "B T n h"], rope: tuple[Array, Array]) -> Float[Array, "B T n h"]:
-  """Rotary position embedding, halves convention (the first half pairs with the second), in fp32."""
+def rotate(x: Float[Array, "B T *n h"], rope: tuple[Array, Array]) -> Float[Array, "B T *n h"]:
+  """Apply the rotary position embedding in fp32, where the first half of a head pairs with the second."""
   cos, sin = rope
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*b D"]:
-  """Root-mean-square norm over the last axis, in fp32."""
+  """Apply the root-mean-square norm over the last axis, in fp32."""
   y = x.astype(jnp.float32)
   y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
   return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Array, Array]):
-  """Normed, projected and rotated queries [B, T, N, h], keys and values [B, T, K, h]."""
+  """Norm and project x, and rotate the result: queries [B, T, N, h], keys and values [B, T, K, h]."""
   with jax.named_scope("qkv"):
     x = rms_norm(x, w["attn_norm"], cfg.norm_eps)
     by_head = lambda name: linear(x, w, name, cfg).reshape(*x.shape[:2], -1, cfg.head_width)
@@ -231,32 +249,34 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Arr
 
 
 def project_out(x: Float[Array, "B T N h"], w: Params, cfg: DecoderConfig) -> Float[Array, "B T D"]:
+  """Join the heads of the attention's output and project them to the model width."""
   return linear(x.reshape(*x.shape[:2], -1), w, "o", cfg)
 
 
 def feed_forward(
-  x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, mask: Bool[Array, "B T"], experts=moe.reference
+  x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, mask: Bool[Array, "B T"], moe_fn=moe.reference
 ) -> Float[Array, "B T D"]:
-  """SwiGLU, or a mixture of several."""
+  """Apply the layer's norm and its SwiGLU, or its mixture of experts where the config has one."""
   with jax.named_scope("feed_forward"):
     x = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
     if cfg.moe is not None:
-      return experts(x, w, cfg.moe, mask)
+      return moe_fn(x, w, cfg.moe, mask)
     return linear(jax.nn.silu(linear(x, w, "gate", cfg)) * linear(x, w, "up", cfg), w, "down", cfg)
 
 
 def linear(x: Float[Array, "*b d"], w: Params, name: str, cfg: DecoderConfig) -> Float[Array, "*b f"]:
-  """x times a layer's matrix of that name, heads and their width as one axis, and through its adapter if it has one."""
+  """Multiply x with a layer's matrix of that name, heads and their width as one axis, and add its adapter if any."""
   y = project(x, w[name].reshape(x.shape[-1], -1))
   if (a := w.get(f"{name}_a")) is None:
     return y
   b = w[f"{name}_b"]
-  return y + cfg.adapter_scale * project(project(x, a.reshape(x.shape[-1], -1)), b.reshape(b.shape[0], -1))
+  low_rank = project(x, a.reshape(x.shape[-1], -1))
+  return y + cfg.adapter_scale * project(low_rank, b.reshape(b.shape[0], -1))
 
 
 @jax.custom_vjp
 def project(x: Float[Array, "*b d"], w: Float[Array, "d f"]) -> Float[Array, "*b f"]:
-  """x @ w, whose backward pass finishes the gradient of the output before it uses it.
+  """Multiply x @ w, with a backward pass that finishes the gradient of the output before it uses it.
 
   Otherwise XLA on CPU makes that gradient again, column by column, inside the transposition that the weight's gradient
   needs, where it costs more than the product.

@@ -1,4 +1,4 @@
-"""Hugging Face model directories: check, read and write them without PyTorch; weights.py does their tensors."""
+"""Hugging Face model directories: check, read and write them without PyTorch; safetensors_io.py does their tensors."""
 
 import dataclasses
 import os
@@ -11,23 +11,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 
 from opd_jax.config import BUILTIN
 from opd_jax.errors import InputError
-from opd_jax.models import weights
+from opd_jax.models import safetensors_io
 from opd_jax.models.decoder import DecoderConfig, RopeScaling
 from opd_jax.models.moe import MoE
-from opd_jax.models.weights import read_json, write_json
+from opd_jax.models.safetensors_io import read_json, write_json
 from opd_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
+  """The traits that set one of transformers' architectures apart, as far as decoder.py follows it."""
+
   model_type: str
   qk_norm: bool = False
   qkv_bias: bool = False
   moe: bool = False  # every layer has experts
-  head_width: int | None = None  # where config.json has no head_dim; None: width / heads
+  head_width: int | None = None  # where config.json has no head_dim; None: d_model / heads
   off: tuple[str, ...] = ()  # switches of config.json that change the model in a way decoder.py does not follow
 
 
@@ -53,7 +56,11 @@ TOKENIZER = (
 
 
 def resolve(name: str) -> pathlib.Path:
-  """The directory of 'builtin:student', or of a model that is already on this machine."""
+  """Find the directory of 'builtin:student', or of a model that is already on this machine.
+
+  Raises:
+    InputError: there is none; says how to get it.
+  """
   if name.startswith(BUILTIN):
     assets = pathlib.Path(__file__).resolve().parent.parent / "tasks" / "assets"
     known = {p.parent.relative_to(assets).as_posix(): p.parent for p in sorted(assets.glob("**/config.json"))}
@@ -76,14 +83,18 @@ def resolve(name: str) -> pathlib.Path:
 
 
 def read_config(directory: pathlib.Path) -> DecoderConfig:
-  """The model that config.json describes; anything that decoder.py would not follow exactly is refused."""
+  """Read the model that config.json describes.
+
+  Raises:
+    InputError: config.json asks for anything that decoder.py would not follow exactly.
+  """
   path = pathlib.Path(directory) / "config.json"
   raw = read_json(path)
 
   def refuse(what: str) -> InputError:
     return InputError(f"{path}: {what}.")
 
-  def whole(key: str, default: int | None = None) -> int:
+  def positive_int(key: str, default: int | None = None) -> int:
     value = raw.get(key) if raw.get(key) is not None else default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
       raise refuse(f"{key} is {value!r}; it has to be a whole number above 0")
@@ -103,26 +114,26 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
   if quantized := raw.get("quantization_config"):
     raise refuse(f"the weights are quantized ({quantized.get('quant_method', '?')}); give the unquantized model")
 
-  width, heads = whole("hidden_size"), whole("num_attention_heads")
+  d_model, heads = positive_int("hidden_size"), positive_int("num_attention_heads")
   if "head_dim" not in raw and arch.head_width:
     head_width = arch.head_width
-  elif raw.get("head_dim") is None and width % heads:
-    raise refuse(f"hidden_size {width} is not a multiple of num_attention_heads {heads}, and there is no head_dim")
+  elif raw.get("head_dim") is None and d_model % heads:
+    raise refuse(f"hidden_size {d_model} is not a multiple of num_attention_heads {heads}, and there is no head_dim")
   else:
-    head_width = whole("head_dim", width // heads)
-  max_positions = whole("max_position_embeddings")
-  if arch.moe and (raw.get("mlp_only_layers") or whole("decoder_sparse_step", 1) > 1):
+    head_width = positive_int("head_dim", d_model // heads)
+  max_positions = positive_int("max_position_embeddings")
+  if arch.moe and (raw.get("mlp_only_layers") or positive_int("decoder_sparse_step", 1) > 1):
     raise refuse("mlp_only_layers or decoder_sparse_step leave some layers without experts, which is not supported")
   try:
     theta, scaling = _rope(raw, max_positions)
     return DecoderConfig(
-      vocab=whole("vocab_size"),
-      width=width,
-      layers=whole("num_hidden_layers"),
+      vocab=positive_int("vocab_size"),
+      d_model=d_model,
+      layers=positive_int("num_hidden_layers"),
       heads=heads,
-      kv_heads=whole("num_key_value_heads", heads),
+      kv_heads=positive_int("num_key_value_heads", heads),
       head_width=head_width,
-      ff_width=whole("moe_intermediate_size" if arch.moe else "intermediate_size"),
+      ff_width=positive_int("moe_intermediate_size" if arch.moe else "intermediate_size"),
       rope_theta=theta,
       rope_scaling=scaling,
       norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
@@ -130,7 +141,7 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
       qkv_bias=arch.qkv_bias,
       tied=bool(raw.get("tie_word_embeddings", False)),  # false is the default of all architectures
       max_positions=max_positions,
-      moe=_moe(raw, whole) if arch.moe else None,
+      moe=_moe(raw, positive_int) if arch.moe else None,
     )
   except InputError:
     raise
@@ -140,13 +151,15 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
     raise refuse(str(e)) from None
 
 
-def _moe(raw: dict[str, Any], whole: Callable[[str], int]) -> MoE:
-  named = "num_local_experts" if "num_local_experts" in raw else "num_experts"  # by transformers 5, or 4
-  return MoE(whole(named), whole("num_experts_per_tok"), renormalise=bool(raw.get("norm_topk_prob", False)))
+def _moe(raw: dict[str, Any], positive_int: Callable[[str], int]) -> MoE:
+  """Read the sizes of a mixture of experts; transformers 5 calls their number num_local_experts, and 4 num_experts."""
+  experts = positive_int("num_local_experts" if "num_local_experts" in raw else "num_experts")
+  per_token = positive_int("num_experts_per_tok")
+  return MoE(experts, per_token, renormalise=bool(raw.get("norm_topk_prob", False)))
 
 
 def _rope(raw: dict[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
-  """Base and scaling of the rotary embedding, where transformers 4 (rope_scaling) or 5 (rope_parameters) put them."""
+  """Read base and scaling of the rotary embedding, from transformers 4's rope_scaling or 5's rope_parameters."""
   rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
   theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
   kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -167,14 +180,18 @@ def _rope(raw: dict[str, Any], max_positions: int) -> tuple[float, RopeScaling |
 
 
 def check_directory(directory: pathlib.Path) -> None:
-  """Refuses a directory that cannot be read to the end, from the headers of its files alone, in milliseconds."""
+  """Check from the headers of its files, in milliseconds, that a directory can be read to the end.
+
+  Raises:
+    InputError: it cannot.
+  """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise InputError(f"There is no model directory {directory}.")
   cache = directory / ".cache" / "huggingface"
   for leftover in sorted([*directory.glob("*.incomplete"), *cache.glob("**/*.incomplete")]):
     raise InputError(f"{leftover} is left from a download that did not end; run the download again, or delete it.")
-  weights.check(directory, read_config(directory))
+  safetensors_io.check(directory, read_config(directory))
   if not any((directory / name).is_file() for name in VOCABULARIES):
     raise InputError(
       f"{directory} has no tokenizer.json (nor {' nor '.join(VOCABULARIES[1:])}): copy the tokenizer there."
@@ -182,30 +199,31 @@ def check_directory(directory: pathlib.Path) -> None:
 
 
 def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
-  """Every token that ends a response: eos_token_id of generation_config.json and of config.json, sorted."""
+  """Read every token that ends a response: eos_token_id of generation_config.json and of config.json, sorted."""
   ids: set[int] = set()
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(directory) / name
     if path.is_file():
       eos = read_json(path).get("eos_token_id")
-      ids |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+      if eos is not None:
+        ids |= set(eos if isinstance(eos, list) else [eos])
   return tuple(sorted(ids))
 
 
-def read(
+def load(
   directory: pathlib.Path,
   cfg: DecoderConfig | None = None,
   shardings: Params | None = None,
-  dtype: jnp.dtype | type = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
 ) -> Params:
-  """The parameters of decoder.py, each read into its sharding and converted on the way.
+  """Read the parameters of decoder.py, each into its sharding, and convert them on the way.
 
   Args:
-    cfg: what `read_config` says; None: it is asked.
+    cfg: what `read_config` returns for the directory; None: it is called.
     shardings: a jax.sharding.Sharding for every parameter, in the same tree; None: the default device.
   """
   directory = pathlib.Path(directory)
-  return weights.read(directory, cfg or read_config(directory), shardings, dtype)
+  return safetensors_io.read(directory, cfg or read_config(directory), shardings, dtype)
 
 
 def write(
@@ -219,13 +237,13 @@ def write(
   dtype: str = "bfloat16",
   max_shard_bytes: float = 5e9,
 ) -> None:
-  """A directory that transformers loads. It appears whole or not at all.
+  """Write a directory that transformers loads. It appears whole or not at all.
 
   In a multi-process run every process calls this, and the first one writes.
 
   Args:
-    like: the directory the model comes from, whose config and tokenizer are copied; None: a model born here, which
-      gets a config of its own with `pad_id` and `eos_id`, and no tokenizer.
+    like: the directory the model comes from, whose config and tokenizer are copied; None: a model that comes from no
+      directory, which gets a config of its own with `pad_id` and `eos_id`, and no tokenizer.
     dtype: "bfloat16" or "float32".
     max_shard_bytes: a file larger than this is split between tensors.
   """
@@ -246,7 +264,7 @@ def write(
         write_config(part, cfg, pad_id=pad_id, eos_id=eos_id, dtype=dtype)
       else:
         _copy_config(pathlib.Path(like), part, dtype)
-    weights.write(part if first else None, cfg, params, kinds[dtype], max_shard_bytes)
+    safetensors_io.write(part if first else None, cfg, params, kinds[dtype], max_shard_bytes)
     if first:
       os.rename(part, directory)
   except BaseException:
@@ -258,7 +276,11 @@ def write(
 
 
 def check_new(directory: pathlib.Path) -> None:
-  """Refuses to write where something is."""
+  """Refuse to write where something is.
+
+  Raises:
+    InputError: the path is a file, or a directory with something in it.
+  """
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise InputError(f"{directory} exists already: remove it, or choose another place.")
 
@@ -271,10 +293,14 @@ def write_config(
   eos_id: int | Sequence[int] | None,
   dtype: str = "float32",
 ) -> None:
-  """config.json and generation_config.json of a model born here, under the architecture that expresses it."""
+  """Write config.json and generation_config.json of a model that comes from no directory.
+
+  Raises:
+    ValueError: none of `ARCHITECTURES` has the model's norms, biases and experts.
+  """
   parts = (cfg.qk_norm, cfg.qkv_bias, cfg.moe is not None)
-  able = [a for a, arch in ARCHITECTURES.items() if (arch.qk_norm, arch.qkv_bias, arch.moe) == parts]
-  if not able:
+  fitting = [name for name, arch in ARCHITECTURES.items() if (arch.qk_norm, arch.qkv_bias, arch.moe) == parts]
+  if not fitting:
     raise ValueError("no architecture has these norms and biases of queries and keys, with or without experts")
   scaling = None
   if s := cfg.rope_scaling:
@@ -291,10 +317,10 @@ def write_config(
     "pad_token_id": pad_id,
   }
   config = {
-    "architectures": able,
-    "model_type": ARCHITECTURES[able[0]].model_type,
+    "architectures": fitting,
+    "model_type": ARCHITECTURES[fitting[0]].model_type,
     "vocab_size": cfg.vocab,
-    "hidden_size": cfg.width,
+    "hidden_size": cfg.d_model,
     "num_hidden_layers": cfg.layers,
     "num_attention_heads": cfg.heads,
     "num_key_value_heads": cfg.kv_heads,
@@ -325,6 +351,7 @@ def write_config(
 
 
 def _copy_config(like: pathlib.Path, directory: pathlib.Path, dtype: str) -> None:
+  """Copy the config and the tokenizer of a model directory, with another dtype."""
   raw = read_json(like / "config.json")
   for key in {"dtype", "torch_dtype"} & raw.keys() or {"torch_dtype"}:
     raw[key] = dtype

@@ -1,8 +1,7 @@
-"""Causal attention over whole sequences with what a platform is fast at: cuDNN on GPUs, splash attention on TPUs, blocks
-of queries on CPUs.
+"""Causal attention over whole sequences by what a platform is fast at: cuDNN on GPUs, splash on TPUs, blocks on CPUs.
 
-For prefill, the teacher's scoring and the student's update. Every kernel takes what `attention.attend_causal` takes and
-gives what it gives at real tokens, wherever the padding stands. Outputs at padding are finite and mean nothing. Scores
+Prefill, the teacher's scoring and the student's update use it. Every kernel takes what `attention.attend_causal` takes
+and gives what it gives at real tokens, wherever the padding stands. Outputs at padding are finite and mean nothing. Scores
 stay on the chip, so memory grows with T and not with T^2, and blocks above the diagonal are skipped.
 
 Dimensions: B rows, T positions, N query heads, K key/value heads, h head width.
@@ -16,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.errors import InputError
-from opd_jax.mesh import ROWS
 from opd_jax.models import blockwise
 from opd_jax.models.attention import attend_causal
+from opd_jax.runtime.mesh import ROWS
 
 KINDS = ("auto", "xla", "blocks", "cudnn", "splash")
 HEADS = "tensor"  # mesh axis
@@ -29,8 +29,8 @@ LANES = 128  # of a TPU's vector registers; splash attention's blocks are multip
 BLOCKS = (512, 384, 256, 128)  # positions of a block of splash attention; larger is faster
 
 
-def choose(kind: str, platform: str, dtype: jnp.dtype, head_width: int) -> str:
-  """The attention to run: "xla", "blocks", "cudnn" or "splash".
+def choose(kind: str, platform: str, dtype: DTypeLike, head_width: int) -> str:
+  """Choose the attention to run: "xla", "blocks", "cudnn" or "splash".
 
   Args:
     kind: `config.attention`; "auto" is the platform's fused kernel where it takes the type and the head width.
@@ -38,7 +38,7 @@ def choose(kind: str, platform: str, dtype: jnp.dtype, head_width: int) -> str:
     dtype: compute type.
 
   Raises:
-    InputError: where a kernel is asked for by name that cannot run.
+    InputError: `kind` is unknown, or names a kernel that cannot run here.
   """
   if kind not in KINDS:
     raise InputError(f"config.attention is {kind!r}; it is one of {', '.join(KINDS)}.")
@@ -46,7 +46,9 @@ def choose(kind: str, platform: str, dtype: jnp.dtype, head_width: int) -> str:
   if kind == "auto":
     if gpu and supports_cudnn(dtype, head_width):
       return "cudnn"
-    return "splash" if tpu and supports_splash(dtype) else "blocks" if platform == "cpu" else "xla"
+    if tpu and supports_splash(dtype):
+      return "splash"
+    return "blocks" if platform == "cpu" else "xla"
   if (kind == "cudnn" and not gpu) or (kind == "splash" and not tpu):
     raise InputError(
       f"config.attention is {kind!r}, which runs on {'NVIDIA GPUs' if kind == 'cudnn' else 'TPUs'} and not on "
@@ -65,16 +67,16 @@ def choose(kind: str, platform: str, dtype: jnp.dtype, head_width: int) -> str:
   return kind
 
 
-def supports_cudnn(dtype: jnp.dtype, head_width: int = LANES) -> bool:
-  """Whether cuDNN's flash attention takes the type and the head width, on any GPU since Ampere.
+def supports_cudnn(dtype: DTypeLike, head_width: int = LANES) -> bool:
+  """Tell whether cuDNN's flash attention takes the type and the head width, on any GPU since Ampere.
 
   Hopper and later go up to a head width of 256, which no model here has.
   """
   return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_width <= 128 and head_width % 8 == 0
 
 
-def supports_splash(dtype: jnp.dtype) -> bool:
-  """Whether splash attention takes the type. It takes every head width and every length."""
+def supports_splash(dtype: DTypeLike) -> bool:
+  """Tell whether splash attention takes the type. It takes every head width and every length."""
   return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
 
 
@@ -88,10 +90,10 @@ def attend(
   *,
   interpret: bool = False,
 ) -> Float[Array, "B T N h"]:
-  """Attention of one `kind` (not "auto": see `choose`) on a mesh: every device its own rows and heads.
+  """Run the attention of one `kind` (not "auto": see `choose`) on a mesh, each device on its own rows and heads.
 
-  The compiler cannot split a kernel, so the split is written out: rows over data, fsdp and expert, heads over tensor. What an
-  axis does not divide stays whole, and is computed by each of its devices.
+  The compiler cannot split a kernel, so the split is written out: rows over data, fsdp and expert, heads over tensor.
+  What an axis does not divide stays whole, and is computed by each of its devices.
 
   Args:
     mesh: None: one device.
@@ -99,17 +101,19 @@ def attend(
   """
   if kind == "xla" or (kind == "blocks" and q.shape[1] <= blockwise.WORTHWHILE):
     return attend_causal(q, k, v, mask)
-  run = {"blocks": blockwise.attend, "cudnn": cudnn, "splash": functools.partial(splash, interpret=interpret)}[kind]
+  kernels = {"blocks": blockwise.attend, "cudnn": cudnn, "splash": functools.partial(splash, interpret=interpret)}
+  kernel = kernels[kind]
   if mesh is None or mesh.size == 1:
-    return run(q, k, v, mask)
-  (B, _, N, _), K, tensor = q.shape, k.shape[2], mesh.shape[HEADS]
+    return kernel(q, k, v, mask)
+  B, _, N, _ = q.shape
+  K, tensor = k.shape[2], mesh.shape[HEADS]
   shared = math.lcm(K, tensor)
   if N % shared == 0:
     # Fewer key/value heads than devices: a device gets a copy of the one that its query heads read.
     k, v = (jnp.repeat(x, shared // K, axis=2) for x in (k, v))
   rows = ROWS if B % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else None
   split = P(rows, None, HEADS if N % shared == 0 else None)
-  return jax.shard_map(run, mesh=mesh, in_specs=(split, split, split, P(rows)), out_specs=split, check_vma=False)(
+  return jax.shard_map(kernel, mesh=mesh, in_specs=(split, split, split, P(rows)), out_specs=split, check_vma=False)(
     q, k, v, mask
   )
 
@@ -122,7 +126,7 @@ def cudnn(
   *,
   implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T N h"]:
-  """cuDNN's flash attention: bfloat16 or float16, head widths up to 128 that are multiples of 8, any T.
+  """Run cuDNN's flash attention: bfloat16 or float16, head widths up to 128 that are multiples of 8, any T.
 
   cuDNN knows padding on the right only, as one length per row. A mask would have to be a bias [B, 1, T, T], with a
   gradient of its own. So each row's real tokens are moved to its front, and the outputs back: a few passes over
@@ -133,7 +137,7 @@ def cudnn(
   """
   T = q.shape[1]
   row = jnp.arange(q.shape[0])[:, None]
-  order, place = _real_first(mask)
+  order, inverse = _real_first(mask)
   length = mask.sum(axis=1, dtype=jnp.int32)
   real = (jnp.arange(T) < length[:, None])[..., None, None]
   take = lambda x, at: x.at[row, at].get(unique_indices=True, mode="promise_in_bounds")
@@ -143,16 +147,17 @@ def cudnn(
   out = jax.nn.dot_product_attention(
     q, k, v, is_causal=True, query_seq_lengths=length, key_value_seq_lengths=length, implementation=implementation
   )
-  return take(jnp.where(real, out, 0), place)
+  return take(jnp.where(real, out, 0), inverse)
 
 
 def _real_first(mask: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-  """Per row the order of positions with the real tokens first, and its inverse: the place each position goes to."""
+  """Order the positions of each row so that real tokens come first; also the inverse: where each position goes."""
   padding = jnp.cumsum(~mask, axis=1, dtype=jnp.int32) + mask.sum(axis=1, keepdims=True, dtype=jnp.int32)
-  place = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32), padding) - 1
-  at = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
-  order = jnp.zeros_like(place).at[jnp.arange(mask.shape[0])[:, None], place].set(at, unique_indices=True)
-  return order, place
+  inverse = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32), padding) - 1
+  position = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
+  order = jnp.zeros_like(inverse)
+  rows = jnp.arange(mask.shape[0])[:, None]
+  return order.at[rows, inverse].set(position, unique_indices=True), inverse
 
 
 def splash(
@@ -163,7 +168,7 @@ def splash(
   *,
   interpret: bool = False,
 ) -> Float[Array, "B T N h"]:
-  """JAX's splash attention for TPUs: bfloat16 or float32, any head width and T.
+  """Run JAX's splash attention for TPUs: bfloat16 or float32, any head width and T.
 
   Real tokens are one segment and padding is another, so neither sees the other on whichever side it stands, and a row
   of padding has a softmax over something.
@@ -175,9 +180,9 @@ def splash(
   from jax.experimental.pallas.ops.tpu import splash_attention as sa
 
   (_, T, N, h), dtype = q.shape, q.dtype
-  block, length = _blocks(T)
+  block, length = block_and_length(T)
 
-  def lay_out(x: Float[Array, "B T n h"]) -> Float[Array, "B n t h"]:
+  def heads_first(x: Float[Array, "B T n h"]) -> Float[Array, "B n t h"]:
     return jnp.pad(x, ((0, 0), (0, length - T), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
   q = (q.astype(jnp.float32) / math.sqrt(h)).astype(dtype)  # the kernel does not scale
@@ -194,12 +199,12 @@ def splash(
     ),
     interpret=interpret,
   )
-  out = jax.vmap(kernel)(lay_out(q), lay_out(k), lay_out(v), sa.SegmentIds(segment, segment))
+  out = jax.vmap(kernel)(heads_first(q), heads_first(k), heads_first(v), sa.SegmentIds(segment, segment))
   return out.transpose(0, 2, 1, 3)[:, :T]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _blocks(T: int) -> tuple[int, int]:
-  """Positions of a block, and the length that T is padded to: large blocks, unless they pad by more than an eighth."""
+def block_and_length(T: int) -> tuple[int, int]:
+  """The positions of a block and the length that T is padded to, by no more than an eighth where a block allows it."""
   least = -(-T // LANES) * LANES
   if least <= BLOCKS[0]:
     return least, least

@@ -22,10 +22,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from opd_jax.runtime.mesh import ROWS
 from opd_jax.types import Params
 
-# Mesh axes. mesh.py cannot be asked here, since it asks the decoder.
-ROWS, EXPERTS, FF = ("data", "fsdp", "expert"), "expert", "tensor"
+EXPERTS, FF = "expert", "tensor"  # mesh axes
 PARAMETERS = ("router", "experts_gate", "experts_up", "experts_down")  # of a layer
 KINDS = ("auto", "dense", "blocks", "ragged")
 BLOCK = {"cpu": 128}  # pairs of one expert; of 32 to 256 the fastest there or near it
@@ -35,7 +35,7 @@ RAGGED = 8192  # pairs of a ragged_dot: at Qwen3-30B-A3B's widths 77 GFLOP
 
 @dataclasses.dataclass(frozen=True)
 class MoE:
-  """What is static in the feed-forward part of every layer."""
+  """The static settings of the feed-forward part of every layer."""
 
   experts: int
   per_token: int  # experts of a token, k
@@ -47,6 +47,8 @@ class MoE:
 
 
 class Experts(NamedTuple):
+  """The matrices of a layer's experts, or of those of them that one device holds."""
+
   gate: Float[Array, "E D F"]
   up: Float[Array, "E D F"]
   down: Float[Array, "E F D"]
@@ -61,7 +63,7 @@ def feed_forward(
   *,
   kind: str = "auto",
 ) -> Float[Array, "B T D"]:
-  """The mixture on a mesh: a device runs its own experts, and its own columns of them, on the tokens of its group.
+  """Run the mixture on a mesh, each device its own experts and its own columns of them on the tokens of its group.
 
   A group is the devices along the `expert` axis. They gather each other's tokens, which moves no more than sending
   every token to its experts would while the axis is no longer than k, and sum what they made of them. What an axis does
@@ -97,14 +99,14 @@ def feed_forward(
 def reference(
   x: Float[Array, "B T D"], w: Params, moe: MoE, mask: Bool[Array, "B T"] | None = None
 ) -> Float[Array, "B T D"]:
-  """The same by `dense`, without a mesh."""
+  """Run the mixture by `dense`, without a mesh."""
   return feed_forward(None, x, w, moe, mask, kind="dense")
 
 
 def _on_device(
   moe: MoE, kind: str, device: str, gather: tuple[str, ...], parts: tuple[str, ...], x, mask, router, experts: Experts
 ) -> Float[Array, "B T D"]:
-  """One device's share.
+  """Run one device's share of `feed_forward`.
 
   Args:
     gather: the mesh axis along which devices hold other tokens and other experts, if there is one.
@@ -128,39 +130,44 @@ def _on_device(
 
 
 def choose(device: str, tokens: int) -> str:
-  """The form for so many tokens on a platform, as JAX names it.
+  """Choose the form, "dense", "ragged" or "blocks", for a number of tokens on a platform, as JAX names it.
 
   "ragged" on TPUs, where `lax.ragged_dot` is a kernel. On CPUs and GPUs it makes the products of all experts and masks
   them, so "blocks" there. Tokens that do not fill one block make no more products in "dense".
   """
-  return "dense" if tokens <= block_size(device) else "ragged" if device == "tpu" else "blocks"
+  if tokens <= block_size(device):
+    return "dense"
+  return "ragged" if device == "tpu" else "blocks"
 
 
 def block_size(device: str) -> int:
+  """The pairs of a block of one expert on a platform."""
   return BLOCK.get(device, BLOCK_ON_ACCELERATORS)
 
 
 def route(
   x: Float[Array, "n D"], router: Float[Array, "D E"], moe: MoE
 ) -> tuple[Int[Array, "n k"], Float[Array, "n k"]]:
-  """The experts of every token and what each of them weighs; in fp32 throughout."""
+  """Choose the experts of every token and the weight of each, in fp32 throughout."""
   logits = jnp.matmul(x, router, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
   weight, chosen = lax.top_k(jax.nn.softmax(logits, axis=-1), moe.per_token)
-  return chosen, weight / jnp.sum(weight, axis=-1, keepdims=True) if moe.renormalise else weight
+  if moe.renormalise:
+    weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+  return chosen, weight
 
 
 def dense(
   x: Float[Array, "n D"], experts: Experts, chosen: Int[Array, "n k"], weight: Float[Array, "n k"]
 ) -> Float[Array, "n D"]:
-  """The reference: every expert on every token, where those that it did not choose weigh nothing; sums in fp32.
+  """Run every expert on every token, where those that it did not choose weigh nothing; sums are fp32. The reference.
 
   Args:
     chosen: indices into `experts`; one out of their range stands for an expert that is elsewhere.
   """
   E = len(experts.gate)
   share = jnp.sum(jnp.where(chosen[:, :, None] == jnp.arange(E), weight[:, :, None], 0.0), axis=1)
-  each = jnp.broadcast_to(x, (E, *x.shape))  # one product per expert: a joint one would turn its matrices over
-  hidden = jax.nn.silu(each @ experts.gate) * (each @ experts.up) * share.T[:, :, None]
+  by_expert = jnp.broadcast_to(x, (E, *x.shape))  # one product per expert: a joint one would transpose its matrices
+  hidden = jax.nn.silu(by_expert @ experts.gate) * (by_expert @ experts.up) * share.T[:, :, None]
   return jnp.einsum("enf,efd->nd", hidden.astype(x.dtype), experts.down, preferred_element_type=jnp.float32)
 
 
@@ -173,7 +180,7 @@ def sparse(
   chosen: Int[Array, "n k"],
   weight: Float[Array, "n k"],
 ) -> Float[Array, "n D"]:
-  """What `dense` gives, in a loop over blocks of pairs of a token and an expert, which ends with the last pair.
+  """Compute what `dense` gives in a loop over blocks of pairs of a token and an expert, which ends with the last pair.
 
   Args:
     ragged: a block holds `RAGGED` pairs of whatever experts come, and is a `lax.ragged_dot`. False: a block holds up to
@@ -191,7 +198,7 @@ class Pairs(NamedTuple):
   size: Int[Array, "E"]  # and how many they are
 
   def one_expert(self, i: Array, b: int) -> tuple[Array, Array]:
-    """The expert of block i of b pairs, and the pairs, where no block holds pairs of two experts."""
+    """The expert of block i and its b pairs, where no block holds pairs of two experts."""
     blocks = -(-self.size // b)
     last = jnp.cumsum(blocks)
     e = jnp.sum(i >= last)
@@ -199,23 +206,25 @@ class Pairs(NamedTuple):
     return e, self._slice(self.begin[e] + done, self.size[e] - done, b)
 
   def any_expert(self, i: Array, b: int) -> tuple[Array, Array]:
-    """How many pairs of every expert are in block i of b pairs, and the pairs, in blocks that are full but the last."""
-    inside = lambda at: jnp.clip(at - i * b, 0, b)
+    """The number of pairs of every expert in block i, and its b pairs, where every block but the last is full."""
+    inside = lambda position: jnp.clip(position - i * b, 0, b)
     return inside(self.begin + self.size) - inside(self.begin), self._slice(i * b, jnp.sum(self.size) - i * b, b)
 
   def _slice(self, start: Array, size: Array, b: int) -> Int[Array, "b"]:
-    """Where there are fewer than b, a number that is out of range stands for none; so is its token."""
+    """The b pairs from `start`; where there are fewer, a number out of range, as its token is too, stands for none."""
     none = len(self.order)
     return jnp.where(jnp.arange(b) < size, lax.dynamic_slice_in_dim(self.order, start, b), none)
 
 
 def _pairs(chosen: Int[Array, "n k"], E: int, b: int) -> Pairs:
+  """Sort the pairs of a token and an expert by expert, with room for a block of b behind the last."""
   expert = jnp.where((chosen >= 0) & (chosen < E), chosen, E).reshape(-1)
   size = jnp.sum(expert[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
   return Pairs(jnp.pad(jnp.argsort(expert), (0, b)), jnp.cumsum(size) - size, size)
 
 
-def _through(product, x: Float[Array, "b D"], share: Float[Array, "b"], w: Experts) -> Float[Array, "b D"]:
+def _swiglu(product, x: Float[Array, "b D"], share: Float[Array, "b"], w: Experts) -> Float[Array, "b D"]:
+  """The experts' SwiGLU with this matrix product, weighted by each pair's share."""
   hidden = jax.nn.silu(product(x, w.gate)) * product(x, w.up)
   return product(hidden, w.down, preferred_element_type=jnp.float32) * share[:, None]
 
@@ -227,12 +236,15 @@ def _forward(ragged: bool, b: int, x, experts: Experts, chosen, weight):
   def block(i: Array, out: Float[Array, "n D"]):
     if ragged:
       sizes, pair = pairs.any_expert(i, b)
-      product, w = functools.partial(lax.ragged_dot, group_sizes=sizes), experts
+      product = functools.partial(lax.ragged_dot, group_sizes=sizes)
+      w = experts
     else:
       e, pair = pairs.one_expert(i, b)
-      product, w = jnp.matmul, _of(e, experts)
+      product = jnp.matmul
+      w = _one_expert(e, experts)
     token = pair // weight.shape[1]
-    return out.at[token].add(_through(product, _take(x, token), _take(weight.reshape(-1), pair), w), mode="drop")
+    y = _swiglu(product, _take(x, token), _take(weight.reshape(-1), pair), w)
+    return out.at[token].add(y, mode="drop")
 
   blocks = -(-jnp.sum(pairs.size) // b) if ragged else jnp.sum(-(-pairs.size // b))
   out = lax.fori_loop(0, blocks, block, jnp.zeros(x.shape, jnp.float32))
@@ -247,19 +259,22 @@ def _backward(ragged: bool, b: int, residuals, d_out: Float[Array, "n D"]):
     d_x, d_experts, d_weight = grads
     e, pair = pairs.one_expert(i, b)
     token = pair // weight.shape[1]
-    through = functools.partial(_through, jnp.matmul)
-    _, pull = jax.vjp(through, _take(x, token), _take(weight.reshape(-1), pair), _of(e, experts))
-    d_rows, d_share, d_w = pull(d_out.at[token].get(mode="fill", fill_value=0))
-    add = lambda total, d: lax.dynamic_update_index_in_dim(total, lax.dynamic_index_in_dim(total, e) + d, e, 0)
+    swiglu = functools.partial(_swiglu, jnp.matmul)
+    _, vjp = jax.vjp(swiglu, _take(x, token), _take(weight.reshape(-1), pair), _one_expert(e, experts))
+    d_rows, d_share, d_w = vjp(d_out.at[token].get(mode="fill", fill_value=0))
+
+    def add_to_expert(total: Array, d: Array) -> Array:
+      return lax.dynamic_update_index_in_dim(total, lax.dynamic_index_in_dim(total, e) + d, e, 0)
+
     return (
       d_x.at[token].add(d_rows, mode="drop"),
-      jax.tree.map(add, d_experts, d_w),
+      jax.tree.map(add_to_expert, d_experts, d_w),
       d_weight.at[pair].set(d_share, mode="drop"),
     )
 
   zeros = lambda a: jnp.zeros(a.shape, jnp.float32)
-  nothing = jax.tree.map(zeros, (x, experts, weight.reshape(-1)))
-  d_x, d_experts, d_weight = lax.fori_loop(0, jnp.sum(-(-pairs.size // b)), block, nothing)
+  no_grads = jax.tree.map(zeros, (x, experts, weight.reshape(-1)))
+  d_x, d_experts, d_weight = lax.fori_loop(0, jnp.sum(-(-pairs.size // b)), block, no_grads)
   like = lambda d, a: d.reshape(a.shape).astype(a.dtype)
   return *jax.tree.map(like, (d_x, d_experts), (x, experts)), None, like(d_weight, weight)
 
@@ -268,9 +283,10 @@ sparse.defvjp(_forward, _backward)
 
 
 def _take(a: Float[Array, "m *d"], at: Int[Array, "b"]) -> Float[Array, "b *d"]:
-  """Rows of an array; some row where there is none."""
+  """Take rows of an array, and any row where the index is out of range."""
   return a.at[at].get(mode="clip")
 
 
-def _of(e: Int[Array, ""], experts: Experts) -> Experts:
+def _one_expert(e: Int[Array, ""], experts: Experts) -> Experts:
+  """Slice the matrices of expert e."""
   return jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, e, keepdims=False), experts)

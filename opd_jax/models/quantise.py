@@ -12,6 +12,7 @@ Dimensions: L layers, D model width, N query heads, K key/value heads, h head wi
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opd_jax.types import Params
 
@@ -30,7 +31,7 @@ CONTRACTED = {  # the axes that a product sums over; every other one keeps its s
 
 
 def quantise(params: Params) -> Params:
-  """The parameters of decoder.py with every matrix of the layers as a qwix.QArray.
+  """Quantise every matrix of the layers of decoder.py's parameters to a qwix.QArray.
 
   `qvalue` has the matrix's shape, and `scale` too, but for 1 along the axes of `CONTRACTED`.
   """
@@ -42,15 +43,15 @@ def quantise(params: Params) -> Params:
   def matrix(name: str, w: jax.Array):
     if name not in CONTRACTED:
       return w
-    kept = [axis for axis in range(w.ndim) if axis not in CONTRACTED[name]]
+    channel_axes = [axis for axis in range(w.ndim) if axis not in CONTRACTED[name]]
     w = w.astype(jnp.float32)  # a bf16 scale alone would move a whole channel by up to 0.2 %
-    return qwix.quantize(w, jnp.int8, channelwise_axes=kept, calibration_method=absmax)
+    return qwix.quantize(w, jnp.int8, channelwise_axes=channel_axes, calibration_method=absmax)
 
   return params | {"layers": {name: matrix(name, w) for name, w in params["layers"].items()}}
 
 
-def dense(layer: Params, dtype: jnp.dtype) -> Params:
-  """The weights of one layer as plain arrays of the compute type, quantised or not."""
+def dense(layer: Params, dtype: DTypeLike) -> Params:
+  """Convert one layer's weights, quantised or not, to plain arrays of the compute type."""
 
   def plain(w) -> jax.Array:
     if not is_quantised(w):
@@ -64,4 +65,5 @@ def dense(layer: Params, dtype: jnp.dtype) -> Params:
 
 
 def is_quantised(w) -> bool:
-  return hasattr(w, "qvalue")  # asked without importing qwix, which need not be there
+  """Tell whether a weight is a qwix.QArray, found out without importing qwix, which need not be installed."""
+  return hasattr(w, "qvalue")

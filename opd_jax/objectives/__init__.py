@@ -1,1 +1,1 @@
-"""What is compared, token by token: the dense reference and the chunked version that runs."""
+"""The losses: divergences token by token (dense and in chunks), estimators, token weights and advantages."""

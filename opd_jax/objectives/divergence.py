@@ -1,4 +1,4 @@
-"""What is compared at each position: the dense reference that people read.
+"""Divergences between student and teacher at each position, written densely: the reference for fused.py.
 
 s = student, t = teacher, at one position, over the V ids of the vocabulary:
 
@@ -9,18 +9,19 @@ s = student, t = teacher, at one position, over the V ids of the vocabulary:
     mixture      beta KL(s || t) + (1 - beta) KL(t || s)
 
 Each is a sum of one entry per id, so each can be taken over fewer of them (`support`): the k most likely ids of the
-student, of the teacher, or of either, and the rest (`tail`) put into one more entry on each side ("bucket"), or taken
-out of both distributions ("renormalise"). "reweight" is the estimator of the runs of arXiv:2605.31490: weights
+student, of the teacher, or of either, and the other ids (`tail`) put into one more entry on each side ("bucket"), or
+taken out of both distributions ("renormalise"). "reweight" is the estimator of the runs of arXiv:2605.31490: weights
 renormalised over the student's k, log-probabilities not; its gradient is that of the reverse KL where k = V and is
 biased below.
 
 A divergence is never negative, with two exceptions: `entry_clip` takes the upper part of single entries away (d-OPSD,
 PW-OPSD), and "reweight" compares log-probabilities that do not sum to one. Neither is clamped.
 
-Where the teacher gives nothing to an id that the student can say, the reverse KL is infinite, and where the student
-cannot say what the teacher does, the forward KL is; an id that neither can say adds nothing.
+Where the teacher gives probability 0 to an id that the student can produce, the reverse KL is infinite; where the
+student gives 0 to an id that the teacher can produce, the forward KL is. An id with probability 0 on both sides adds 0.
 
-`weighted` here and in fused.py are one interface: this one makes [B, H, V] and lets JAX differentiate it.
+`weighted_sum` and `token_stats` have the same interface here and in fused.py. Those here make [B, H, V] logits and let
+JAX differentiate them.
 
 Dimensions: B rows, H response positions, D width of a model, V vocabulary, K teachers, n entries that are compared.
 """
@@ -44,11 +45,11 @@ TINY = 1e-38
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """`config.objective`, as far as it concerns single positions, and what reading them needs to know."""
+  """The part of `config.objective` that concerns single positions, with temperatures and chunk sizes."""
 
   vocab: int  # both softmaxes are over the first `vocab` ids; what a model has beyond them is padding
   kind: str = "reverse_kl"
-  support: str = "full"  # "sampled": only the drawn token's log-probabilities, see surrogate.py
+  support: str = "full"  # "sampled": only the drawn token's log-probabilities, see kl_estimators.py
   k: int = 16
   tail: str = "bucket"
   beta: float = 0.5
@@ -67,106 +68,120 @@ class Objective:
 
   @property
   def topk(self) -> bool:
+    """True where the support is made of the most likely ids of one side or both."""
     return self.support.endswith("topk")
 
 
-class Readout(NamedTuple):
-  """What a model thinks before every response token: hidden states, and the head that turns them into logits."""
+class HiddenAndHead(NamedTuple):
+  """A model's hidden states that predict each response token, and the head that turns them into logits."""
 
   hidden: Float[Array, "B H D"]
   head: Float[Array, "V D"]
 
 
+class FrozenInputs(NamedTuple):
+  """The teachers, tokens and mask that the objective compares the student by; no gradient flows to any of it."""
+
+  teachers: tuple[HiddenAndHead, ...]
+  token: Int[Array, "B H"]  # the drawn ids
+  mask: Bool[Array, "B H"]  # true on generated tokens
+  teacher_weight: Float[Array, "B K"] | None = None  # with several teachers, their weights in each row; rows sum to 1
+  reference: HiddenAndHead | None = None  # the student before training, for the statistic `initial_kl`
+
+
 class Coefficients(NamedTuple):
-  """What a loss is made of: its derivative by three readings of every token (None: not part of it)."""
+  """The derivative of a loss by three statistics of every token; None where the loss does not use the statistic."""
 
   divergence: Float[Array, "B H"] | None = None
   logprob: Float[Array, "B H"] | None = None
-  initial_kl: Float[Array, "B H"] | None = None
+  reference_kl: Float[Array, "B H"] | None = None
+
+  def by_stat(self) -> dict[str, Float[Array, "*b"] | None]:
+    """The coefficients under the keys that `token_stats` uses."""
+    return {"divergence": self.divergence, "logprob": self.logprob, "initial_kl": self.reference_kl}
 
 
-Readings = dict[str, Float[Array, "B H"]]
-Top = Callable[[Array, int], Array]  # log-probabilities [*b, V] and k -> the k most likely ids [*b, k]
+TokenStats = dict[str, Float[Array, "B H"]]
+TopFn = Callable[[Array, int], Array]  # log-probabilities [*b, V] and k -> the k most likely ids [*b, k]
 
 
-def weighted(
-  objective: Objective,
-  student: Readout,
-  teachers: tuple[Readout, ...],
-  token: Int[Array, "B H"],
-  mask: Bool[Array, "B H"],
-  coefficients: Coefficients,
-  *,
-  teacher_weight: Float[Array, "B K"] | None = None,
-  initial: Readout | None = None,
-) -> tuple[Float[Array, ""], Readings]:
-  """The sum over tokens of coefficients times readings, and the readings (without gradient, 0 outside the mask).
+def weighted_sum(
+  objective: Objective, student: HiddenAndHead, inputs: FrozenInputs, coefficients: Coefficients
+) -> tuple[Float[Array, ""], TokenStats]:
+  """Sum coefficients times statistics over the tokens.
 
-  Gradients flow through `student` only: not through coefficients, teachers or the initial student.
+  Gradients flow through `student` only: not through coefficients, teachers or the reference model.
 
-  Args:
-    teacher_weight: with several teachers, the weight of each for each row; rows sum to 1.
-    initial: the student before training, for `initial_kl`.
+  Returns:
+    The sum, and the statistics of `token_stats`, without gradient.
   """
-  found = read(objective, student, teachers, token, mask, teacher_weight=teacher_weight, initial=initial)
+  stats = token_stats(objective, student, inputs)
   total = jnp.zeros(())
-  for name, c in coefficients._asdict().items():
-    if c is not None:
-      counts = mask & (c != 0)
-      total += jnp.sum(jnp.where(counts, lax.stop_gradient(c) * jnp.where(counts, found[name], 0.0), 0.0))
-  return total, lax.stop_gradient(found)
+  for name, coefficient in coefficients.by_stat().items():
+    if coefficient is not None:
+      counts = inputs.mask & (coefficient != 0)
+      stat = jnp.where(counts, stats[name], 0.0)
+      total += jnp.sum(jnp.where(counts, lax.stop_gradient(coefficient) * stat, 0.0))
+  return total, lax.stop_gradient(stats)
 
 
-def read(
-  objective: Objective,
-  student: Readout,
-  teachers: tuple[Readout, ...],
-  token: Int[Array, "B H"],
-  mask: Bool[Array, "B H"],
-  *,
-  teacher_weight: Float[Array, "B K"] | None = None,
-  initial: Readout | None = None,
-) -> Readings:
-  """Per token and 0 outside the mask:
+def token_stats(objective: Objective, student: HiddenAndHead, inputs: FrozenInputs) -> TokenStats:
+  """Compute the statistics of every token, each [B, H] in fp32 and 0 outside the mask.
 
-  divergence: the objective (absent for the sampled support); clipped: the share of its entries that were clipped.
-  logprob, teacher_logprob: of the drawn token, at the sampling temperature and at the teacher's.
-  kl: the full reverse KL whatever the objective; student_entropy, teacher_entropy; overlap.
-  initial_kl: KL(student || initial student) over the full vocabulary.
+  Returns:
+    divergence: the objective, in nats (absent for the sampled support).
+    clipped: the fraction of its entries that were clipped (only with `entry_clip`).
+    logprob, teacher_logprob: of the drawn token, at the sampling temperature and at the teacher's.
+    kl: the full reverse KL, whatever the objective.
+    student_entropy, teacher_entropy: in nats.
+    overlap: see `overlap` (only with `overlap_k`).
+    initial_kl: KL(student || reference) over the full vocabulary (only with a reference model).
   """
-  real = lambda r: logits(r._replace(hidden=jnp.where(mask[..., None], r.hidden, 0.0)), objective.vocab)
-  frozen = lambda r: lax.stop_gradient(real(r))
-  x = real(student)
+  mask = inputs.mask
+
+  def logits_of(model: HiddenAndHead):
+    return logits(model._replace(hidden=jnp.where(mask[..., None], model.hidden, 0.0)), objective.vocab)
+
+  def at_token(log):
+    return jnp.take_along_axis(log, inputs.token[..., None], axis=-1)[..., 0]
+
+  frozen_logits = lambda model: lax.stop_gradient(logits_of(model))
+  x = logits_of(student)
   s = log_softmax(x / objective.student_temperature)
-  t = mix([log_softmax(frozen(r) / objective.teacher_temperature) for r in teachers], teacher_weight)
-  of = lambda log: jnp.take_along_axis(log, token[..., None], axis=-1)[..., 0]
-  out = {
-    "logprob": of(log_softmax(x / objective.sampling_temperature)),
-    "teacher_logprob": of(t),
+  teachers = [log_softmax(frozen_logits(teacher) / objective.teacher_temperature) for teacher in inputs.teachers]
+  t = mix(teachers, inputs.teacher_weight)
+  stats = {
+    "logprob": at_token(log_softmax(x / objective.sampling_temperature)),
+    "teacher_logprob": at_token(t),
     "kl": jnp.sum(reverse_kl(s, t), axis=-1),
     "student_entropy": entropy(s),
     "teacher_entropy": entropy(t),
   }
   if objective.support != "sampled":
-    out["divergence"] = divergence(objective, s, t)
+    stats["divergence"] = divergence(objective, s, t)
     if objective.entry_clip:
-      out["clipped"] = clipped(objective, *support(objective, s, t))
+      stats["clipped"] = clipped_fraction(objective, *support(objective, s, t))
   if objective.overlap_k:
-    out["overlap"] = overlap(s, t, objective.overlap_k)
-  if initial is not None:
-    out["initial_kl"] = jnp.sum(reverse_kl(s, log_softmax(frozen(initial) / objective.student_temperature)), axis=-1)
-  return {name: jnp.where(mask, a, 0.0) for name, a in out.items()}
+    stats["overlap"] = overlap(s, t, objective.overlap_k)
+  if inputs.reference is not None:
+    reference = log_softmax(frozen_logits(inputs.reference) / objective.student_temperature)
+    stats["initial_kl"] = jnp.sum(reverse_kl(s, reference), axis=-1)
+  return {name: jnp.where(mask, stat, 0.0) for name, stat in stats.items()}
 
 
 def divergence(objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"]) -> Float[Array, "*b"]:
-  """The configured divergence of normalised log-probabilities over the whole vocabulary, in nats."""
+  """Compute the configured divergence, in nats, of log-probabilities normalised over the whole vocabulary."""
   if objective.tail == "reweight" and objective.topk:
     return reweighted_topk(s, t, objective.k)
   return jnp.sum(clip(objective, entries(objective, *support(objective, s, t))), axis=-1)
 
 
 def entries(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """What each id adds to the divergence. Some entries are negative; their sum is not."""
+  """Compute what each id adds to the divergence. Some entries are negative; their sum is not.
+
+  Raises:
+    ValueError: when the objective's kind is not one of KINDS.
+  """
   match objective.kind:
     case "reverse_kl":
       return reverse_kl(s, t)
@@ -180,32 +195,35 @@ def entries(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n
 
 
 def reverse_kl(s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Entries of KL(student || teacher)."""
+  """Compute the entries of KL(student || teacher)."""
   return _expectation(s, s, t)
 
 
 def forward_kl(s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Entries of KL(teacher || student)."""
+  """Compute the entries of KL(teacher || student)."""
   return _expectation(t, t, s)
 
 
 def jsd(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float, normalised: bool) -> Float[Array, "*b n"]:
-  """Entries of beta KL(t || m) + (1 - beta) KL(s || m), m = beta t + (1 - beta) s (arXiv:2306.13649).
+  """Compute the entries of beta KL(t || m) + (1 - beta) KL(s || m), m = beta t + (1 - beta) s (arXiv:2306.13649).
 
   As published it is 0 for everything at beta 0 and 1, and at most log 2. Normalised it meets the two KLs there.
   """
   if normalised and beta in (0, 1):
     return forward_kl(s, t) if beta == 0 else reverse_kl(s, t)
   to_student, to_teacher = log_ratios_to_mean(s, t, beta)
-  nothing = jnp.zeros_like(s)
-  both = beta * _expectation(t, to_teacher, nothing) + (1 - beta) * _expectation(s, to_student, nothing)
-  return both / (beta * (1 - beta)) if normalised else both
+  zero = jnp.zeros_like(s)
+  total = beta * _expectation(t, to_teacher, zero) + (1 - beta) * _expectation(s, to_student, zero)
+  return total / (beta * (1 - beta)) if normalised else total
 
 
 def log_ratios_to_mean(
   s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-  """log s - log m and log t - log m, m = beta t + (1 - beta) s: that of the side which m is near by its exact form."""
+  """Compute log s - log m and log t - log m for m = beta t + (1 - beta) s.
+
+  The side that m is nearer to goes through `log_ratio_to_mean`, which is exact there; the other follows from it.
+  """
   if beta <= 0.5:
     near = log_ratio_to_mean(s, t, beta)
     return near, jnp.where(s > -jnp.inf, near + (t - s), -math.log(max(beta, TINY)))
@@ -214,28 +232,28 @@ def log_ratios_to_mean(
 
 
 def log_ratio_to_mean(a: Float[Array, "*b n"], b: Float[Array, "*b n"], weight: float) -> Float[Array, "*b n"]:
-  """a - log(weight exp(b) + (1 - weight) exp(a)): exactly 0 between equals, and exact for small weights too.
+  """Compute a - log(weight exp(b) + (1 - weight) exp(a)): exactly 0 where a = b, and precise for small weights too.
 
-  Means nothing where exp(a) is 0, and is finite there.
+  Where exp(a) is 0 the result is finite and has no meaning.
   """
   gap = jnp.where(a > -jnp.inf, b - jnp.where(a > -jnp.inf, a, 0.0), 0.0)
-  far = gap > 30  # then seen from the larger one, before the exponential overflows
+  far = gap > 30  # computed from the larger one there, since the exponential of the gap could overflow
   near = jnp.log1p(weight * jnp.expm1(jnp.where(far, 0.0, gap)))
   beyond = gap + jnp.log1p((1 - weight) * jnp.expm1(jnp.where(far, -gap, 0.0)))
   return -jnp.where(far, beyond, near)
 
 
 def _expectation(p: Float[Array, "*b n"], a: Float[Array, "*b n"], b: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """exp(p) (a - b), and 0 where the probability is 0, in value and gradient."""
-  there = p > -jnp.inf
-  safe = lambda x: jnp.where(there, x, 0.0)
+  """Compute exp(p) (a - b), with value and gradient 0 where the probability is 0."""
+  possible = p > -jnp.inf
+  safe = lambda x: jnp.where(possible, x, 0.0)
   return safe(jnp.exp(safe(p)) * (safe(a) - safe(b)))
 
 
 def support(
   objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"]
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-  """The two distributions that are compared: over all ids, or over the chosen ones and perhaps the bucket.
+  """Restrict both distributions to the objective's support: all ids, or the chosen ones and perhaps the bucket.
 
   An id that both sides choose takes part once; its second entry has probability 0 on both sides.
   """
@@ -244,83 +262,99 @@ def support(
   ids, chosen = chosen_ids(objective, s, t)
   member = jnp.put_along_axis(jnp.zeros(s.shape, bool), ids, True, axis=-1, inplace=False)
 
-  def of(log):
-    at = jnp.where(chosen, jnp.take_along_axis(log, ids, axis=-1), -jnp.inf)
+  def restrict(log):
+    at_ids = jnp.where(chosen, jnp.take_along_axis(log, ids, axis=-1), -jnp.inf)
     if objective.tail == "renormalise":
-      return log_softmax(at)
-    return jnp.concatenate([at, log_sum(jnp.where(member, -jnp.inf, log))[..., None]], axis=-1)
+      return log_softmax(at_ids)
+    bucket = log_sum(jnp.where(member, -jnp.inf, log))
+    return jnp.concatenate([at_ids, bucket[..., None]], axis=-1)
 
-  return of(s), of(t)
+  return restrict(s), restrict(t)
 
 
 def chosen_ids(
-  objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"], top: Top | None = None
+  objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"], top_fn: TopFn | None = None
 ) -> tuple[Int[Array, "*b n"], Bool[Array, "*b n"]]:
-  """The ids of the support, and which of them do not repeat an earlier one.
+  """Find the ids of a top-k support, and mark those that do not repeat an earlier one.
 
   Args:
-    top: finds the most likely ids; where the vocabulary lies on several devices, chunk.py knows how.
+    top_fn: finds the most likely ids; chunk.py passes its own where the vocabulary is split over devices. None:
+      `most_likely`.
   """
-  top = top or most_likely
+  top_fn = top_fn or most_likely
   k = min(objective.k, objective.vocab)
   if objective.support == "both_topk":
-    mine, other = top(s, k), top(t, k)
-    again = among(other, mine)
-    return jnp.concatenate([mine, other], axis=-1), jnp.concatenate([jnp.ones_like(again), ~again], axis=-1)
-  ids = top(s if objective.support == "student_topk" else t, k)
+    student_ids, teacher_ids = top_fn(s, k), top_fn(t, k)
+    repeated = among(teacher_ids, student_ids)
+    ids = jnp.concatenate([student_ids, teacher_ids], axis=-1)
+    return ids, jnp.concatenate([jnp.ones_like(repeated), ~repeated], axis=-1)
+  ids = top_fn(s if objective.support == "student_topk" else t, k)
   return ids, jnp.ones(ids.shape, bool)
 
 
 def most_likely(log: Float[Array, "*b V"], k: int) -> Int[Array, "*b k"]:
+  """Find the k ids of the largest log-probabilities, the largest first."""
   return lax.top_k(lax.stop_gradient(log), min(k, log.shape[-1]))[1]
 
 
 def among(ids: Int[Array, "*b k"], others: Int[Array, "*b n"]) -> Bool[Array, "*b k"]:
-  """Which of the ids stand among the others."""
+  """Test which of the ids occur among the others."""
   return jnp.any(ids[..., :, None] == others[..., None, :], axis=-1)
 
 
 def reweighted_topk(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int) -> Float[Array, "*b"]:
-  """sum_j sg(w_j (log s_j - log t_j)) s_j / sg(s_j) over the student's k, w = softmax over the k of log s."""
+  """Compute the "reweight" estimator: sum_j sg(w_j (log s_j - log t_j)) s_j / sg(s_j) over the student's k most likely.
+
+  w is the softmax of log s over these k, and sg stops the gradient.
+  """
   s, ids = lax.top_k(s, min(k, s.shape[-1]))
   cost = lax.stop_gradient(jax.nn.softmax(s, axis=-1) * (s - jnp.take_along_axis(t, ids, axis=-1)))
   return jnp.sum(cost * jnp.exp(s - lax.stop_gradient(s)), axis=-1)
 
 
-def clip(objective: Objective, found: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Entries no larger than the clip."""
-  return jnp.minimum(found, objective.entry_clip) if objective.entry_clip else found
+def clip(objective: Objective, entry: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """Cut entries of the divergence at the objective's `entry_clip`, if it has one."""
+  return jnp.minimum(entry, objective.entry_clip) if objective.entry_clip else entry
 
 
-def clipped(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b"]:
-  """The share of entries above the clip."""
+def clipped_fraction(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+  """Compute the fraction of entries above the clip."""
   return jnp.mean(entries(objective, s, t) > objective.entry_clip, axis=-1, dtype=jnp.float32)
 
 
 def entropy(log: Float[Array, "*b V"]) -> Float[Array, "*b"]:
+  """Compute the entropy, in nats, of log-probabilities."""
   return -jnp.sum(_expectation(log, log, jnp.zeros_like(log)), axis=-1)
 
 
-def overlap(s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int, top: Top | None = None) -> Float[Array, "*b"]:
-  """|top-k of the student and top-k of the teacher| / k."""
-  top = top or most_likely
-  return jnp.mean(among(top(s, k), top(t, k)), axis=-1, dtype=jnp.float32)
+def overlap(
+  s: Float[Array, "*b V"], t: Float[Array, "*b V"], k: int, top_fn: TopFn | None = None
+) -> Float[Array, "*b"]:
+  """Compute the fraction of the student's k most likely ids that are among the teacher's k most likely.
+
+  Args:
+    top_fn: see `chosen_ids`.
+  """
+  top_fn = top_fn or most_likely
+  return jnp.mean(among(top_fn(s, k), top_fn(t, k)), axis=-1, dtype=jnp.float32)
 
 
 def mix(teachers: list[Float[Array, "B H V"]], teacher_weight: Float[Array, "B K"] | None) -> Float[Array, "B H V"]:
-  """Several teachers as one: t = sum_i weight_i t_i. A weight of 1 and zeros choose one of them exactly."""
+  """Mix teachers into one: t = sum_i weight_i t_i. A weight of 1 among zeros selects one teacher exactly."""
   if teacher_weight is None:
     return teachers[0]
-  return log_sum(jnp.stack([t + jnp.log(teacher_weight[:, i, None, None]) for i, t in enumerate(teachers)], axis=-1))
+  weighted = [t + jnp.log(teacher_weight[:, i, None, None]) for i, t in enumerate(teachers)]
+  return log_sum(jnp.stack(weighted, axis=-1))
 
 
 def log_sum(log: Float[Array, "*b n"]) -> Float[Array, "*b"]:
-  """Log of a sum of probabilities; -inf, with zero gradient, where there is none."""
-  there = jnp.any(log > -jnp.inf, axis=-1)
-  return jnp.where(there, jax.nn.logsumexp(jnp.where(there[..., None], log, 0.0), axis=-1), -jnp.inf)
+  """Compute the log of a sum of probabilities; -inf, with zero gradient, where all of them are 0."""
+  possible = jnp.any(log > -jnp.inf, axis=-1)
+  return jnp.where(possible, jax.nn.logsumexp(jnp.where(possible[..., None], log, 0.0), axis=-1), -jnp.inf)
 
 
-def logits(r: Readout, vocab: int) -> Float[Array, "B H V"]:
-  """Over the shared ids, in fp32 (float64 where the hidden states are)."""
-  dtype = jnp.promote_types(jnp.float32, r.hidden.dtype)
-  return jnp.einsum("bhd,vd->bhv", r.hidden, r.head[:vocab].astype(r.hidden.dtype), preferred_element_type=dtype)
+def logits(model: HiddenAndHead, vocab: int) -> Float[Array, "B H V"]:
+  """Compute logits over the first `vocab` ids, in fp32 (in float64 where the hidden states are)."""
+  hidden = model.hidden
+  dtype = jnp.promote_types(jnp.float32, hidden.dtype)
+  return jnp.einsum("bhd,vd->bhv", hidden, model.head[:vocab].astype(hidden.dtype), preferred_element_type=dtype)

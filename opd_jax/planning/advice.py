@@ -1,4 +1,4 @@
-"""Which keys to change where a stage does not fit into a chip's memory, and roughly what each would save.
+"""Suggests keys to change where a stage does not fit into a chip's memory, and estimates what each would save.
 
 Savings are counted from shapes (caches, weights, optimiser state), but for those of a micro-batch, which are a share of
 the program's temporaries. They are not compiled: plan again with the key.
@@ -8,49 +8,53 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from opd_jax import mesh as meshes
-from opd_jax.benchmarks import roofline
+from opd_jax.models import roofline
 from opd_jax.planning import stages
 from opd_jax.planning.compiled import Program
-from opd_jax.planning.estimate import Estimate
+from opd_jax.planning.estimate import RunEstimate
 from opd_jax.planning.setup import Setup
+from opd_jax.runtime import mesh as meshes
 
 GIB = 2**30
 LANES = 128  # numbers in the last dimension of a TPU's tile; fewer are padded to as many
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
-  """A program's memory while the rest of the run lies beside it; bytes of one device.
+class MemoryNeed:
+  """The memory that a program needs together with the rest of the run; bytes of one device.
 
   Attributes:
-    beside: state and teachers that are no arguments of it, and the code of the stage's other programs.
+    width: of the responses, tokens.
+    others: bytes of state and teachers that are no arguments of it, and of the code of the stage's other programs.
   """
 
   program: Program
   width: int
-  beside: int
+  others: int
   capacity: int
 
   @property
   def total(self) -> int:
-    return self.beside + (self.program.memory.total if self.program.memory else 0)
+    return self.others + (self.program.memory.total if self.program.memory else 0)
 
   @property
-  def over(self) -> int:
+  def excess(self) -> int:
+    """Bytes by which it does not fit; below zero where it does."""
     return self.total - self.capacity
 
   @property
   def fits(self) -> bool:
-    return self.program.memory is not None and self.over <= 0
+    return self.program.memory is not None and self.excess <= 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-  """What to override.
+  """A change of the config or the mesh that saves memory.
 
   Attributes:
+    keys: the arguments of the command line.
     saves: bytes of a device.
+    why: what saves them, or what it costs.
     enough: whether that alone would make the program fit.
   """
 
@@ -64,105 +68,113 @@ class Suggestion:
     return f"{would} with {self.keys}: about {self.saves / GIB:.1f} GiB less ({self.why})"
 
 
-def needs(setup: Setup, programs: Sequence[tuple[int, Program]], resident: dict[str, int]) -> list[Need]:
-  """Of the programs of a stage, each with its response width."""
+def needs(setup: Setup, programs: Sequence[tuple[int, Program]], resident: dict[str, int]) -> list[MemoryNeed]:
+  """List what each program of a stage needs.
+
+  Args:
+    programs: each with its response width.
+    resident: see `stages.resident`.
+  """
   code = {p.name: p.memory.code if p.memory else 0 for _, p in programs}
-  lies = resident["optimizer"] + resident["teachers"]
-  return [
-    Need(p, width, (0 if p.name == "update" else lies) + sum(code.values()) - code[p.name], setup.target.capacity)
-    for width, p in programs
-  ]
+  stage_needs = []
+  for width, p in programs:
+    others = sum(code.values()) - code[p.name]
+    if p.name != "update":  # which has the state and the teachers as arguments
+      others += resident["optimizer"] + resident["teachers"]
+    stage_needs.append(MemoryNeed(p, width, others, setup.target.capacity))
+  return stage_needs
 
 
-def suggestions(setup: Setup, need: Need, resident: dict[str, int]) -> list[Suggestion]:
-  """What would make a program fit, the largest saving first; [] where it does."""
+def suggestions(setup: Setup, need: MemoryNeed, resident: dict[str, int]) -> list[Suggestion]:
+  """Changes that would make a program fit or come nearer, the largest saving first; [] where it fits."""
   if need.fits or need.program.memory is None:
     return []
-  of = {"rollout": _rollout, "evaluate": _evaluation, "update": _update}[need.program.name]
-  found = [*of(setup, need), *_weights(setup, need, resident)]
-  judged = [dataclasses.replace(s, enough=s.saves >= need.over) for s in found if s.saves > 0.01 * GIB]
-  return sorted(judged, key=lambda s: -s.saves)
+  own = {"rollout": _rollout, "evaluate": _evaluation, "update": _update}[need.program.name]
+  found = [s for s in (*own(setup, need), *_weights(setup, need, resident)) if s.saves > 0.01 * GIB]
+  return sorted((dataclasses.replace(s, enough=s.saves >= need.excess) for s in found), key=lambda s: -s.saves)
 
 
-def _rollout(setup: Setup, need: Need) -> Iterator[Suggestion]:
+def _rollout(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
   c, shards = setup.c, meshes.row_shards(setup.mesh)
-  whole = _caches(setup, setup.rows, need.width)
-  smaller = [b for b in range(shards, c.batch, shards) if whole * (1 - b / c.batch) >= need.over]
+  caches = _cache_bytes(setup, setup.rows, need.width)
+  smaller = [b for b in range(shards, c.batch, shards) if caches * (1 - b / c.batch) >= need.excess]
   if smaller or c.batch > shards:
     batch = max(smaller) if smaller else shards
     yield Suggestion(
       f"--config.batch={batch}",
-      whole * (1 - batch / c.batch),
+      caches * (1 - batch / c.batch),
       f"{batch * c.rollouts_per_prompt // shards} rows a device instead of {setup.rows // shards}; "
-      f"their caches are {whole / GIB:.1f} GiB",
+      f"their caches are {caches / GIB:.1f} GiB",
     )
   if c.rollouts_per_prompt > 1:
-    fewer = [n for n in range(1, c.rollouts_per_prompt) if whole * (1 - n / c.rollouts_per_prompt) >= need.over]
+    fewer = [n for n in range(1, c.rollouts_per_prompt) if caches * (1 - n / c.rollouts_per_prompt) >= need.excess]
     n = max(fewer, default=1)
     yield Suggestion(
-      f"--config.rollouts_per_prompt={n}", whole * (1 - n / c.rollouts_per_prompt), "fewer rows of the same prompts"
+      f"--config.rollouts_per_prompt={n}", caches * (1 - n / c.rollouts_per_prompt), "fewer rows of the same prompts"
     )
   yield from _tensor(setup)
 
 
-def _evaluation(setup: Setup, need: Need) -> Iterator[Suggestion]:
+def _evaluation(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
   c, shards = setup.c, meshes.row_shards(setup.mesh)
   batch = stages.evaluation_batch(setup)
-  whole = _caches(setup, batch * c.eval.k, need.width)
+  caches = _cache_bytes(setup, batch * c.eval.k, need.width)
   if batch > shards:
-    smaller = [b for b in range(shards, batch, shards) if whole * (1 - b / batch) >= need.over]
+    smaller = [b for b in range(shards, batch, shards) if caches * (1 - b / batch) >= need.excess]
     b = max(smaller, default=shards)
-    yield Suggestion(f"--config.eval.batch={b}", whole * (1 - b / batch), "more calls, the same answers")
+    yield Suggestion(f"--config.eval.batch={b}", caches * (1 - b / batch), "more calls, the same answers")
   if c.eval.k > 1:
-    fewer = [k for k in range(1, c.eval.k) if whole * (1 - k / c.eval.k) >= need.over]
+    fewer = [k for k in range(1, c.eval.k) if caches * (1 - k / c.eval.k) >= need.excess]
     k = max(fewer, default=1)
     yield Suggestion(
-      f"--config.eval.k={k}", whole * (1 - k / c.eval.k), "fewer samples of each problem, wider intervals"
+      f"--config.eval.k={k}", caches * (1 - k / c.eval.k), "fewer samples of each problem, wider intervals"
     )
   yield from _tensor(setup)
 
 
-def _update(setup: Setup, need: Need) -> Iterator[Suggestion]:
+def _update(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
   c, shards = setup.c, meshes.row_shards(setup.mesh)
   assert need.program.memory is not None
   temporaries = need.program.memory.temporaries
   size = c.micro_batch or setup.rows
   fits = [m for m in range(shards, size, shards) if setup.rows % m == 0]
   if fits:
-    enough = [m for m in fits if temporaries * (1 - m / size) >= need.over]
+    enough = [m for m in fits if temporaries * (1 - m / size) >= need.excess]
     m = max(enough) if enough else min(fits)
     yield Suggestion(
       f"--config.micro_batch={m}", temporaries * (1 - m / size), "at most: the share of the rows in the temporaries"
     )
   if c.remat != "layer":
-    kept = _activations(setup, size // shards, need.width)
-    yield Suggestion("--config.remat=layer", kept, "the backward pass computes each layer again; a third more FLOPs")
+    activations = _activation_bytes(setup, size // shards, need.width)
+    yield Suggestion(
+      "--config.remat=layer", activations, "the backward pass computes each layer again; a third more FLOPs"
+    )
 
 
-def _weights(setup: Setup, need: Need, resident: dict[str, int]) -> Iterator[Suggestion]:
+def _weights(setup: Setup, need: MemoryNeed, resident: dict[str, int]) -> Iterator[Suggestion]:
   c, mesh = setup.c, setup.mesh
   teachers = resident["teachers"]
   if need.program.name != "update" and not c.teacher_offload and teachers:
     yield Suggestion("--config.teacher_offload=true", teachers, "teachers rest in the hosts' memory during rollouts")
   if c.teacher_precision != "int8" and teachers:
-    dense = sum(roofline.parameters(cfg) for cfg in setup.subject.teachers)
-    layers = sum(roofline.layer_weights(cfg) for cfg in setup.subject.teachers)
+    dense = sum(roofline.parameter_count(cfg) for cfg in setup.teachers)
+    layers = sum(roofline.layer_parameters(cfg) for cfg in setup.teachers)
     yield Suggestion("--config.teacher_precision=int8", teachers * layers / dense / 2, "the matrices of their layers")
   data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
   if data > 1:
-    lies = resident["params"] + resident["optimizer"] + teachers
+    state = resident["params"] + resident["optimizer"] + teachers
     yield Suggestion(
       f"--mesh=fsdp={fsdp * data},tensor={mesh.shape['tensor']}",
-      lies * (1 - 1 / data),
+      state * (1 - 1 / data),
       "state and teachers split over all rows' devices",
     )
 
 
 def _tensor(setup: Setup) -> Iterator[Suggestion]:
-  mesh, student = setup.mesh, setup.subject.student
+  mesh, student = setup.mesh, setup.student
   tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
   if fsdp % 2 == 0 and student.kv_heads % (2 * tensor) == 0:
-    size = roofline.parameters(student) * setup.subject.dtype.itemsize / tensor
+    size = roofline.parameter_count(student) * setup.dtype.itemsize / tensor
     yield Suggestion(
       f"--mesh=data={mesh.shape['data']},fsdp={fsdp // 2},tensor={2 * tensor}",
       size / 2,
@@ -170,54 +182,61 @@ def _tensor(setup: Setup) -> Iterator[Suggestion]:
     )
 
 
-def _caches(setup: Setup, rows: int, width: int) -> float:
-  """Bytes per device."""
-  whole = roofline.cache_bytes(setup.subject.student, rows, setup.prompt + width, setup.subject.dtype.itemsize)
-  return whole / meshes.row_shards(setup.mesh) / setup.mesh.shape["tensor"]
+def _cache_bytes(setup: Setup, rows: int, width: int) -> float:
+  """Count the bytes per device of the keys and values of all rows, full."""
+  all_devices = roofline.cache_bytes(setup.student, rows, setup.prompt + width, setup.dtype.itemsize)
+  return all_devices / meshes.row_shards(setup.mesh) / setup.mesh.shape["tensor"]
 
 
-def _activations(setup: Setup, rows: int, width: int) -> float:
-  """Bytes per device that a backward pass without remat keeps, about: what every product of a layer reads."""
-  cfg = setup.subject.student
-  numbers = 6 * cfg.width + 2 * (cfg.heads + cfg.kv_heads) * cfg.head_width + 3 * cfg.ff_width
+def _activation_bytes(setup: Setup, rows: int, width: int) -> float:
+  """Estimates bytes per device that a backward pass without remat holds: the operands of every product of a layer."""
+  cfg = setup.student
+  numbers = 6 * cfg.d_model + 2 * (cfg.heads + cfg.kv_heads) * cfg.head_width + 3 * cfg.ff_width
   tokens = rows * (setup.prompt + width)
-  return tokens * cfg.layers * (numbers - cfg.width) * setup.subject.dtype.itemsize / setup.mesh.shape["tensor"]
+  return tokens * cfg.layers * (numbers - cfg.d_model) * setup.dtype.itemsize / setup.mesh.shape["tensor"]
 
 
 def remarks(setup: Setup, programs: Sequence[Program], resident: dict[str, int]) -> list[str]:
-  """What is worth mending though it fits: padding of narrow shards, weights that travel at every token."""
-  out = []
+  """Write sentences on what wastes memory or time though it fits: padded shards, weights sent at every token."""
+  sentences = []
   update = next((p for p in programs if p.name == "update" and p.memory), None)
   tpu = setup.mesh.devices.flat[0].platform == "tpu"
   split = setup.mesh.shape["fsdp"] * setup.mesh.shape["expert"]
-  for name, cfg in zip(setup.subject.names, (setup.subject.student, *setup.subject.teachers), strict=True):
-    if tpu and cfg.width % split == 0 and cfg.width // split < LANES:
-      better = math.gcd(cfg.width // LANES, setup.mesh.size // setup.mesh.shape["tensor"])
-      out.append(
-        f"fsdp splits the width {cfg.width} of {name} into {cfg.width // split}, which a TPU pads to {LANES}: beyond "
-        f"fsdp={better} nothing is saved; --mesh=fsdp={better},tensor={setup.mesh.shape['tensor']} puts the rest on data"
+  for name, cfg in zip(setup.names, (setup.student, *setup.teachers), strict=True):
+    if tpu and cfg.d_model % split == 0 and cfg.d_model // split < LANES:
+      better = math.gcd(cfg.d_model // LANES, setup.mesh.size // setup.mesh.shape["tensor"])
+      sentences.append(
+        f"fsdp splits the width {cfg.d_model} of {name} into {cfg.d_model // split}, which a TPU pads to {LANES}: beyond "
+        f"fsdp={better} nothing is saved; --mesh=fsdp={better},tensor={setup.mesh.shape['tensor']} puts the rest "
+        "on data"
       )
   if update and update.memory:
     padding = update.memory.arguments - sum(resident.values())
     if padding > 0.1 * update.memory.arguments and padding > GIB / 4:
-      out.append(f"{padding / GIB:.1f} GiB of the update's arguments are padding of their layout, or the rollouts")
+      sentences.append(
+        f"{padding / GIB:.1f} GiB of the update's arguments are padding of their layout, or the rollouts"
+      )
   for p in programs:
-    for c in p.collectives or []:
-      if c.in_token_loop and set(c.axes.split("+")) & {"data", "fsdp", "expert"}:
-        out.append(f"{p.name}: {c.kind} over {c.axes} at every token ({c.origin}): a layout is wrong")
-        break
-  return out
+    row_axes = {"data", "fsdp", "expert"}
+    wrong = (c for c in p.collectives or [] if c.in_token_loop and row_axes & set(c.axes.split("+")))
+    if c := next(wrong, None):
+      sentences.append(f"{p.name}: {c.kind} over {c.axes} at every token ({c.origin}): a layout is wrong")
+  return sentences
 
 
-def waiting(setup: Setup, update: Program, counted: Estimate, width: int) -> list[str]:
-  """Where an update waits for its links longer than it computes, since weights travel once per micro-batch."""
+def link_bound(setup: Setup, update: Program, estimate: RunEstimate, width: int) -> list[str]:
+  """Write a sentence where an update waits for its links half as long as it computes, or longer.
+
+  Weights are sent once per micro-batch, so that a larger one sends them less often.
+  """
   c = setup.c
   parts = setup.rows // c.micro_batch if c.micro_batch else 1
-  sending, working = counted.sent("update", width).once, counted.seconds(counted.works("update", width))
+  sending = estimate.collectives("update", width).per_call
+  working = estimate.roofline_seconds(estimate.costs("update", width))
   if parts == 1 or sending < working / 2:
     return []
   larger = next(m for m in range(2 * c.micro_batch, setup.rows + 1) if setup.rows % m == 0)
-  sent = sum(one.sent for one in update.collectives or [])
+  sent = sum(collective.sent_bytes for collective in update.collectives or [])
   return [
     f"weights travel once per micro-batch, and the update has {parts}: {sent / GIB:,.0f} GiB a step, "
     f"{sending:.1f} s of sending beside {working:.1f} s of work; --config.micro_batch={larger} sends about half, "

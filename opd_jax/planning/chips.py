@@ -1,11 +1,11 @@
 """What accelerators can do per chip, as published: dense bfloat16, and bytes per second of memory and links.
 
-An estimate from these is a bound that nobody reaches. A link rate is that of one ring of collectives: both directions of
-one axis of a TPU's torus, or the sending direction of a GPU's NVLink.
+An estimate from these is a bound that nobody reaches. A link rate is that of one ring of collectives: both directions
+of one axis of a TPU's torus, or the sending direction of a GPU's NVLink.
 
 Sources: the per-version pages of the Cloud TPU documentation for FLOPs and memory (v4, v5e, v5p, v6e, TPU7x); "How to
-Scale Your Model" (the JAX scaling book), part 2, for what a torus axis carries, PCIe and the data-centre network; NVIDIA's
-data sheets of the A100 80GB SXM, H100 SXM and H200 SXM (dense, without sparsity).
+Scale Your Model" (the JAX scaling book), part 2, for what a torus axis carries, PCIe and the data-centre network;
+NVIDIA's data sheets of the A100 80GB SXM, H100 SXM and H200 SXM (dense, without sparsity).
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip, or one device of it where it has several.
+  """A chip's published rates, or those of one of its devices where it has several.
 
   Attributes:
-    kinds: what JAX calls it (`device_kind`).
+    kinds: what JAX calls it (`device_kind`), every name.
     flops: bfloat16 FLOPs per second.
     capacity: bytes of memory.
     memory: bytes per second of it.
@@ -43,11 +43,11 @@ class Chip:
 
   @property
   def matrix(self):
-    """As of `benchmarks.machine.Machine`, so that the roofline can be asked for seconds."""
+    """The rate of matrix products in the form of `runtime.machine.Machine`, for `roofline.seconds`."""
     return SimpleNamespace(best=self.flops)
 
   def bandwidth(self, size: float) -> float:
-    """Of an array of any size: it is taken from memory, not from a cache."""
+    """Return the bytes per second at which an array of any size is read: from memory, not from a cache."""
     return self.memory
 
 
@@ -111,12 +111,12 @@ CHIPS = (
 )
 
 
-def of_kind(kind: str) -> Chip | None:
-  """The chip that JAX names so; the longest name that fits, since some begin alike."""
-  found = [(name, chip) for chip in CHIPS for name in chip.kinds if kind == name]
-  found = found or [(name, chip) for chip in CHIPS for name in chip.kinds if kind.startswith(name)]
-  return max(found, key=lambda pair: len(pair[0]))[1] if found else None
+def by_device_kind(kind: str) -> Chip | None:
+  """The chip that JAX names so, or None; by the longest name that `kind` begins with, since some begin alike."""
+  names = {name: chip for chip in CHIPS for name in chip.kinds if kind.startswith(name)}
+  return names[max(names, key=len)] if names else None
 
 
-def named(name: str) -> Chip | None:
+def by_name(name: str) -> Chip | None:
+  """The chip of this name in CHIPS, such as "v5e", or None."""
   return next((chip for chip in CHIPS if chip.name == name), None)

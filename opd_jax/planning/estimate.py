@@ -1,10 +1,10 @@
 """Seconds of a step and of a run, estimated from published rates: a bound, and no measurement.
 
     rollout   prefill, then every token: max(FLOPs / rate, bytes / memory bandwidth) of each, one after the other
-    update    max(FLOPs / rate, bytes / memory bandwidth) of teachers' reading and student's reading and update
+    update    max(FLOPs / rate, bytes / memory bandwidth) of the teachers' forward passes and the student's update
     + bytes sent in collectives / link rate, as if nothing overlapped with anything
 
-FLOPs and bytes are counted in benchmarks/roofline.py; what is sent is read from the compiled programs. Every rollout is
+FLOPs and bytes are counted in models/roofline.py; what is sent is known from the compiled programs. Every rollout is
 taken to reach its limit, prompts to be full, and small messages to cost no more than their bytes.
 """
 
@@ -13,9 +13,9 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
-from opd_jax.benchmarks import roofline
-from opd_jax.benchmarks.roofline import Work
-from opd_jax.horizon import Schedule
+from opd_jax.horizon.schedule import Schedule
+from opd_jax.models import roofline
+from opd_jax.models.roofline import Cost
 from opd_jax.planning import stages
 from opd_jax.planning.collectives import Collective
 from opd_jax.planning.compiled import Program
@@ -23,21 +23,25 @@ from opd_jax.planning.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True)
-class Sent:
-  """Seconds of collectives of one program.
+class CollectiveSeconds:
+  """Seconds that the collectives of one program take.
 
   Attributes:
-    once: of a call, outside the token loop.
-    token: of each token.
+    per_call: outside the token loop.
+    per_token: inside of it, for each token.
   """
 
-  once: float = 0.0
-  token: float = 0.0
+  per_call: float = 0.0
+  per_token: float = 0.0
+
+  def total(self, tokens: int) -> float:
+    """Sum up the seconds of a call that makes `tokens` tokens, the first of them outside the token loop."""
+    return self.per_call + self.per_token * (tokens - 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-  """Seconds."""
+class StepSeconds:
+  """The estimated seconds of one training step, by what they are spent on."""
 
   rollout: float
   update: float
@@ -48,91 +52,111 @@ class Step:
     return self.rollout + self.update + self.sending
 
 
-class Estimate:
-  """Of one setup, from the programs that were compiled for it."""
+class RunEstimate:
+  """Estimated seconds of steps, evaluations and runs of one setup, from the programs compiled for it."""
 
   def __init__(self, setup: Setup, programs: Mapping[int, Sequence[Program]]):
-    """
+    """Takes what is known of a run's programs.
+
     Args:
       programs: by response width; widths between them are interpolated.
     """
     self.setup = setup
-    self._sent = {
-      width: {p.name: sending(setup, p.collectives or []) for p in of_width} for width, of_width in programs.items()
-    }
+    self._collectives: dict[str, dict[int, CollectiveSeconds]] = {}  # of a program, by width
+    for width, compiled in programs.items():
+      for program in compiled:
+        seconds = collective_seconds(setup, program.collectives or [])
+        self._collectives.setdefault(program.name, {})[width] = seconds
 
   @functools.cached_property
-  def _tokens(self) -> list[float]:
+  def _rollout_seconds(self) -> list[float]:
     """Seconds of a rollout up to each token, index 0 being the first."""
-    how = self._how
-    s = self.setup
-    first = roofline.prefill(s.subject.student, s.c.batch, s.c.rollouts_per_prompt, s.prompt, **how)
-    each = (roofline.token(s.subject.student, s.rows, s.prompt + t, **how) for t in range(1, s.c.horizon.max))
-    return list(itertools.accumulate(map(self.seconds, (first, *each))))
+    s, student = self.setup, self.setup.student
+    costs = roofline.rollout(student, s.c.batch, s.c.rollouts_per_prompt, s.prompt, s.c.horizon.max, **self._sizes)
+    return list(itertools.accumulate(map(self.roofline_seconds, costs)))
 
   @property
-  def _how(self) -> dict[str, int]:
-    return {"vocab": self.setup.subject.vocab, "itemsize": self.setup.subject.dtype.itemsize}
+  def _sizes(self) -> dict[str, int]:
+    return {"vocab": self.setup.vocab, "itemsize": self.setup.dtype.itemsize}
 
-  def seconds(self, work: Work | Sequence[Work]) -> float:
+  def roofline_seconds(self, cost: Cost | Sequence[Cost]) -> float:
+    """Estimate the seconds of computing and memory on the target's devices; several costs run one after the other."""
     mesh = self.setup.mesh
-    return roofline.seconds(work, self.setup.target.chip, mesh.size, mesh.shape["tensor"])
+    return roofline.seconds(cost, self.setup.target.chip, mesh.size, mesh.shape["tensor"])
 
-  def works(self, name: str, width: int) -> list[Work]:
-    """What one call of a program has to do at a width, as works that wait for each other."""
-    s, how = self.setup, self._how
-    student = s.subject.student
+  def costs(self, name: str, width: int) -> list[Cost]:
+    """The costs of one call of a program at a response width, which wait for each other.
+
+    Args:
+      name: "rollout", "update" or "evaluate".
+    """
+    s = self.setup
+    student = s.student
     if name == "update":
-      frozen = s.subject.teachers + ((student,) if s.c.mixture.initial else ())
-      return [roofline.update(student, frozen, s.rows, s.prompt, width, remat=s.c.remat, **how)]
+      frozen = s.teachers + ((student,) if s.c.mixture.initial else ())
+      return [roofline.update(student, frozen, s.rows, s.prompt, width, remat=s.c.remat, **self._sizes)]
     evaluating = name == "evaluate"
     batch = stages.evaluation_batch(s) if evaluating else s.c.batch
     n = s.c.eval.k if evaluating else s.c.rollouts_per_prompt
-    return roofline.rollout(student, batch, n, s.prompt, width, **how)
+    return roofline.rollout(student, batch, n, s.prompt, width, **self._sizes)
 
-  def step(self, compiled: int, limit: int) -> Step:
-    """A step whose rollouts have `limit` tokens each, run by programs of the width `compiled`."""
-    width = self.setup.read_at(compiled, limit)
+  def step(self, compiled: int, limit: int) -> StepSeconds:
+    """Estimate the seconds of a step with rollouts of `limit` tokens each, run by programs of the width `compiled`."""
+    width = self.setup.update_width(compiled, limit)
     updates = self.setup.c.updates_per_rollout
-    rollout, update = self.sent("rollout", limit), self.sent("update", width)
-    return Step(
-      rollout=self._tokens[limit - 1],
-      update=updates * self.seconds(self.works("update", width)),
-      sending=rollout.once + rollout.token * (limit - 1) + updates * update.once,
+    rollout, update = self.collectives("rollout", limit), self.collectives("update", width)
+    return StepSeconds(
+      rollout=self._rollout_seconds[limit - 1],
+      update=updates * self.roofline_seconds(self.costs("update", width)),
+      sending=rollout.total(limit) + updates * update.per_call,
     )
 
-  def sent(self, name: str, width: int) -> Sent:
-    """Seconds of a program's collectives at a width, between the compiled ones by its length."""
-    known = sorted((w, of[name]) for w, of in self._sent.items() if name in of)
-    if not known:
-      return Sent()
-    if len(known) == 1:
-      return known[0][1]
-    after = min(max(1, sum(w < width for w, _ in known)), len(known) - 1)
-    (a, low), (b, high) = known[after - 1], known[after]
-    at = lambda x, y: max(0.0, x + (y - x) * (width - a) / (b - a))
-    return Sent(at(low.once, high.once), at(low.token, high.token))
+  def collectives(self, name: str, width: int) -> CollectiveSeconds:
+    """Estimate the seconds of a program's collectives at a width, linear between the compiled widths and beyond."""
+    by_width = self._collectives.get(name, {})
+    widths = sorted(by_width)
+    if not widths:
+      return CollectiveSeconds()
+    if len(widths) == 1:
+      return by_width[widths[0]]
+    upper = min(max(1, sum(w < width for w in widths)), len(widths) - 1)
+    a, b = widths[upper - 1], widths[upper]
+
+    def interpolated(x: float, y: float) -> float:
+      return max(0.0, x + (y - x) * (width - a) / (b - a))
+
+    low, high = by_width[a], by_width[b]
+    return CollectiveSeconds(interpolated(low.per_call, high.per_call), interpolated(low.per_token, high.per_token))
 
   def evaluation(self) -> float:
-    """Seconds of one evaluation, without judging the answers."""
+    """Estimate the seconds of one evaluation, without the verification of the answers."""
     c = self.setup.c
     tokens = c.eval.max_tokens or c.horizon.max
-    sent = self.sent("evaluate", tokens)
     calls = -(-c.eval.prompts // stages.evaluation_batch(self.setup))
-    return calls * (self.seconds(self.works("evaluate", tokens)) + sent.once + sent.token * (tokens - 1))
+    computing, sending = self.roofline_seconds(self.costs("evaluate", tokens)), self.collectives("evaluate", tokens)
+    return calls * (computing + sending.per_call + sending.per_token * (tokens - 1))
 
   def run(self, schedule: Schedule) -> dict[str, float]:
-    """A whole run under a schedule, step by step at each exact limit; seconds, tokens, and hours of chips."""
+    """Estimates a whole run under a schedule, step by step at each exact limit.
+
+    Returns:
+      Seconds, tokens and chip-hours, by the keys of the plan's JSON.
+    """
     s = self.setup
     limits = [schedule.limit(k) for k in range(s.c.steps)]
-    each = {schedule.limit(k): schedule.width(k) for k in range(s.c.steps)}
-    by_limit = {limit: self.step(width, limit) for limit, width in each.items()}
+    widths = {schedule.limit(k): schedule.width(k) for k in range(s.c.steps)}
+    by_limit = {limit: self.step(width, limit) for limit, width in widths.items()}
     steps = [by_limit[limit] for limit in limits]
-    every = s.c.eval.every
-    evaluations = 1 + sum(k == s.c.steps or k % every == 0 for k in range(1, s.c.steps + 1)) if every else 0
+    evaluations = 0
+    if every := s.c.eval.every:
+      evaluated = [k for k in range(1, s.c.steps + 1) if k == s.c.steps or k % every == 0]
+      evaluations = 1 + len(evaluated)  # the first before training
     training = sum(step.seconds for step in steps)
     evaluating = evaluations * self.evaluation() if evaluations else 0.0
-    hours = lambda seconds: seconds / 3600 * s.target.chips
+
+    def chip_hours(seconds: float) -> float:
+      return seconds / 3600 * s.target.chips
+
     return {
       "steps": s.c.steps,
       "first_limit": limits[0],
@@ -142,20 +166,22 @@ class Estimate:
       "update_seconds": sum(step.update for step in steps),
       "sending_seconds": sum(step.sending for step in steps),
       "training_seconds": training,
-      "training_chip_hours": hours(training),
+      "training_chip_hours": chip_hours(training),
       "evaluations": evaluations,
-      "evaluation_chip_hours": hours(evaluating),
+      "evaluation_chip_hours": chip_hours(evaluating),
     }
 
 
-def sending(setup: Setup, found: Sequence[Collective]) -> Sent:
-  """Seconds of collectives over the links of a slice, or over the network where a group spans several slices."""
+def collective_seconds(setup: Setup, collectives: Sequence[Collective]) -> CollectiveSeconds:
+  """Estimate the seconds of collectives over a slice's links, or over the network where a group spans slices."""
   chip = setup.target.chip
 
   def seconds(c: Collective) -> float:
     between_slices = setup.target.slices > 1 and "data" in c.axes.split("+")
     rate = chip.network if between_slices else chip.link
-    return c.sent / rate if rate else 0.0
+    return c.sent_bytes / rate if rate else 0.0
 
-  inside = sum(seconds(c) for c in found if c.in_token_loop)
-  return Sent(sum(seconds(c) for c in found if not c.in_token_loop), inside)
+  return CollectiveSeconds(
+    per_call=sum(seconds(c) for c in collectives if not c.in_token_loop),
+    per_token=sum(seconds(c) for c in collectives if c.in_token_loop),
+  )

@@ -1,13 +1,13 @@
-"""What a compiled program holds in a chip's memory, and what is largest at its peak and where that comes from.
+"""What a compiled program holds in a device's memory, what is largest at its peak, and where that comes from.
 
-Sizes are XLA's own: `memory_analysis()` of the program, or, of one that did not fit and so is none, the buffer assignment
-that XLA dumps before it gives up. The buffers that live at the peak are those of its dumped live ranges.
+Sizes are XLA's own: `memory_analysis()` of the program, or, where it did not fit and so there is none, the buffer
+assignment that XLA dumps before it gives up. The buffers at the peak are those of its dumped live ranges.
 """
 
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from typing import Any
 
 from opd_jax.planning import hlo
 from opd_jax.planning.hlo import Module
@@ -16,11 +16,11 @@ from opd_jax.planning.sources import Sources, operation
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of one device.
+  """The memory of one compiled program; bytes of one device.
 
   Attributes:
-    aliased: of outputs that lie where arguments were.
-    host: in the host's memory.
+    aliased: bytes of outputs that reuse the memory of arguments.
+    host: bytes in the host's memory.
   """
 
   arguments: int
@@ -31,18 +31,18 @@ class Memory:
   host: int = 0
 
   @property
-  def beside_arguments(self) -> int:
-    """What the program adds to its arguments while it runs."""
+  def added(self) -> int:
+    """Bytes that the program adds to its arguments while it runs."""
     return self.outputs - self.aliased + self.temporaries + self.code
 
   @property
   def total(self) -> int:
-    return self.arguments + self.beside_arguments
+    return self.arguments + self.added
 
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-  """Equal arrays that live at the peak.
+  """Arrays at the peak of memory that are alike in shape and origin.
 
   Attributes:
     size: bytes of one, without the padding of its layout.
@@ -61,9 +61,12 @@ class Buffer:
     return self.count * self.size
 
 
-def of_analysis(stats) -> Memory:
-  """Of `Compiled.memory_analysis()`."""
-  size = lambda name: int(getattr(stats, f"{name}_size_in_bytes", 0) or 0)
+def from_analysis(stats: Any) -> Memory:
+  """The memory that `Compiled.memory_analysis()` states."""
+
+  def size(name: str) -> int:
+    return int(getattr(stats, f"{name}_size_in_bytes", 0) or 0)
+
   return Memory(
     arguments=size("argument"),
     outputs=size("output"),
@@ -74,61 +77,74 @@ def of_analysis(stats) -> Memory:
   )
 
 
-def of_assignment(text: str) -> Memory | None:
-  """Of a dumped buffer assignment; what lies in another memory than the chip's main one is left out."""
+def from_assignment(text: str) -> Memory | None:
+  """The memory of a dumped buffer assignment, without what is outside of the device's main memory; None for no dump."""
   sizes = {"arguments": 0, "outputs": 0, "temporaries": 0, "aliased": 0}
-  found = re.findall(r"^allocation \d+: size (\d+)(.*)$", text, re.MULTILINE)
-  for size, said in found:
-    if ", color " in said or ", thread-local" in said:
+  allocations = re.findall(r"^allocation \d+: size (\d+)(.*)$", text, re.MULTILINE)
+  for size, properties in allocations:
+    if ", color " in properties or ", thread-local" in properties:
       continue
-    argument, output = ", parameter " in said, "maybe-live-out" in said
-    kinds = ["arguments"] * argument + ["outputs"] * output + ["aliased"] * (argument and output)
-    for kind in kinds or ["temporaries"]:
-      sizes[kind] += int(size)
-  return Memory(**sizes) if found else None
+    is_argument, is_output = ", parameter " in properties, "maybe-live-out" in properties
+    if is_argument:
+      sizes["arguments"] += int(size)
+    if is_output:
+      sizes["outputs"] += int(size)
+    if is_argument and is_output:
+      sizes["aliased"] += int(size)
+    if not (is_argument or is_output):
+      sizes["temporaries"] += int(size)
+  return Memory(**sizes) if allocations else None
 
 
-def at_peak(live_ranges: str, module: Module, sources: Sources) -> list[Buffer]:
-  """The buffers that live at the peak, alike ones together, the largest first; arguments too."""
+def buffers_at_peak(live_ranges: str, module: Module, sources: Sources) -> list[Buffer]:
+  """The buffers that are live at the peak, arguments included, the largest first.
+
+  Args:
+    live_ranges: XLA's dump of them.
+  """
   begin = live_ranges.find("(peak)")
   names = re.findall(r"^ +([\w.\-]+)\{([\d,]*)\}: (\d+) bytes", live_ranges[begin:], re.MULTILINE) if begin >= 0 else []
-  every = {i.name: (i, computation) for computation in module.computations.values() for i in computation.values()}
+  instructions = {
+    i.name: (i, computation) for computation in module.computations.values() for i in computation.values()
+  }
   callers = module.callers()
   alike: dict[tuple[str, int, str, str], int] = {}
   for name, index, size in names:
-    i, computation = every.get(name, (None, {}))
+    i, computation = instructions.get(name, (None, {}))
     if i is None:
       key = ("?", int(size), name, "")
     else:
-      made = _maker(module, callers, i, index, computation)
-      key = (_array(i.shape, index, int(size)), int(size), operation(made.op_name) or made.opcode, sources.of(made))
+      origin = _origin(module, callers, i, index, computation)
+      array = _array(i.shape, index, int(size))
+      key = (array, int(size), operation(origin.op_name) or origin.opcode, sources.line(origin))
     alike[key] = alike.get(key, 0) + 1
-  found = [Buffer(array, count, size, said, source) for (array, size, said, source), count in alike.items()]
-  return sorted(found, key=lambda b: -b.total)
+  buffers = [Buffer(array, count, size, made_by, source) for (array, size, made_by, source), count in alike.items()]
+  return sorted(buffers, key=lambda b: -b.total)
 
 
 def read_dump(directory: pathlib.Path) -> dict[str, str]:
-  """The texts that XLA has dumped of the largest module: "text", "assignment" and "ranges", those that are there."""
+  """Reads what XLA has dumped of the largest module: "text", "assignment" and "ranges", those that there are."""
   endings = {
     "text": "after_optimizations.txt",
     "assignment": "after_optimizations-buffer-assignment.txt",
     "ranges": "after_optimizations-live-range.txt",
   }
-  out = {}
+  texts = {}
   for kind, ending in endings.items():
     files = sorted(directory.glob(f"*{ending}"), key=lambda path: path.stat().st_size)
     if files:
-      out[kind] = files[-1].read_text(encoding="utf-8", errors="replace")
-  return out
+      texts[kind] = files[-1].read_text(encoding="utf-8", errors="replace")
+  return texts
 
 
-def _maker(
+def _origin(
   module: Module, callers: hlo.Callers, i: hlo.Instruction, index: str, computation: hlo.Computation
 ) -> hlo.Instruction:
-  """The instruction that has a traced name: what XLA adds stands for what it copies, carries or passes on."""
-  at, path, seen = i, [int(n) for n in index.split(",") if n], 0
-  while not at.op_name and seen < 24:
-    seen += 1
+  """The instruction with a traced name behind one that XLA has added to copy, carry or pass on its result."""
+  at, path = i, [int(n) for n in index.split(",") if n]
+  for _ in range(24):
+    if at.op_name:
+      break
     name = ""
     if at.opcode == "parameter":
       called = callers.get(id(computation))
@@ -137,7 +153,7 @@ def _maker(
       caller, computation, operand = called
       name = caller.operands[operand] if operand < len(caller.operands) else ""
     elif at.opcode == "get-tuple-element":
-      found = re.search(r"index=(\d+)", at.rest)
+      found = re.search(r"index=(\d+)", at.attributes)
       path = [int(found[1]) if found else 0, *path]
       name = at.operands[0]
     elif at.opcode == "tuple" and path and path[0] < len(at.operands):
@@ -152,11 +168,13 @@ def _maker(
 
 def _array(shape: str, index: str, size: int) -> str:
   """The array of a shape at a tuple index; of a nested one, the first of the size."""
-  arrays: Sequence[str] = hlo.elements(shape)
+  arrays = hlo.arrays(shape)
   if not arrays:
     return "?"
   if not index:
     return arrays[0] if len(arrays) == 1 else "tuple"
   at = int(index.split(",")[0])
-  same = [a for a in arrays if hlo.array_bytes(a) == size]
-  return arrays[at] if at < len(arrays) and (arrays[at] in same or not same) else same[0] if same else "?"
+  of_size = [array for array in arrays if hlo.array_bytes(array) == size]
+  if at < len(arrays) and (not of_size or arrays[at] in of_size):
+    return arrays[at]
+  return of_size[0] if of_size else "?"

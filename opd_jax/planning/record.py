@@ -1,20 +1,22 @@
-"""Everything that is known of a target, as plain data for the tables and the JSON."""
+"""The record of a plan: everything that is known of a target, as plain data for the tables and the JSON."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from opd_jax import horizon
-from opd_jax.benchmarks import roofline
-from opd_jax.horizon import Schedule, Stage
-from opd_jax.planning import advice, collectives, estimate
-from opd_jax.planning.collectives import Collective
+from opd_jax.config import Config
+from opd_jax.horizon import schedule as horizon
+from opd_jax.horizon.schedule import Schedule, Stage
+from opd_jax.models import roofline
+from opd_jax.planning import advice, estimate
+from opd_jax.planning.collectives import Collective, totals_by_kind
 from opd_jax.planning.compiled import Program
-from opd_jax.planning.estimate import Estimate
+from opd_jax.planning.estimate import RunEstimate
 from opd_jax.planning.setup import METHODS, Setup
 from opd_jax.planning.sources import operation
 
-BUFFERS, SENDERS = 24, 12  # of each program
+BUFFERS = 24  # of each program
+SENDERS = 12  # likewise
 
 
 def target(
@@ -25,16 +27,20 @@ def target(
   resident: dict[str, int],
   schedules: dict[str, Schedule],
 ) -> dict[str, Any]:
-  """One target: its stages, and the runs of several methods.
+  """The record of one target: its stages, and the runs of several methods.
 
   Args:
     stages: those that were compiled.
-    programs: by width.
+    programs: rollout and update of each stage, by response width.
+    evaluation: the compiled evaluation, where the config has one.
+    resident: see `stages.resident`.
+    schedules: by method.
   """
   c = setup.c
-  evaluated = {_evaluated(c): [evaluation]} if evaluation else {}
-  widths = {*programs, *evaluated}
-  counted = Estimate(setup, {w: [*programs.get(w, []), *evaluated.get(w, [])] for w in widths})
+  by_width = {width: list(compiled) for width, compiled in programs.items()}
+  if evaluation:
+    by_width.setdefault(_evaluation_width(c), []).append(evaluation)
+  estimated = RunEstimate(setup, by_width)
   described = {d["width"]: d for d in reversed(horizon.describe(setup.schedule, c.steps, setup.rows))}
   return {
     "name": setup.target.name,
@@ -44,7 +50,7 @@ def target(
     "chip": dataclasses.asdict(setup.target.chip),
     "capacity": setup.target.capacity,
     "mesh": dict(setup.mesh.shape),
-    "dtype": setup.subject.dtype.name,
+    "dtype": setup.dtype.name,
     "batch": c.batch,
     "rollouts_per_prompt": c.rollouts_per_prompt,
     "rows": setup.rows,
@@ -52,38 +58,43 @@ def target(
     "prompt": setup.prompt,
     "notes": list(setup.notes),
     "resident": resident,
-    "stages": [described[s.width] | stage(setup, s, programs[s.width], evaluation, resident, counted) for s in stages],
+    "stages": [
+      described[s.width] | stage(setup, s, programs[s.width], evaluation, resident, estimated) for s in stages
+    ],
     "runs": [
-      {"method": method, "own": METHODS[method] == c.horizon.kind} | counted.run(schedule)
+      {"method": method, "own": METHODS[method] == c.horizon.kind} | estimated.run(schedule)
       for method, schedule in schedules.items()
     ],
   }
 
 
-def _evaluated(c) -> int:
-  """The response width of the evaluation."""
-  return c.eval.max_tokens or c.horizon.max
+def _evaluation_width(config: Config) -> int:
+  """The response width of the evaluation, tokens."""
+  return config.eval.max_tokens or config.horizon.max
 
 
 def stage(
   setup: Setup,
   s: Stage,
-  found: Sequence[Program],
+  compiled: Sequence[Program],
   evaluation: Program | None,
   resident: dict[str, int],
-  counted: Estimate,
+  estimated: RunEstimate,
 ) -> dict[str, Any]:
-  c = setup.c
-  order = sorted(found, key=lambda p: p.name)  # rollout, update
-  every = [(s.width, p) for p in order] + ([(_evaluated(c), evaluation)] if evaluation else [])
+  """The record of one stage: its programs, remarks on them, and a step at the stage's last limit."""
+  programs = sorted(compiled, key=lambda p: p.name)  # rollout, update
+  with_widths = [(s.width, p) for p in programs]
+  if evaluation:
+    with_widths.append((_evaluation_width(setup.c), evaluation))
+  remarks = advice.remarks(setup, programs, resident)
+  for p in programs:
+    if p.name == "update":
+      remarks += advice.link_bound(setup, p, estimated, s.width)
   limit = s.last_limit
-  step = counted.step(s.width, limit)
+  step = estimated.step(s.width, limit)
   return {
-    "programs": [program(setup, need, counted, resident) for need in advice.needs(setup, every, resident)],
-    "remarks": [
-      *advice.remarks(setup, order, resident),
-      *(said for p in order if p.name == "update" for said in advice.waiting(setup, p, counted, s.width)),
-    ],
+    "programs": [program(setup, need, estimated, resident) for need in advice.needs(setup, with_widths, resident)],
+    "remarks": remarks,
     "estimate": {
       "limit": limit,
       "seconds": step.seconds,
@@ -95,64 +106,68 @@ def stage(
   }
 
 
-def program(setup: Setup, need: advice.Need, counted: Estimate, resident: dict[str, int]) -> dict[str, Any]:
-  p, devices = need.program, setup.mesh.size
-  works = counted.works(p.name, need.width)
-  sent = estimate.sending(setup, p.collectives or [])
-  outside, inside = (
-    None if p.collectives is None else _sent([c for c in p.collectives if c.in_token_loop == place])
-    for place in (False, True)
-  )
+def program(setup: Setup, need: advice.MemoryNeed, estimated: RunEstimate, resident: dict[str, int]) -> dict[str, Any]:
+  """The record of one program: memory, cost, collectives, seconds, largest buffers, suggestions."""
+  p, devices, tensor = need.program, setup.mesh.size, setup.mesh.shape["tensor"]
+  costs = estimated.costs(p.name, need.width)
+  known = p.collectives is not None
+  collectives = p.collectives or []
   return {
     "name": p.name,
     "width": need.width,
     "memory": dataclasses.asdict(p.memory) if p.memory else None,
-    "beside": need.beside,
+    "beside": need.others,
     "needs": need.total,
     "fits": need.fits,
-    "failed": p.failed,
-    "flops": sum(w.flops for w in works) / devices,
-    "bytes": sum(w.weights / setup.mesh.shape["tensor"] + w.parts / devices for w in works),
+    "failed": p.error,
+    "flops": sum(cost.flops for cost in costs) / devices,
+    "bytes": sum(cost.weight_bytes / tensor + cost.sharded_bytes / devices for cost in costs),
     "xla_flops": p.flops,
-    "xla_bytes": p.accessed,
-    "sent": outside,
-    "sent_per_token": inside,
-    "senders": _senders(p.collectives or []),
+    "xla_bytes": p.bytes_accessed,
+    "sent": _sent([c for c in collectives if not c.in_token_loop]) if known else None,
+    "sent_per_token": _sent([c for c in collectives if c.in_token_loop]) if known else None,
+    "senders": _senders(collectives),
     "token_loops": p.token_loops,
-    "uncounted_loops": any(not c.counted for c in p.collectives or []),
-    "roofline_seconds": counted.seconds(works),
-    "sending_seconds": sent.once + sent.token * (need.width - 1),
+    "uncounted_loops": any(not c.trips_known for c in collectives),
+    "roofline_seconds": estimated.roofline_seconds(costs),
+    "sending_seconds": estimate.collective_seconds(setup, collectives).total(need.width),
     "compile_seconds": p.seconds,
     "buffers": [dataclasses.asdict(b) | {"total": b.total} for b in p.buffers[:BUFFERS]],
     "suggestions": [str(s) for s in advice.suggestions(setup, need, resident)],
   }
 
 
-def _sent(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
-  name = lambda kind, axes: f"{kind} over {axes}" if axes else kind
-  return {
-    name(*key): {"times": times, "bytes": sent} for key, (times, sent) in collectives.by_kind(found).items() if sent
-  }
+def _sent(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
+  """Sums executions and sent bytes by a name such as "all-gather over fsdp", of what sends anything."""
+  totals = {}
+  for (kind, axes), (times, sent) in totals_by_kind(collectives).items():
+    if sent:
+      totals[f"{kind} over {axes}" if axes else kind] = {"times": times, "bytes": sent}
+  return totals
 
 
-def _senders(found: Sequence[Collective]) -> list[dict[str, Any]]:
+def _senders(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
   """The collectives that send most, alike ones together, with their origin."""
   alike: dict[tuple, tuple[int, float]] = {}
-  for c in found:
-    key = (c.kind, c.axes, c.held, c.in_token_loop, operation(c.origin))
+  for c in collectives:
+    key = (c.kind, c.axes, c.operand_bytes, c.in_token_loop, operation(c.origin))
     times, sent = alike.get(key, (0, 0.0))
-    alike[key] = (times + c.times, sent + c.sent)
-  named = ("kind", "axes", "held", "in_token_loop", "operation")
-  out = [dict(zip(named, key, strict=True)) | {"times": t, "sent": sent} for key, (t, sent) in alike.items()]
-  return sorted(out, key=lambda one: -one["sent"])[:SENDERS]
+    alike[key] = (times + c.times, sent + c.sent_bytes)
+  columns = ("kind", "axes", "held", "in_token_loop", "operation")
+  senders = []
+  for key, (times, sent) in alike.items():
+    senders.append(dict(zip(columns, key, strict=True)) | {"times": times, "sent": sent})
+  return sorted(senders, key=lambda sender: -sender["sent"])[:SENDERS]
 
 
 def models(setup: Setup) -> dict[str, Any]:
-  def one(name: str, cfg) -> dict[str, Any]:
-    return {"name": name, "parameters": roofline.parameters(cfg), **dataclasses.asdict(cfg)}
+  """The record of the student and the teachers: names, parameters, architectures."""
 
-  names = setup.subject.names
+  def model(name: str, cfg) -> dict[str, Any]:
+    return {"name": name, "parameters": roofline.parameter_count(cfg), **cfg.to_dict()}
+
+  names = setup.names
   return {
-    "student": one(names[0], setup.subject.student),
-    "teachers": [one(name, cfg) for name, cfg in zip(names[1:], setup.subject.teachers, strict=True)],
+    "student": model(names[0], setup.student),
+    "teachers": [model(name, cfg) for name, cfg in zip(names[1:], setup.teachers, strict=True)],
   }

@@ -1,25 +1,32 @@
-"""The run that is planned: the config on one target, checked as the trainer would, with what had to be changed said."""
+"""The run that is planned: the config on one target, checked as the trainer would, and notes on what is changed."""
 
 import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 
-from opd_jax import checks, horizon, inputs
+from opd_jax import checks
 from opd_jax import config as configs
-from opd_jax import mesh as meshes
-from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.config import Config
 from opd_jax.errors import InputError
-from opd_jax.horizon import Horizon, Schedule, Stage
+from opd_jax.horizon import schedule as horizon
+from opd_jax.horizon.schedule import Horizon, Schedule, Stage
+from opd_jax.models import model_sharding
+from opd_jax.models.decoder import DecoderConfig
 from opd_jax.planning.topology import Target
+from opd_jax.recipes import base as recipes
+from opd_jax.recipes.base import Recipe
+from opd_jax.runtime import mesh as meshes
+from opd_jax.training import specs
 
+STOP = (1,)  # a stop token, of whichever number, so that the loops can end early as they do in training
 METHODS = {"opd": "full", "topd": "truncated", "popd": "progressive"}  # config file -> its horizon.kind
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What is compiled and counted for one target.
+  """The recipe, mesh and sizes that are compiled and counted for one target.
 
   Attributes:
     prompt: P, tokens; every prompt is as long.
@@ -27,18 +34,40 @@ class Setup:
   """
 
   target: Target
-  subject: Subject
+  recipe: Recipe
   schedule: Horizon
   prompt: int
   notes: tuple[str, ...]
 
   @property
   def c(self) -> Config:
-    return self.subject.c
+    return self.recipe.config
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
-    return self.subject.mesh
+    return self.recipe.specs.mesh
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The models' names, student first."""
+    return tuple(model.name for model in self.recipe.specs.models)
+
+  @property
+  def student(self) -> DecoderConfig:
+    return self.recipe.specs.student.cfg
+
+  @property
+  def teachers(self) -> tuple[DecoderConfig, ...]:
+    return tuple(model.cfg for model in self.recipe.specs.teachers)
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return self.recipe.specs.dtype
+
+  @property
+  def vocab(self) -> int:
+    """The number of ids that all models share."""
+    return self.recipe.specs.sampling.vocab
 
   @property
   def stages(self) -> list[Stage]:
@@ -48,16 +77,13 @@ class Setup:
   def rows(self) -> int:
     return self.c.batch * self.c.rollouts_per_prompt
 
-  def case(self, width: int) -> Case:
-    return Case(self.c.batch, self.prompt, width)
-
-  def read_at(self, width: int, limit: int) -> int:
+  def update_width(self, width: int, limit: int) -> int:
     """The response width at which an update compiled for `width` reads rows of `limit` tokens: the least of its buckets."""
     buckets = [-(-width * (i + 1) // self.c.buckets) for i in range(self.c.buckets)]
     return next(w for w in buckets if w >= limit)
 
 
-def make(c: Config, target: Target, prompt: int | None, weak: float = 1.0) -> Setup:
+def make(config: Config, target: Target, prompt: int | None, weak: float = 1.0) -> Setup:
   """Checks the config on a target.
 
   Args:
@@ -69,49 +95,51 @@ def make(c: Config, target: Target, prompt: int | None, weak: float = 1.0) -> Se
   """
   notes = []
   if weak != 1:
-    grown = {"batch": round(c.batch * weak)} | ({"micro_batch": round(c.micro_batch * weak)} if c.micro_batch else {})
-    c = configs.override(c, grown)
+    grown = {"batch": round(config.batch * weak)} | (
+      {"micro_batch": round(config.micro_batch * weak)} if config.micro_batch else {}
+    )
+    config = configs.override(config, grown)
     notes.append("weak scaling: " + ", ".join(f"config.{key}={value}" for key, value in grown.items()))
-  schedule = horizon.from_config(c.horizon)
-  mesh = _mesh(c, target)
-  checks.check(c)
-  meshes.check_rows(mesh, c.batch, "config.batch")
-  c, note = _rounded(c, mesh)
-  subject = Subject.load(c, devices=target.devices)
-  P = prompt or int(c.data.max_prompt)
-  longest = min(cfg.max_positions for cfg in (subject.student, *subject.teachers))
-  if P + c.horizon.max > longest:
+  schedule = horizon.from_config(config.horizon)
+  mesh = _mesh(config, target)
+  checks.check(config)
+  meshes.check_rows(mesh, config.batch, "config.batch")
+  config, note = _rounded(config, mesh)
+  recipe = recipes.make(specs.from_architectures(config, stop_ids=STOP, devices=target.devices))
+  P = prompt or int(config.data.max_prompt)
+  longest = min(cfg.max_positions for cfg in (model.cfg for model in recipe.specs.models))
+  if P + config.horizon.max > longest:
     raise InputError(
-      f"Prompts of {P} tokens and config.horizon.max of {c.horizon.max} need {P + c.horizon.max} positions, "
+      f"Prompts of {P} tokens and config.horizon.max of {config.horizon.max} need {P + config.horizon.max} positions, "
       f"but the models have {longest} (max_position_embeddings); lower one of the two."
     )
-  for name, cfg in zip(subject.names, (subject.student, *subject.teachers), strict=True):
-    notes += meshes.uneven(mesh, name, cfg)
-  return Setup(target, subject, schedule, P, tuple(notes + ([note] if note else [])))
+  for model in recipe.specs.models:
+    notes += model_sharding.uneven(mesh, model.name, model.cfg)
+  return Setup(target, recipe, schedule, P, tuple(notes + ([note] if note else [])))
 
 
-def _mesh(c: Config, target: Target) -> jax.sharding.Mesh:
+def _mesh(config: Config, target: Target) -> jax.sharding.Mesh:
   try:
-    return meshes.from_config(c.mesh, target.devices)
+    return meshes.from_config(config.mesh, target.devices)
   except NotImplementedError:  # of jax.make_mesh: an axis would have to be cut out of a side of the slice
     sides = target.name.partition(":")[2].partition(" ")[0]
+    sizes = ", ".join(f"{axis}={config.mesh[axis]}" for axis in meshes.AXES)
     raise InputError(
-      f"config.mesh ({', '.join(f'{axis}={c.mesh[axis]}' for axis in meshes.AXES)}) does not lie on a slice of {sides}: "
-      "each axis has to be the product of some of its sides."
+      f"config.mesh ({sizes}) does not lie on a slice of {sides}: each axis has to be the product of some of its sides."
     ) from None
 
 
-def _rounded(c: Config, mesh: jax.sharding.Mesh) -> tuple[Config, str]:
+def _rounded(config: Config, mesh: jax.sharding.Mesh) -> tuple[Config, str]:
   """The config with a micro-batch that the row shards divide, and what was changed."""
-  rows = inputs.micro_batch(c, mesh)
-  if not c.micro_batch or rows == c.micro_batch:
-    return c, ""
-  said = f"config.micro_batch is {c.micro_batch}; the mesh's {meshes.row_shards(mesh)} row shards take {rows} rows"
-  return configs.override(c, {"micro_batch": rows}), said
+  rows = specs.micro_batch(config, mesh)
+  if not config.micro_batch or rows == config.micro_batch:
+    return config, ""
+  note = f"config.micro_batch is {config.micro_batch}; the mesh's {meshes.row_shards(mesh)} row shards take {rows} rows"
+  return configs.override(config, {"micro_batch": rows}), note
 
 
 def mesh_overrides(text: str) -> dict[str, int]:
-  """config.mesh.* of --mesh=fsdp=8,tensor=2: axes that are not named have size 1, and data takes what is left.
+  """Parse --mesh=fsdp=8,tensor=2 into config.mesh.*: axes that are not named have size 1, and data takes what is left.
 
   Raises:
     InputError: for what is not written so, and for an axis that does not exist.
@@ -128,12 +156,12 @@ def mesh_overrides(text: str) -> dict[str, int]:
   return {f"mesh.{axis}": size for axis, size in (dict.fromkeys(meshes.AXES, 1) | free | named).items()}
 
 
-def of_method(c: Config, method: str, scale: str) -> Schedule:
-  """A method's schedule at this config's scale and longest rollout; the config's own where it is that method's."""
-  if c.horizon.kind == METHODS[method]:
-    return _fixed(horizon.from_config(c.horizon))
+def method_schedule(config: Config, method: str, scale: str) -> Schedule:
+  """Make a method's schedule at this config's scale and longest rollout; the config's own where it is that method's."""
+  if config.horizon.kind == METHODS[method]:
+    return _fixed(horizon.from_config(config.horizon))
   theirs = configs.load(f"{method}:{scale}" if scale else method)
-  return _fixed(horizon.from_config(configs.override(theirs, {"horizon.max": c.horizon.max}).horizon))
+  return _fixed(horizon.from_config(configs.override(theirs, {"horizon.max": config.horizon.max}).horizon))
 
 
 def _fixed(schedule: Horizon) -> Schedule:
@@ -141,7 +169,7 @@ def _fixed(schedule: Horizon) -> Schedule:
   return schedule
 
 
-def chosen(stages: list[Stage], which: str) -> list[Stage]:
+def select_stages(stages: list[Stage], which: str) -> list[Stage]:
   """The stages of --stages=all, or of "first,last" or of their numbers; one of each width.
 
   Raises:
@@ -150,10 +178,10 @@ def chosen(stages: list[Stage], which: str) -> list[Stage]:
   by_width = list({s.width: s for s in reversed(stages)}.values())[::-1]
   if which == "all":
     return by_width
-  places = {"first": 0, "last": len(by_width) - 1}
+  named = {"first": 0, "last": len(by_width) - 1}
   picked = []
   for part in which.split(","):
-    at = places.get(part.strip(), int(part) if part.strip().isdecimal() else -1)
+    at = named.get(part.strip(), int(part) if part.strip().isdecimal() else -1)
     if not 0 <= at < len(by_width):
       raise InputError(
         f"--stages={which} names {part!r}; it can be all, first, last, or numbers from 0 to {len(by_width) - 1}."

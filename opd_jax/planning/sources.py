@@ -1,7 +1,7 @@
-"""Which line of Python an instruction of optimised HLO comes from, and how its traced operation reads for people.
+"""The line of Python that an instruction of optimised HLO comes from, and a short name of its traced operation.
 
-XLA writes the stack frames of all instructions as four tables above the computations; older versions write file and line
-into each instruction.
+XLA writes the stack frames of all instructions as four tables above the computations; older versions write file and
+line into each instruction.
 """
 
 import pathlib
@@ -17,13 +17,19 @@ _WRAPPERS = re.compile(
 
 
 class Sources:
-  """The tables of one module; empty where it has none."""
+  """The tables of source lines of one module; empty where it has none."""
 
   def __init__(self, text: str):
     head = text[: max(0, text.find("\n\n%"), text.find("\n\nENTRY"))]
     tables = {name: _rows(head, name) for name in _TABLES}
-    name = lambda table, row: tables[table].get(row, "").strip('"')
-    number = lambda key, row: int(found[1]) if (found := re.search(rf"{key}=(\d+)", row)) else 0
+
+    def name(table: str, row: int) -> str:
+      return tables[table].get(row, "").strip('"')
+
+    def number(key: str, row: str) -> int:
+      found = re.search(rf"{key}=(\d+)", row)
+      return int(found[1]) if found else 0
+
     self._lines = {
       i: (
         name("FileNames", number("file_name_id", row)),
@@ -37,17 +43,17 @@ class Sources:
       for i, row in tables["StackFrames"].items()
     }
 
-  def of(self, i: Instruction) -> str:
+  def line(self, i: Instruction) -> str:
     """The innermost line of this package, such as "rollout/cache.py:60 grow"; "" where it is not known."""
-    if found := re.search(r'source_file="([^"]*)"(?:.*?source_line=(\d+))?', i.rest):
+    if found := re.search(r'source_file="([^"]*)"(?:.*?source_line=(\d+))?', i.attributes):
       return _short(found[1], int(found[2] or 0), "")
-    found = re.search(r"stack_frame_id=(\d+)", i.rest)
+    found = re.search(r"stack_frame_id=(\d+)", i.attributes)
     frame, seen = int(found[1]) if found else 0, set()
     while frame in self._frames and frame not in seen:
       seen.add(frame)
       location, parent = self._frames[frame]
-      if said := _short(*self._lines.get(location, ("", 0, ""))):
-        return said
+      if line := _short(*self._lines.get(location, ("", 0, ""))):
+        return line
       frame = parent
     return ""
 
@@ -58,8 +64,8 @@ def operation(op_name: str) -> str:
   parts = [part for part in first.split("/") if part and not _WRAPPERS.match(part)]
   backward = ["backward"] if "transpose(" in op_name else []
   remat = ["again"] if "rematted_computation" in op_name else []
-  kept = [part for part in parts if part != "rematted_computation" and not part.startswith("transpose(")]
-  return "/".join([*backward, *remat, *kept[-3:]])
+  named = [part for part in parts if part != "rematted_computation" and not part.startswith("transpose(")]
+  return "/".join([*backward, *remat, *named[-3:]])
 
 
 def _rows(head: str, table: str) -> dict[int, str]:
@@ -71,6 +77,6 @@ def _short(file: str, line: int, function: str) -> str:
   path = pathlib.PurePath(file)
   if PACKAGE not in path.parts:
     return ""
-  inside = path.parts[len(path.parts) - path.parts[::-1].index(PACKAGE) :]
+  within = path.parts[len(path.parts) - path.parts[::-1].index(PACKAGE) :]
   name = function.split(".<locals>.")[-1].replace("<lambda>", "").replace("<listcomp>", "").strip(".")
-  return f"{'/'.join(inside)}:{line}" + (f" {name}" if name else "")
+  return f"{'/'.join(within)}:{line}" + (f" {name}" if name else "")

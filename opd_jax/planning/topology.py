@@ -1,4 +1,4 @@
-"""Devices that are compiled for: of a TPU topology that need not be here, or those of this machine.
+"""The devices to compile for: of a TPU topology that need not be here, or those of this machine.
 
 A TPU topology is described by libtpu, which is a wheel that runs anywhere Linux does; no TPU is touched.
 """
@@ -28,18 +28,19 @@ ENVIRONMENT = {  # read by libtpu when it is loaded: no machine to ask, and no c
   "TPU_MIN_LOG_LEVEL": "4",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody owns chips here, so several plans may run beside each other
 }
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 MEGACORE = ("v4",)  # two cores of a chip are one device, which libtpu has to be told
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What is compiled for.
+  """The devices to compile for, and their rates.
 
   Attributes:
-    name: as it was asked for, with the number of slices where there are several.
+    name: of --topology, with the number of slices where there are several.
     chip: rates of one device; measured on the spot where they are not published.
     capacity: bytes of memory that the compiler grants a device.
-    slices: joined by the data-centre network.
+    slices: how many, joined by the data-centre network.
   """
 
   name: str
@@ -58,55 +59,55 @@ class Target:
 
 
 def get(name: str, slices: int = 1) -> Target:
-  """The devices of "v5e:4x4", or of this machine for "local".
+  """Gives the devices of a topology such as "v5e:4x4", or of this machine for "local".
 
   Raises:
     InputError: where libtpu is missing, or the name is none that it knows.
   """
   if name == LOCAL:
-    return _here()
+    return _this_machine()
   if not re.fullmatch(r"[a-z0-9]+:\d+x\d+(x\d+)?", name):
     raise InputError(f"--topology={name} is not written as VERSION:AxB or VERSION:AxBxC, such as {EXAMPLES}.")
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
-      f"--topology={name} is compiled for with libtpu, which is not installed; pip install libtpu (Linux, no TPU needed), "
-      "or leave --topology out to plan for the devices of this machine."
+      f"--topology={name} is compiled for with libtpu, which is not installed; pip install libtpu (Linux, no TPU "
+      "needed), or leave --topology out to plan for the devices of this machine."
     )
   version, _, shape = name.partition(":")
-  chip = chips.named(version)
+  chip = chips.by_name(version)
   if chip is None:
     known = ", ".join(c.name for c in chips.CHIPS if c.kinds[0].startswith("TPU"))
     raise InputError(f"--topology={name} names the TPU {version!r}; those with published rates here are {known}.")
   sizes = [int(n) for n in shape.split("x")]
-  asked: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+  options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if version in MEGACORE:
-    asked["chip_config_name"] = "megacore"
+    options["chip_config_name"] = "megacore"
   if math.prod(sizes) == 1:
-    asked["chips_per_host_bounds"] = (1, 1, 1)
-  prepare()
+    options["chips_per_host_bounds"] = (1, 1, 1)
+  configure_libtpu()
   from jax.experimental import topologies
 
   try:
-    devices = tuple(topologies.get_topology_desc(name, "tpu", **asked).devices)
+    devices = tuple(topologies.get_topology_desc(name, "tpu", **options).devices)
   except Exception as e:  # of the plugin, and of several kinds
-    said = " ".join(str(e).split()).removeprefix("INVALID_ARGUMENT: ")
-    raise InputError(f"--topology={name} is none that libtpu knows ({said[:160]}); examples: {EXAMPLES}.") from None
-  said = f"{name} x {slices} slices" if slices > 1 else name
-  return Target(said, devices, chip, granted(devices) or int(chip.capacity), slices)
+    reason = " ".join(str(e).split()).removeprefix("INVALID_ARGUMENT: ")
+    raise InputError(f"--topology={name} is none that libtpu knows ({reason[:160]}); examples: {EXAMPLES}.") from None
+  title = f"{name} x {slices} slices" if slices > 1 else name
+  return Target(title, devices, chip, memory_limit(devices) or int(chip.capacity), slices)
 
 
-def prepare() -> None:
-  """Lets libtpu be loaded on a machine without a TPU; to be called before JAX asks for any device."""
+def configure_libtpu() -> None:
+  """Sets the environment in which libtpu loads on a machine without a TPU; call it before JAX asks for any device."""
   for key, value in ENVIRONMENT.items():
     os.environ.setdefault(key, value)
   if not os.environ.get("JAX_PLATFORMS") and not jax.config.values.get("jax_platforms"):
     jax.config.update("jax_platforms", "cpu")  # otherwise the installed libtpu is asked for chips
 
 
-def granted(devices: Sequence[Any]) -> int | None:
-  """Bytes of memory that the compiler lets a program have, which is less than the chip's; None where it does not say.
+def memory_limit(devices: Sequence[Any]) -> int | None:
+  """Return the bytes of memory that the compiler grants a program, less than the chip has; None where it is not known.
 
-  It says so when a program needs more than any chip has.
+  The compiler's refusal of a program that no chip can hold states it.
   """
   side = 2**20
   sharding = jax.sharding.SingleDeviceSharding(devices[0])
@@ -115,22 +116,22 @@ def granted(devices: Sequence[Any]) -> int | None:
     jax.jit(lambda x: jnp.sum(jnp.cumsum(jnp.sin(x) @ x, axis=0))).lower(too_large).compile()
   except Exception as e:
     found = re.search(r"available HBM \(([\d.]+)([KMGT])\)", str(e))
-    return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
+    return int(float(found[1]) * UNITS[found[2]]) if found else None
   return None
 
 
-def _here() -> Target:
+def _this_machine() -> Target:
   devices = tuple(jax.devices())
   kind = devices[0].device_kind
-  chip = chips.of_kind(kind)
+  chip = chips.by_device_kind(kind)
   limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
   if chip is None:
-    from opd_jax.benchmarks import machine
+    from opd_jax.runtime import machine
 
     measured = machine.measure(jnp.dtype(jnp.float32), 2, small=True)
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    capacity = limit or host // len(devices)
+    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    capacity = limit or host_bytes // len(devices)
     rate = measured.bandwidth(1e9)
-    said = "measured on this machine in a second, see python -m opd_jax.bench for better"
-    chip = Chip(kind, (kind,), measured.matrix.best, capacity, rate, 0.0, rate, 0.0, source=said)
+    source = "measured on this machine in a second, see python -m opd_jax.bench for better"
+    chip = Chip(kind, (kind,), measured.matrix.best, capacity, rate, 0.0, rate, 0.0, source=source)
   return Target(LOCAL, devices, chip, int(limit or chip.capacity))

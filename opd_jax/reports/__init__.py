@@ -1,1 +1,1 @@
-"""What was found: workdirs are read, their arms compared, and the comparison told as a table and as a page."""
+"""Reports on workdirs: runs are loaded, their arms compared, and the comparison shown as a table and a page."""

@@ -17,7 +17,7 @@ MATCH = 0.95  # of the baseline's best final accuracy, where no target is given
 
 
 class Spread(NamedTuple):
-  """Over the runs of an arm. None where it is decided by a run that never got there."""
+  """The spread of a number over the runs of an arm; None where it is decided by a run that never got there."""
 
   median: float | None
   min: float | None
@@ -27,7 +27,7 @@ class Spread(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """Runs of one label, and how they came to the target."""
+  """The runs of one label, which differ in the seed alone, and how they came to the target."""
 
   label: str
   runs: list[Run]  # at least one
@@ -35,25 +35,27 @@ class Arm:
 
   @property
   def repeated(self) -> bool:
-    """Whether two runs share a seed."""
+    """True where two runs share a seed."""
     return len({str(run.seed) for run in self.runs}) < len(self.runs)
 
   @property
   def finished(self) -> bool:
+    """True where every run made all its steps."""
     return all(run.finished for run in self.runs)
 
   @property
   def steps(self) -> int:
+    """The steps that the config asks for."""
     return self.runs[0].steps
 
   @property
   def accuracy(self) -> float:
-    """Mean of the last evaluations."""
+    """The mean accuracy of the runs' last evaluations."""
     return fmean(run.accuracy for run in self.runs)
 
   @property
   def interval(self) -> tuple[float, float]:
-    """Of one run: its last evaluation's own. Of several: from the lowest to the highest."""
+    """The interval of `accuracy`: of one run its last evaluation's own, of several from the lowest to the highest."""
     if len(self.runs) > 1:
       return min(run.accuracy for run in self.runs), max(run.accuracy for run in self.runs)
     last = self.runs[0].evals[-1]
@@ -61,68 +63,78 @@ class Arm:
 
   @property
   def pass_at(self) -> dict[str, float]:
-    """pass@k of the last evaluations by k, for k above 1."""
+    """Average pass@k over the last evaluations, by k, for k above 1."""
     last = [run.evals[-1].get("pass") or {} for run in self.runs]
     return {k: fmean(by_k[k]["value"] for by_k in last) for k in last[0] if k != "1"}
 
   @property
   def reached(self) -> int:
-    """How many runs got to the target."""
+    """The number of runs that got to the target."""
     return sum(hit is not None for hit in self._hits)
 
   @property
   def seconds_to_target(self) -> Spread:
+    """Training seconds until the target was reached."""
     return self._to_target("elapsed")
 
   @property
   def tokens_to_target(self) -> Spread:
+    """Generated tokens until the target was reached."""
     return self._to_target("tokens")
 
   @property
   def steps_to_target(self) -> Spread:
+    """Steps until the target was reached."""
     return self._to_target("step")
 
   def _to_target(self, key: str) -> Spread:
-    """A run that never got there counts as later than all others: dropping it would flatter the arm."""
+    """The spread of a record's field at the first evaluation that reached the target.
+
+    A run that never got there counts as later than all others: dropping it would flatter the arm.
+    """
     values = [math.inf if hit is None else hit[key] for hit in self._hits]
-    known = lambda value: value if value < math.inf else None
-    return Spread(known(median(values)), known(min(values)), known(max(values)), len(values))
+    middle, low, high = (v if v < math.inf else None for v in (median(values), min(values), max(values)))
+    return Spread(middle, low, high, len(values))
 
   @property
   def _hits(self) -> list[dict | None]:
-    """Every run's first evaluation at or above the target; nothing matches a target of 0."""
+    """The first evaluation of every run at or above the target; nothing matches a target of 0."""
     return [next((e for e in run.evals if self.target and e["accuracy"] >= self.target), None) for run in self.runs]
 
   @property
   def tokens(self) -> float:
+    """The median number of generated tokens."""
     return median(run.tokens for run in self.runs)
 
   @property
   def train_seconds(self) -> float:
+    """The median of the training seconds."""
     return median(run.elapsed for run in self.runs)
 
   @property
   def compile_seconds(self) -> float:
-    """Of all programs."""
+    """The median of the seconds that all programs took to compile."""
     return median(run.compile_seconds for run in self.runs)
 
   @property
   def compile_wait(self) -> float:
-    """What training had to wait for."""
+    """The median of the seconds that training had to wait for compiling."""
     return median(run.seconds["compile"] for run in self.runs)
 
   @property
   def eval_seconds(self) -> float:
+    """The median of the seconds of evaluation."""
     return median(run.seconds["eval"] for run in self.runs)
 
   @property
   def programs(self) -> int:
+    """The median number of compiled programs."""
     return round(median(len(run.info.get("programs", ())) for run in self.runs))
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Arms at one matched accuracy: all that a report tells."""
+  """Arms at one matched accuracy: all that a report shows."""
 
   runs: list[Run]  # in the order given
   arms: list[Arm]  # the baseline first, the others in the order given
@@ -131,6 +143,7 @@ class Comparison:
 
   @property
   def baseline(self) -> Arm:
+    """The arm that defines the target, and that the others are compared with."""
     return self.arms[0]
 
   def speedup(self, arm: Arm) -> float | None:
@@ -138,7 +151,7 @@ class Comparison:
     return _ratio(self.baseline.seconds_to_target, arm.seconds_to_target)
 
   def token_saving(self, arm: Arm) -> float | None:
-    """The same of generated tokens."""
+    """The baseline's median of generated tokens to the target over the arm's; None where there is none."""
     return _ratio(self.baseline.tokens_to_target, arm.tokens_to_target)
 
 
@@ -147,7 +160,7 @@ def _ratio(a: Spread, b: Spread) -> float | None:
 
 
 def compare(runs: Sequence[Run], target: float | None = None) -> Comparison:
-  """Groups runs into arms and sets the accuracy to compare them at, where it is not given.
+  """Group runs into arms and set the accuracy to compare them at, where it is not given.
 
   Raises:
     InputError: the target is not an accuracy above 0.

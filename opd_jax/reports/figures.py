@@ -24,6 +24,8 @@ Arms = Sequence[Arm]
 
 
 class Picture(NamedTuple):
+  """A picture of the page, written to a file."""
+
   path: pathlib.Path
   title: str
   caption: str
@@ -31,22 +33,22 @@ class Picture(NamedTuple):
 
 
 def draw(comparison: Comparison, folder: pathlib.Path) -> list[Picture]:
-  """Writes every picture that these runs have the data for."""
+  """Write every picture that these runs have the data for."""
   arms, target = comparison.arms, comparison.target
   pictures = []
   with matplotlib.rc_context(plotting.RC):
-    made: list[tuple[str, str, str, Figure | None]] = [
+    figures: list[tuple[str, str, str, Figure | None]] = [  # file name, title, caption
       ("result", "Result", _RESULT, result(arms, target)),
       ("accuracy", "Accuracy against time, tokens and steps", _ACCURACY, accuracy(arms, target)),
     ]
     if any(run.train for run in comparison.runs):
-      made += [
+      figures += [
         ("horizon", "Horizon", _HORIZON, horizon(arms)),
         ("kl_by_position", "KL by position", _KL, kl_by_position(arms)),
         ("responses", "Training responses", _RESPONSES, responses(arms)),
       ]
-    made.append(("time", "Where the time went", _TIME, time(arms)))
-    for name, title, caption, figure in made:
+    figures.append(("time", "Where the time went", _TIME, time(arms)))
+    for name, title, caption, figure in figures:
       if figure is not None:
         path = folder / f"{name}.png"
         figure.savefig(path, metadata={"Software": None})
@@ -65,24 +67,25 @@ _RESULT = (
 
 
 def result(arms: Arms, target: float) -> Figure:
-  """The README's picture: accuracy by training time, and the horizon that bought it."""
+  """Draw the README's picture: accuracy by training time, and the horizon that bought it."""
   figure, (left, right) = plotting.panels(10.4, 4.3, 1, 2, width_ratios=(1.55, 1))
   _accuracy_lines(left, arms, "elapsed")
-  extra = plotting.target_line(left, target)
+  handles = plotting.target_line(left, target)
   plotting.time_axis(left, arms)
   left.set(ylabel="accuracy", title="Accuracy by training time")
   _horizon_lines(right, arms)
   right.set(xlabel="step", ylabel="horizon (tokens)", title="Horizon by step")
-  plotting.legend(figure, arms, extra)
+  plotting.legend(figure, arms, handles)
   return figure
 
 
 def accuracy(arms: Arms, target: float) -> Figure:
+  """Draw the accuracy against training time, generated tokens and steps."""
   figure, axes = plotting.panels(13, 4.5, 1, 3, sharey=True)
-  extra = []
+  handles = []
   for ax, x in zip(axes, ("elapsed", "tokens", "step"), strict=True):
     _accuracy_lines(ax, arms, x)
-    extra = plotting.target_line(ax, target)
+    handles = plotting.target_line(ax, target)
     ax.yaxis.set_tick_params(labelleft=True)
   plotting.time_axis(axes[0], arms)
   axes[0].set(ylabel="accuracy")
@@ -90,7 +93,7 @@ def accuracy(arms: Arms, target: float) -> Figure:
   axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
   axes[1].xaxis.set_major_locator(MaxNLocator(6, steps=plotting.TICKS))
   axes[2].set(xlabel="step")
-  plotting.legend(figure, arms, extra)
+  plotting.legend(figure, arms, handles)
   return figure
 
 
@@ -111,6 +114,7 @@ _HORIZON = (
 
 
 def horizon(arms: Arms) -> Figure:
+  """Draw the horizon by step, and the width that was compiled for it."""
   figure, (ax,) = plotting.panels(8, 4.5, 1, 1)
   _horizon_lines(ax, arms, widths=True)
   ax.set(xlabel="step", ylabel="horizon (tokens)")
@@ -141,7 +145,7 @@ _KL = (
   "of the logged steps, the tenth in the middle and the last tenth, over all runs of the arm. Hatched positions were "
   "never generated in training, so nothing is known of them here. Points of fewer than 10 tokens are left out."
 )
-# name, place among the logged steps, look
+# name, share of the logged steps before it from 0 to 1, line style
 _TIMES: Any = (
   ("early", 0.0, {"color": "#9a9a9a", "linestyle": (0, (2, 1.5)), "marker": "s"}),
   ("middle", 0.5, {"color": "#4d9ac9", "linestyle": (0, (6, 2)), "marker": "^"}),
@@ -151,7 +155,7 @@ _UNTRAINED: Any = {"facecolor": "#f4f4f4", "edgecolor": "#bdbdbd", "hatch": "///
 
 
 def kl_by_position(arms: Arms) -> Figure | None:
-  """One panel per arm, one line per time: early, middle, late."""
+  """Draw the KL by position in the response, a panel per arm and a line per time: early, middle, late."""
   arms = [arm for arm in arms if any(map(_by_position, arm.runs))]
   if not arms:
     return None
@@ -163,13 +167,14 @@ def kl_by_position(arms: Arms) -> Figure | None:
   handles: dict[str, Any] = {}
   values = []
   for ax, arm in zip(axes, arms, strict=False):
-    for name, place, look in _TIMES:
-      positions, kl = _mean_kl(arm, place)
+    for name, at_share, style in _TIMES:
+      positions, kl = _mean_kl(arm, at_share)
       if len(kl):
-        ax.plot(positions, kl, markevery=plotting.marker_every(len(kl), 16), **look)
-        handles[name] = Line2D([], [], label=name, **look)
+        ax.plot(positions, kl, markevery=plotting.marker_every(len(kl), 16), **style)
+        handles[name] = Line2D([], [], label=name, **style)
         values.extend(kl[kl > 0])
-    if (trained := _trained_end(arm)) < last:
+    trained = _trained_end(arm)
+    if trained < last:
       ax.axvspan(trained, last, **_UNTRAINED, zorder=0)
     ax.set_title(plotting.wrap(arm.label, 38))
     ax.xaxis.set_tick_params(labelbottom=True)
@@ -193,13 +198,17 @@ def kl_by_position(arms: Arms) -> Figure | None:
 
 
 def _by_position(run: Run) -> list[dict]:
-  """The records that say what happened where in the response."""
+  """The training records that have numbers by position."""
   return [r for r in run.train if r.get("by_position")]
 
 
-def _mean_kl(arm: Arm, place: float) -> tuple[np.ndarray, np.ndarray]:
-  """Positions and their KL, averaged over the tokens of a tenth of every run's logged steps: the last at place 1."""
-  records = [r for run in arm.runs for r in _tenth(_by_position(run), place)]
+def _mean_kl(arm: Arm, at_share: float) -> tuple[np.ndarray, np.ndarray]:
+  """Average the KL by position over the tokens of a tenth of every run's logged steps: the last tenth at share 1.
+
+  Returns:
+    the centres of the bins, and their KL in nats per token.
+  """
+  records = [r for run in arm.runs for r in _tenth(_by_position(run), at_share)]
   if not records:
     return np.zeros(0), np.zeros(0)
   bins = [r["by_position"] for r in records]
@@ -212,16 +221,17 @@ def _mean_kl(arm: Arm, place: float) -> tuple[np.ndarray, np.ndarray]:
   return centres[total >= 10], mean[total >= 10]
 
 
-def _tenth(records: list[dict], place: float) -> list[dict]:
-  if len(records) < 3 and place < 1:
+def _tenth(records: list[dict], at_share: float) -> list[dict]:
+  """Select a tenth of the records, from the first ones at share 0 to the last ones at share 1."""
+  if len(records) < 3 and at_share < 1:
     return []  # too few for an early and a middle
   size = max(1, len(records) // 10)
-  start = round(place * (len(records) - size))
+  start = round(at_share * (len(records) - size))
   return records[start : start + size]
 
 
 def _trained_end(arm: Arm) -> float:
-  """Tokens up to which responses were ever generated."""
+  """The position up to which responses were ever generated; tokens."""
   ends = [0.0]
   for r in (r for run in arm.runs for r in _by_position(run)):
     bins = zip(r["by_position"]["edges"][1:], r["by_position"]["count"], strict=True)
@@ -236,6 +246,7 @@ _RESPONSES = (
 
 
 def responses(arms: Arms) -> Figure:
+  """Draw the mean length of training responses, and the shares that ended and that were cut."""
   figure, axes = plotting.panels(13, 4.2, 1, 3)
   shown = {"response_length": "Mean response length", "ended": "Ended with a stop token", "cut": "Cut by the horizon"}
   for ax, (key, title) in zip(axes, shown.items(), strict=True):
@@ -269,6 +280,7 @@ _PARTS = (
 
 
 def time(arms: Arms) -> Figure | None:
+  """Draw where the time of every run went; None where no time has passed."""
   bars = [run.seconds for arm in arms for run in arm.runs]
   longest = max(sum(parts.values()) for parts in bars)
   if not longest:
@@ -280,17 +292,17 @@ def time(arms: Arms) -> Figure | None:
     seeds = [f"seed {run.seed}" for run in arm.runs]
     names += [plotting.wrap(f"{arm.label}, {seeds[0]}", 34), *seeds[1:]]
     steps += [1.45] + [1.0] * (len(seeds) - 1)  # a gap between arms, so that the seeds of one read as a group
-  places = np.cumsum(steps) - 0.45
+  heights = np.cumsum(steps) - 0.45
   left = np.zeros(len(bars))
   for part, legend, colour, hatch in _PARTS:
     size = np.array([parts[part] for parts in bars]) / divisor
-    ax.barh(places, size, 0.74, left, color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.6, label=legend)
+    ax.barh(heights, size, 0.74, left, color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.6, label=legend)
     left += size
-  for place, total in zip(places, left, strict=True):
+  for height, total in zip(heights, left, strict=True):
     text = f"{total:.1f}" if total < 100 else f"{total:.0f}"
-    ax.annotate(text, (total, place), (5, 0), textcoords="offset points", va="center", color=plotting.GREY)
-  ax.set_yticks(places, names)
-  ax.set(xlabel=f"time ({unit})", xlim=(0, left.max() * 1.08), ylim=(places[-1] + 0.7, 0.3))
+    ax.annotate(text, (total, height), (5, 0), textcoords="offset points", va="center", color=plotting.GREY)
+  ax.set_yticks(heights, names)
+  ax.set(xlabel=f"time ({unit})", xlim=(0, left.max() * 1.08), ylim=(heights[-1] + 0.7, 0.3))
   ax.grid(False, axis="y")
   ax.tick_params(axis="y", length=0)
   figure.legend(loc="outside upper left", ncols=3, handleheight=1.3, handlelength=2.4)

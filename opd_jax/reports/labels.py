@@ -13,7 +13,7 @@ FREE = ("seed", "workdir", "compile_cache", "checkpoint.", "log.tensorboard", "l
 
 
 def arm_labels(configs: Sequence[Config]) -> list[str]:
-  """'OPD', 'TOPD 10%', 'POPD', and the keys that differ where that does not tell two arms apart."""
+  """Name each config's arm: 'OPD', 'TOPD 10%', 'POPD', and the keys that differ where needed."""
   configs = [{k: v for k, v in config.items() if not k.startswith(FREE)} for config in configs]
   methods = [_method(config) for config in configs]
   labels = []
@@ -35,9 +35,9 @@ def _method(config: Config) -> str:
 
 def _short(key: str, config: Config) -> str:
   """The last part of a dotted key, unless another key ends in the same; the horizon's keys need no parent."""
-  leaf = lambda k: k.rsplit(".", 1)[-1]
-  alone = [leaf(k) for k in config].count(leaf(key)) == 1
-  return leaf(key) if alone or key.startswith("horizon.") else key
+  leaf = key.rpartition(".")[2]
+  unique = [k.rpartition(".")[2] for k in config].count(leaf) == 1
+  return leaf if unique or key.startswith("horizon.") else key
 
 
 def differing(configs: Sequence[Config]) -> list[str]:
@@ -47,7 +47,7 @@ def differing(configs: Sequence[Config]) -> list[str]:
 
 
 def show(value: Any) -> str:
-  """A value of a config; small numbers as 1e-4."""
+  """Write a value of a config as a reader would; small numbers as 1e-4."""
   if not isinstance(value, float):
     return str(value)
   mantissa, exponent = f"{value:.9e}".split("e")

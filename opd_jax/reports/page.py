@@ -14,7 +14,11 @@ from opd_jax.reports.words import accuracy, count, headline, seconds, spread, st
 
 
 def write(comparison: Comparison, folder: str | pathlib.Path) -> pathlib.Path:
-  """Writes index.html, which holds everything, and its pictures as PNG files. Returns the page's path."""
+  """Write index.html, which holds everything, and its pictures as PNG files; return the page's path.
+
+  Raises:
+    InputError: the folder cannot be made.
+  """
   folder = pathlib.Path(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,11 @@ def _figure(picture: figures.Picture) -> str:
 
 
 def table(rows: Sequence[dict[str, str]], kind: str = "numbers") -> str:
-  """Rows of cells by head; a column in which no row says anything is left out."""
+  """Write an HTML table from rows of cells by head; a column that is empty in every row is left out.
+
+  Args:
+    kind: class of the table, see `STYLE`.
+  """
   heads = list(dict.fromkeys(k for row in rows for k in row if any(r.get(k) for r in rows)))
   head = "".join(f"<th>{html.escape(k)}</th>" for k in heads)
   body = "".join("<tr>" + "".join(f"<td>{html.escape(row.get(k, ''))}</td>" for k in heads) + "</tr>\n" for row in rows)
@@ -101,7 +109,7 @@ def _run_cells(run: Run) -> dict[str, str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-  """How the numbers were made, and what in these runs speaks against comparing them."""
+  """List how the numbers were made, and what in these runs forbids comparing them."""
   runs, arms, target = comparison.runs, comparison.arms, comparison.target
   every = sorted({show(run.config.get("eval.every")) for run in runs})
   notes = [

@@ -1,4 +1,4 @@
-"""What the pictures of a report share: an arm's look, lines over its runs, axes and legends.
+"""What the pictures of a report share: an arm's style, lines over its runs, axes and legends.
 
 Every arm keeps its colour, line style and marker through all pictures. Colours are Okabe and Ito's, which
 colour-blind readers can tell apart; style and marker do the same work without colour.
@@ -50,6 +50,8 @@ Records = Callable[[Run], list[dict[str, Any]]]  # of a run: its training record
 
 
 class Style(NamedTuple):
+  """The colour, marker and line of an arm, the same in every picture."""
+
   color: str
   linestyle: Any
   marker: str
@@ -57,31 +59,37 @@ class Style(NamedTuple):
 
   @property
   def line(self) -> dict[str, Any]:
-    """As matplotlib's lines take it."""
+    """The style as keyword arguments of matplotlib's lines."""
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.6}
     return {"color": self.color, "linestyle": self.linestyle, "marker": self.marker, **edge}
 
 
 def styled(arms: Sequence[T]) -> list[tuple[T, Style]]:
-  """Arms, or whatever is drawn, with their looks."""
-  looks = zip(cycle(_COLOURS), cycle(_DASHES), cycle(_MARKERS), strict=True)
-  return [(arm, Style(*look, i / len(arms))) for i, (arm, look) in enumerate(zip(arms, looks, strict=False))]
+  """Pair arms, or whatever is drawn, with their styles."""
+  styles = zip(cycle(_COLOURS), cycle(_DASHES), cycle(_MARKERS), strict=True)
+  return [(arm, Style(*style, i / len(arms))) for i, (arm, style) in enumerate(zip(arms, styles, strict=False))]
 
 
 def panels(width: float, height: float, rows: int, columns: int, **options) -> tuple[Figure, list[Axes]]:
-  """A figure of so many inches, and its axes row by row."""
+  """Make a figure of so many inches, and its axes row by row; `options` go to matplotlib's subplots."""
   figure = Figure(figsize=(width, height), layout="constrained")
   figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # pyright: ignore
   return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
 def lines(ax: Axes, arms: Sequence[Arm], records: Records, x: str, y: str, every_point: bool = False) -> None:
-  """For each arm the mean over its runs, and each run thin where there are several and they differ."""
+  """Draw for each arm the mean over its runs, and each run thin where there are several and they differ.
+
+  Args:
+    records: picks a run's training records or evaluations.
+    x, y: fields of a record.
+    every_point: mark all points where they are few.
+  """
   for arm, style in styled(arms):
     at, mean = means(arm, records, x, y)
     for run in arm.runs:
-      kept = [r for r in records(run) if r.get(y) is not None]
-      single = [r[x] for r in kept], [r[y] for r in kept]
+      known = [r for r in records(run) if r.get(y) is not None]
+      single = [r[x] for r in known], [r[y] for r in known]
       if len(arm.runs) > 1 and single != (at, mean):
         ax.plot(*single, color=style.color, linewidth=0.7, alpha=0.45, zorder=1.5)
     every = 1 if every_point and len(at) <= 25 else marker_every(len(at), 9)
@@ -89,25 +97,29 @@ def lines(ax: Axes, arms: Sequence[Arm], records: Records, x: str, y: str, every
 
 
 def means(arm: Arm, records: Records, x: str, y: str) -> tuple[list[float], list[float]]:
-  """Mean x and mean y over runs, at the steps that all runs have: a run that stopped early bends no mean."""
+  """Average x and y over runs, at the steps that all runs have: a run that stopped early bends no mean."""
   tables = [{r["step"]: r for r in records(run) if r.get(y) is not None} for run in arm.runs]
   common = sorted(set.intersection(*map(set, tables)))
-  mean = lambda key: [float(np.mean([t[s][key] for t in tables])) for s in common]
+
+  def mean(key: str) -> list[float]:
+    return [float(np.mean([table[step][key] for table in tables])) for step in common]
+
   return mean(x), mean(y)
 
 
 def marker_every(points: int, shown: int) -> int:
+  """The distance between markers, so that about `shown` of a line's points have one."""
   return max(1, round(points / shown))
 
 
 def from_zero(ax: Axes) -> None:
-  """Room left of 0, so that the axis does not cut the first markers."""
+  """Begin the x axis left of 0, so that the axis does not cut the first markers."""
   right = ax.dataLim.xmax if 0 < ax.dataLim.xmax < math.inf else 1  # infinite where nothing is drawn
   ax.set_xlim(-0.025 * right, 1.04 * right)
 
 
 def time_axis(ax: Axes, arms: Sequence[Arm]) -> None:
-  """Training seconds, shown in the unit that fits them."""
+  """Label an x axis of training seconds in the unit that fits them."""
   divisor, unit = time_unit(max(run.elapsed for arm in arms for run in arm.runs))
   ax.set_xlabel(f"training time ({unit})")
   right = ax.get_xlim()[1]
@@ -118,22 +130,24 @@ def time_axis(ax: Axes, arms: Sequence[Arm]) -> None:
 
 
 def time_unit(longest: float) -> tuple[float, str]:
-  """Seconds in the unit, and its name."""
-  return (1.0, "seconds") if longest < 600 else (60.0, "minutes") if longest < 7200 else (3600.0, "hours")
+  """The unit that fits so many seconds: the seconds in it, and its name."""
+  if longest < 600:
+    return 1.0, "seconds"
+  return (60.0, "minutes") if longest < 7200 else (3600.0, "hours")
 
 
 def target_line(ax: Axes, target: float) -> list[Line2D]:
-  """Draws the matched accuracy, where there is one, and gives what the legend has to show of it."""
+  """Draw the matched accuracy, where there is one, and return the entries of a legend."""
   if not target:
     return []
   ax.axhline(target, **_TARGET, zorder=1)
   return [Line2D([], [], **_TARGET, label=f"matched accuracy {target:.3g}")]
 
 
-def legend(figure: Figure, arms: Sequence[Arm], extra: Sequence[Line2D] = ()) -> None:
-  """Above the axes, where it covers nothing."""
+def legend(figure: Figure, arms: Sequence[Arm], more_handles: Sequence[Line2D] = ()) -> None:
+  """Draw the legend above the axes, where it covers nothing; `extra` are entries beside those of the arms."""
   handles = [Line2D([], [], label=wrap(arm.label, 70), **style.line) for arm, style in styled(arms)]
-  handles += extra
+  handles += more_handles
   columns = _columns(figure, [str(h.get_label()) for h in handles])
   # Room for the rows after the first, so that the axes keep their size.
   figure.set_figheight(figure.get_figheight() + 0.23 * (math.ceil(len(handles) / columns) - 1))
@@ -141,14 +155,15 @@ def legend(figure: Figure, arms: Sequence[Arm], extra: Sequence[Line2D] = ()) ->
 
 
 def _columns(figure: Figure, labels: Sequence[str]) -> int:
-  """The most legend columns whose widths, by a character's mean width, add up to the figure's."""
+  """The most legend columns whose widths, by a character's mean width, fit into the figure's."""
   for columns in range(len(labels), 1, -1):
     parts = np.array_split(np.array(labels, object), columns)  # a legend fills column by column
-    inches = sum(0.78 + 0.085 * max(len(line) for text in part for line in text.splitlines()) for part in parts)
-    if inches <= figure.get_figwidth() - 0.2:
+    longest = [max(len(line) for text in part for line in text.splitlines()) for part in parts]
+    if sum(0.78 + 0.085 * characters for characters in longest) <= figure.get_figwidth() - 0.2:
       return columns
   return 1
 
 
 def wrap(text: str, width: int) -> str:
+  """Break a label into lines of at most `width` characters."""
   return "\n".join(textwrap.wrap(text, width)).replace("$", r"\$")  # a pair of $ would be set as a formula

@@ -1,4 +1,4 @@
-"""Workdirs as a report reads them: finished, running or interrupted."""
+"""Workdirs as a report loads them: finished, running or interrupted."""
 
 import dataclasses
 import json
@@ -19,14 +19,14 @@ _KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One workdir, as it was found."""
+  """The records of one workdir, as they were found."""
 
   path: pathlib.Path  # as given
   config: dict[str, Any]  # config.json, with dotted keys
   info: dict[str, Any]  # run.json; empty where the run has not written it
   train: list[dict]  # one record per logged step, by step
   evals: list[dict]  # one record per evaluation, by step; at least one
-  notes: list[str]  # what a reader has to know about this workdir
+  notes: list[str]  # what the page has to say about this workdir
   label: str = ""  # of the arm; `load` gives it
 
   @property
@@ -35,10 +35,12 @@ class Run:
 
   @property
   def step(self) -> int:
+    """The last step that was made."""
     return self._last("step")
 
   @property
   def steps(self) -> int:
+    """The steps that the config asks for."""
     return self.config.get("steps", self.step)
 
   @property
@@ -47,11 +49,12 @@ class Run:
 
   @property
   def accuracy(self) -> float:
-    """Of the last evaluation."""
+    """The accuracy of the last evaluation."""
     return self.evals[-1]["accuracy"]
 
   @property
   def tokens(self) -> int:
+    """All generated tokens of training."""
     return self._last("tokens")
 
   @property
@@ -61,7 +64,7 @@ class Run:
 
   @property
   def wall(self) -> float:
-    """Seconds of everything; 0 where they are not known."""
+    """Seconds of the whole run, with everything; 0 where they are not known."""
     return self._last("wall")
 
   def _last(self, key: str) -> Any:
@@ -69,8 +72,11 @@ class Run:
 
   @property
   def seconds(self) -> dict[str, float]:
-    """Where the time went. Parts of the logged steps are scaled to all steps where not every step was logged."""
-    logged = lambda part: sum(r["seconds"].get(part, 0.0) for r in self.train)
+    """Seconds by part of the run. Parts of the logged steps are scaled to all steps where not every step was logged."""
+
+    def logged(part: str) -> float:
+      return sum(r["seconds"].get(part, 0.0) for r in self.train)
+
     parts: dict[str, float] = {part: logged(part) for part in ("rollout", "verify", "probe", "update", "other")}
     if total := sum(parts.values()):
       parts = {part: value * self.elapsed / total for part, value in parts.items()}
@@ -78,13 +84,13 @@ class Run:
 
   @property
   def compile_seconds(self) -> float:
-    """Of all programs, those that were compiled in the background while training went on included."""
+    """Seconds that all programs took to compile, including those compiled in the background of training."""
     programs = self.info.get("programs")
     return sum(p.get("seconds", 0.0) for p in programs) if programs else self.seconds["compile"]
 
 
 def load(dirs: Iterable[str | pathlib.Path]) -> list[Run]:
-  """Reads workdirs and names their arms. A directory given twice counts once.
+  """Load workdirs and name their arms. A directory given twice counts once.
 
   Raises:
     InputError: a directory, a file or a field that the report needs is not there.
@@ -134,7 +140,7 @@ def _read_json(path: pathlib.Path) -> dict:
 
 
 def _read_records(path: pathlib.Path) -> tuple[list[dict], list[dict], bool]:
-  """Training records and evaluations by step, and whether the last line was cut short."""
+  """Read training records and evaluations by step, and whether the last line was cut short."""
   found: dict[str, dict[int, dict]] = {kind: {} for kind in _KEYS}
   lines = path.read_text(errors="replace").splitlines()
   cut_short = False

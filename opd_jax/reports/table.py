@@ -11,7 +11,7 @@ MIN_WIDTH, WIDE, MAX_WIDTH = 60, 96, 100  # columns of the terminal; below WIDE 
 
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
-  """Prints the table and the headline, in at most 100 columns."""
+  """Print the table and the headline, in at most 100 columns."""
   console = console or Console()
   width = max(MIN_WIDTH, min(console.width, MAX_WIDTH))
   rows = [_cells(comparison, arm, width >= WIDE) for arm in comparison.arms]

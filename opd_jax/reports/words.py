@@ -6,7 +6,7 @@ from opd_jax.reports.comparison import Arm, Comparison, Spread
 
 
 def headline(comparison: Comparison) -> str:
-  """What was found, in one sentence made of the comparison and of nothing else."""
+  """Write the finding in one sentence, made of the comparison and of nothing else."""
   arms, baseline, target = comparison.arms, comparison.baseline, comparison.target
   if not target:
     return f"No run of {baseline.label} ended with an accuracy above 0: give a --target to compare the arms at."
@@ -23,14 +23,14 @@ def headline(comparison: Comparison) -> str:
 
 
 def _reached(comparison: Comparison, arm: Arm, took: float, first: bool) -> str:
-  """'20.0 s of training by TOPD 10% (speed-up 6.0x, 2 of 3 runs)'; only the first says what the numbers are."""
+  """Write '20.0 s of training by TOPD 10% (speed-up 6.0x, 2 of 3 runs)'; only the first says what the numbers are."""
   aside = []
   if (speedup := comparison.speedup(arm)) and arm is not comparison.baseline:
     aside.append(f"{'speed-up ' if first else ''}{times(speedup)}")
   if arm.reached < len(arm.runs):
     aside.append(f"{arm.reached} of {len(arm.runs)} runs")
-  said = f"{seconds(took)} s {'of training ' if first else ''}by {arm.label}"
-  return f"{said} ({', '.join(aside)})" if aside else said
+  text = f"{seconds(took)} s {'of training ' if first else ''}by {arm.label}"
+  return f"{text} ({', '.join(aside)})" if aside else text
 
 
 def _missed(arm: Arm, goal: str) -> str:
@@ -42,12 +42,13 @@ def _missed(arm: Arm, goal: str) -> str:
 
 
 def _basis(arms: Sequence[Arm]) -> str:
-  """What stands behind the sentence: one run, or medians over several."""
+  """Write what the sentence is based on: one run, or medians over several."""
   fewest, most = min(len(arm.runs) for arm in arms), max(len(arm.runs) for arm in arms)
   if most == 1:
     return "one run each" if len(arms) > 1 else "one run"
   kind = "runs" if any(arm.repeated for arm in arms) else "seeds"
-  return f"medians over {most if fewest == most else f'{fewest} to {most}'} {kind}"
+  number = most if fewest == most else f"{fewest} to {most}"
+  return f"medians over {number} {kind}"
 
 
 def _join(items: Sequence[str]) -> str:
@@ -55,11 +56,12 @@ def _join(items: Sequence[str]) -> str:
 
 
 def seconds(value: float) -> str:
+  """Write seconds: '8.1', '1,234'."""
   return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def count(value: float) -> str:
-  """1234567 -> '1.23M'."""
+  """Write a number in few letters: 1234567 as '1.23M'."""
   for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
     if value >= size:
       return f"{value / size:.3g}{unit}"
@@ -67,24 +69,26 @@ def count(value: float) -> str:
 
 
 def times(value: float | None) -> str:
+  """Write a ratio: '6.0x', or a dash for None."""
   return "–" if value is None else f"{value:.1f}x"
 
 
 def spread(found: Spread, show: Callable[[float], str]) -> str:
-  """'8.1 (7.9–8.4)', and 'not reached' wherever that is what happened."""
+  """Write a median with its range: '8.1 (7.9–8.4)', and 'not reached' wherever that is what happened."""
   middle, low, high = ("not reached" if v is None else show(v) for v in (found.median, found.min, found.max))
   return middle if found.runs == 1 or found.min is None else f"{middle} ({low}–{high})"
 
 
 def accuracy(arm: Arm) -> str:
-  """'0.930 (0.910–0.950)'."""
+  """Write an arm's accuracy with its interval: '0.930 (0.910–0.950)'."""
   low, high = arm.interval
   return f"{arm.accuracy:.3f} ({low:.3f}–{high:.3f})"
 
 
 def steps(arm: Arm) -> str:
-  """'100', or how far the arm has come."""
+  """Write an arm's steps: '100', or how far it has come, 'step 10–20 of 100'."""
   if arm.finished:
     return f"{arm.steps}"
   least, most = min(run.step for run in arm.runs), max(run.step for run in arm.runs)
-  return f"step {least if least == most else f'{least}–{most}'} of {arm.steps}"
+  reached = f"{least}" if least == most else f"{least}–{most}"
+  return f"step {reached} of {arm.steps}"

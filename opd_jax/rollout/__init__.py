@@ -1,1 +1,1 @@
-"""The student speaks: sampling token by token from a cache."""
+"""Generation: sampling responses token by token, with a key/value cache."""

@@ -1,11 +1,11 @@
 """Key/value caches and the decoder steps that read and write them.
 
 Keys are stored transposed, [B, K, h, S], so that a decode step is two plain batched matrix products; one array per
-layer, so that writing one token never copies another layer's cache. What the token loop would make again at every
-token is made before it: the weights in the compute type, layer by layer and joined where they read the same input, and
-the rotary angles of every position.
+layer, so that writing one token never copies another layer's cache. What the token loop would compute again at every
+token is computed before it: the weights in the compute type, layer by layer and joined where they have the same input,
+and the rotary angles of every position.
 
-Dimensions: B rows, T tokens, P prompt width, S cache width, D model width, N query heads, K key/value heads,
+Dimensions: B rows, T tokens, P prompt length, S cache length, D model width, N query heads, K key/value heads,
 G = N / K, h head width, F feed-forward width, V vocabulary.
 """
 
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import decoder, lora, moe
@@ -22,23 +23,26 @@ from opd_jax.types import Params
 
 
 class LayerCache(NamedTuple):
+  """The keys and values of one layer."""
+
   k: Float[Array, "B K h S"]
   v: Float[Array, "B K S h"]
 
   @property
-  def width(self) -> int:
+  def length(self) -> int:
+    """The number of slots, S."""
     return self.v.shape[2]
 
-  def grow(self, width: int) -> "LayerCache":
-    """With empty slots up to `width`: a copy, so done between token loops and never inside one."""
-    more = width - self.width
+  def grow(self, length: int) -> "LayerCache":
+    """Append empty slots up to `length`. This copies the cache: call it between token loops, never inside one."""
+    added = length - self.length
     return LayerCache(
-      jnp.pad(self.k, ((0, 0), (0, 0), (0, 0), (0, more))), jnp.pad(self.v, ((0, 0), (0, 0), (0, more), (0, 0)))
+      jnp.pad(self.k, ((0, 0), (0, 0), (0, 0), (0, added))), jnp.pad(self.v, ((0, 0), (0, 0), (0, added), (0, 0)))
     )
 
 
-class Weights(NamedTuple):
-  """The rollout layout: one pytree per layer, in the compute type."""
+class DecodeParams(NamedTuple):
+  """A model's weights in the rollout layout: one pytree per layer, in the compute type."""
 
   embed: Float[Array, "V D"]
   head: Float[Array, "V D"]
@@ -46,45 +50,52 @@ class Weights(NamedTuple):
   layers: list[Params]
 
 
-def lay_out(params: Params, cfg: decoder.DecoderConfig, dtype: jnp.dtype) -> Weights:
-  """Casts, unstacks and joins the weights, adapters among them; done once per rollout, before the token loop."""
+def prepare_decode_params(params: Params, cfg: decoder.DecoderConfig, dtype: DTypeLike) -> DecodeParams:
+  """Cast, unstack and join the weights, adapters included. Call it once per rollout, before the token loop."""
   cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype), tree)
-  return Weights(
+  return DecodeParams(
     embed=cast(params["embed"]),
     head=cast(decoder.head(params)),
     norm=params["norm"],
-    layers=[join(cast(lora.merged(w, cfg.adapter_scale)), cfg) for w in decoder.unstack(params["layers"], cfg.layers)],
+    layers=[
+      join(cast(lora.merge_layer(w, cfg.adapter_scale)), cfg) for w in decoder.unstack(params["layers"], cfg.layers)
+    ],
   )
 
 
 def join(w: Params, cfg: decoder.DecoderConfig) -> Params:
-  """One layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D], the heads of a group together.
+  """Join a layer's matrices that have the same input, the heads of a group together.
 
-  Where `cfg` has more key/value heads than the weights, each of them is there several times (mesh.for_rollout).
+  Where `cfg` has more key/value heads than the weights, each of them is repeated (mesh.for_rollout).
+
+  Returns:
+    The layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D].
   """
   K, h = cfg.kv_heads, cfg.head_width
   by_group = lambda a: jnp.repeat(a, K // min(a.shape[-2], K), axis=-2).reshape(*a.shape[:-2], K, -1, h)
-  joined = lambda end: jnp.concatenate([by_group(w[name + end]) for name in "qkv"], axis=-2)
-  out = {name: a for name, a in w.items() if "norm" in name or name in ("down", *moe.PARAMETERS)}
-  out |= {"qkv": joined(""), "out": w["o"].reshape(K, -1, h, cfg.width)}
+  join_qkv = lambda suffix: jnp.concatenate([by_group(w[name + suffix]) for name in "qkv"], axis=-2)
+  layer = {name: a for name, a in w.items() if "norm" in name or name in ("down", *moe.PARAMETERS)}
+  layer |= {"qkv": join_qkv(""), "out": w["o"].reshape(K, -1, h, cfg.d_model)}
   if cfg.moe is None:
-    out["gate_up"] = jnp.stack([w["gate"], w["up"]], axis=1)
-  return out | ({"qkv_bias": joined("_bias")} if cfg.qkv_bias else {})
+    layer["gate_up"] = jnp.stack([w["gate"], w["up"]], axis=1)
+  if cfg.qkv_bias:
+    layer["qkv_bias"] = join_qkv("_bias")
+  return layer
 
 
 def prefill(
-  w: Weights,
+  w: DecodeParams,
   cfg: decoder.DecoderConfig,
   tokens: Int[Array, "B P"],
   mask: Bool[Array, "B P"],
-  attend=attend_causal,
-  experts=moe.reference,
+  attention_fn=attend_causal,
+  moe_fn=moe.reference,
 ) -> tuple[Float[Array, "B D"], list[LayerCache]]:
-  """Reads left-padded prompts.
+  """Run the model on left-padded prompts.
 
   Args:
-    attend: attention over whole prompts, see attention.py and kernels.py.
-    experts: the mixture of experts, where there is one, see moe.py.
+    attention_fn: attention over whole prompts, see attention.py and kernels.py.
+    moe_fn: the mixture of experts, where there is one, see moe.py.
 
   Returns:
     The last position's final hidden state, which predicts the first response token, and one full cache of P slots
@@ -96,25 +107,28 @@ def prefill(
   for layer in w.layers:
     q, k, v = qkv(x, layer, cfg, rope)
     caches.append(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
-    x = finish_layer(x, attend(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask), layer, cfg, experts, mask)
+    x = finish_layer(x, attention_fn(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask), layer, cfg, moe_fn, mask)
   return decoder.rms_norm(x[:, -1], w.norm, cfg.norm_eps), caches
 
 
 def decode(
-  w: Weights,
+  w: DecodeParams,
   cfg: decoder.DecoderConfig,
   tokens: Int[Array, "B"],
   rope: tuple[Array, Array],
   slot: Int[Array, ""],
   visible: Bool[Array, "B S"],
   caches: list[LayerCache],
-  experts=moe.reference,
+  moe_fn=moe.reference,
 ) -> tuple[Float[Array, "B D"], list[LayerCache]]:
-  """Reads one token per row into cache slot `slot`; returns the final hidden state that predicts the next one.
+  """Run the model on one token per row, which takes cache slot `slot`.
 
   Args:
-    rope: of the token's position, [B, 1, 1, h/2] each; rows of different prompt length differ.
+    rope: cosines and sines at the tokens' positions, [B, 1, 1, h/2] each; rows of different prompt length differ.
     visible: cache slots that the token may attend to, its own included.
+
+  Returns:
+    The final hidden state, which predicts the next token, and the caches with this one.
   """
   x = w.embed[tokens][:, None]
   written = []
@@ -123,15 +137,15 @@ def decode(
     k = lax.dynamic_update_slice_in_dim(cache.k, k.transpose(0, 2, 3, 1), slot, axis=3)
     v = lax.dynamic_update_slice_in_dim(cache.v, v.transpose(0, 2, 1, 3), slot, axis=2)
     written.append(LayerCache(k, v))
-    x = finish_layer(x, attend_groups(q, k, v, visible[:, None]), layer, cfg, experts)
+    x = finish_layer(x, attend_groups(q, k, v, visible[:, None]), layer, cfg, moe_fn)
   return decoder.rms_norm(x[:, 0], w.norm, cfg.norm_eps), written
 
 
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: tuple[Array, Array]):
-  """`decoder.qkv` by one matrix product: queries [B, T, K, G, h], keys and values [B, T, K, h]."""
+  """Compute what `decoder.qkv` does by one matrix product: queries [B, T, K, G, h], keys and values [B, T, K, h]."""
   with jax.named_scope("qkv"):
     x = decoder.rms_norm(x, w["attn_norm"], cfg.norm_eps)
-    y = jnp.matmul(x, w["qkv"].reshape(cfg.width, -1)).reshape(*x.shape[:2], *w["qkv"].shape[1:])
+    y = jnp.matmul(x, w["qkv"].reshape(cfg.d_model, -1)).reshape(*x.shape[:2], *w["qkv"].shape[1:])
     if cfg.qkv_bias:
       y = y + w["qkv_bias"]
     q, k, v = y[..., :-2, :], y[..., -2, :], y[..., -1, :]
@@ -147,22 +161,26 @@ def finish_layer(
   heads: Float[Array, "B T *heads h"],
   w: Params,
   cfg: decoder.DecoderConfig,
-  experts=moe.reference,
+  moe_fn=moe.reference,
   mask: Bool[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
-  """The output projection and the feed-forward of a layer, each added to its input."""
-  D = cfg.width
+  """Apply the output projection and the feed-forward of a layer, each added to its input."""
+  D = cfg.d_model
   x = x + jnp.matmul(heads.reshape(*x.shape[:2], -1), w["out"].reshape(-1, D))
   with jax.named_scope("feed_forward"):
     y = decoder.rms_norm(x, w["mlp_norm"], cfg.norm_eps)
     if cfg.moe is not None:
-      return x + experts(y, w, cfg.moe, mask)
+      return x + moe_fn(y, w, cfg.moe, mask)
     # Not reshaped to one matrix: its columns lie over the tensor axis, and would be gathered for it at every token.
     y = jnp.tensordot(y, w["gate_up"], axes=1)
     return x + (jax.nn.silu(y[..., 0, :]) * y[..., 1, :]) @ w["down"]
 
 
-def logits(w: Weights, x: Float[Array, "B D"], vocab: int) -> Float[Array, "B V"]:
-  """fp32 logits; ids at or above `vocab` get -inf. Not cut off: the rest would no longer lie evenly over devices."""
-  every = jnp.einsum("bd,vd->bv", x, w.head, preferred_element_type=jnp.float32)
-  return every if vocab == w.head.shape[0] else jnp.where(jnp.arange(w.head.shape[0]) < vocab, every, -jnp.inf)
+def logits(w: DecodeParams, x: Float[Array, "B D"], vocab: int) -> Float[Array, "B V"]:
+  """Compute fp32 logits; ids at or above `vocab` get -inf.
+
+  They are not cut off, since the ids would then no longer lie evenly over devices.
+  """
+  V = w.head.shape[0]
+  all_logits = jnp.einsum("bd,vd->bv", x, w.head, preferred_element_type=jnp.float32)
+  return all_logits if vocab == V else jnp.where(jnp.arange(V) < vocab, all_logits, -jnp.inf)

@@ -1,6 +1,7 @@
-"""Autoregressive sampling to a static horizon.
+"""Autoregressive sampling to a static response length.
 
-Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, V vocabulary, S = P + H.
+Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt length, H response length, V vocabulary, S = P + H,
+D model width.
 """
 
 import dataclasses
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from opd_jax.models import decoder, moe
 from opd_jax.models.attention import attend_causal
@@ -22,7 +24,7 @@ from opd_jax.types import Batch, Params, Rollout
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How a token is drawn. The defaults are the student's own distribution: anything else is not on-policy."""
+  """The distribution that tokens are drawn from. The defaults are the student's own; anything else is off-policy."""
 
   stop_ids: tuple[int, ...]
   pad_id: int
@@ -34,24 +36,26 @@ class Sampling:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """What the token loop carries for every row; what a row is given stands beside what it has said."""
+class DecodeRow:
+  """The token loop's carry for every row: its inputs, and what has been generated so far."""
 
   key: jax.Array  # key[B]
   prompt_mask: jax.Array  # bool[B, P]
   token: jax.Array  # int32[B], the last one, not yet in the cache
   response: jax.Array  # int32[B, H]
   logprob: jax.Array  # f32[B, H]
-  length: jax.Array  # int32[B], tokens said
+  length: jax.Array  # int32[B], tokens generated
   ended: jax.Array  # bool[B], a stop token was drawn
   caches: list[cache.LayerCache]  # one per layer; prompt first, response after it
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
+class DecodeState:
+  """The token loop's carry."""
+
   t: jax.Array  # int32[], tokens drawn so far
-  rows: Row
+  rows: DecodeRow
 
 
 def rollout(
@@ -62,123 +66,128 @@ def rollout(
   *,
   cfg: decoder.DecoderConfig,
   sampling: Sampling,
-  horizon: int,
+  response_len: int,
   n: int = 1,
-  dtype: jnp.dtype = jnp.float32,
-  lay_out=cache.lay_out,
+  dtype: DTypeLike = jnp.float32,
+  prepare_decode_params=cache.prepare_decode_params,
   segments: Segments = DEFAULT,
-  attend=attend_causal,
-  experts=moe.reference,
-  drawn=None,
+  attention_fn=attend_causal,
+  moe_fn=moe.reference,
+  sample_fn=None,
 ) -> Rollout:
-  """Samples n responses to every prompt, at most `limit` <= `horizon` tokens long.
+  """Sample n responses to every prompt, at most `limit` <= `response_len` tokens long.
 
-  The prompt is read once for its n rollouts. Every row draws from a key of its own, folded with the token's index,
+  A prompt is prefilled once for its n rollouts. Every row draws from a key of its own, folded with the token's index,
   so a short rollout is the prefix of a long one and a row does not depend on its neighbours. The loop ends at the
   limit or when every row has ended, whichever comes first.
 
   Args:
-    horizon: static; the width of the result and of the compiled program.
-    limit: traced; tokens beyond it are padding.
+    batch: p prompts; the rollouts of a prompt are neighbours in the result.
+    limit: traced; the tokens from here on are padding.
+    response_len: static; the width H of the result and of the compiled program.
+    prepare_decode_params: turns `params` into DecodeParams; on a mesh it also places them.
     segments: where the cache grows and the batch shrinks; `segments.PLAIN` is the reference.
-    attend: attention over whole prompts, see attention.py and kernels.py.
-    experts: the mixture of experts, where there is one, see moe.py.
-    drawn: draws a token per row; None: `draw`, and on a mesh `draw_on`.
+    attention_fn: attention over whole prompts, see attention.py and kernels.py.
+    moe_fn: the mixture of experts, where there is one, see moe.py.
+    sample_fn: draws a token per row; None: `draw`, and on a mesh `draw_on`.
   """
-  drawn = drawn or draw
-  w = lay_out(params, cfg, dtype)
+  sample_fn = sample_fn or draw
+  w = prepare_decode_params(params, cfg, dtype)
   B, P = batch.prompt.shape[0] * n, batch.prompt.shape[1]
   numbers = jnp.arange(B)
   if batch.number is not None:
     numbers = (batch.number[:, None] * n + jnp.arange(n)).reshape(-1)
-  ends = segments.ends(horizon)
 
-  def going_on(s: State) -> jax.Array:
-    return (s.t < limit) & ~jnp.all(s.rows.ended)
+  def not_done(state: DecodeState) -> jax.Array:
+    return (state.t < limit) & ~jnp.all(state.rows.ended)
 
-  def speak(s: State, x: Float[Array, "b D"]) -> State:
-    """Draws token t from the hidden state that predicts it, and writes it down."""
-    r = s.rows
+  def sample_token(state: DecodeState, x: Float[Array, "b D"]) -> DecodeState:
+    """Draw token t from the hidden state that predicts it, and write it into the response."""
+    rows = state.rows
     with jax.named_scope("sample"):
-      keys = jax.vmap(lambda k: jax.random.fold_in(k, s.t))(r.key)
-      token, logprob = drawn(keys, cache.logits(w, x, sampling.vocab), sampling)
-    live = ~r.ended
+      keys = jax.vmap(lambda k: jax.random.fold_in(k, state.t))(rows.key)
+      token, logprob = sample_fn(keys, cache.logits(w, x, sampling.vocab), sampling)
+    live = ~rows.ended
     token = jnp.where(live, token, sampling.pad_id)
-    put = lambda a, new: lax.dynamic_update_slice_in_dim(a, new[:, None], s.t, axis=1)
-    said = dataclasses.replace(
-      r,
+    put = lambda a, new: lax.dynamic_update_slice_in_dim(a, new[:, None], state.t, axis=1)
+    rows = dataclasses.replace(
+      rows,
       token=token,
-      response=put(r.response, token),
-      logprob=put(r.logprob, jnp.where(live, logprob, 0.0)),
-      length=r.length + live,
-      ended=r.ended | is_stop(token, sampling.stop_ids) & live,
+      response=put(rows.response, token),
+      logprob=put(rows.logprob, jnp.where(live, logprob, 0.0)),
+      length=rows.length + live,
+      ended=rows.ended | is_stop(token, sampling.stop_ids) & live,
     )
-    return State(s.t + 1, said)
+    return DecodeState(state.t + 1, rows)
 
-  def one_token(s: State) -> State:
-    r, at = s.rows, s.t - 1  # the last token's index in the response
-    width = r.caches[0].width
-    filled = jnp.pad(r.prompt_mask, ((0, 0), (0, width - P)), constant_values=True)
-    visible = filled & (jnp.arange(width) <= P + at)  # a row that has ended sees padding too, and is not heard
+  def decode_token(state: DecodeState) -> DecodeState:
+    """Run the model on the last token and draw the next one."""
+    rows, last = state.rows, state.t - 1  # the last token's index in the response
+    cache_len = rows.caches[0].length
+    filled = jnp.pad(rows.prompt_mask, ((0, 0), (0, cache_len - P)), constant_values=True)
+    # A row that has ended attends to padding too, and what comes of it is not used.
+    visible = filled & (jnp.arange(cache_len) <= P + last)
     with jax.named_scope("decode"):
-      position = jnp.sum(r.prompt_mask, axis=1, dtype=jnp.int32) + at
+      position = jnp.sum(rows.prompt_mask, axis=1, dtype=jnp.int32) + last
       rope = jax.tree.map(lambda table: table[position][:, None], angles)
-      x, caches = cache.decode(w, cfg, r.token, rope, P + at, visible, r.caches, experts)
-    return speak(State(s.t, dataclasses.replace(r, caches=caches)), x)
+      x, caches = cache.decode(w, cfg, rows.token, rope, P + last, visible, rows.caches, moe_fn)
+    return sample_token(DecodeState(state.t, dataclasses.replace(rows, caches=caches)), x)
 
-  def loop(s: State, rows: int, end: int) -> State:
-    """Up to token `end`, over `rows` rows."""
-    inside = lambda s: going_on(s) & (s.t < end)
-    if rows == B:
-      return lax.while_loop(inside, one_token, s)
-    live = segments.live_first(s.rows.ended, rows)
-    few = lax.while_loop(inside, one_token, State(s.t, segments.gather(s.rows, live)))
-    return State(few.t, segments.scatter(s.rows, few.rows, live))
+  def run_segment(state: DecodeState, size: int, end: int) -> DecodeState:
+    """Decode up to token `end`, in a batch of `size` rows that holds all live ones."""
+    in_segment = lambda state: not_done(state) & (state.t < end)
+    if size == B:
+      return lax.while_loop(in_segment, decode_token, state)
+    live = segments.live_first(state.rows.ended, size)
+    gathered = DecodeState(state.t, segments.gather(state.rows, live))
+    gathered = lax.while_loop(in_segment, decode_token, gathered)
+    return DecodeState(gathered.t, segments.scatter(state.rows, gathered.rows, live))
 
-  angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + horizon)[None]))
+  angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + response_len)[None]))
   with jax.named_scope("prefill"):
-    x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attend, experts)
+    x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
   x, caches, prompt_mask = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (x, caches, batch.prompt_mask))
-  silent = Row(
+  empty = DecodeRow(
     key=jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers),
     prompt_mask=prompt_mask,
     token=jnp.full((B,), sampling.pad_id, jnp.int32),
-    response=jnp.full((B, horizon), sampling.pad_id, jnp.int32),
-    logprob=jnp.zeros((B, horizon), jnp.float32),
+    response=jnp.full((B, response_len), sampling.pad_id, jnp.int32),
+    logprob=jnp.zeros((B, response_len), jnp.float32),
     length=jnp.zeros((B,), jnp.int32),
     ended=jnp.zeros((B,), bool),
     caches=caches,
   )
-  s = speak(State(jnp.int32(0), silent), x)
+  state = sample_token(DecodeState(jnp.int32(0), empty), x)
   # One segment after the other, also those that the limit leaves nothing to do: a conditional would keep the caches of
   # every segment before it alive, and with them several times the memory of the last one.
-  for i, end in enumerate(ends):
-    s = State(s.t, dataclasses.replace(s.rows, caches=[c.grow(P + end) for c in s.rows.caches]))
+  for i, end in enumerate(segments.ends(response_len)):
+    caches = [layer.grow(P + end) for layer in state.rows.caches]
+    state = DecodeState(state.t, dataclasses.replace(state.rows, caches=caches))
     sizes = segments.sizes(B) if i else [B]
-    run = [functools.partial(loop, rows=size, end=end) for size in sizes]
-    s = run[0](s) if len(run) == 1 else lax.switch(segments.choose(sizes, s.rows.ended), run, s)
-  said = s.rows
-  mask = jnp.arange(horizon) < said.length[:, None]
-  return Rollout(response=said.response, mask=mask, behavior_logprob=said.logprob, ended=said.ended)
+    runs = [functools.partial(run_segment, size=size, end=end) for size in sizes]
+    state = runs[0](state) if len(runs) == 1 else lax.switch(segments.choose(sizes, state.rows.ended), runs, state)
+  rows = state.rows
+  mask = jnp.arange(response_len) < rows.length[:, None]
+  return Rollout(response=rows.response, mask=mask, behavior_logprob=rows.logprob, ended=rows.ended)
 
 
 def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-  """One token per row and its log-probability under the distribution that it was drawn from.
+  """Draw one token per row, with its log-probability under the distribution that it was drawn from.
 
-  With temperature 0 the most likely token, whose log-probability is given at temperature 1.
+  At temperature 0 it is the most likely token, with its log-probability at temperature 1.
   """
   if sampling.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
     logprob = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
     return token.astype(jnp.int32), logprob
-  return categorical(words_of(keys), restrict(logits / sampling.temperature, sampling))
+  return categorical(random_words(keys), restrict(logits / sampling.temperature, sampling))
 
 
 def draw_on(mesh: jax.sharding.Mesh, rows: tuple[str, ...], ids: str):
-  """`draw` for logits whose ids lie over a mesh axis, and stay there.
+  """Build a `draw` for logits whose ids lie over a mesh axis, and stay there.
 
-  Left to the compiler, every small array of a draw would travel. Written out, it is the greatest logit, the masses of
-  the blocks, and the masses inside the one block that was drawn.
+  Left to the compiler, every small array of a draw would be communicated. Written out, only the greatest logit, the
+  masses of the blocks, and the masses inside the one block that was drawn are.
 
   Args:
     rows, ids: the mesh axes over which rows and ids lie.
@@ -186,28 +195,30 @@ def draw_on(mesh: jax.sharding.Mesh, rows: tuple[str, ...], ids: str):
 
   def run(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling):
     devices, V = mesh.shape[ids], logits.shape[-1]
-    plain = sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0
-    if devices == 1 or V % devices or blocks_of(V) % devices or V % blocks_of(V) or plain:
+    blocks = num_blocks(V)
+    whole_blocks = V % devices == 0 and V % blocks == 0 and blocks % devices == 0
+    truncated = sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0
+    if devices == 1 or not whole_blocks or truncated:
       return draw(keys, logits, sampling)
-    one = lambda words, logits: categorical(words, logits / sampling.temperature, ids)
+    on_device = lambda words, logits: categorical(words, logits / sampling.temperature, ids)
     row = PartitionSpec(rows)
-    split = jax.shard_map(
-      one, mesh=mesh, in_specs=(row, PartitionSpec(rows, ids)), out_specs=(row, row), check_vma=False
+    sharded = jax.shard_map(
+      on_device, mesh=mesh, in_specs=(row, PartitionSpec(rows, ids)), out_specs=(row, row), check_vma=False
     )
-    return split(words_of(keys), logits)
+    return sharded(random_words(keys), logits)
 
   return run
 
 
-def words_of(keys: jax.Array) -> Int[Array, "B 2"]:
-  """Random words: a key that was folded for one use is such words."""
+def random_words(keys: jax.Array) -> UInt[Array, "B 2"]:
+  """Take two random words from each key; the data of a key that was folded for one use are random."""
   return jax.random.key_data(keys)[:, :2]
 
 
 def categorical(
-  words: Int[Array, "B 2"], logits: Float[Array, "B V"], axis: str | None = None
+  words: UInt[Array, "B 2"], logits: Float[Array, "B V"], axis: str | None = None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-  """A draw from softmax(logits) and its log-probability, with two random numbers per row instead of V.
+  """Draw from softmax(logits), with the log-probability, by two random numbers per row instead of V.
 
   A block of ids is drawn by its mass, then an id by its share of the block, each by inversion. The second number is
   independent of the first, so that an id far below the 2^-24 steps of a uniform number is drawn as often as it should
@@ -219,58 +230,61 @@ def categorical(
   """
   V = logits.shape[-1]
   devices = 1 if axis is None else lax.axis_size(axis)
-  blocks = blocks_of(V * devices) // devices  # of this device
+  blocks = num_blocks(V * devices) // devices  # of this device
   top = jnp.max(logits, axis=-1, keepdims=True)
   top = top if axis is None else lax.pmax(top, axis)
   mass = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, -V % blocks))).reshape(-1, blocks, -(-V // blocks))
   u = (words >> 8).astype(jnp.float32) * 2**-24
-  of_block = jnp.sum(mass, axis=-1)
-  of_block = jnp.cumsum(of_block if axis is None else lax.all_gather(of_block, axis, axis=1, tiled=True), axis=-1)
-  block = invert(of_block, u[:, 0])
-  own = block if axis is None else block - lax.axis_index(axis) * blocks  # where it is on the device that has it
-  inside = jnp.take_along_axis(mass, jnp.clip(own, 0, blocks - 1)[:, None, None], axis=1)[:, 0]
+  block_mass = jnp.sum(mass, axis=-1)
   if axis is not None:
-    inside = lax.psum(jnp.where(((own >= 0) & (own < blocks))[:, None], inside, 0.0), axis)
-  index = invert(jnp.cumsum(inside, axis=-1), u[:, 1])
-  chosen = jnp.take_along_axis(inside, index[:, None], axis=-1)[:, 0]
-  return block * mass.shape[-1] + index, jnp.log(chosen) - jnp.log(of_block[:, -1])
+    block_mass = lax.all_gather(block_mass, axis, axis=1, tiled=True)
+  cumulative = jnp.cumsum(block_mass, axis=-1)
+  block = inverse_cdf(cumulative, u[:, 0])
+  local_block = block if axis is None else block - lax.axis_index(axis) * blocks  # in [0, blocks) on its own device
+  in_block = jnp.take_along_axis(mass, jnp.clip(local_block, 0, blocks - 1)[:, None, None], axis=1)[:, 0]
+  if axis is not None:
+    here = (local_block >= 0) & (local_block < blocks)
+    in_block = lax.psum(jnp.where(here[:, None], in_block, 0.0), axis)
+  index = inverse_cdf(jnp.cumsum(in_block, axis=-1), u[:, 1])
+  drawn_mass = jnp.take_along_axis(in_block, index[:, None], axis=-1)[:, 0]
+  return block * mass.shape[-1] + index, jnp.log(drawn_mass) - jnp.log(cumulative[:, -1])
 
 
-def blocks_of(V: int, devices: int = 128) -> int:
-  """Into how many blocks `categorical` cuts V ids: about sqrt(V), and the same on every mesh.
+def num_blocks(V: int, devices: int = 128) -> int:
+  """Choose the number of blocks into which `categorical` cuts V ids: about sqrt(V), and the same on every mesh.
 
-  Where V allows it, blocks are alike and each device's ids, up to so many devices, are whole blocks: then the ids stay
-  where they are.
+  Where V allows it, all blocks have the same size and each device's ids, on up to `devices` devices, are whole blocks:
+  then the ids stay where they are.
   """
   shared = math.gcd(V, devices)
   while shared * 8 > V:
     shared //= 2
-  alike = [n for n in range(shared, V // 8 + 1, max(shared, 1)) if shared and V % n == 0]
-  near = min(alike, key=lambda n: abs(math.log(n * n / V)), default=1)
-  return near if V / 16 <= near * near <= 16 * V else math.isqrt(V)
+  equal_parts = [n for n in range(shared, V // 8 + 1, max(shared, 1)) if shared and V % n == 0]
+  nearest = min(equal_parts, key=lambda n: abs(math.log(n * n / V)), default=1)
+  return nearest if V / 16 <= nearest * nearest <= 16 * V else math.isqrt(V)
 
 
-def invert(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Array, "B"]:
-  """The first index whose cumulative mass exceeds the share u in [0, 1) of the whole."""
-  whole = cumulative[:, -1:]
-  below = jnp.minimum(u[:, None] * whole, jnp.nextafter(whole, 0.0))  # the product may round up to the whole
+def inverse_cdf(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Array, "B"]:
+  """Find the first index whose cumulative mass exceeds the fraction u, in [0, 1), of the total."""
+  total = cumulative[:, -1:]
+  below = jnp.minimum(u[:, None] * total, jnp.nextafter(total, 0.0))  # the product may round up to the total
   return jnp.sum(cumulative <= below, axis=-1, dtype=jnp.int32)
 
 
 def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-  """Top-k, then top-p: the tokens that may not be drawn get -inf. Sorts only where one of them is on."""
+  """Apply top-k, then top-p: tokens that may not be drawn get -inf. Nothing is sorted where both are off."""
   V = logits.shape[-1]
   if 0 < sampling.top_k < V:
     kth = lax.top_k(logits, sampling.top_k)[0][:, -1:]
     logits = jnp.where(logits < kth, -jnp.inf, logits)
   if sampling.top_p < 1:
-    rising = jnp.sort(logits, axis=-1)[:, ::-1]
-    before = jnp.cumsum(jax.nn.softmax(rising, axis=-1), axis=-1) - jax.nn.softmax(rising, axis=-1)
-    least = jnp.min(jnp.where(before < sampling.top_p, rising, jnp.inf), axis=-1, keepdims=True)
+    descending = jnp.sort(logits, axis=-1)[:, ::-1]
+    before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
+    least = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return logits
 
 
 def is_stop(token: Int[Array, "*b"], stop_ids: tuple[int, ...]) -> Bool[Array, "*b"]:
-  """True on stop tokens; nothing stops when there are none."""
+  """Test which tokens are stop tokens; none is where `stop_ids` is empty."""
   return jnp.isin(token, jnp.array(stop_ids, jnp.int32)) if stop_ids else jnp.zeros(token.shape, bool)

@@ -25,15 +25,16 @@ T = TypeVar("T")
 
 
 class Missing(Exception):
-  """What was asked for has not been run."""
+  """Raised where what was asked for has not been run."""
 
 
 def workdir(out: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+  """The workdir of one run of a study."""
   return out / "runs" / arm / f"seed{seed}"
 
 
 def finished(path: pathlib.Path) -> Run | None:
-  """The run of a workdir, if it has come to its last step and to the evaluation there.
+  """Load the run of a workdir, if it has come to its last step and to the evaluation there.
 
   Raises:
     InputError: what is there is damaged.
@@ -46,15 +47,15 @@ def finished(path: pathlib.Path) -> Run | None:
 
 
 class Curve(NamedTuple):
-  """Accuracy by evaluation: E those that all seeds have."""
+  """Accuracy by evaluation, at the E evaluations that all seeds have."""
 
   x: np.ndarray  # [E], mean over seeds
   y: np.ndarray  # [E], mean over seeds
-  seeds: dict[int, tuple[np.ndarray, np.ndarray]]  # x and y of every evaluation of each
+  seeds: dict[int, tuple[np.ndarray, np.ndarray]]  # by seed, x and y of every evaluation
 
 
 class Results:
-  """Reads what is asked for when it is asked for, once.
+  """The runs and analyses of a study, each loaded once, when it is first asked for.
 
   Args:
     out: the study's directory.
@@ -67,7 +68,7 @@ class Results:
     self._flops: dict[tuple[str, int], tuple[list[int], list[float]]] = {}
 
   def seeds(self, arm: str) -> tuple[int, ...]:
-    """Those that are there and finished, the last evaluation included."""
+    """The seeds of an arm that are finished, the last evaluation included."""
     return tuple(seed for seed in self._seeds if self._finished(arm, seed))
 
   def present(self, arms: Mapping[str, T]) -> dict[str, T]:
@@ -75,7 +76,7 @@ class Results:
     return {arm: value for arm, value in arms.items() if self.seeds(arm)}
 
   def runs(self, arm: str) -> dict[int, Run]:
-    """Finished runs by seed, at least one.
+    """List finished runs by seed, at least one.
 
     Raises:
       Missing: there is none.
@@ -95,31 +96,31 @@ class Results:
     return seeds
 
   def config(self, arm: str) -> dict[str, Any]:
-    """With dotted keys; of the first finished seed, as seeds differ in nothing else."""
+    """Return an arm's config, with dotted keys; of its first finished seed, as seeds differ in nothing else."""
     return next(iter(self.runs(arm).values())).config
 
   def scores(self, arm: str) -> dict[int, float]:
-    """By seed, the mean accuracy of the last `LAST` evaluations."""
+    """The mean accuracy of the last `LAST` evaluations, by seed."""
     return {seed: fmean(e["accuracy"] for e in run.evals[-LAST:]) for seed, run in self.runs(arm).items()}
 
   def best(self, arm: str) -> dict[int, float]:
-    """By seed, the highest mean accuracy of `LAST` evaluations in a row, so never less than the score."""
+    """The highest mean accuracy of `LAST` evaluations in a row, by seed; so never less than the score."""
     return {seed: max(_means([e["accuracy"] for e in run.evals])) for seed, run in self.runs(arm).items()}
 
   def untrained(self, arm: str) -> dict[int, float]:
-    """By seed, the accuracy before the first step, from one evaluation."""
+    """The accuracy before the first step, from one evaluation, by seed."""
     return {seed: run.evals[0]["accuracy"] for seed, run in self.runs(arm).items() if run.evals[0]["step"] == 0}
 
   def totals(self, arm: str, x: str = "elapsed") -> dict[int, float]:
-    """By seed, what the whole run has cost, in units of `curve`."""
+    """Sum up what each run has cost in all, in units of `curve`, by seed."""
     return {seed: float(self._x(arm, seed, x)[-1]) for seed in self.runs(arm)}
 
   def trained(self, arm: str) -> dict[int, float]:
-    """By seed, the mean number of tokens that a logged step trained."""
+    """The mean number of tokens that a logged step trained, by seed."""
     return {seed: fmean(r["trained"] for r in run.train) for seed, run in self.runs(arm).items()}
 
   def pairs(self, a: str, b: str) -> np.ndarray:
-    """Score of a minus score of b, [seeds that both have].
+    """Score of a less score of b; [seeds that both have].
 
     Raises:
       Missing: they have none in common.
@@ -128,16 +129,19 @@ class Results:
     return np.array([left[seed] - right[seed] for seed in self.common(a, b)])
 
   def curve(self, arm: str, x: str = "step") -> Curve:
-    """Accuracy against steps, generated tokens, training seconds ("elapsed") or model FLOPs, see flops.py."""
+    """Trace accuracy against "step", generated "tokens", training seconds ("elapsed") or "flops", see flops.py."""
     runs = self.runs(arm)
     common = sorted(set.intersection(*({e["step"] for e in run.evals} for run in runs.values())))
     seeds = {s: (self._x(arm, s, x), np.array([e["accuracy"] for e in run.evals])) for s, run in runs.items()}
-    at = [np.isin([e["step"] for e in run.evals], common) for run in runs.values()]
-    mean = lambda i: np.mean([axes[i][kept] for axes, kept in zip(seeds.values(), at, strict=True)], axis=0)
+    shared = [np.isin([e["step"] for e in run.evals], common) for run in runs.values()]
+
+    def mean(axis: int) -> np.ndarray:
+      return np.mean([axes[axis][at] for axes, at in zip(seeds.values(), shared, strict=True)], axis=0)
+
     return Curve(mean(0), mean(1), seeds)
 
   def seconds_to(self, arm: str, targets: Mapping[int, float], x: str = "elapsed") -> dict[int, float]:
-    """By seed, where its accuracy first comes to the seed's target; inf where it never does.
+    """The place on the axis x where the accuracy first comes to the seed's target, by seed; inf where it never does.
 
     The curve between two evaluations is a straight line. 0 where the target was met before training.
     """
@@ -145,7 +149,7 @@ class Results:
     return {seed: crossing(*seeds[seed], target) for seed, target in targets.items() if seed in seeds}
 
   def analysis(self, name: str) -> dict[int, dict[str, Any]]:
-    """By seed, the measurements of an analysis, at least of one seed.
+    """The measurements of an analysis by seed, at least of one.
 
     Raises:
       Missing: there is none.
@@ -162,7 +166,7 @@ class Results:
     return (arm, seed) in self._runs
 
   def _x(self, arm: str, seed: int, x: str) -> np.ndarray:
-    """[evaluations]"""
+    """The axis x of a run at its evaluations; [evaluations]."""
     run = self._runs[arm, seed]
     if x != "flops":
       return np.array([e[x] for e in run.evals], float)
@@ -173,14 +177,16 @@ class Results:
 
 
 def crossing(x: np.ndarray, y: np.ndarray, target: float) -> float:
-  """Where a line through points first comes up to the target; inf where it never does, 0 where it begins there."""
-  there = np.flatnonzero(y >= target)
-  if not len(there):
+  """The x where a line through points first comes up to the target; inf if it never does, 0 if it begins there."""
+  above = np.flatnonzero(y >= target)
+  if not len(above):
     return math.inf
-  i = there[0]
-  return float(x[i - 1] + (x[i] - x[i - 1]) * (target - y[i - 1]) / (y[i] - y[i - 1])) if i else 0.0
+  i = above[0]
+  if i == 0:
+    return 0.0
+  return float(x[i - 1] + (x[i] - x[i - 1]) * (target - y[i - 1]) / (y[i] - y[i - 1]))
 
 
 def _means(values: Sequence[float]) -> list[float]:
-  """Of every `LAST` in a row; of all where they are fewer."""
+  """The mean of every `LAST` values in a row; of all where they are fewer."""
   return [fmean(values[i : i + LAST]) for i in range(max(1, len(values) - LAST + 1))]

@@ -1,4 +1,4 @@
-"""Trains a study's arms one after another, and measures what came of them. What is there already is not done again."""
+"""Train a study's arms one after another, and keep what is measured of them. Nothing is done twice."""
 
 import hashlib
 import json
@@ -8,26 +8,26 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from opd_jax import config as configs
-from opd_jax import workdir as workdirs
-from opd_jax.bucket import Place
 from opd_jax.config import Config
 from opd_jax.errors import InputError
-from opd_jax.programs import Kept
-from opd_jax.studies.arms import Arm
+from opd_jax.runtime import workdir as workdirs
+from opd_jax.runtime.bucket import MirroredDir
+from opd_jax.runtime.programs import ProgramCache
+from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.studies.results import finished, workdir
-from opd_jax.trainer import Trainer
+from opd_jax.trainer import train
 
 
 def done(path: pathlib.Path) -> bool:
-  """Whether a run is finished and its last student saved; else it is taken up again."""
+  """Tell whether a run is finished and its last student saved; if not, `train_all` resumes it."""
   run = finished(path)
   return run is not None and (path / "checkpoints" / str(run.steps)).is_dir()
 
 
 def check_all(
-  arms: Sequence[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+  arms: Sequence[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """Refuses workdirs that are there and were made from another config than their arm's.
+  """Refuse workdirs that are there and were made from another config than their arm's.
 
   Raises:
     InputError: names the first of them, and what differs.
@@ -39,51 +39,62 @@ def check_all(
         check(path, arm.config(seed, changes))
 
 
-def check(path: pathlib.Path, c: Config) -> None:
-  """`workdir.check`, and that steps are equal too: a study compares runs after equally many."""
-  workdirs.check(Place(path), c)
-  began = any((path / "checkpoints").glob("[0-9]*"))
-  if began and (steps := workdirs.load_config(path).steps) != c.steps:
+def check(path: pathlib.Path, config: Config) -> None:
+  """Refuse a workdir of another config, of another number of steps too: a study compares runs after equally many.
+
+  Raises:
+    InputError: says what differs.
+  """
+  workdirs.check(MirroredDir(path), config)
+  if not any((path / "checkpoints").glob("[0-9]*")):
+    return
+  steps = workdirs.load_config(path).steps
+  if steps != config.steps:
     raise InputError(
-      f"The workdir {path} belongs to another config: steps: {steps} -> {c.steps}. Delete it, or give another --out."
+      f"The workdir {path} belongs to another config: steps: {steps} -> {config.steps}. "
+      "Delete it, or give another --out."
     )
 
 
 def train_all(
-  arms: Sequence[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+  arms: Sequence[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """The runs that are missing, or that were interrupted: all arms of a seed before the next seed.
+  """Train the runs that are missing, and resume those that were interrupted: all arms of a seed before the next seed.
 
-  Arms of one seed follow each other, since a machine's speed changes by the hour. Seeds share their compiled programs, and
-  none is compiled while a step is timed.
+  Arms of one seed follow each other, since a machine's speed changes by the hour. Seeds share their compiled programs,
+  and none is compiled while a step is timed.
   """
   changes = {"compile_cache": str((out / ".jax_cache").resolve())} | (changes or {})
-  kept: Kept = {}
+  program_cache: ProgramCache = {}
   todo = [(arm, seed) for seed in seeds for arm in arms if not done(workdir(out, arm.name, seed))]
   for i, (arm, seed) in enumerate(todo, 1):
     print(f"== {arm.name}, seed {seed}: run {i} of {len(todo)}", file=sys.stderr)
-    trainer = Trainer(arm.config(seed, changes), workdir(out, arm.name, seed), kept)
-    trainer.run(compiled=True)
+    train(arm.config(seed, changes), workdir(out, arm.name, seed), program_cache, compile_all=True)
 
 
-def measure(out: pathlib.Path, name: str, seed: int, of: str, how: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-  """A measurement's result, from its file where it has been made of the same runs.
+def measure(
+  out: pathlib.Path, name: str, seed: int, config_digest: str, compute: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+  """Load a measurement from its file, or compute it and write the file if it was not made of the same runs.
 
   Args:
-    of: `digest` of the configs that it rests on; the file keeps it.
+    out: the study's directory.
+    config_digest: `digest` of the configs that it rests on; the file keeps it under "of".
   """
   path = out / "analysis" / name / f"seed{seed}.json"
-  if path.is_file() and (found := json.loads(path.read_text())).get("of") == of:
-    return found
+  if path.is_file():
+    saved = json.loads(path.read_text())
+    if saved.get("of") == config_digest:
+      return saved
   path.parent.mkdir(parents=True, exist_ok=True)
   new = path.with_suffix(".new")
-  new.write_text(json.dumps({"of": of} | how(), indent=1))
+  new.write_text(json.dumps({"of": config_digest} | compute(), indent=1))
   new.replace(path)
   return json.loads(path.read_text())
 
 
-def digest(all_of: Iterable[Config]) -> str:
-  """Of everything in these configs that the trained students depend on."""
+def digest(configs_used: Iterable[Config]) -> str:
+  """Hash everything in these configs that the trained students depend on; 16 hex digits."""
   free = tuple(key for key in workdirs.FREE if key != "steps")
-  kept = [configs.changed(c, free) for c in all_of]
-  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+  dependencies = [configs.changed(config, free) for config in configs_used]
+  return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:16]

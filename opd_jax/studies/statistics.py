@@ -17,8 +17,8 @@ RESAMPLES = 10_000
 FEWEST = 5  # values whose smallest and largest can stand for an interval
 
 
-class Estimate(NamedTuple):
-  """A mean over seeds with its interval; what kind of mean is said by the function that makes it."""
+class IntervalEstimate(NamedTuple):
+  """A mean over seeds with its interval; the function that makes it says what kind of mean."""
 
   mean: float  # NaN where nothing is known
   low: float
@@ -26,11 +26,13 @@ class Estimate(NamedTuple):
   n: int  # seeds
 
 
-UNKNOWN = Estimate(math.nan, -math.inf, math.inf, 0)
+UNKNOWN = IntervalEstimate(math.nan, -math.inf, math.inf, 0)
 
 
-def interval(values: Iterable[float], level: float = 0.95) -> Estimate:
-  """The mean and Student's t interval: mean ± t s / sqrt(n), t of n - 1 degrees of freedom; unbounded for one value.
+def interval(values: Iterable[float], level: float = 0.95) -> IntervalEstimate:
+  """Estimate the mean with Student's t interval, unbounded for one value.
+
+  The interval is mean ± t s / sqrt(n), t of n - 1 degrees of freedom.
 
   Args:
     values: finite, one per seed: a score, or the difference of two scores of one seed.
@@ -41,49 +43,50 @@ def interval(values: Iterable[float], level: float = 0.95) -> Estimate:
     return UNKNOWN
   mean = float(x.mean())
   if n == 1:
-    return Estimate(mean, -math.inf, math.inf, 1)
+    return IntervalEstimate(mean, -math.inf, math.inf, 1)
   half = float(special.stdtrit(n - 1, (1 + level) / 2) * x.std(ddof=1)) / math.sqrt(n)
-  return Estimate(mean, mean - half, mean + half, n)
+  return IntervalEstimate(mean, mean - half, mean + half, n)
 
 
-def geometric(values: Iterable[float], level: float = 0.95) -> Estimate:
-  """The geometric mean of what is not negative, `interval` of the logarithms; a target that was never reached is inf.
+def geometric(values: Iterable[float], level: float = 0.95) -> IntervalEstimate:
+  """Estimate the geometric mean of values >= 0: `interval` of the logarithms. A target that was never reached is inf.
 
   Where a value is 0 or inf, logarithms have no mean. Then it is the median, from the smallest to the largest: of n
   values these hold the true median with probability 1 - 2^(1-n), 94% of five, whatever they are distributed like and
-  whatever the level; of fewer than five they are 0 to inf. NaN is a value that nothing is known of: it may be as low as 0 and as high as inf.
+  whatever the level; of fewer than five they are 0 to inf. NaN is a value that nothing is known of: it may be as low as
+  0 and as high as inf.
   """
   with np.errstate(divide="ignore"):
     return _exp(np.log(np.array(list(values), float)), level)
 
 
-def ratio(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Estimate:
-  """`geometric` of a / b, seed by seed, over the seeds that both have.
+def ratio(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> IntervalEstimate:
+  """Estimate a / b seed by seed, as `geometric` does, over the seeds that both have.
 
-  inf over a number is inf, a number over inf is 0; inf over inf (neither got there) and 0 over 0 (both were there before
-  training) say nothing.
+  inf over a number is inf, a number over inf is 0; inf over inf (neither got there) and 0 over 0 (both were there
+  before training) say nothing.
   """
   seeds = sorted(a.keys() & b.keys())
   with np.errstate(divide="ignore", invalid="ignore"):
     return _exp(np.log([a[s] for s in seeds]) - np.log([b[s] for s in seeds]), level)
 
 
-def _exp(logs: np.ndarray, level: float) -> Estimate:
-  """From logarithms, which may be infinite or NaN."""
+def _exp(logs: np.ndarray, level: float) -> IntervalEstimate:
+  """The estimate whose logarithm is estimated from `logs`, which may be infinite or NaN."""
   if np.isfinite(logs).all():
     mean, low, high, n = interval(logs, level)
     with np.errstate(over="ignore"):
-      return Estimate(float(np.exp(mean)), float(np.exp(low)), float(np.exp(high)), n)
+      return IntervalEstimate(float(np.exp(mean)), float(np.exp(low)), float(np.exp(high)), n)
   known = logs[~np.isnan(logs)]
   with np.errstate(invalid="ignore"):  # 0 and inf: NaN
     middle = np.median(known) if len(known) else math.nan
   sure = len(logs) >= FEWEST and len(known) == len(logs)
   low, high = (known.min(), known.max()) if sure else (-math.inf, math.inf)
-  return Estimate(float(np.exp(middle)), float(np.exp(low)), float(np.exp(high)), len(logs))
+  return IntervalEstimate(float(np.exp(middle)), float(np.exp(low)), float(np.exp(high)), len(logs))
 
 
-def bootstrap(values: Iterable[float], level: float = 0.95, corrected: bool = False) -> Estimate:
-  """The mean and its percentile bootstrap interval, the same at every call; see above for what it is worth.
+def bootstrap(values: Iterable[float], level: float = 0.95, corrected: bool = False) -> IntervalEstimate:
+  """Estimate the mean with its percentile bootstrap interval, the same at every call; see above for what it is worth.
 
   Args:
     corrected: for bias and acceleration (BCa).
@@ -100,11 +103,11 @@ def bootstrap(values: Iterable[float], level: float = 0.95, corrected: bool = Fa
     z = bias + special.ndtri(at)
     at = special.ndtr(bias + z / (1 - acceleration * z))
   low, high = np.quantile(resampled, at)
-  return Estimate(mean, float(low), float(high), len(x))
+  return IntervalEstimate(mean, float(low), float(high), len(x))
 
 
 @functools.cache
 def _shares(n: int) -> np.ndarray:
-  """[RESAMPLES, n]: how much of each resample every value is."""
+  """Draw the share of every value in each resample; [RESAMPLES, n]."""
   drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
   return (drawn[..., None] == np.arange(n)).mean(1)

@@ -1,4 +1,4 @@
-"""Verifiable problems: where prompts come from and how an answer is judged.
+"""Verifiable problems: where prompts come from and how an answer is verified.
 
 A task has a generator of problems and a verifier; a file of prompts needs a verifier only. Both are looked up by name.
 """
@@ -21,21 +21,31 @@ TASKS: tuple[Task, ...] = (
 GENERATORS = {task.name: task for task in TASKS}
 
 Verifier = Callable[[str, str], bool]  # (response, answer) -> correct
-Claimed = Callable[[str], str | None]  # response -> the answer that it claims, right or wrong; None if none
+AnswerExtractor = Callable[[str], str | None]  # response -> the answer that it claims, right or wrong; None if none
 VERIFIERS: dict[str, Verifier] = {name: task.verify for name, task in GENERATORS.items()} | {"gsm8k": gsm8k.verify}
 
-CLAIMED: dict[str, Claimed] = {task.name: task.claimed for task in (relay.RELAY, relay.TIMES, relay.LONG)} | {
-  "gsm8k": gsm8k.claimed
-}
+ANSWER_EXTRACTORS: dict[str, AnswerExtractor] = {
+  task.name: task.extract_answer for task in (relay.RELAY, relay.TIMES, relay.LONG)
+} | {"gsm8k": gsm8k.extract_answer}
 
 
 def generator(name: str) -> Task:
+  """Look up a built-in task by its name.
+
+  Raises:
+    InputError: there is none of that name; lists those that there are.
+  """
   if name not in GENERATORS:
     raise InputError(f"There is no built-in task {name!r}; config.data.path can be {_tasks()}, or a JSONL file.")
   return GENERATORS[name]
 
 
 def verifier(name: str) -> Verifier:
+  """Look up a verifier by its name.
+
+  Raises:
+    InputError: there is none of that name; lists those that there are.
+  """
   if name not in VERIFIERS:
     raise InputError(
       f"There is no verifier {name!r}; config.data.verifier can be 'auto', {', '.join(map(repr, VERIFIERS))}."
@@ -44,4 +54,5 @@ def verifier(name: str) -> Verifier:
 
 
 def _tasks() -> str:
+  """The values of config.data.path that name built-in tasks, for messages."""
   return ", ".join(f"'task:{name}'" for name in GENERATORS)

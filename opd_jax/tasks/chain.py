@@ -21,26 +21,31 @@ firmly as those about facts.
 """
 
 import dataclasses
-import functools
-import pathlib
 import random
 import zlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 
-from opd_jax.tasks import symbols
 from opd_jax.tasks.problem import Problem
+from opd_jax.tasks.symbols import CharTokenizer
 
 PAD, EOS = "<pad>", "<eos>"
 SYMBOLS = (PAD, EOS, *"0123456789", *"+-x=:,\n#>", *"abcdefghij")
+TOKENIZER = CharTokenizer(SYMBOLS, PAD, EOS)
 SIGNS = 4  # in a program
-WRONG_FACTS = 0.15  # share of the facts of which the student is unsure; of the letters it is unsure of all
+FACTS = tuple((a, sign, b) for a in range(10) for sign in "+-" for b in range(10))
+WRONG_FACTS = 0.15  # share of the facts of which the student is unsure; it is unsure of every letter
 LETTERS = "hcfajegbid"  # PHASE: the letter of digit 0, 1, ...
 HELD_OUT = 16  # one prompt in this many, chosen by its checksum, is never trained on
 
 
 @dataclasses.dataclass(frozen=True)
 class Beliefs:
-  """Wrong results that are believed part of the time: fact -> (wrong result, probability)."""
+  """Wrong results that are believed part of the time.
+
+  Attributes:
+    facts: (digit, sign, digit) -> (wrong result, its probability).
+    letters: digit -> (wrong letter, its probability).
+  """
 
   facts: dict[tuple[int, str, int], tuple[int, float]] = dataclasses.field(default_factory=dict)
   letters: dict[int, tuple[str, float]] = dataclasses.field(default_factory=dict)
@@ -54,6 +59,7 @@ class Chain:
   """A generator and a verifier of chain problems.
 
   Attributes:
+    name: of the task; it also seeds the problems.
     rounds: fewest and most rounds, at most 9; the difficulty.
     letters: the final digits are translated into letters (PHASE).
   """
@@ -64,16 +70,16 @@ class Chain:
 
   @property
   def max_prompt(self) -> int:
-    """Tokens of every prompt."""
+    """The number of tokens of every prompt."""
     return 2 + SIGNS + 3
 
   @property
   def max_response(self) -> int:
-    """Tokens of the longest correct response, its stop token included."""
+    """The number of tokens of the longest right response, its stop token included."""
     return self.rounds[1] * (2 + 6 * SIGNS) + (6 if self.letters else 3) + 1
 
   def problem(self, rng: random.Random, held_out: bool, beliefs: Beliefs = TRUTH) -> Problem:
-    """One random problem from the training or from the held-out part, solved by somebody with these beliefs."""
+    """Draw a problem from the training or the held-out part, with the solution of somebody who has these beliefs."""
     while True:
       a, b = rng.randrange(10), rng.randrange(10)
       program = rng.choices("+-", k=SIGNS)
@@ -85,10 +91,13 @@ class Chain:
     return Problem(prompt, answer, self._solve(a, b, program, rounds, beliefs, rng)[1])
 
   def problems(self, n: int, seed: int, held_out: bool = False) -> list[Problem]:
+    """Draw n problems, the same for the same arguments."""
     rng = random.Random(f"{self.name} {seed} {held_out}")
     return [self.problem(rng, held_out) for _ in range(n)]
 
   def _solve(self, a: int, b: int, program, rounds: int, beliefs: Beliefs, rng) -> tuple[str, str]:
+    """The answer and the text of a solution."""
+
     def letter(digit: int) -> str:
       wrong, chance = beliefs.letters.get(digit, ("", 0.0))
       return wrong if rng.random() < chance else LETTERS[digit]
@@ -109,33 +118,33 @@ class Chain:
     return letters, f"{text}>{letters}"
 
   def verify(self, response: str, answer: str) -> bool:
-    """True where the response closes with '#' and the right digits (PHASE: digits, '>' and the right letters)."""
+    """Tell whether the response closes with '#' and the right digits (PHASE: digits, '>' and the right letters)."""
     _, mark, final = response.rpartition("#")
     if self.letters:
       final = final[3:] if final[2:3] == ">" else ""
     return bool(mark) and final == answer
 
   def right(self, prompt: str, response: Sequence[str]) -> list[str]:
-    """The right symbol at each place of a response, given the symbols *written* before it, stop token included.
+    """The right symbol at each position of a response, stop token included, given the symbols *written* before it.
 
-    Somebody who knows the facts goes on from a wrong result as if it were right: after "3+5=9,5-" follows 9. The list is
-    as long as the response, and shorter where that leaves the format: nothing is right from there on.
+    Somebody who knows the facts goes on from a wrong result as if it were right: after "3+5=9,5-" follows 9. The list
+    is as long as the response, and shorter where that leaves the format: nothing is right from there on.
     """
-    out = []
-    reader = self._read(prompt)
-    expected = next(reader)
+    right = []
+    follow = self._follow(prompt)
+    expected = next(follow)
     for written in response:
-      out.append(expected)
+      right.append(expected)
       if _kind(written) != _kind(expected):
         break
       try:
-        expected = reader.send(written)
+        expected = follow.send(written)
       except StopIteration:
         break
-    return out
+    return right
 
-  def _read(self, prompt: str) -> Generator[str, str, None]:
-    """Yields the right symbol and is sent the written one."""
+  def _follow(self, prompt: str) -> Generator[str, str, None]:
+    """Follow a response: yield the right symbol, and be sent the one that was written."""
     a, b = prompt[:2]
     for left in range(int(prompt[3 + SIGNS]), 0, -1):
       yield str(left)
@@ -158,7 +167,7 @@ class Chain:
 
 
 def _kind(symbol: str) -> str:
-  """Symbols that can stand for each other without leaving the format."""
+  """The symbols that can stand for this one without leaving the format."""
   return next((kind for kind in ("0123456789", "+-", LETTERS) if symbol in kind), symbol)
 
 
@@ -169,37 +178,28 @@ SHORT_PHASE = Chain("phase-short", rounds=(3, 5), letters=True)
 
 
 def misconceptions(seed: int = 0) -> Beliefs:
-  """The student's soft misconceptions: each is believed with a probability between 0.4 and 0.8."""
+  """Draw the student's soft misconceptions: each is believed with a probability between 0.4 and 0.8."""
   rng = random.Random(f"misconceptions {seed}")
-  every = [(a, sign, b) for a in range(10) for sign in "+-" for b in range(10)]
   facts = {}
-  for a, sign, b in rng.sample(every, round(WRONG_FACTS * len(every))):
-    facts[a, sign, b] = rng.choice([r for r in range(10) if r != fact(a, sign, b)]), rng.uniform(0.4, 0.8)
+  for a, sign, b in rng.sample(FACTS, round(WRONG_FACTS * len(FACTS))):
+    wrong = rng.choice([result for result in range(10) if result != fact(a, sign, b)])
+    facts[a, sign, b] = wrong, rng.uniform(0.4, 0.8)
   letters = {}
   for digit, right in enumerate(LETTERS):
-    letters[digit] = rng.choice([a for a in LETTERS if a != right]), rng.uniform(0.4, 0.8)
+    wrong = rng.choice([letter for letter in LETTERS if letter != right])
+    letters[digit] = wrong, rng.uniform(0.4, 0.8)
   return Beliefs(facts, letters)
 
 
 def slips(rng: random.Random, share: float) -> Beliefs:
-  """Somebody who gets this share of the facts wrong each time, any of them, and the letters right."""
-  every = [(a, sign, b) for a in range(10) for sign in "+-" for b in range(10)]
-  return Beliefs({f: (rng.choice([r for r in range(10) if r != fact(*f)]), share) for f in every})
+  """Draw beliefs by which any fact is wrong with probability `share`, and every letter right."""
+  facts = {}
+  for a, sign, b in FACTS:
+    wrong = rng.choice([result for result in range(10) if result != fact(a, sign, b)])
+    facts[a, sign, b] = wrong, share
+  return Beliefs(facts)
 
 
 def fact(a: int, sign: str, b: int) -> int:
+  """The right result of a sum or difference, modulo 10."""
   return (a + b if sign == "+" else a - b) % 10
-
-
-@functools.cache
-def ids() -> dict[str, int]:
-  return {symbol: i for i, symbol in enumerate(SYMBOLS)}
-
-
-def encode(text: Iterable[str]) -> list[int]:
-  return [ids()[c] for c in text]
-
-
-def save_tokenizer(directory: pathlib.Path) -> None:
-  """Writes the character tokenizer as an ordinary tokenizer.json and tokenizer_config.json."""
-  symbols.save_tokenizer(directory, ids(), PAD, EOS)

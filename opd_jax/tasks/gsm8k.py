@@ -1,16 +1,17 @@
-"""Is the final answer right? For grade-school problems (GSM8K, Cobbe et al. 2021) and files like them.
+"""Verify final answers of grade-school problems (GSM8K, Cobbe et al. 2021) and of files like them.
 
 A response counts only when its answer can be read without a guess: a wrong response that is rewarded costs more
 than a right one that is not. Numbers are compared exactly; other answers by math-verify.
 """
 
+import functools
 import re
 import threading
 from fractions import Fraction
 
 
 def verify(response: str, answer: str) -> bool:
-  """Whether the final answer of `response` is `answer`.
+  """Tell whether the final answer of `response` is `answer`.
 
   Args:
     response: the student's text. Its final answer is the last \\boxed{...}, else the last "#### ...", else what
@@ -32,14 +33,14 @@ def verify(response: str, answer: str) -> bool:
   return unannounced and _last_number(_conclusion(response)) == value
 
 
-def claimed(response: str) -> str | None:
-  """The number that a response announces as its answer (boxed, behind "####" or "answer is"); None where it does not."""
+def extract_answer(response: str) -> str | None:
+  """Find the number that a response announces as its answer (boxed, behind "####" or "answer is"); None: none."""
   stated, _ = _stated(_conclusion(response), numeric=True)
   return stated if stated is not None and number(stated) is not None else None
 
 
 def gold(answer: str) -> str:
-  """The final answer within a reference solution."""
+  """Find the final answer within a reference solution."""
   if "####" in answer:
     return answer.rsplit("####", 1)[1].strip()
   boxed, _ = _last_box(answer)
@@ -93,7 +94,11 @@ _SCALES = {
 
 
 def _value(match: re.Match) -> Fraction:
-  digits = lambda group: match[group].replace(",", "")
+  """The value of a match of `_NUMBER`, without its sign and unit."""
+
+  def digits(group: str) -> str:
+    return match[group].replace(",", "")
+
   if match["over"]:
     return Fraction(int(match["whole"] or 0)) + Fraction(int(digits("over")), int(digits("under")))
   decimal = digits("decimal").removesuffix(".")
@@ -111,7 +116,7 @@ _NOT_UNIT = re.compile("or|and|to|not|plus|minus|times|over|squared|cubed|point|
 
 
 def _is_unit(text: str, glued: bool) -> bool:
-  """Whether what follows a number leaves its value alone; a variable does not (5x, 5 x)."""
+  """Tell whether what follows a number leaves its value alone; a variable does not (5x, 5 x)."""
   if len(text) > 80 or not _UNIT.fullmatch(text):
     return False
   words = re.findall(r"[^\W\d_]+", text)
@@ -127,7 +132,7 @@ def _is_unit(text: str, glued: bool) -> bool:
 
 
 def _conclusion(response: str) -> str:
-  """What is said after thinking aloud; nothing if the thought was cut."""
+  """The text behind the model's thinking; "" if the thinking was cut."""
   _, _, after = response.rpartition("</think>")
   return "" if "<think>" in after else after
 
@@ -214,7 +219,7 @@ _ENUMERATOR = re.compile(r"^[#*\s>-]*(?:step\s+)?\d{1,2}[.):]\s+(?=\S)", re.IGNO
 
 
 def _last_box(text: str) -> tuple[str | None, bool]:
-  """What is inside the last \\boxed{...}, or None, and False if the text ends inside it."""
+  """Find what is inside the last \\boxed{...}, or None, and False if the text ends inside it."""
   start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
   if start < 0:
     return None, True
@@ -233,7 +238,7 @@ def _last_box(text: str) -> tuple[str | None, bool]:
 
 
 def _markup(text: str) -> str:
-  """Without calculator notes <<2*9=18>>, tags and tokens of control."""
+  """Remove calculator notes <<2*9=18>>, tags and tokens of control."""
   return re.sub(r"<\|[^|<>\n]{1,40}\|>|</?[A-Za-z][\w-]{0,20}>", " ", re.sub(r"<<[^<>\n]{0,200}>>", "", text))
 
 
@@ -243,7 +248,7 @@ _SPACING = re.compile(r"\\[,!;:](?=\s*\d{3}(?!\d))")  # 10\,000
 
 
 def _plain(text: str) -> str:
-  """LaTeX's ways to write a number, as plain text."""
+  """Rewrite LaTeX's ways to write a number as plain text."""
   text = text.replace("−", "-").replace("\u2013", "-").replace("\u00a0", " ").replace("\u202f", " ")
   text = _SPACING.sub("", text.replace("{,}", ","))
   text = re.sub(r"\\(?:left|right|displaystyle)\b|\\[,!;:() \[\]]|~", " ", text)
@@ -263,7 +268,7 @@ _ENDLESS = re.compile(
 
 
 def _same_expression(stated: str, wanted: str) -> bool:
-  """Whether two answers that are not both numbers are the same text, or the same mathematics."""
+  """Tell whether two answers that are not both numbers are the same text, or the same mathematics."""
   a, b = (" ".join(_CURRENCY.sub(" ", _plain(text)).strip(" .").casefold().split()) for text in (stated, wanted))
   if a == b:
     return True
@@ -280,16 +285,18 @@ def _same_expression(stated: str, wanted: str) -> bool:
   # Its timeouts are signals, which only the main thread may set.
   limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
   with _sympy:
-    _hush()
+    _silence_math_verify()
     try:
-      one, two = (math_verify.parse(f"${t.strip('$ ')}$", parsing_timeout=limit) for t in (wanted, stated))  # pyright: ignore[reportArgumentType]
-      return bool(one and two and math_verify.verify(one, two, timeout_seconds=limit))
+      latex = [f"${text.strip('$ ')}$" for text in (wanted, stated)]
+      parse = functools.partial(math_verify.parse, parsing_timeout=limit)  # pyright: ignore[reportArgumentType]
+      expected, found = map(parse, latex)
+      return bool(expected and found and math_verify.verify(expected, found, timeout_seconds=limit))
     except (Exception, TimeoutException):
       return False
 
 
-def _hush() -> None:
-  """math-verify warns once that a thread has no timeout; `_ENDLESS` takes its place."""
+def _silence_math_verify() -> None:
+  """Silence math-verify's warning that a thread has no timeout, whose place `_ENDLESS` takes."""
   import logging
 
   for name in ("math_verify.parser", "math_verify.grader", "math_verify.utils"):

@@ -13,10 +13,10 @@
     python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --out=DIR             of the task relay, 20 minutes
     python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --seed=1 --out=DIR    talker-2
 
-The teacher reads correct solutions of both built-in tasks; the student reads solutions written by somebody with its
-misconceptions. The last, short-exact-teacher, also read solutions with slips in them, and so
-knows how to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and
-loaded like any other model.
+The teacher reads correct solutions of both tasks of a pair; the student reads solutions written by somebody with its
+misconceptions. The last of the short ones, short-exact-teacher, also read solutions with slips in them, and so knows how
+to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and loaded
+like any other model.
 """
 
 import argparse
@@ -38,13 +38,13 @@ from opd_jax.tasks import chain, relay
 
 MODELS = {
   "student": decoder.DecoderConfig(
-    vocab=len(chain.SYMBOLS), width=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+    vocab=len(chain.SYMBOLS), d_model=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
   ),
   "talker": decoder.DecoderConfig(
-    vocab=len(relay.SYMBOLS), width=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+    vocab=len(relay.SYMBOLS), d_model=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
   ),
   "teacher": decoder.DecoderConfig(
-    vocab=len(chain.SYMBOLS), width=192, layers=2, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
+    vocab=len(chain.SYMBOLS), d_model=192, layers=2, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
   ),
 }
 
@@ -59,41 +59,46 @@ def batches(
   letter_weight: float = 1.0,
   slips: float = 0.0,
 ):
-  """Yields tokens int32[rows, T + 1] and loss weights f32[rows, T] of both tasks in turn; only the response counts.
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of both tasks in turn; only responses have weight.
 
   Args:
-    letter_weight: what each letter counts; those of PHASE are two tokens among two hundred.
-    slips: share of the facts that are written wrong. Wrong symbols are read and not learned: somebody who read them
-      knows how to go on after another's mistake.
+    beliefs: of the author of the solutions.
+    pair: the two tasks; the second has the longer responses.
+    letter_weight: loss weight of a letter; those of PHASE are two tokens among two hundred.
+    slips: share of the facts that are written wrong. Wrong symbols are read and not learned, which teaches to go on
+      after another's mistake.
   """
   rng = random.Random(f"pretrain {seed}")
-  letters = chain.encode(chain.LETTERS)
-  width = pair[1].max_prompt + pair[1].max_response
+  letters = chain.TOKENIZER.encode(chain.LETTERS)
+  length = pair[1].max_prompt + pair[1].max_response
   while True:
-    tokens = np.zeros((rows, width), np.int32)
-    weights = np.zeros((rows, width - 1), np.float32)
+    tokens = np.zeros((rows, length), np.int32)
+    weights = np.zeros((rows, length - 1), np.float32)
     for row in range(rows):
       if slips:
         beliefs = chain.slips(rng, slips)
       problem = pair[row % 2].problem(rng, held_out=False, beliefs=beliefs)
-      prompt, text = chain.encode(problem.prompt), chain.encode(problem.solution)
-      both = [*prompt, *text, chain.ids()[chain.EOS]]
+      prompt, text = chain.TOKENIZER.encode(problem.prompt), chain.TOKENIZER.encode(problem.solution)
+      both = [*prompt, *text, chain.TOKENIZER.ids[chain.EOS]]
       tokens[row, : len(both)] = both
       learned = weights[row, len(prompt) - 1 : len(both) - 1]
       learned[:] = np.where(np.isin(both[len(prompt) :], letters), letter_weight, 1)
       if slips:
-        right = chain.encode(pair[row % 2].right(problem.prompt, [*problem.solution, chain.EOS]))
+        right = chain.TOKENIZER.encode(pair[row % 2].right(problem.prompt, [*problem.solution, chain.EOS]))
         learned *= np.array(both[len(prompt) :]) == right
     yield tokens, weights
 
 
-def talks(rows: int, seed: int, drift: float, short: int):
-  """As `batches`, of relay's conversations; what is told at once and RAW in turn, since one is twice as long.
+def conversation_batches(rows: int, seed: int, drift: float, short: int):
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of relay's conversations.
+
+  Batches of problems that are told at once and of RAW alternate, since RAW is twice as long.
 
   Args:
-    short: so many batches, the first, are short problems told at once.
+    drift: see `relay.transcript`.
+    short: the number of batches, which come first, of short problems that are told at once.
   """
-  easy = _padded(2 * rows, 64, relay.corpus(2 * rows, seed, 0.0, ("full", "full", "concat"), most=4))
+  easy = _padded(2 * rows, 64, relay.corpus(2 * rows, seed, 0.0, ("full", "full", "concat"), max_facts=4))
   at_once = _padded(2 * rows, 96, relay.corpus(2 * rows, seed, drift, relay.TOLD_AT_ONCE))
   in_turns = _padded(rows, 208, relay.corpus(rows, seed, drift, ("raw",)))
   yield from itertools.islice(easy, short)
@@ -101,19 +106,20 @@ def talks(rows: int, seed: int, drift: float, short: int):
     yield from both
 
 
-def _padded(rows: int, width: int, corpus):
-  """Only what the assistant says counts. What is longer loses its end."""
-  for ids, own in corpus:
-    tokens = np.zeros((rows, width + 1), np.int32)
-    weights = np.zeros((rows, width), np.float32)
-    for row, (said, mine) in enumerate(zip(ids, own, strict=True)):
-      n = min(len(said), width + 1)
-      tokens[row, :n], weights[row, : n - 1] = said[:n], mine[1:n]
+def _padded(rows: int, length: int, corpus):
+  """Pad the rows of a corpus, or cut their end, to `length` + 1 tokens; only learned tokens have weight."""
+  for ids, learned in corpus:
+    tokens = np.zeros((rows, length + 1), np.int32)
+    weights = np.zeros((rows, length), np.float32)
+    for row, (row_ids, row_learned) in enumerate(zip(ids, learned, strict=True)):
+      n = min(len(row_ids), length + 1)
+      tokens[row, :n] = row_ids[:n]
+      weights[row, : n - 1] = row_learned[1:n]
     yield tokens, weights
 
 
 def train(cfg: decoder.DecoderConfig, params: decoder.Params, data, steps: int, lr: float) -> decoder.Params:
-  """AdamW with warm-up and cosine decay over what `data` yields; prints the loss."""
+  """Train on what `data` yields by AdamW with warm-up and cosine decay; prints the loss."""
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.adamw(optax.warmup_cosine_decay_schedule(0, lr, steps // 20 + 1, steps, lr / 100), weight_decay=0.01),
@@ -166,18 +172,20 @@ def main() -> None:
     parser.error(f"{args.out} exists; name a new directory")
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
   cfg = MODELS[args.role]
-  params = hf.read(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
+  params = hf.load(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
   pair, task = PAIRS[args.task], relay if args.role == "talker" else chain
   data = batches(beliefs, args.rows, args.seed, pair, args.letter_weight, args.slips)
   if args.role == "talker":
-    data = talks(args.rows, args.seed, args.drift, args.short)
+    data = conversation_batches(args.rows, args.seed, args.drift, args.short)
   elif args.short:
-    brief = [dataclasses.replace(task, rounds=(1, 3)) for task in pair]
-    data = itertools.chain(itertools.islice(batches(beliefs, args.rows, args.seed, brief), args.short), data)
+    short_pair = [dataclasses.replace(task, rounds=(1, 3)) for task in pair]
+    short_batches = batches(beliefs, args.rows, args.seed, short_pair)
+    data = itertools.chain(itertools.islice(short_batches, args.short), data)
   params = train(cfg, params, data, args.steps, args.lr)
-  ids = task.ids()
-  hf.write(args.out, cfg, params, like=None, pad_id=ids[task.PAD], eos_id=ids[task.EOS], dtype="bfloat16")
-  task.save_tokenizer(args.out)
+  tokenizer = task.TOKENIZER
+  pad_id, eos_id = tokenizer.ids[tokenizer.pad], tokenizer.ids[tokenizer.eos]
+  hf.write(args.out, cfg, params, like=None, pad_id=pad_id, eos_id=eos_id, dtype="bfloat16")
+  tokenizer.save(args.out)
   print(f"wrote {args.out}")
 
 

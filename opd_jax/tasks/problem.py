@@ -1,4 +1,4 @@
-"""What a generator of problems makes."""
+"""A problem with its answer and solution, and what a built-in task has to offer."""
 
 import dataclasses
 from typing import Protocol
@@ -6,11 +6,19 @@ from typing import Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
+  """A problem of a built-in task.
+
+  Attributes:
+    solution: the response of somebody who knows, or half-knows, the facts.
+    turns: the user's messages, the question first, where the task can be told turn by turn.
+    claims: how the assistant and the user claim an answer there, which stands for "{}".
+  """
+
   prompt: str
   answer: str
-  solution: str  # the response of somebody who knows (or half-knows) the facts
-  turns: tuple[str, ...] = ()  # of a task that can be told turn by turn: what the user says, the question first
-  claims: tuple[str, str] | None = None  # how an answer, "{}", is claimed there by the assistant and by the user
+  solution: str
+  turns: tuple[str, ...] = ()
+  claims: tuple[str, str] | None = None
 
 
 class Task(Protocol):
@@ -21,9 +29,13 @@ class Task(Protocol):
 
   @property
   def max_response(self) -> int:
-    """Tokens of the longest right response, its stop token included."""
+    """The number of tokens of the longest right response, its stop token included."""
     ...
 
-  def problems(self, n: int, seed: int, held_out: bool = False) -> list[Problem]: ...
+  def problems(self, n: int, seed: int, held_out: bool = False) -> list[Problem]:
+    """Draw n problems from the training or the held-out part, the same for the same arguments."""
+    ...
 
-  def verify(self, response: str, answer: str) -> bool: ...
+  def verify(self, response: str, answer: str) -> bool:
+    """Tell whether the response's answer is `answer`."""
+    ...

@@ -6,27 +6,25 @@
                b=a+4                                       a=3,b=3+4=7#8
                c=b*2                                       a=3,b=3+4=7,c=7*2=4#4
 
-A reply writes down what follows from what it was told, and closes with the answer, or with a guess while it cannot know.
-The shipped model was pretrained on right replies to FULL and CONCAT. In conversations part of the last replies that it
-read fell back on an answer that stood there already, "c=7*2=8#8": the guess before; or, of a problem that is told at once,
-an answer that the assistant has given ("#8", and the question again) or that the user believes in ("c?" and below it "#8").
-So it loses in RAW what it can in FULL, as real models do (the paper's drift, here by construction; studies of it verify that
-it is there). In one conversation of five that it read the assistant waits instead of guessing, with "#?".
+A reply writes down what follows from the facts so far, and closes with the answer, or with a guess while it cannot know.
+The shipped model was pretrained on right replies to FULL and CONCAT. In its conversations part of the last replies fell
+back on an answer that stood there already, "c=7*2=8#8": the guess before; or, of a problem that is told at once, an
+answer that the assistant has given ("#8", and the question again) or that the user believes in ("c?" and below it "#8").
+So it loses in RAW what it can in FULL, as real models do (the paper's drift, here by construction; studies of it verify
+that it is there). In one of five of its conversations the assistant waits instead of guessing, with "#?".
 
-`TIMES` (a sign that training does not show) and `LONG` (more facts) are what a student that was trained on `RELAY` can be
-asked beside it; the pretrained model knows both.
+`TIMES` (a sign that training does not show) and `LONG` (more facts) test what a student that was trained on `RELAY` knows
+beside it; the pretrained model knows both.
 """
 
 import dataclasses
-import functools
 import itertools
-import pathlib
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from opd_jax.tasks import symbols
 from opd_jax.tasks.problem import Problem
+from opd_jax.tasks.symbols import CharTokenizer
 
 PAD, EOS, USER, ASSISTANT = "<pad>", "<eos>", "U", "A"
 NAMES = "abcdefghij"
@@ -35,6 +33,7 @@ TEMPLATE = (
   "{% for m in messages %}{% if m['role'] == 'assistant' %}" + ASSISTANT + "{{ m['content'] }}" + EOS + "{% else %}"
   + USER + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )  # fmt: skip
+TOKENIZER = CharTokenizer(SYMBOLS, PAD, EOS, TEMPLATE)
 CLAIM = "#{}"
 WAIT = CLAIM.format("?")
 WAITS = 0.2  # share of the conversations in which the assistant does
@@ -44,10 +43,11 @@ HELD_OUT = 16  # one problem in this many, chosen by its checksum, is never trai
 
 @dataclasses.dataclass(frozen=True)
 class Relay:
-  """A generator and a verifier of problems.
+  """A generator and a verifier of relay problems.
 
   Attributes:
-    facts: fewest and most.
+    name: of the task; it also seeds the problems.
+    facts: fewest and most facts of a problem.
     signs: of the assignments.
   """
 
@@ -57,11 +57,11 @@ class Relay:
 
   @property
   def max_response(self) -> int:
-    """Tokens of the longest right reply, its stop token included."""
+    """The number of tokens of the longest right reply, its stop token included."""
     return 3 + 8 * (self.facts[1] - 1) + 2 + 1
 
   def problem(self, rng: random.Random, held_out: bool) -> Problem:
-    """One random problem from the training or from the held-out part."""
+    """Draw a problem from the training or from the held-out part."""
     while True:
       n = rng.randint(*self.facts)
       first = rng.randrange(len(NAMES) - n + 1)
@@ -74,15 +74,16 @@ class Relay:
     return Problem(prompt, work(facts)[1], solution(facts), (f"{names[-1]}?", *facts), (CLAIM, CLAIM))
 
   def problems(self, n: int, seed: int, held_out: bool = False) -> list[Problem]:
+    """Draw n problems, the same for the same arguments."""
     rng = random.Random(f"{self.name} {seed} {held_out}")
     return [self.problem(rng, held_out) for _ in range(n)]
 
   def verify(self, response: str, answer: str) -> bool:
-    """True where the response closes with '#' and the right digit."""
+    """Tell whether the response closes with '#' and the right digit."""
     _, mark, final = response.rpartition("#")
     return bool(mark) and final == answer
 
-  def claimed(self, response: str) -> str | None:
+  def extract_answer(self, response: str) -> str | None:
     """The answer that a response closes with, a guess included; None where it waits or has none."""
     _, mark, final = response.rpartition("#")
     return final if mark and len(final) == 1 and final.isdecimal() else None
@@ -94,94 +95,96 @@ LONG = Relay("relay-long", facts=(5, 6))
 
 
 def work(facts: Sequence[str]) -> tuple[list[str], str]:
-  """What follows from facts, "y=3+4=7" for each, and the last value."""
+  """Work out what follows from facts: a step such as "y=3+4=7" for each, and the last value."""
   values: dict[str, int] = {}
   steps = []
   for fact in facts:
-    name, what = fact[0], fact[2:]
-    if len(what) == 1:
-      values[name] = int(what)
+    name, expression = fact[0], fact[2:]
+    if len(expression) == 1:
+      values[name] = int(expression)
       steps.append(fact)
     else:
-      a, sign, b = values[what[0]], what[1], int(what[2])
+      a, sign, b = values[expression[0]], expression[1], int(expression[2])
       values[name] = {"+": a + b, "-": a - b, "*": a * b}[sign] % 10
       steps.append(f"{name}={a}{sign}{b}={values[name]}")
   return steps, str(values[facts[-1][0]])
 
 
 def replies(facts: Sequence[str], rng: random.Random, drift: float, waits: float = 0.0) -> list[str]:
-  """What the assistant says to each turn, the question's included: guesses first, and the last one perhaps fallen back.
+  """Draw the assistant's reply to each turn, the question's included.
+
+  All but the last close with a guess; the last closes with the answer, or falls back on the guess before.
 
   Args:
-    drift: chance that the last value is not worked out but the guess before.
-    waits: chance that there are no guesses.
+    drift: probability that the last reply falls back.
+    waits: probability that the assistant waits instead of guessing; the last reply is right then.
   """
   if rng.random() < waits:
     return [WAIT] * len(facts) + [solution(facts)]
-  guess, out = str(rng.randrange(10)), []
-  for told in range(len(facts)):
-    steps = work(facts[:told])[0] if told else []
+  guess, guesses = str(rng.randrange(10)), []
+  for known in range(len(facts)):
+    steps = work(facts[:known])[0] if known else []
     guess = str(rng.randrange(10)) if rng.random() < 0.3 else guess
-    out.append(f"{','.join(steps)}#{guess}")
-  return [*out, solution(facts, guess if rng.random() < drift else "")]
+    guesses.append(f"{','.join(steps)}#{guess}")
+  return [*guesses, solution(facts, guess if rng.random() < drift else "")]
 
 
 def solution(facts: Sequence[str], instead: str = "") -> str:
-  """The right reply to all facts, or one that ends with another value."""
+  """Write the right reply to all facts, or one that ends with `instead` in place of the answer."""
   steps, answer = work(facts)
   last = instead or answer
-  return f"{','.join([*steps[:-1], steps[-1][:-1] + last])}#{last}"
+  last_step = steps[-1][:-1] + last
+  return f"{','.join([*steps[:-1], last_step])}#{last}"
 
 
 def transcript(kind: str, problem: Problem, rng: random.Random, drift: float) -> list[tuple[str, str]]:
-  """A conversation as (what the user says, what the assistant replies): "full", "concat", "raw", "again" or "hinted"."""
+  """Write a conversation as pairs of a user's message and the assistant's reply.
+
+  Args:
+    kind: "full", "concat" or "raw"; "again" (a claim of the assistant's, and the question again) or "hinted" (a claim
+      of the user's behind the problem), where the claim is the answer half of the time, and else a random digit.
+    drift: probability that a reply falls back on what the conversation claims already.
+  """
   question, *facts = problem.turns
   if kind == "raw":
     return list(zip(problem.turns, replies(facts, rng, drift, WAITS), strict=True))
   if kind in ("full", "concat"):
     return [(problem.prompt if kind == "full" else "\n".join(problem.turns), problem.solution)]
   claim = problem.answer if rng.random() < 0.5 else str(rng.randrange(10))
-  said, reply = CLAIM.format(claim), solution(facts, claim if rng.random() < drift else "")
-  return [(problem.prompt, said), (question, reply)] if kind == "again" else [(f"{problem.prompt}\n{said}", reply)]
+  claim_text = CLAIM.format(claim)
+  reply = solution(facts, claim if rng.random() < drift else "")
+  if kind == "again":
+    return [(problem.prompt, claim_text), (question, reply)]
+  return [(f"{problem.prompt}\n{claim_text}", reply)]
 
 
 def corpus(
-  rows: int, seed: int, drift: float, kinds: Sequence[str], most: int = LONG.facts[1]
+  rows: int, seed: int, drift: float, kinds: Sequence[str], max_facts: int = LONG.facts[1]
 ) -> Iterator[tuple[list[list[int]], list[list[bool]]]]:
-  """Batches of conversations as token ids, and which of them are learned: what the assistant said, unless it was put there.
+  """Yield batches of conversations: the token ids of each, and which of these are learned.
+
+  The assistant's tokens are learned, but for the claim that "again" puts into its mouth.
 
   Args:
-    drift: see `replies`.
-    kinds: of the rows, in turn, see `transcript`.
-    most: facts of a problem.
+    drift: see `transcript`.
+    kinds: see `transcript`; the rows of a batch take them in turn.
+    max_facts: most facts of a problem.
   """
   rng = random.Random(f"relay corpus {seed} {kinds}")
-  every = Relay("every", (2, most), "+-*")
+  task = Relay("every", (2, max_facts), "+-*")
   while True:
-    tokens, own = [], []
+    ids: list[list[int]] = []
+    learned: list[list[bool]] = []
     for row in range(rows):
       kind = kinds[row % len(kinds)]
-      said = transcript(kind, every.problem(rng, held_out=False), rng, drift)
-      ids: list[int] = []
-      mine: list[bool] = []
-      for i, (user, reply) in enumerate(said):
-        before, learned = [USER, *user, ASSISTANT], kind != "again" or i == len(said) - 1
-        ids += encode([*before, *reply, EOS])
-        mine += [False] * len(before) + [learned] * (len(reply) + 1)
-      tokens.append(ids)
-      own.append(mine)
-    yield tokens, own
-
-
-@functools.cache
-def ids() -> dict[str, int]:
-  return {symbol: i for i, symbol in enumerate(SYMBOLS)}
-
-
-def encode(text: Iterable[str]) -> list[int]:
-  return [ids()[c] for c in text]
-
-
-def save_tokenizer(directory: pathlib.Path) -> None:
-  """Writes the character tokenizer with its chat template."""
-  symbols.save_tokenizer(directory, ids(), PAD, EOS, TEMPLATE)
+      turns = transcript(kind, task.problem(rng, held_out=False), rng, drift)
+      row_ids: list[int] = []
+      row_learned: list[bool] = []
+      for i, (user, reply) in enumerate(turns):
+        prompt = [USER, *user, ASSISTANT]
+        learns_reply = kind != "again" or i == len(turns) - 1
+        row_ids += TOKENIZER.encode([*prompt, *reply, EOS])
+        row_learned += [False] * len(prompt) + [learns_reply] * (len(reply) + 1)
+      ids.append(row_ids)
+      learned.append(row_learned)
+    yield ids, learned

@@ -1,18 +1,55 @@
-"""A tokenizer of single characters, as an ordinary tokenizer.json and tokenizer_config.json."""
+"""A tokenizer of single characters and a few longer symbols, which the built-in tasks share."""
 
+import dataclasses
+import functools
 import pathlib
+from collections.abc import Iterable
 
 
-def save_tokenizer(directory: pathlib.Path, ids: dict[str, int], pad: str, eos: str, chat_template: str = "") -> None:
-  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-  from transformers import PreTrainedTokenizerFast
+@dataclasses.dataclass(frozen=True)
+class CharTokenizer:
+  """A tokenizer in which every symbol is one token, whose id is its index in `symbols`.
 
-  raw = Tokenizer(models.WordLevel(ids, unk_token=pad))
-  raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-  raw.decoder = decoders.Fuse()
-  fast = PreTrainedTokenizerFast(
-    tokenizer_object=raw, pad_token=pad, eos_token=eos, padding_side="left", clean_up_tokenization_spaces=False
-  )
-  if chat_template:
-    fast.chat_template = chat_template
-  fast.save_pretrained(directory)
+  Attributes:
+    symbols: single characters, and the special tokens.
+    pad: the symbol that fills rows; it also stands for characters that are no symbol.
+    eos: the symbol that ends a response.
+    chat_template: a Jinja template; "" for none.
+  """
+
+  symbols: tuple[str, ...]
+  pad: str
+  eos: str
+  chat_template: str = ""
+
+  @functools.cached_property
+  def ids(self) -> dict[str, int]:
+    """The id of every symbol."""
+    return {symbol: i for i, symbol in enumerate(self.symbols)}
+
+  def encode(self, text: Iterable[str]) -> list[int]:
+    """The id of each symbol of a text, or of a list that holds special tokens too.
+
+    Raises:
+      KeyError: something in it is no symbol.
+    """
+    return [self.ids[symbol] for symbol in text]
+
+  def save(self, directory: pathlib.Path) -> None:
+    """Write it as an ordinary tokenizer.json and tokenizer_config.json, and its chat template where it has one."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(self.ids, unk_token=self.pad))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+      tokenizer_object=tokenizer,
+      pad_token=self.pad,
+      eos_token=self.eos,
+      padding_side="left",
+      clean_up_tokenization_spaces=False,
+    )
+    if self.chat_template:
+      fast.chat_template = self.chat_template
+    fast.save_pretrained(directory)

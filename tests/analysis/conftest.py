@@ -1,14 +1,13 @@
-"""A panel of brief problems, and readings made by hand."""
+"""A panel of brief problems, and a student measured on it."""
 
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 
 from opd_jax import tasks
 from opd_jax.analysis import panel as panels
-from opd_jax.analysis.reading import Reading
+from opd_jax.analysis.measurements import Measurements
 from opd_jax.tasks import chain
 from tests.conftest import small_config
 
@@ -25,7 +24,11 @@ def config_of():
     patch.setattr(panels, "AT_A_TIME", 8)
     models = {"student": "builtin:teacher", "teacher": "builtin:teacher"}
     changes = {"data.path": f"task:{BRIEF.name}", "horizon.max": BRIEF.max_response}
-    yield lambda **more: small_config(models, "opd", **changes | more)
+
+    def config(**more):
+      return small_config(models, "opd", **changes | more)
+
+    yield config
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +47,5 @@ def shaken(panel):
 
 
 @pytest.fixture(scope="session")
-def reading(panel, shaken) -> Reading:
-  return panel.read(shaken)
-
-
-def by_hand(lengths, H: int, **fields) -> Reading:
-  """A reading of rows of these lengths; what is not given is 0 or false, every token known."""
-  mask = np.arange(H) < np.array(lengths)[:, None]
-  number, flag = np.zeros(mask.shape), np.zeros(mask.shape, bool)
-  made = {f.name: flag if f.name in ("right", "decisive", "off_path") else number for f in dataclasses.fields(Reading)}
-  made |= {"mask": mask, "known": mask, "correct": np.zeros(len(lengths), bool), "response": number.astype(int)}
-  return Reading(**made | {name: np.asarray(value) for name, value in fields.items()})  # pyright: ignore[reportArgumentType]
+def measured(panel, shaken) -> Measurements:
+  return panel.measure(shaken)

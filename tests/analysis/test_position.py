@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opd_jax.analysis.position import by_position
-from tests.analysis.conftest import by_hand
+from tests.helpers.measurements import by_hand
 
 LENGTHS, H, EDGES = [6, 6, 4, 2], 6, [0, 2, 4, 6]
 
@@ -52,10 +52,10 @@ def test_reliability_is_of_known_tokens_and_decisive_ones_stand_apart():
   decisive = np.array([[0, 1, 0, 1, 0, 0]], bool)
   right = np.array([[1, 0, 1, 1, 0, 0]], bool)
   log = np.where(known, np.log(p), math.nan)
-  reading = by_hand(
+  measured = by_hand(
     [6], H, teacher_right=log, student_right=log + np.log(0.5), known=known, decisive=decisive, right=right
   )
-  found = by_position(reading, [0, 3, 6])["all"]["any"]
+  found = by_position(measured, [0, 3, 6])["all"]["any"]
   assert found["teacher_right"] == pytest.approx([2.1 / 3, 1.1 / 2])
   assert found["student_right"] == pytest.approx([1.05 / 3, 0.55 / 2])
   assert found["teacher_majority"] == pytest.approx([2 / 3, 1 / 2]), "one half is no majority"
@@ -78,8 +78,8 @@ def test_edges_have_to_rise(edges):
     by_position(by_hand(LENGTHS, H), edges)
 
 
-def test_a_real_reading_becomes_plain_json(reading):
-  found = by_position(reading, list(range(0, 57, 8)))
+def test_measurements_become_plain_json(measured):
+  found = by_position(measured, list(range(0, 57, 8)))
   assert json.loads(json.dumps(found, allow_nan=False)) == found
-  assert sum(found["all"]["any"]["count"]) == reading.mask.sum()
-  assert sum(found["all"]["any"]["decisive"]["count"]) == reading.decisive.sum()
+  assert sum(found["all"]["any"]["count"]) == measured.mask.sum()
+  assert sum(found["all"]["any"]["decisive"]["count"]) == measured.decisive.sum()

@@ -23,7 +23,7 @@ ORDER = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7, 5, 3, 7, 8, 2, 4, 1, 0, 6, 9]  # two epoc
 
 
 def prompts(ids=IDS, batch=4, seed=0, **kwargs):
-  return pipeline.Prompts(ids, batch, widths=(4,), pad_id=0, seed=seed, **kwargs)
+  return pipeline.Prompts(ids, batch, prompt_lens=(4,), pad_id=0, seed=seed, **kwargs)
 
 
 def order(stream, batches):
@@ -42,7 +42,7 @@ def test_a_batch_is_left_padded_and_masked():
 
 def test_the_mask_follows_length_and_not_the_pad_token():
   """pad == eos, and eos inside the prompt: common, and no reason to mask it."""
-  batch = pipeline.pad([[7, 7], [5, 7]], width=3, pad_id=7)
+  batch = pipeline.pad([[7, 7], [5, 7]], length=3, pad_id=7)
   np.testing.assert_array_equal(batch.prompt_mask, [[False, True, True]] * 2)
 
 
@@ -81,7 +81,10 @@ def test_the_order_is_the_same_on_every_machine():
 def test_neighbouring_seeds_share_no_epoch():
   """An order drawn from seed + epoch would make seed 1 repeat seed 0 one epoch later."""
   a, b = (order(prompts([[1]] * 64, 64, seed=seed), 6) for seed in (0, 1))
-  epochs = lambda seen: {tuple(seen[i : i + 64]) for i in range(0, len(seen), 64)}
+
+  def epochs(seen):
+    return {tuple(seen[i : i + 64]) for i in range(0, len(seen), 64)}
+
   assert not epochs(a) & epochs(b)
 
 
@@ -120,12 +123,12 @@ def test_no_prompt_is_refused():
     prompts([])
 
 
-def test_width_rounds_up_to_the_limit():
-  assert pipeline.width([[1] * 5, [1] * 17]) == 32
-  assert pipeline.width([[1] * 16]) == 16
-  assert pipeline.width([[1] * 5], multiple=1) == 5
-  assert pipeline.width([[1] * 17], limit=20) == 20
-  assert pipeline.width([[1] * 17], limit=64) == 32
+def test_the_padded_length_rounds_up_to_the_limit():
+  assert pipeline.padded_len([[1] * 5, [1] * 17]) == 32
+  assert pipeline.padded_len([[1] * 16]) == 16
+  assert pipeline.padded_len([[1] * 5], multiple=1) == 5
+  assert pipeline.padded_len([[1] * 17], limit=20) == 20
+  assert pipeline.padded_len([[1] * 17], limit=64) == 32
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +167,9 @@ SHORT, LONG = "apples", "0123456789 zq!"
 
 def test_prompts_of_the_limit_are_kept(tokenizer):
   n = len(tokenizer(LONG)["input_ids"])
-  ids, kept, skipped = tokenise(examples(SHORT, LONG), tokenizer, max_prompt=n)
+  ids, usable, skipped = tokenise(examples(SHORT, LONG), tokenizer, max_prompt=n)
   assert ids == [tokenizer(SHORT)["input_ids"], tokenizer(LONG)["input_ids"]]
-  assert ([e.prompt for e in kept], skipped) == ([SHORT, LONG], 0)
+  assert ([e.prompt for e in usable], skipped) == ([SHORT, LONG], 0)
 
 
 def test_a_long_prompt_is_refused_with_its_place_and_the_mends(tokenizer):
@@ -180,15 +183,15 @@ def test_a_long_prompt_is_refused_with_its_place_and_the_mends(tokenizer):
 
 
 def test_a_long_prompt_is_skipped_and_counted(tokenizer):
-  ids, kept, skipped = tokenise(examples(LONG, SHORT, LONG), tokenizer, 8, "skip")
+  ids, usable, skipped = tokenise(examples(LONG, SHORT, LONG), tokenizer, 8, "skip")
   assert ids == [tokenizer(SHORT)["input_ids"]]
-  assert ([e.where for e in kept], skipped) == (["train.jsonl:2"], 2)
+  assert ([e.where for e in usable], skipped) == (["train.jsonl:2"], 2)
 
 
 def test_a_long_prompt_loses_its_beginning(tokenizer):
-  ids, kept, skipped = tokenise(examples(LONG, SHORT), tokenizer, 8, "truncate")
+  ids, usable, skipped = tokenise(examples(LONG, SHORT), tokenizer, 8, "truncate")
   assert ids == [tokenizer(LONG)["input_ids"][-8:], tokenizer(SHORT)["input_ids"]]
-  assert (len(kept), skipped) == (2, 0)
+  assert (len(usable), skipped) == (2, 0)
 
 
 def test_a_prompt_without_tokens_is_a_bad_line():
@@ -206,8 +209,8 @@ def test_a_prompt_that_cannot_be_rendered_is_a_bad_line(tokenizer):
   for policy in ("refuse", "truncate"):
     with pytest.raises(InputError, match=r"^train\.jsonl:2: the prompt is a list of chat messages"):
       tokenise([*examples(SHORT), chat], tokenizer, on_bad_line=policy)
-  ids, kept, skipped = tokenise([*examples(SHORT), chat], tokenizer, on_bad_line="skip")
-  assert (ids, len(kept), skipped) == ([tokenizer(SHORT)["input_ids"]], 1, 1)
+  ids, usable, skipped = tokenise([*examples(SHORT), chat], tokenizer, on_bad_line="skip")
+  assert (ids, len(usable), skipped) == ([tokenizer(SHORT)["input_ids"]], 1, 1)
 
 
 def test_a_fault_of_the_config_is_no_fault_of_a_line(tokenizer):
@@ -227,34 +230,36 @@ def test_the_template_is_applied(with_template):
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason=f"the GSM8K files are not at {GSM8K}")
 @pytest.mark.parametrize("template", [False, True])
-def test_the_whole_of_gsm8k(with_template, template):
-  read, skipped = sources.read_jsonl(GSM8K / "train.jsonl", "question", "answer", "refuse", need_answer=True)
-  assert (len(read), skipped) == (7473, 0)
+def test_all_of_gsm8k(with_template, template):
+  problems, skipped = sources.read_jsonl(
+    GSM8K / "train.jsonl", sources.Fields("question", "answer"), "refuse", need_answer=True
+  )
+  assert (len(problems), skipped) == (7473, 0)
   start = time.perf_counter()
-  ids, kept, skipped = tokenise(read, with_template, max_prompt=1024, chat_template=template)
+  ids, usable, skipped = tokenise(problems, with_template, max_prompt=1024, chat_template=template)
   seconds = time.perf_counter() - start
   assert (len(ids), skipped) == (7473, 0)
-  assert kept == read
+  assert usable == problems
   assert seconds < 20  # about one when the cores are free; one prompt at a time takes several
   wrapped = "[user] {}\n[assistant]" if template else "{}"
   for i in (0, 3000, 7472):
-    assert with_template.decode(ids[i]) == wrapped.format(read[i].prompt)
-  stream = pipeline.Prompts(ids, 64, [pipeline.width(ids, limit=1024)], 0, seed=0)
+    assert with_template.decode(ids[i]) == wrapped.format(problems[i].prompt)
+  stream = pipeline.Prompts(ids, 64, [pipeline.padded_len(ids, limit=1024)], 0, seed=0)
   assert sorted(order(stream, 117)[:7473]) == list(range(7473))
 
 
-def test_widths_leave_at_most_a_third_empty():
+def test_padded_lengths_leave_at_most_a_third_empty():
   ids = [[1] * n for n in (20, 90, 400, 1000)]
-  widths = pipeline.widths(ids, 1.5)
-  assert widths[-1] == pipeline.width(ids) == 1008
-  assert all(a < b <= 1.5 * a for a, b in itertools.pairwise(widths))
-  assert widths[0] < 1.5 * 20 + 16
-  assert pipeline.widths(ids, 0) == (1008,)
+  lengths = pipeline.padded_lens(ids, 1.5)
+  assert lengths[-1] == pipeline.padded_len(ids) == 1008
+  assert all(a < b <= 1.5 * a for a, b in itertools.pairwise(lengths))
+  assert lengths[0] < 1.5 * 20 + 16
+  assert pipeline.padded_lens(ids, 0) == (1008,)
 
 
-def test_the_width_of_a_step_is_known_before_it_comes():
+def test_the_prompt_length_of_a_step_is_known_before_it_comes():
   ids = [[1] * n for n in (2, 3, 17, 40, 5, 6)]
-  stream = pipeline.Prompts(ids, 2, pipeline.widths(ids, 1.5), pad_id=0, seed=3)
-  known = [stream.width(step) for step in range(9)]
+  stream = pipeline.Prompts(ids, 2, pipeline.padded_lens(ids, 1.5), pad_id=0, seed=3)
+  known = [stream.prompt_len(step) for step in range(9)]
   assert known == [next(stream).prompt.shape[1] for _ in range(9)]
   assert len(set(known)) > 1

@@ -14,12 +14,17 @@ from tests.conftest import STUDENT
 def test_attention_in_blocks_of_queries_is_attention(block):
   """Value and gradient, also where the block does not divide the length and where padding stands on the left."""
   rng = np.random.default_rng(0)
-  draw = lambda n: jnp.asarray(rng.normal(size=(2, 11, n, 8)), jnp.float32)
+
+  def draw(n):
+    return jnp.asarray(rng.normal(size=(2, 11, n, 8)), jnp.float32)
+
   q, k, v = draw(4), draw(2), draw(2)
   mask = jnp.asarray(np.arange(11) >= np.array([[0], [3]]))
 
   def outcome(block):
-    f = lambda q, k, v: jnp.sum(jnp.where(mask[..., None, None], attend_causal(q, k, v, mask, block), 0.0) ** 2)
+    def f(q, k, v):
+      return jnp.sum(jnp.where(mask[..., None, None], attend_causal(q, k, v, mask, block), 0.0) ** 2)
+
     return jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v)
 
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), outcome(block), outcome(100))
@@ -30,10 +35,12 @@ def test_blocks_bound_the_scores_that_are_held():
 
   def temporaries(T, block):
     shape = jax.ShapeDtypeStruct((1, T, 4, 8), jnp.float32)
-    f = lambda q, k, v: jnp.sum(attend_causal(q, k, v, jnp.ones((1, T), bool), block))
-    return (
-      jax.jit(jax.grad(f, argnums=(0, 1, 2))).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
-    )
+
+    def f(q, k, v):
+      return jnp.sum(attend_causal(q, k, v, jnp.ones((1, T), bool), block))
+
+    program = jax.jit(jax.grad(f, argnums=(0, 1, 2))).lower(shape, shape, shape).compile()
+    return program.memory_analysis().temp_size_in_bytes
 
   scores = 4 * 1024 * 1024 * 4
   assert temporaries(1024, 2048) > scores
@@ -49,12 +56,12 @@ def test_padding_on_the_right_and_left_changes_nothing(student):
 
 
 def test_response_states_predict_their_own_token(student, prompts):
-  """State i of a row is what predicts response token i, under any prompt."""
+  """State i of a row predicts response token i, under any prompt."""
   rng = np.random.default_rng(1)
   response = jnp.asarray(rng.integers(2, 37, (4, 5)))
   mask = jnp.ones((4, 5), bool)
   states = decoder.response_hidden(student, STUDENT, prompts.prompt, prompts.prompt_mask, response, mask)
-  assert states.shape == (4, 5, STUDENT.width)
+  assert states.shape == (4, 5, STUDENT.d_model)
   run = jax.jit(lambda tokens, there: decoder.hidden(student, STUDENT, tokens, there))  # one shape: padded at the end
   for row in range(4):
     prompt = prompts.prompt[row][prompts.prompt_mask[row]]

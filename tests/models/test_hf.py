@@ -3,24 +3,23 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-import opd_jax
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, weights
+from opd_jax.models import decoder, hf, safetensors_io
 from opd_jax.models.moe import MoE
+from tests.helpers.eight_devices import run_on_eight_devices
 
 TINY = decoder.DecoderConfig(
-  vocab=13, width=8, layers=2, heads=2, kv_heads=1, head_width=6, ff_width=12, qk_norm=True, tied=False
+  vocab=13, d_model=8, layers=2, heads=2, kv_heads=1, head_width=6, ff_width=12, qk_norm=True, tied=False
 )
 LLAMA3 = {
   "rope_type": "llama3",
@@ -93,7 +92,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def theirs(request, pt, tmp_path_factory):
+def pytorch_model(request, pt, tmp_path_factory):
   """A directory that PyTorch wrote, and its logits."""
   torch, transformers = pt
   family, tied, dtype, shard = CASES[request.param]
@@ -138,13 +137,13 @@ def torch_logits(pt, model, tokens, mask):
   return out.logits.numpy()
 
 
-def test_logits_are_those_of_pytorch(theirs):
-  case, directory, expected = theirs
+def test_logits_are_those_of_pytorch(pytorch_model):
+  case, directory, expected = pytorch_model
   if "many-files" in case:
     assert len(list(directory.glob("*.safetensors"))) > 2
   tokens, mask = left_padded(97)
   cfg = hf.read_config(directory)
-  params = hf.read(directory, cfg)
+  params = hf.load(directory, cfg)
   logits = our_logits(params, cfg, tokens, mask)
   np.testing.assert_allclose(logits[mask], expected[mask], atol=1e-4)
   assert np.std(expected[mask]) > 0.3  # or agreement to 1e-4 would say little
@@ -152,16 +151,16 @@ def test_logits_are_those_of_pytorch(theirs):
 
 
 @pytest.mark.parametrize(
-  "theirs",
+  "pytorch_model",
   ["qwen3-untied", "qwen3-moe-renormalised-bf16", "qwen2-tied-bf16", "llama3-untied-many-files"],
   indirect=True,
 )
-def test_every_parameter_is_seen_by_the_parity_test(theirs):
+def test_every_parameter_is_seen_by_the_parity_test(pytorch_model):
   """What could be left out without changing the logits would be compared with nothing."""
-  _, directory, expected = theirs
+  _, directory, expected = pytorch_model
   tokens, mask = left_padded(97)
   cfg = hf.read_config(directory)
-  leaves, treedef = jax.tree.flatten_with_path(hf.read(directory))
+  leaves, treedef = jax.tree.flatten_with_path(hf.load(directory))
   arrays = [x for _, x in leaves]
   for i, (path, x) in enumerate(leaves):
     swapped = [*arrays[:i], jnp.flip(x, -1), *arrays[i + 1 :]]
@@ -175,11 +174,11 @@ def test_every_parameter_is_seen_by_the_parity_test(theirs):
     assert np.max(np.abs(our_logits(treedef.unflatten(arrays), other, tokens, mask) - expected)[mask]) > 1e-2
 
 
-def test_pytorch_loads_what_we_wrote(theirs, pt, tmp_path):
+def test_pytorch_loads_what_we_wrote(pytorch_model, pt, tmp_path):
   torch, transformers = pt
-  _, directory, expected = theirs
+  _, directory, expected = pytorch_model
   cfg = hf.read_config(directory)
-  hf.write(tmp_path / "out", cfg, hf.read(directory), like=directory, dtype="float32", max_shard_bytes=20_000)
+  hf.write(tmp_path / "out", cfg, hf.load(directory), like=directory, dtype="float32", max_shard_bytes=20_000)
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / "out", dtype="auto", output_loading_info=True
   )
@@ -208,7 +207,7 @@ def test_round_trip(family, tied, tmp_path):
   params = randomised(cfg)
   hf.write(tmp_path / "out", cfg, params, pad_id=0, eos_id=(4, 2), dtype="float32", max_shard_bytes=1000)
   assert hf.read_config(tmp_path / "out") == cfg
-  assert_same(hf.read(tmp_path / "out"), params)
+  assert_same(hf.load(tmp_path / "out"), params)
   assert hf.stop_ids(tmp_path / "out") == (2, 4)
 
 
@@ -216,8 +215,8 @@ def test_bfloat16_is_the_nearest(tmp_path):
   params = randomised(TINY)
   hf.write(tmp_path / "out", TINY, params, pad_id=0, eos_id=1)
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-  assert_same(hf.read(tmp_path / "out", dtype=jnp.bfloat16), rounded)
-  assert_same(hf.read(tmp_path / "out"), jax.tree.map(lambda x: x.astype(jnp.float32), rounded))
+  assert_same(hf.load(tmp_path / "out", dtype=jnp.bfloat16), rounded)
+  assert_same(hf.load(tmp_path / "out"), jax.tree.map(lambda x: x.astype(jnp.float32), rounded))
 
 
 def test_what_we_write_is_safetensors(tmp_path):
@@ -261,70 +260,81 @@ def test_a_copy_has_to_be_of_the_same_model(directory, tmp_path):
     hf.write(tmp_path / "out", cfg, randomised(cfg), like=directory)
 
 
-SHARDED = """
-import sys
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from opd_jax.models import hf, weights
+def load_and_write_on_eight_devices(source: str, target: str) -> None:
+  """A model loads into shards as it does whole, each slice is read once, and the shards are written as they lie."""
+  directory = pathlib.Path(source)
+  mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  specs = {
+    "embed": P("tensor", "fsdp"),
+    "head": P("tensor", "fsdp"),
+    "q": P(None, "fsdp", "tensor"),
+    "o": P(None, "tensor", None, "fsdp"),
+    "gate": P("data", "fsdp", "tensor"),
+    "down": P(None, ("tensor", "fsdp")),
+  }
+  plain = hf.load(directory)
 
-directory = sys.argv[1]
-mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-axes = {"embed": P("tensor", "fsdp"), "head": P("tensor", "fsdp"), "q": P(None, "fsdp", "tensor"),
-  "o": P(None, "tensor", None, "fsdp"), "gate": P("data", "fsdp", "tensor"), "down": P(None, ("tensor", "fsdp"))}
-plain = hf.read(directory)
-where = jax.tree_util.tree_map_with_path(lambda p, _: NamedSharding(mesh, axes.get(p[-1].key, P())), plain)
+  def sharding_of(path, _) -> NamedSharding:
+    return NamedSharding(mesh, specs.get(path[-1].key, P()))
 
-sliced = []
-read_slice = weights._read_slice
-weights._read_slice = lambda leaf, *rest: sliced.append(leaf.name) or read_slice(leaf, *rest)
-sharded = hf.read(directory, shardings=where)
-for (path, a), b, s in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(sharded), jax.tree.leaves(where)):
-  assert b.sharding == s, path
-  np.testing.assert_array_equal(a, b, err_msg=str(path))
-assert sliced.count("lm_head.weight") == 4  # slices, not devices
-assert sliced.count("model.layers.{}.mlp.gate_proj.weight") == 8
+  shardings = jax.tree_util.tree_map_with_path(sharding_of, plain)
 
-# The replicas of a slice come from one host array: a donated update must not be seen by another device's copy.
-for _ in range(3):
-  sharded = jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(sharded)
-for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(sharded)):
-  for shard in b.addressable_shards:
-    np.testing.assert_allclose(shard.data, np.asarray(a)[shard.index] + 3, rtol=1e-6)
+  with pytest.MonkeyPatch.context() as patch:
+    opened = record_opened(patch, directory)
+    sharded = hf.load(directory, shardings=shardings)
+  leaves = zip(
+    jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(sharded), jax.tree.leaves(shardings), strict=True
+  )
+  for (path, whole), array, sharding in leaves:
+    assert array.sharding == sharding, path
+    np.testing.assert_array_equal(whole, array, err_msg=str(path))
+  assert opened.count("lm_head.weight") == 4, "slices, not devices"
+  assert sum(name.endswith("mlp.gate_proj.weight") for name in opened) == 8
 
-hf.write(sys.argv[2], hf.read_config(directory), sharded, like=directory, dtype="float32")
-for a, b in zip(jax.tree.leaves(hf.read(sys.argv[2])), jax.tree.leaves(sharded)):
-  np.testing.assert_array_equal(a, b)
-"""
+  # The replicas of a slice come from one host array: a donated update must not be seen by another device's copy.
+  add_one = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+  for _ in range(3):
+    sharded = add_one(sharded)
+  for whole, array in zip(jax.tree.leaves(plain), jax.tree.leaves(sharded), strict=True):
+    for shard in array.addressable_shards:
+      np.testing.assert_allclose(shard.data, np.asarray(whole)[shard.index] + 3, rtol=1e-6)
+
+  hf.write(pathlib.Path(target), hf.read_config(directory), sharded, like=directory, dtype="float32")
+  jax.tree.map(np.testing.assert_array_equal, hf.load(pathlib.Path(target)), sharded)
+
+
+def record_opened(monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path) -> list[str]:
+  """The names of the directory's tensors in the order in which they will be mapped."""
+  names = {(t.file, t.offset): name for name, t in safetensors_io.find_tensors(directory).items()}
+  opened = []
+  map_tensor = safetensors_io.Tensor.map
+
+  def recorded(tensor: safetensors_io.Tensor) -> np.ndarray:
+    opened.append(names[tensor.file, tensor.offset])
+    return map_tensor(tensor)
+
+  monkeypatch.setattr(safetensors_io.Tensor, "map", recorded)
+  return opened
 
 
 def test_sharded_is_unsharded(tmp_path):
-  """Eight devices, in a process of their own."""
+  """The comparisons are in `load_and_write_on_eight_devices`, whose failure is the process's."""
   cfg = dataclasses.replace(TINY, vocab=12)
   hf.write(tmp_path / "in", cfg, randomised(cfg), pad_id=0, eos_id=1, max_shard_bytes=1000)
-  env = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(pathlib.Path(opd_jax.__file__).parent.parent),
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", SHARDED, tmp_path / "in", tmp_path / "out"], env=env, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
+  script = "import sys; from tests.models import test_hf; test_hf.load_and_write_on_eight_devices(*sys.argv[1:])"
+  run_on_eight_devices("-c", script, tmp_path / "in", tmp_path / "out")
 
 
 def test_a_slice_of_the_experts_opens_their_tensors_alone(tmp_path, monkeypatch):
-  """As a process does whose devices hold experts 3 and 4."""
+  """A process whose devices hold experts 3 and 4 reads such a slice."""
   cfg = dataclasses.replace(TINY, **FAMILIES["qwen3-moe"])
   params = randomised(cfg)
   hf.write(tmp_path / "out", cfg, params, pad_id=0, eos_id=1, dtype="float32")
-  tensors = weights._tensors(tmp_path / "out")
-  names = {(t.file, t.offset): name for name, t in tensors.items()}
-  opened = []
-  real = weights._Tensor.map
-  monkeypatch.setattr(weights._Tensor, "map", lambda t: opened.append(names[t.file, t.offset]) or real(t))
-  leaf = weights._leaves(cfg)["layers"]["experts_down"]
+  tensors = safetensors_io.find_tensors(tmp_path / "out")
+  opened = record_opened(monkeypatch, tmp_path / "out")
+  leaf = safetensors_io.parameter_leaves(cfg)["layers"]["experts_down"]
   index = (slice(None), slice(3, 5), slice(2, 7), slice(None))
-  got = weights._read_slice(leaf, tensors, np.dtype(np.float32), index)
+  got = safetensors_io.read_slice(leaf, tensors, np.dtype(np.float32), index)
   np.testing.assert_array_equal(got, params["layers"]["experts_down"][index])
   assert opened == [f"model.layers.{i}.mlp.experts.{e}.down_proj.weight" for i in range(2) for e in (3, 4)]
 
@@ -465,7 +475,7 @@ def test_no_safetensors(directory, many):
   assert "has no model.safetensors" in refused(directory)
   (directory / "pytorch_model.bin").write_bytes(b"x")
   assert "only pytorch_model.bin" in refused(directory)
-  (many / weights.INDEX).unlink()
+  (many / safetensors_io.INDEX).unlink()
   assert "no model.safetensors.index.json, only model-00001" in refused(many)
 
 
@@ -476,7 +486,7 @@ def test_shards_that_are_missing(many):
   message = refused(many)
   assert files[1].name in message
   assert f"and {len(files) - 4} more" in message
-  (many / weights.INDEX).write_text("{}")
+  (many / safetensors_io.INDEX).write_text("{}")
   assert "no weight_map" in refused(many)
 
 
@@ -513,7 +523,7 @@ def test_tensors_that_do_not_fit(directory):
   rewrite(file, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
   assert "has no tensor model.layers.1.mlp.up_proj.weight" in refused(directory)
   with pytest.raises(InputError, match="up_proj"):
-    hf.read(directory)
+    hf.load(directory)
 
   file.write_bytes(data)
   rewrite(file, lambda t: t.pop("lm_head.weight"))
@@ -542,10 +552,10 @@ def test_a_tied_model_may_hold_its_head_twice(tmp_path):
   params = randomised(cfg)
   hf.write(path, cfg, params, pad_id=0, eos_id=1, dtype="float32")
   (path / "tokenizer.json").write_text("{}")
-  rewrite(path / weights.FILE, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+  rewrite(path / safetensors_io.FILE, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
   hf.check_directory(path)
-  assert_same(hf.read(path), params)
-  rewrite(path / weights.FILE, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
+  assert_same(hf.load(path), params)
+  rewrite(path / safetensors_io.FILE, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
   assert "tie_word_embeddings" in refused(path)
 
 

@@ -6,10 +6,7 @@ products in its place, and the program with the kernel is lowered for CUDA.
 
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +15,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from opd_jax import mesh as meshes
 from opd_jax.errors import InputError
 from opd_jax.models import kernels
 from opd_jax.models.attention import attend_causal
+from opd_jax.runtime import mesh as meshes
+from tests.helpers.eight_devices import json_from_eight_devices
 
 N, K, h = 4, 2, 8
 PADDED = {"left": (7, 0), "right": (0, 6), "both": (4, 3), "none": (0, 0), "one token": (9, 10), "all": (20, 0)}
@@ -35,21 +33,21 @@ def arrays(T: int, padded, dtype=jnp.float32, heads: int = N):
   """q, k, v, a mask with so much padding on the left and on the right of each row, and a cotangent."""
   rng = np.random.default_rng(T)
   B = len(padded)
-  q, k, v, c = (
+  q, k, v, cotangent = (
     jnp.asarray(2 * rng.standard_normal((B, T, n, h)), d)
     for n, d in ((heads, dtype), (K, dtype), (K, dtype), (heads, jnp.float32))
   )
   at = np.arange(T)
   mask = np.stack([(at >= left) & (at < T - right) for left, right in padded])
-  return q, k, v, jnp.asarray(mask), c
+  return q, k, v, jnp.asarray(mask), cotangent
 
 
 def graded(run):
   """Output and gradients, where only real tokens count."""
 
-  def value_and_gradients(q, k, v, mask, c):
+  def value_and_gradients(q, k, v, mask, cotangent):
     out, back = jax.vjp(lambda *x: run(*x, mask), q, k, v)
-    return out, *back(jnp.where(mask[..., None, None], c, 0).astype(out.dtype))
+    return out, *back(jnp.where(mask[..., None, None], cotangent, 0).astype(out.dtype))
 
   return jax.jit(value_and_gradients)
 
@@ -68,61 +66,63 @@ def error(found, expected, mask) -> float:
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_every_padding_gives_what_xla_gives(kind):
-  q, k, v, mask, c = arrays(20, [*PADDED.values(), (0, 0)])
+  q, k, v, mask, cotangent = arrays(20, [*PADDED.values(), (0, 0)])
   mask = mask.at[-1].set(jnp.arange(20) % 3 != 1)  # padding between tokens too
-  assert error(graded(RUNS[kind])(q, k, v, mask, c), graded(attend_causal)(q, k, v, mask, c), mask) < 5e-6
+  assert (
+    error(graded(RUNS[kind])(q, k, v, mask, cotangent), graded(attend_causal)(q, k, v, mask, cotangent), mask) < 5e-6
+  )
 
 
 def test_what_cudnn_may_leave_at_padding_reaches_nothing(monkeypatch):
   """Numbers beyond a row's length are promised nowhere, in outputs or gradients, nor anything for an empty row."""
   plain = jax.nn.dot_product_attention
 
-  def careless(q, k, v, *, query_seq_lengths, **how):
+  def careless(q, k, v, *, query_seq_lengths, **options):
     beyond = (jnp.arange(q.shape[1]) >= query_seq_lengths[:, None])[..., None, None] | (query_seq_lengths == 0).any()
     careless_of = jax.custom_vjp(lambda x: x)
     careless_of.defvjp(lambda x: (x, None), lambda _, g: (jnp.where(beyond, jnp.nan, g),))
-    out = plain(*map(careless_of, (q, k, v)), query_seq_lengths=query_seq_lengths, **how)
+    out = plain(*map(careless_of, (q, k, v)), query_seq_lengths=query_seq_lengths, **options)
     return jnp.where(beyond, jnp.nan, out)
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", careless)
-  given = arrays(20, PADDED.values())
-  assert error(graded(RUNS["cudnn"])(*given), graded(attend_causal)(*given), given[3]) < 5e-6
+  inputs = arrays(20, PADDED.values())
+  assert error(graded(RUNS["cudnn"])(*inputs), graded(attend_causal)(*inputs), inputs[3]) < 5e-6
 
 
 @pytest.mark.parametrize("block", [128, 512])
 def test_splash_in_one_block_and_in_several(block, monkeypatch):
   """A length that no block divides, and padding that is longer than a block."""
   monkeypatch.setattr(kernels, "BLOCKS", (block,))
-  given = arrays(300, [(140, 20), (3, 150)], heads=2)
-  assert kernels._blocks(300) == (min(block, 384), 384)
-  assert error(graded(RUNS["splash"])(*given), graded(attend_causal)(*given), given[3]) < 5e-6
+  inputs = arrays(300, [(140, 20), (3, 150)], heads=2)
+  assert kernels.block_and_length(300) == (min(block, 384), 384)
+  assert error(graded(RUNS["splash"])(*inputs), graded(attend_causal)(*inputs), inputs[3]) < 5e-6
 
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_half_precision(kind):
   """bfloat16 in, bfloat16 out, and no further from exact attention than three times what XLA is."""
-  given = arrays(20, [(4, 3)], jnp.bfloat16)
-  *exact, mask, c = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), given)
-  exact = graded(attend_causal)(*exact, mask, c)
-  found, plain = graded(RUNS[kind])(*given), graded(attend_causal)(*given)
+  inputs = arrays(20, [(4, 3)], jnp.bfloat16)
+  *exact, mask, cotangent = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), inputs)
+  exact = graded(attend_causal)(*exact, mask, cotangent)
+  found, plain = graded(RUNS[kind])(*inputs), graded(attend_causal)(*inputs)
   assert {x.dtype for x in found} == {jnp.dtype("bfloat16")}
   assert error(found, exact, mask) < 3 * error(plain, exact, mask)
 
 
 def test_blocks_hold_every_length():
   for T in range(1, 3000, 7):
-    block, length = kernels._blocks(T)
+    block, length = kernels.block_and_length(T)
     assert block in kernels.BLOCKS
     assert length % block == 0
     assert 0 <= length - T < 128 + T // 8
-  assert kernels._blocks(1) == (128, 128)
-  assert kernels._blocks(512 + 1023) == (512, 1536)
-  assert kernels._blocks(600) == (128, 640)  # every larger block would pad by more than an eighth
+  assert kernels.block_and_length(1) == (128, 128)
+  assert kernels.block_and_length(512 + 1023) == (512, 1536)
+  assert kernels.block_and_length(600) == (128, 640)  # every larger block would pad by more than an eighth
 
 
-def lowered(run, platform: str, *given) -> str:
+def lowered(run, platform: str, *inputs) -> str:
   """The program of output and gradients for a platform that need not be here."""
-  return graded(run).trace(*given).lower(lowering_platforms=(platform,)).as_text()
+  return graded(run).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
 
 
 def cudnn_calls(program: str) -> list[tuple[str, list[int]]]:
@@ -141,11 +141,11 @@ def pretend_cudnn(patch: pytest.MonkeyPatch) -> None:
 def test_cudnn_lowers_without_scores(monkeypatch):
   """Forward and backward are kernels, causal and with lengths, and nothing [T, T] is left in the program."""
   pretend_cudnn(monkeypatch)
-  given = arrays(46, [(4, 3), (0, 0)], jnp.bfloat16)
-  program = lowered(kernels.cudnn, "cuda", *given)
+  inputs = arrays(46, [(4, 3), (0, 0)], jnp.bfloat16)
+  program = lowered(kernels.cudnn, "cuda", *inputs)
   assert cudnn_calls(program) == [("PADDING_CAUSAL", [2, N, 46, 46])] * 2
   assert "46x46" not in program
-  assert "46x46" in lowered(attend_causal, "cuda", *given)
+  assert "46x46" in lowered(attend_causal, "cuda", *inputs)
 
 
 def test_splash_lowers_for_tpus():
@@ -199,11 +199,7 @@ def test_choice_that_cannot_run(kind, platform, dtype, head_width, why):
 @pytest.fixture(scope="module")
 def sharded():
   """What `eight_devices` finds, in a process that has them."""
-  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-  command = [sys.executable, "-m", "tests.models.test_kernels"]
-  done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+  return json_from_eight_devices("tests.models.test_kernels")
 
 
 # Mesh sizes and rows; how many rows and heads a device computes, of N 4 and K 2; the kernels that run.
@@ -217,21 +213,21 @@ SHARDED = [
 
 def eight_devices() -> dict:
   errors, shares = {}, {}
-  given = arrays(20, [*PADDED.values(), (2, 2), (0, 1)])
-  expected = graded(attend_causal)(*given)
+  inputs = arrays(20, [*PADDED.values(), (2, 2), (0, 1)])
+  expected = graded(attend_causal)(*inputs)
   for sizes, B, _, kinds in SHARDED:
     mesh = meshes.make(*sizes)
-    mine, theirs = ([np.asarray(x)[-B:] for x in xs] for xs in (given, expected))
-    mine = jax.device_put(mine, NamedSharding(mesh, P(meshes.ROWS if B == 8 else None)))
+    local, local_expected = ([np.asarray(x)[-B:] for x in xs] for xs in (inputs, expected))
+    local = jax.device_put(local, NamedSharding(mesh, P(meshes.ROWS if B == 8 else None)))
     for kind in kinds:
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "cudnn", RUNS["cudnn"])
         run = functools.partial(kernels.attend, kind, mesh, interpret=True)
-        errors[f"{kind} {sizes} {B}"] = error(graded(run)(*mine), theirs, mine[3])
+        errors[f"{kind} {sizes} {B}"] = error(graded(run)(*local), local_expected, local[3])
     with pytest.MonkeyPatch.context() as patch:
       pretend_cudnn(patch)
-      mine = arrays(20, [(4, 3)] * B, jnp.bfloat16)
-      program = lowered(functools.partial(kernels.attend, "cudnn", mesh), "cuda", *mine)
+      local = arrays(20, [(4, 3)] * B, jnp.bfloat16)
+      program = lowered(functools.partial(kernels.attend, "cudnn", mesh), "cuda", *local)
       shares[f"{sizes} {B}"] = cudnn_calls(program)
   return {"errors": errors, "shares": shares}
 

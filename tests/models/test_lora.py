@@ -1,6 +1,7 @@
 """Low-rank adapters: what they compute, what they train, and how they lie on disk."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 
@@ -20,7 +21,7 @@ CFG = dataclasses.replace(STUDENT, adapter_scale=LORA.scale)
 
 @pytest.fixture(scope="module")
 def adapter():
-  """With both factors away from zero."""
+  """An adapter both of whose factors are away from zero."""
   new = lora.init(STUDENT, LORA, jax.random.key(5))
   keys = iter(jax.random.split(jax.random.key(6), 64))
   return jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), new)
@@ -54,18 +55,21 @@ def test_joined_is_merged_is_the_formula(student, adapter):
   assert float(jnp.abs(logits(joined, CFG, TOKENS) - logits(student, STUDENT, TOKENS)).max()) > 0.1
 
 
-def test_the_rollout_says_what_the_whole_model_would(student, adapter, prompts):
-  """And with the probabilities that teacher forcing through the adapter gives."""
-  how = {"sampling": sample.Sampling((1,), 0, STUDENT.vocab), "horizon": 8}
-  rollout = lambda params, cfg: sample.rollout(params, prompts, jax.random.key(3), jnp.int32(8), cfg=cfg, **how)
-  speak = jax.jit(rollout, static_argnums=1)
+def test_the_rollout_is_that_of_the_merged_model(student, adapter, prompts):
+  """Its probabilities are those that teacher forcing through the adapter gives."""
+  options = {"sampling": sample.Sampling((1,), 0, STUDENT.vocab), "response_len": 8}
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def roll_out(params, cfg):
+    return sample.rollout(params, prompts, jax.random.key(3), jnp.int32(8), cfg=cfg, **options)
+
   joined, merged = lora.join(student, adapter), lora.merge(lora.join(student, adapter), LORA.scale)
-  said = speak(joined, CFG)
-  np.testing.assert_array_equal(said.response, speak(merged, STUDENT).response)
-  seen = (prompts.prompt, prompts.prompt_mask, said.response, said.mask)
-  predicted = jax.nn.log_softmax(decoder.unembed(joined, decoder.response_hidden(joined, CFG, *seen)))
-  forced = jnp.take_along_axis(predicted, said.response[..., None], axis=-1)[..., 0]
-  np.testing.assert_allclose(jnp.where(said.mask, forced, 0), said.behavior_logprob, rtol=1e-4, atol=1e-4)
+  rollout = roll_out(joined, CFG)
+  np.testing.assert_array_equal(rollout.response, roll_out(merged, STUDENT).response)
+  sequence = (prompts.prompt, prompts.prompt_mask, rollout.response, rollout.mask)
+  predicted = jax.nn.log_softmax(decoder.unembed(joined, decoder.response_hidden(joined, CFG, *sequence)))
+  forced = jnp.take_along_axis(predicted, rollout.response[..., None], axis=-1)[..., 0]
+  np.testing.assert_allclose(jnp.where(rollout.mask, forced, 0), rollout.behavior_logprob, rtol=1e-4, atol=1e-4)
 
 
 def test_a_matrix_that_the_model_lacks_is_refused():
@@ -79,7 +83,7 @@ def test_a_directory_comes_back_as_it_was(adapter, tmp_path):
   lora.write(tmp_path, STUDENT, some, part, "BASE")
   assert lora.read_config(tmp_path) == some
   assert some.scale == pytest.approx(6 / 3**0.5)
-  jax.tree.map(np.testing.assert_array_equal, lora.read(tmp_path, STUDENT, some), part)
+  jax.tree.map(np.testing.assert_array_equal, lora.load(tmp_path, STUDENT, some), part)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +109,14 @@ def test_what_would_not_be_followed_is_refused(change, why, adapter, tmp_path):
 def test_weights_of_another_model_are_refused(adapter, tmp_path):
   lora.write(tmp_path, STUDENT, LORA, adapter, "BASE")
   with pytest.raises(InputError, match="different models"):
-    lora.read(tmp_path, dataclasses.replace(STUDENT, width=32), LORA)
+    lora.load(tmp_path, dataclasses.replace(STUDENT, d_model=32), LORA)
   with pytest.raises(InputError, match="which adapter_config"):
-    lora.read(tmp_path, dataclasses.replace(STUDENT, layers=3), LORA)
+    lora.load(tmp_path, dataclasses.replace(STUDENT, layers=3), LORA)
   with pytest.raises(InputError, match="does not name"):
-    lora.read(tmp_path, STUDENT, dataclasses.replace(LORA, targets=("q",)))
+    lora.load(tmp_path, STUDENT, dataclasses.replace(LORA, targets=("q",)))
   (tmp_path / lora.WEIGHTS).unlink()
   with pytest.raises(InputError, match="has no adapter_model"):
-    lora.read(tmp_path, STUDENT, LORA)
+    lora.load(tmp_path, STUDENT, LORA)
 
 
 needs_peft = pytest.mark.skipif(
@@ -136,8 +140,8 @@ def test_peft_reads_ours_and_computes_the_same(base, student, adapter, tmp_path)
   lora.write(tmp_path, STUDENT, LORA, adapter, str(base))
   model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).float(), tmp_path)  # pyright: ignore[reportArgumentType]
   with torch.no_grad():
-    theirs = model(torch.tensor(np.asarray(TOKENS)).long()).logits.numpy()
-  np.testing.assert_allclose(logits(lora.join(student, adapter), CFG, TOKENS), theirs, rtol=1e-4, atol=2e-4)
+    expected = model(torch.tensor(np.asarray(TOKENS)).long()).logits.numpy()
+  np.testing.assert_allclose(logits(lora.join(student, adapter), CFG, TOKENS), expected, rtol=1e-4, atol=2e-4)
 
 
 @needs_peft
@@ -147,10 +151,10 @@ def test_ours_reads_pefts_and_computes_the_same(base, student, tmp_path):
   from transformers import AutoModelForCausalLM
 
   torch.manual_seed(0)
-  how = LoraConfig(
+  peft_config = LoraConfig(
     r=4, lora_alpha=10, lora_dropout=0.05, use_rslora=True, target_modules=["v_proj", "up_proj"], task_type="CAUSAL_LM"
   )
-  model = get_peft_model(AutoModelForCausalLM.from_pretrained(base).float(), how)  # pyright: ignore[reportArgumentType]
+  model = get_peft_model(AutoModelForCausalLM.from_pretrained(base).float(), peft_config)  # pyright: ignore[reportArgumentType]
   for name, weight in model.named_parameters():
     if "lora_B" in name:
       torch.nn.init.normal_(weight, std=0.1)
@@ -159,7 +163,7 @@ def test_ours_reads_pefts_and_computes_the_same(base, student, tmp_path):
   read = lora.read_config(tmp_path)
   assert (read.rank, read.alpha, set(read.targets), read.rank_stabilised) == (4, 10, {"v", "up"}, True)
   cfg = dataclasses.replace(STUDENT, adapter_scale=read.scale)
-  mine = logits(lora.join(student, lora.read(tmp_path, STUDENT, read)), cfg, TOKENS)
+  found = logits(lora.join(student, lora.load(tmp_path, STUDENT, read)), cfg, TOKENS)
   with torch.no_grad():
-    theirs = model(torch.tensor(np.asarray(TOKENS)).long()).logits.numpy()
-  np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-4)
+    expected = model(torch.tensor(np.asarray(TOKENS)).long()).logits.numpy()
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 
 import jax
@@ -14,20 +12,23 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from opd_jax import mesh as meshes
 from opd_jax.models import decoder, moe
-from tests.conftest import STUDENT
+from opd_jax.runtime import mesh as meshes
+from tests.conftest import EXPERTS
+from tests.helpers.eight_devices import json_from_eight_devices
 
 FORMS = ("blocks", "ragged")
 D, F, E, k = 16, 8, 6, 2
 MOE = moe.MoE(E, k, renormalise=True)
-EXPERTS = dataclasses.replace(STUDENT, moe=moe.MoE(5, 2, renormalise=False))  # a whole model, also for other tests
 
 
 def layer(experts: int = E, ff: int = F, seed: int = 0) -> dict[str, jax.Array]:
   """Weights of one layer's mixture."""
   rng = np.random.default_rng(seed)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / 3, jnp.float32)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape) / 3, jnp.float32)
+
   return {
     "router": normal(D, experts),
     "experts_gate": normal(experts, D, ff),
@@ -58,7 +59,10 @@ def graded(kind: str, mesh=None, cfg: moe.MoE = MOE):
 
 def error(found, expected) -> float:
   """The largest difference relative to the largest number of each array."""
-  relative = lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max())
+
+  def relative(a, b):
+    return float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max())
+
   return max(jax.tree.leaves(jax.tree.map(relative, found, expected)))
 
 
@@ -69,6 +73,10 @@ def small_blocks(monkeypatch):
   monkeypatch.setattr(moe, "RAGGED", 11)
 
 
+def silu(a: np.ndarray) -> np.ndarray:
+  return a / (1 + np.exp(-a))
+
+
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_reference_is_the_definition(renormalise):
   """Token by token and expert by expert, in fp64."""
@@ -77,13 +85,12 @@ def test_reference_is_the_definition(renormalise):
   found = np.asarray(moe.reference(x, w, cfg, mask))
   router, gate, up, down = (np.asarray(w[name], np.float64) for name in moe.PARAMETERS)
   for row, t in np.argwhere(mask):
-    one = np.asarray(x, np.float64)[row, t]
-    odds = np.exp(one @ router)
+    token = np.asarray(x, np.float64)[row, t]
+    odds = np.exp(token @ router)
     share = odds / odds.sum()
     best = np.argsort(-share)[:k]
-    whole = share[best].sum() if renormalise else 1
-    silu = lambda a: a / (1 + np.exp(-a))
-    y = sum(share[e] / whole * (silu(one @ gate[e]) * (one @ up[e])) @ down[e] for e in best)
+    total = share[best].sum() if renormalise else 1
+    y = sum(share[e] / total * (silu(token @ gate[e]) * (token @ up[e])) @ down[e] for e in best)
     np.testing.assert_allclose(found[row, t], y, rtol=1e-4, atol=1e-5)
   assert np.abs(found[np.asarray(mask)]).max() > 0.1
   assert (found[~np.asarray(mask)] == 0).all()
@@ -101,16 +108,16 @@ ROUTERS = {
 @pytest.mark.usefixtures("small_blocks")
 def test_fast_forms_are_the_reference(kind, router):
   """Value and gradient, however uneven the experts' work."""
-  w, given = layer(), tokens(4, 9)
+  w = layer()
   w["router"] = ROUTERS[router](w["router"])
-  x, mask, cotangent = given
+  x, mask, cotangent = tokens(4, 9)
   expected = graded("dense")(x, w, mask, cotangent)
   assert error(graded(kind)(x, w, mask, cotangent), expected) < 2e-6
 
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_fewer_pairs_than_a_block(kind):
-  """And nothing at all where every token is padding."""
+  """The forms agree, and give zeros where every token is padding."""
   x, mask, cotangent = tokens(1, 3)
   w = layer()
   assert error(graded(kind)(x, w, mask, cotangent), graded("dense")(x, w, mask, cotangent)) < 2e-6
@@ -123,17 +130,22 @@ def test_fewer_pairs_than_a_block(kind):
 def test_half_precision(kind):
   """bfloat16 in, bfloat16 out, within a rounding or two of the fp32 mixture of the same numbers."""
   x, mask, cotangent = tokens(4, 9)
-  low = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
-  up = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)
-  given = low((x, layer())), mask, low(cotangent)
-  found = graded(kind)(*given[0], *given[1:])
-  expected = graded("dense")(*up(given[0]), mask, up(given[2]))
+
+  def low(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
+
+  def up(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+
+  x, w, cotangent = low((x, layer(), cotangent))
+  found = graded(kind)(x, w, mask, cotangent)
+  expected = graded("dense")(up(x), up(w), mask, up(cotangent))
   assert {a.dtype for a in jax.tree.leaves(found)} == {jnp.dtype("bfloat16")}
   assert error(up(found), expected) < 0.03
 
 
 def test_routing_is_in_fp32():
-  """Of bfloat16 inputs it is that of the same numbers in fp32: rounded logits would tie experts that differ."""
+  """bfloat16 inputs are routed as the same numbers in fp32: rounded logits would tie experts that differ."""
   x, router = (a.astype(jnp.bfloat16) for a in (tokens(8, 9)[0].reshape(-1, D), layer()["router"]))
   chosen, weight = moe.route(x, router, MOE)
   exact, share = moe.route(x.astype(jnp.float32), router.astype(jnp.float32), MOE)
@@ -156,15 +168,13 @@ def test_memory_is_that_of_blocks():
   w = {name: jax.ShapeDtypeStruct((16, 64, 64), jnp.float32) for name in moe.PARAMETERS}
   w["router"] = jax.ShapeDtypeStruct((64, 16), jnp.float32)
   cfg = moe.MoE(16, 8, True)
-  size = lambda kind: (
-    graded(kind, cfg=cfg)
-    .lower(x, w, jax.ShapeDtypeStruct((2, 1024), bool), x)
-    .compile()
-    .memory_analysis()
-    .temp_size_in_bytes
-  )
+
+  def temporaries(kind: str) -> int:
+    lowered = graded(kind, cfg=cfg).lower(x, w, jax.ShapeDtypeStruct((2, 1024), bool), x)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
   pairs = 2048 * 8 * 64 * 4
-  assert size("blocks") < pairs < size("dense")
+  assert temporaries("blocks") < pairs < temporaries("dense")
 
 
 def test_a_token_cannot_have_more_experts_than_there_are():
@@ -180,31 +190,24 @@ def model():
 @pytest.mark.usefixtures("small_blocks")
 def test_a_whole_model(model):
   """Hidden states of real tokens, and their gradients, where the backward pass makes the mixture again."""
-  read = jnp.asarray(np.random.default_rng(0).integers(2, 37, (2, 9)))
+  ids = jnp.asarray(np.random.default_rng(0).integers(2, 37, (2, 9)))
   mask = jnp.asarray(np.arange(9) >= np.array([[0], [3]]))
 
-  def outcome(**how):
-    f = lambda p: jnp.sum(jnp.where(mask[..., None], decoder.hidden(p, EXPERTS, read, mask, **how), 0) ** 3)
-    return jax.jit(jax.value_and_grad(f))(model)
+  def outcome(**hidden_options):
+    def loss(params):
+      states = decoder.hidden(params, EXPERTS, ids, mask, **hidden_options)
+      return jnp.sum(jnp.where(mask[..., None], states, 0) ** 3)
 
-  asked = []
+    return jax.jit(jax.value_and_grad(loss))(model)
 
-  def blocks(*given):
-    asked.append(given)
-    return moe.feed_forward(None, *given, kind="blocks")
+  calls = []
 
-  assert error(outcome(remat="dots", experts=blocks), outcome()) < 1e-4
-  assert asked
+  def blocks(*arguments):
+    calls.append(arguments)
+    return moe.feed_forward(None, *arguments, kind="blocks")
 
-
-@pytest.fixture(scope="module")
-def sharded():
-  """What `eight_devices` finds, in a process that has them."""
-  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-  command = [sys.executable, "-m", "tests.models.test_moe"]
-  done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+  assert error(outcome(remat="dots", moe_fn=blocks), outcome()) < 1e-4
+  assert calls
 
 
 # Sizes of data, fsdp, tensor and expert; experts, their width and rows; the forms that run.
@@ -218,29 +221,35 @@ SHARDED = [
 ]
 
 
-def eight_devices() -> dict:
-  moe.BLOCK["cpu"], moe.RAGGED = 4, 11
-  out: dict = {"errors": {}, "collectives": []}
+def errors_on_eight_devices() -> dict[str, float]:
+  """How far each form is from the reference on one device."""
+  out = {}
   for sizes, experts, ff, B, kinds in SHARDED:
     mesh, cfg = meshes.make(*sizes), moe.MoE(experts, k, True)
     x, mask, cotangent = tokens(B, 7)
-    given = (x, layer(experts, ff), mask, cotangent)
-    expected = jax.device_get(graded("dense", cfg=cfg)(*given))
+    w = layer(experts, ff)
+    expected = jax.device_get(graded("dense", cfg=cfg)(x, w, mask, cotangent))
     rows = NamedSharding(mesh, P(meshes.ROWS if B == 8 else None))
     x, mask, cotangent = jax.device_put((x, mask, cotangent), rows)
     for kind in kinds:
-      found = graded(kind, mesh, cfg)(x, given[1], mask, cotangent)
-      out["errors"][f"{kind} {sizes} {experts} {ff} {B}"] = error(found, expected)
-
-  mesh = meshes.make(1, 2, 2, 2)
-  lies = {"router": P("fsdp"), "experts_down": P("expert", "tensor", "fsdp")}
-  lies |= dict.fromkeys(("experts_gate", "experts_up"), P("expert", "fsdp", "tensor"))
-  put = lambda spec, a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
-  w = {name: put(lies[name], a) for name, a in layer().items()}
-  x, mask, _ = (put(P(meshes.ROWS), a) for a in tokens(8, 7))
-  run = jax.jit(lambda x, w, mask: moe.feed_forward(mesh, x, w, MOE, mask, kind="blocks"))
-  out["collectives"] = collectives(run.lower(x, w, mask).compile().as_text() or "")
+      found = graded(kind, mesh, cfg)(x, w, mask, cotangent)
+      out[f"{kind} {sizes} {experts} {ff} {B}"] = error(found, expected)
   return out
+
+
+def collectives_on_eight_devices() -> list[str]:
+  """What the compiled blocks send, on fsdp 2 x expert 2 x tensor 2."""
+  mesh = meshes.make(1, 2, 2, 2)
+  specs = {"router": P("fsdp"), "experts_down": P("expert", "tensor", "fsdp")}
+  specs |= dict.fromkeys(("experts_gate", "experts_up"), P("expert", "fsdp", "tensor"))
+
+  def abstract(spec, a):
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+
+  w = {name: abstract(specs[name], a) for name, a in layer().items()}
+  x, mask, _ = (abstract(P(meshes.ROWS), a) for a in tokens(8, 7))
+  run = jax.jit(lambda x, w, mask: moe.feed_forward(mesh, x, w, MOE, mask, kind="blocks"))
+  return collectives(run.lower(x, w, mask).compile().as_text() or "")
 
 
 def collectives(hlo: str) -> list[str]:
@@ -250,24 +259,24 @@ def collectives(hlo: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_eight_devices_give_what_one_gives(sharded):
-  assert len(sharded["errors"]) == sum(len(kinds) for *_, kinds in SHARDED)
-  assert max(sharded["errors"].values()) < 2e-6, sharded["errors"]
+def test_eight_devices_give_what_one_gives():
+  errors = json_from_eight_devices("tests.models.test_moe", "errors")
+  assert len(errors) == sum(len(kinds) for *_, kinds in SHARDED)
+  assert max(errors.values()) < 2e-6, errors
 
 
-def test_a_device_gathers_tokens_and_never_experts(sharded):
+def test_a_device_gathers_tokens_and_never_experts():
   """On fsdp 2 x expert 2 x tensor 2: 28 tokens of two devices; the model width of three experts' halves over fsdp."""
-  gathered = sorted(c for c in sharded["collectives"] if c.startswith("all-gather"))
+  sent = json_from_eight_devices("tests.models.test_moe", "collectives")
+  gathered = sorted(c for c in sent if c.startswith("all-gather"))
   tokens_of_group = ["f32[28,16]", "f32[28,2]", "s32[28,2]"]
   own_experts = ["f32[3,16,4]", "f32[3,16,4]", "f32[3,4,16]"]
   assert gathered == sorted(f"all-gather {a}" for a in [*tokens_of_group, *own_experts, "f32[16,6]"])
-  assert "reduce-scatter f32[14,16]" in sharded["collectives"]
-  assert "all-reduce f32[14,16]" in sharded["collectives"]
-
-
-def test_rows_lie_as_everywhere():
-  assert meshes.ROWS == moe.ROWS
+  assert "reduce-scatter f32[14,16]" in sent
+  assert "all-reduce f32[14,16]" in sent
 
 
 if __name__ == "__main__":
-  print(json.dumps(eight_devices()))
+  moe.BLOCK["cpu"], moe.RAGGED = 4, 11
+  ask = {"errors": errors_on_eight_devices, "collectives": collectives_on_eight_devices}[sys.argv[1]]
+  print(json.dumps(ask()))

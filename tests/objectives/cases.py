@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax.objectives.divergence import Coefficients, Objective, Readout
+from opd_jax.objectives.divergence import Coefficients, FrozenInputs, HiddenAndHead, Objective
 
 V = 9
 TOPK = [
@@ -31,27 +31,37 @@ OBJECTIVES = [
 
 
 def name(o: Objective) -> str:
-  """Of a test: what differs from the default."""
-  base = Objective(o.vocab)
-  return " ".join(f"{k}={v}" for k, v in vars(o).items() if v != getattr(base, k)) or "default"
+  """Name a test case by the fields that differ from the default."""
+  default = Objective(o.vocab)
+  return " ".join(f"{k}={v}" for k, v in vars(o).items() if v != getattr(default, k)) or "default"
 
 
-B, H, D = 2, 5, 4  # of most tests, so that they share compiled programs
+B, H, D = 2, 5, 4  # in most tests, so that they share compiled programs
 
 
-def arrays(B=B, H=H, D=D, E=D, ids=V, seed=0, teachers=1, dtype=jnp.float32, vocab=None):
-  """Random readouts, drawn tokens and a ragged mask: the positional arguments after the objective."""
+def random_inputs(
+  B=B, H=H, D=D, E=D, ids=V, seed=0, teachers=1, dtype=jnp.float32, vocab=None
+) -> tuple[HiddenAndHead, FrozenInputs]:
+  """Draw a student, teachers and tokens, under a ragged mask."""
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-  return (
-    Readout(draw(B, H, D), draw(ids, D).astype(jnp.float32)),
-    tuple(Readout(draw(B, H, E), draw(ids, E)) for _ in range(teachers)),
-    jnp.asarray(rng.integers(0, vocab or ids, (B, H))),
-    jnp.asarray(np.arange(H) < rng.integers(0, H + 1, B)[:, None]),
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape), dtype)
+
+  student = HiddenAndHead(draw(B, H, D), draw(ids, D).astype(jnp.float32))
+  inputs = FrozenInputs(
+    teachers=tuple(HiddenAndHead(draw(B, H, E), draw(ids, E)) for _ in range(teachers)),
+    token=jnp.asarray(rng.integers(0, vocab or ids, (B, H))),
+    mask=jnp.asarray(np.arange(H) < rng.integers(0, H + 1, B)[:, None]),
   )
+  return student, inputs
 
 
-def coefficients(B=B, H=H, seed=0, divergence=True, initial=False) -> Coefficients:
+def random_coefficients(B=B, H=H, seed=0, divergence=True, reference_kl=False) -> Coefficients:
+  """Draw the coefficients of a loss, for the statistics that it has."""
   rng = np.random.default_rng(1000 + seed)
-  draw = lambda: jnp.asarray(rng.normal(size=(B, H)), jnp.float32)
-  return Coefficients(draw() if divergence else None, draw(), draw() if initial else None)
+
+  def draw():
+    return jnp.asarray(rng.normal(size=(B, H)), jnp.float32)
+
+  return Coefficients(draw() if divergence else None, draw(), draw() if reference_kl else None)

@@ -1,4 +1,4 @@
-"""The dense reference: against plain Python in float64, hand-computed numbers, and what theory says."""
+"""The dense divergences against plain Python in float64, hand-computed numbers and theory."""
 
 import dataclasses
 import functools
@@ -22,27 +22,28 @@ EVERY = pytest.mark.parametrize("objective", OBJECTIVES, ids=name)
 SEEDS = given(st.integers(0, 10**6), st.sampled_from([0.3, 1.5, 4.0]))
 
 
-def of(s, t, **objective) -> float:
+def value_of(s, t, **objective) -> float:
+  """Compute the divergence of two lists of probabilities."""
   s, t = jnp.log(jnp.asarray(s, jnp.float32)), jnp.log(jnp.asarray(t, jnp.float32))
   return float(divergence.divergence(Objective(s.shape[-1], **objective), s, t))
 
 
 def test_the_first_argument_is_the_student():
-  np.testing.assert_allclose(of(S, T), REVERSE, atol=5e-5)
-  np.testing.assert_allclose(of(S, T, kind="forward_kl"), FORWARD, atol=5e-5)
-  np.testing.assert_allclose(of(T, S), FORWARD, atol=5e-5)
+  np.testing.assert_allclose(value_of(S, T), REVERSE, atol=5e-5)
+  np.testing.assert_allclose(value_of(S, T, kind="forward_kl"), FORWARD, atol=5e-5)
+  np.testing.assert_allclose(value_of(T, S), FORWARD, atol=5e-5)
 
 
 def test_jsd_by_hand():
-  np.testing.assert_allclose(of(S, T, kind="jsd"), 0.1329, atol=5e-5)
-  np.testing.assert_allclose(of(T, S, kind="jsd"), 0.1329, atol=5e-5)
-  lopsided = of([1 - 2e-7, 1e-7, 1e-7], [1e-7, 1e-7, 1 - 2e-7], kind="jsd")
+  np.testing.assert_allclose(value_of(S, T, kind="jsd"), 0.1329, atol=5e-5)
+  np.testing.assert_allclose(value_of(T, S, kind="jsd"), 0.1329, atol=5e-5)
+  lopsided = value_of([1 - 2e-7, 1e-7, 1e-7], [1e-7, 1e-7, 1 - 2e-7], kind="jsd")
   assert 0.69 < lopsided <= math.log(2) + 1e-6
 
 
 @pytest.mark.parametrize(("beta", "end"), [(0.0, FORWARD), (1e-4, FORWARD), (1 - 1e-4, REVERSE), (1.0, REVERSE)])
 def test_normalised_jsd_meets_the_kls_without_a_jump(beta, end):
-  np.testing.assert_allclose(of(S, T, kind="jsd", beta=beta, normalised=True), end, rtol=2e-3)
+  np.testing.assert_allclose(value_of(S, T, kind="jsd", beta=beta, normalised=True), end, rtol=2e-3)
 
 
 @pytest.mark.parametrize(("beta", "end"), [(1e-6, "forward_kl"), (1 - 2**-20, "reverse_kl")])
@@ -57,19 +58,17 @@ def test_normalised_jsd_keeps_its_precision_at_its_ends(beta, end):
 
 
 def test_published_jsd_vanishes_at_its_ends():
-  assert of(S, T, kind="jsd", beta=1e-4) < 1e-4
-  assert of(S, T, kind="jsd", beta=1 - 1e-4) < 1e-4
+  assert value_of(S, T, kind="jsd", beta=1e-4) < 1e-4
+  assert value_of(S, T, kind="jsd", beta=1 - 1e-4) < 1e-4
 
 
 @functools.cache
 def graded(objective: Objective):
-  """Value and gradient by the student's logits of every row."""
+  """Compile the value and the gradient by the student's logits, row by row."""
 
   def value(student, teacher):
-    s, t = (
-      jax.nn.log_softmax(x / tau)
-      for x, tau in ((student, objective.student_temperature), (teacher, objective.teacher_temperature))
-    )
+    s = jax.nn.log_softmax(student / objective.student_temperature)
+    t = jax.nn.log_softmax(teacher / objective.teacher_temperature)
     return divergence.divergence(objective, s, t)
 
   return jax.jit(jax.vmap(jax.value_and_grad(value)))
@@ -89,7 +88,7 @@ def test_value_and_gradient_are_those_of_plain_float64(objective, seed, scale):
 
 
 @EVERY
-def test_same_distribution_gives_nothing(objective):
+def test_same_distribution_gives_zero(objective):
   same = dataclasses.replace(objective, teacher_temperature=objective.student_temperature)
   x = np.random.default_rng(0).normal(size=(4, V)).astype(np.float32)
   value, gradient = graded(same)(x, x)
@@ -108,17 +107,17 @@ def test_never_negative_where_theory_says_so(objective, seed, scale):
 
 def test_clipped_entries_can_make_a_divergence_negative():
   """The instance of the d-OPSD brief: entries 1.978 and -0.220, true KL 1.758."""
-  np.testing.assert_allclose(of([0.9, 0.1], [0.1, 0.9]), 1.758, atol=5e-4)
-  np.testing.assert_allclose(of([0.9, 0.1], [0.1, 0.9], entry_clip=0.05), -0.170, atol=5e-4)
+  np.testing.assert_allclose(value_of([0.9, 0.1], [0.1, 0.9]), 1.758, atol=5e-4)
+  np.testing.assert_allclose(value_of([0.9, 0.1], [0.1, 0.9], entry_clip=0.05), -0.170, atol=5e-4)
 
 
 def test_reweighted_topk_can_be_negative_and_is_not_clamped():
-  assert of([0.5, 0.3, 0.2], [0.6, 0.35, 0.05], support="student_topk", k=2, tail="reweight") < -0.1
+  assert value_of([0.5, 0.3, 0.2], [0.6, 0.35, 0.05], support="student_topk", k=2, tail="reweight") < -0.1
 
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
 @pytest.mark.parametrize("objective", [*TOPK, OBJECTIVES[-1]], ids=name)
-def test_topk_of_the_whole_vocabulary_is_the_whole(kind, objective):
+def test_topk_of_all_ids_is_the_full_divergence(kind, objective):
   x, y = np.random.default_rng(1).normal(size=(2, 4, V)).astype(np.float32)
   if objective.tail == "reweight":
     kind = "reverse_kl"
@@ -138,15 +137,15 @@ def test_both_sides_stay_distributions(objective):
 def test_bucket_sees_the_tail_that_renormalising_forgets():
   """Same three ids, same ratios among them; the teacher moved half of its mass outside."""
   s, t = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.25, 0.15, 0.075, 0.525])
-  assert abs(of(s, t, support="student_topk", k=3, tail="renormalise")) < 1e-6
-  np.testing.assert_allclose(of(s, t, support="student_topk", k=3), of(s, t), rtol=1e-5)
+  assert abs(value_of(s, t, support="student_topk", k=3, tail="renormalise")) < 1e-6
+  np.testing.assert_allclose(value_of(s, t, support="student_topk", k=3), value_of(s, t), rtol=1e-5)
 
 
 def test_bucket_is_exact_where_the_tail_is_smaller_than_fp32_can_subtract():
   s = np.array([1 - 1e-9, 7e-10, 3e-10])
   t = np.array([0.5, 0.3, 0.2])
   want = math.fsum(b * math.log(b / a) for a, b in (((1 - 1e-9), 0.5), (1e-9, 0.5)))
-  np.testing.assert_allclose(of(s, t, support="student_topk", k=1, kind="forward_kl"), want, rtol=1e-5)
+  np.testing.assert_allclose(value_of(s, t, support="student_topk", k=1, kind="forward_kl"), want, rtol=1e-5)
 
 
 def test_constant_shift_of_the_teacher_changes_the_reweighted_gradient_only():
@@ -154,17 +153,21 @@ def test_constant_shift_of_the_teacher_changes_the_reweighted_gradient_only():
   x, y = jnp.asarray(np.random.default_rng(3).normal(size=(2, V)), jnp.float32)
 
   def gradient(objective, shift):
-    value = lambda x: divergence.divergence(objective, jax.nn.log_softmax(x), jax.nn.log_softmax(y) + shift)
+    def value(x):
+      return divergence.divergence(objective, jax.nn.log_softmax(x), jax.nn.log_softmax(y) + shift)
+
     return np.asarray(jax.grad(value)(x))
 
-  moved = lambda o: abs(gradient(o, 0.0) - gradient(o, 1.0)).max()
+  def moved(o):
+    return abs(gradient(o, 0.0) - gradient(o, 1.0)).max()
+
   assert moved(Objective(V)) < 1e-6
   assert moved(Objective(V, support="student_topk", tail="reweight", k=2)) > 1e-2
 
 
 @EVERY
 def test_tiny_and_impossible_ids_give_no_nan(objective):
-  """Probabilities near 1e-38 on either side; ids that neither can say."""
+  """Probabilities near 1e-38 on either side; ids that have probability 0 on both sides."""
   x, y = np.random.default_rng(4).normal(size=(2, 4, V)).astype(np.float32)
   x[0, 0] = x[1, 1] = y[1, 1] = y[2, 2] = -87.0
   x[:, 5:7] = y[:, 5:7] = -np.inf
@@ -174,13 +177,13 @@ def test_tiny_and_impossible_ids_give_no_nan(objective):
   assert not np.any(np.asarray(gradient)[:, 5:7])
 
 
-def test_what_only_one_side_can_say():
-  nothing, something = [0.5, 0.5, 0.0], [0.3, 0.3, 0.4]
-  assert of(something, nothing) == math.inf
-  assert of(nothing, something, kind="forward_kl") == math.inf
-  np.testing.assert_allclose(of(nothing, something), 0.5 * 2 * math.log(0.5 / 0.3), rtol=1e-5)
-  assert math.isfinite(of(something, nothing, kind="jsd"))
-  assert math.isfinite(of(nothing, something, kind="jsd"))
+def test_ids_that_only_one_side_can_produce():
+  without, with_third = [0.5, 0.5, 0.0], [0.3, 0.3, 0.4]
+  assert value_of(with_third, without) == math.inf
+  assert value_of(without, with_third, kind="forward_kl") == math.inf
+  np.testing.assert_allclose(value_of(without, with_third), 0.5 * 2 * math.log(0.5 / 0.3), rtol=1e-5)
+  assert math.isfinite(value_of(with_third, without, kind="jsd"))
+  assert math.isfinite(value_of(without, with_third, kind="jsd"))
 
 
 def test_teachers_mix_as_probabilities_and_one_of_them_can_be_chosen():

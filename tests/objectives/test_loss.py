@@ -1,6 +1,7 @@
-"""The loss: its coefficients are the gradient of the scalar one would write down, and what it refuses."""
+"""The loss: its coefficients against the gradient of the same loss as one scalar, and the configs that it refuses."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -14,12 +15,12 @@ from opd_jax.errors import InputError
 from opd_jax.objectives import loss as losses
 from opd_jax.objectives.divergence import Objective
 from opd_jax.objectives.loss import Loss
-from opd_jax.objectives.weights import Weights
+from opd_jax.objectives.token_weights import TokenWeighting
 
 B, H = 4, 5
 MASK = np.arange(H) < np.array([5, 3, 0, 2])[:, None]
 RNG = np.random.default_rng(0)
-READ = {
+STATS = {
   name: np.where(MASK, RNG.uniform(low, high, MASK.shape), 0).astype(np.float32)
   for name, low, high in (
     ("divergence", 0.0, 1.5),
@@ -30,12 +31,12 @@ READ = {
     ("initial_kl", 0.0, 1.0),
   )
 }
-BEHAVIOR = np.where(MASK, READ["logprob"] + RNG.normal(0, 0.8, MASK.shape), np.nan).astype(np.float32)
+BEHAVIOR = np.where(MASK, STATS["logprob"] + RNG.normal(0, 0.8, MASK.shape), np.nan).astype(np.float32)
 ADVANTAGE = np.array([0.5, -1.0, 2.0, 0.25], np.float32)
 KEY = jax.random.key(3)
 
 DENSE, SAMPLED = Objective(vocab=8), Objective(vocab=8, support="sampled")
-RATIO = np.where(MASK, READ["logprob"] - BEHAVIOR, 0)
+RATIO = np.where(MASK, STATS["logprob"] - BEHAVIOR, 0)
 
 
 def loss(objective=DENSE, **keys):
@@ -47,38 +48,42 @@ def mean(x, over=MASK):
 
 
 def sequence_mean(x):
-  """Of the means of the three rows that have tokens."""
+  """Average the means of the three rows that have tokens."""
   return sum(jnp.sum(jnp.where(MASK[b], x[b], 0)) / MASK[b].sum() for b in (0, 1, 3)) / 3
 
 
 def to_go(cost, discount):
-  """The cost of a token and the discounted ones after it, backwards through the row."""
-  out, later = np.zeros(cost.shape), np.zeros(B)
+  """Add to the cost of a token the discounted ones after it, backwards through the row."""
+  total, later = np.zeros(cost.shape), np.zeros(B)
   for n in reversed(range(H)):
-    later = out[:, n] = np.where(MASK[:, n], cost[:, n], 0) + discount * later
-  return out
+    later = total[:, n] = np.where(MASK[:, n], cost[:, n], 0) + discount * later
+  return total
 
 
 def gap_weights(gamma):
-  gap = np.abs(READ["logprob"] - READ["teacher_logprob"])
-  out = np.zeros(gap.shape)
+  gap = np.abs(STATS["logprob"] - STATS["teacher_logprob"])
+  weights = np.zeros(gap.shape)
   for b, n in zip(*np.nonzero(MASK), strict=True):
-    out[b, n] = 1 + gamma * (1 - gap[b, :n].sum() / gap[b].sum())
-  return out
+    weights[b, n] = 1 + gamma * (1 - gap[b, :n].sum() / gap[b].sum())
+  return weights
 
 
 def policy(x):
-  """1 in value, grad log s(y) in gradient."""
+  """Compute exp(log s(y) - sg(log s(y))), whose value is 1 and whose gradient is grad log s(y)."""
   return jnp.exp(x["logprob"] - sg(x["logprob"]))
 
 
-def carried(value, advantage, x):
-  """As large as `value`, with the gradient of a policy whose advantage is minus `advantage`."""
-  return value + advantage * (policy(x) - 1)
+def with_policy_gradient(value, cost, x):
+  """Return `value`, with the policy gradient of an advantage of minus `cost`."""
+  return value + cost * (policy(x) - 1)
 
 
 def r(x):
-  return x["logprob"] - READ["teacher_logprob"]
+  return x["logprob"] - STATS["teacher_logprob"]
+
+
+def k3(log_ratio):
+  return jnp.exp(-log_ratio) - 1 + log_ratio
 
 
 RATIOS = {
@@ -91,32 +96,34 @@ DROPPED = np.where(np.abs(RATIO) <= np.log(1.5), np.exp(RATIO), 0)
 FIRST, SECOND = (MASK & (np.arange(H) < 2), MASK & (np.arange(H) >= 1) & (np.arange(H) < 3))
 CLIP = 0.6
 
-# Name: the loss, and the scalar of the readings that has its value and its gradient.
+# Name: the loss, and the scalar function of the statistics that has its value and its gradient.
 CASES = {
   "plain": (loss(), lambda x: mean(x["divergence"])),
   "half": (loss(divergence=0.5), lambda x: 0.5 * mean(x["divergence"])),
   "sequence mean": (loss(normaliser="sequence"), lambda x: sequence_mean(x["divergence"])),
   "constant": (loss(normaliser="constant", constant=6.0), lambda x: jnp.sum(MASK * x["divergence"]) / (6 * B)),
-  "first": (loss(weights=Weights("first", tokens=2)), lambda x: mean(x["divergence"], FIRST)),
+  "first": (loss(weights=TokenWeighting("first", tokens=2)), lambda x: mean(x["divergence"], FIRST)),
   "segment, sequence mean": (
-    loss(weights=Weights("segment", start=1, tokens=2), normaliser="sequence"),
+    loss(weights=TokenWeighting("segment", start=1, tokens=2), normaliser="sequence"),
     lambda x: sum(jnp.sum(x["divergence"][b] * SECOND[b]) / SECOND[b].sum() for b in (0, 1, 3)) / 3,
   ),
-  "k1": (loss(SAMPLED), lambda x: mean(carried(sg(r(x)), sg(r(x)), x))),
+  "k1": (loss(SAMPLED), lambda x: mean(with_policy_gradient(sg(r(x)), sg(r(x)), x))),
   "k1, discount": (
     loss(SAMPLED, discount=0.5),
-    lambda x: mean(carried(sg(r(x)), to_go(READ["logprob"] - READ["teacher_logprob"], 0.5), x)),
+    lambda x: mean(with_policy_gradient(sg(r(x)), to_go(STATS["logprob"] - STATS["teacher_logprob"], 0.5), x)),
   ),
   "k2": (loss(SAMPLED, estimator="k2"), lambda x: mean(r(x) ** 2 / 2)),
-  "k3": (loss(SAMPLED, estimator="k3"), lambda x: mean(jnp.exp(-r(x)) - 1 + r(x))),
+  "k3": (loss(SAMPLED, estimator="k3"), lambda x: mean(k3(r(x)))),
   "token_clip": (loss(token_clip=CLIP), lambda x: mean(jnp.where(x["divergence"] > CLIP, CLIP, x["divergence"]))),
   "k1, token_clip": (
     loss(SAMPLED, token_clip=CLIP),
-    lambda x: mean(carried(sg(jnp.clip(r(x), -CLIP, CLIP)), sg(jnp.clip(r(x), -CLIP, CLIP)), x)),
+    lambda x: mean(with_policy_gradient(sg(jnp.clip(r(x), -CLIP, CLIP)), sg(jnp.clip(r(x), -CLIP, CLIP)), x)),
   ),
   "k1, first, discount": (
-    loss(SAMPLED, weights=Weights("first", tokens=2), discount=1.0),
-    lambda x: mean(carried(sg(r(x)), to_go(FIRST * (READ["logprob"] - READ["teacher_logprob"]), 1.0), x), FIRST),
+    loss(SAMPLED, weights=TokenWeighting("first", tokens=2), discount=1.0),
+    lambda x: mean(
+      with_policy_gradient(sg(r(x)), to_go(FIRST * (STATS["logprob"] - STATS["teacher_logprob"]), 1.0), x), FIRST
+    ),
   ),
   "k2, token_clip": (
     loss(SAMPLED, estimator="k2", token_clip=CLIP),
@@ -124,7 +131,7 @@ CASES = {
   ),
   "k3, token_clip": (
     loss(SAMPLED, estimator="k3", token_clip=CLIP),
-    lambda x: mean((lambda c: jnp.exp(-c) - 1 + c)(jnp.where(jnp.abs(r(x)) < CLIP, r(x), CLIP * jnp.sign(sg(r(x)))))),
+    lambda x: mean(k3(jnp.where(jnp.abs(r(x)) < CLIP, r(x), CLIP * jnp.sign(sg(r(x)))))),
   ),
   "reward": (
     loss(reward=0.7),
@@ -132,19 +139,19 @@ CASES = {
   ),
   "k1, reward": (
     loss(SAMPLED, reward=0.7),
-    lambda x: mean(carried(sg(r(x)), sg(r(x)), x)) - 0.7 * mean(ADVANTAGE[:, None] * policy(x)),
+    lambda x: mean(with_policy_gradient(sg(r(x)), sg(r(x)), x)) - 0.7 * mean(ADVANTAGE[:, None] * policy(x)),
   ),
   "first, reward": (
-    loss(weights=Weights("first", tokens=2), reward=0.7),
+    loss(weights=TokenWeighting("first", tokens=2), reward=0.7),
     lambda x: mean(x["divergence"], FIRST) - 0.7 * mean(ADVANTAGE[:, None] * policy(x)),
   ),
   "reward alone": (
     loss(divergence=0.0, reward=1.0, importance="truncated", cap=1.5),
     lambda x: -mean(TRUNCATED["token"] * ADVANTAGE[:, None] * policy(x)),
   ),
-  "initial": (loss(initial=0.3), lambda x: mean(x["divergence"]) + 0.3 * mean(x["initial_kl"])),
+  "initial": (loss(reference_kl=0.3), lambda x: mean(x["divergence"]) + 0.3 * mean(x["initial_kl"])),
   "first, initial": (
-    loss(weights=Weights("first", tokens=2), initial=0.3),
+    loss(weights=TokenWeighting("first", tokens=2), reference_kl=0.3),
     lambda x: mean(x["divergence"], FIRST) + 0.3 * mean(x["initial_kl"]),
   ),
   "truncated": (
@@ -158,17 +165,17 @@ CASES = {
   ),
   "k1, sequence ratio": (
     loss(SAMPLED, importance="truncated", level="sequence", cap=1.5),
-    lambda x: mean(TRUNCATED["sequence"] * carried(sg(r(x)), sg(r(x)), x)),
+    lambda x: mean(TRUNCATED["sequence"] * with_policy_gradient(sg(r(x)), sg(r(x)), x)),
   ),
-  "gap": (loss(weights=Weights("gap", gamma=0.5)), lambda x: mean(gap_weights(0.5) * x["divergence"])),
+  "gap": (loss(weights=TokenWeighting("gap", gamma=0.5)), lambda x: mean(gap_weights(0.5) * x["divergence"])),
   "linear": (
-    loss(weights=Weights("linear", horizon=4, end=0.2)),
+    loss(weights=TokenWeighting("linear", horizon=4, end=0.2)),
     lambda x: mean(np.array([1, 0.8, 0.6, 0.4, 0.2]) * x["divergence"]),
   ),
   "everything": (
     loss(
       SAMPLED,
-      weights=Weights("gap", gamma=0.5),
+      weights=TokenWeighting("gap", gamma=0.5),
       discount=0.9,
       token_clip=CLIP,
       importance="truncated",
@@ -176,13 +183,15 @@ CASES = {
       normaliser="sequence",
       divergence=0.5,
       reward=0.7,
-      initial=0.3,
+      reference_kl=0.3,
     ),
     lambda x: sequence_mean(
       0.5
       * gap_weights(0.5)
       * TRUNCATED["token"]
-      * carried(sg(jnp.clip(r(x), -CLIP, CLIP)), to_go(np.asarray(jnp.clip(r(READ), -CLIP, CLIP)), 0.9), x)
+      * with_policy_gradient(
+        sg(jnp.clip(r(x), -CLIP, CLIP)), to_go(np.asarray(jnp.clip(r(STATS), -CLIP, CLIP)), 0.9), x
+      )
       - 0.7 * TRUNCATED["token"] * ADVANTAGE[:, None] * policy(x)
       + 0.3 * x["initial_kl"]
     ),
@@ -190,39 +199,39 @@ CASES = {
 }
 
 
-def coefficients_of(loss, shares=None, readings=READ, behavior=BEHAVIOR, advantage: Any = ADVANTAGE):
-  return loss.coefficients(shares or loss.shares(MASK, KEY), readings, behavior, advantage)._asdict()
+def coefficients_of(loss, token_weights=None, stats=STATS, behavior=BEHAVIOR, advantage: Any = ADVANTAGE):
+  token_weights = token_weights or loss.token_weights(MASK, KEY)
+  return loss.coefficients(token_weights, stats, behavior, advantage).by_stat()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_coefficients_are_those_of_the_scalar(name):
-  """None means a coefficient of zero; what is behind a row's end has one, though its behaviour is NaN."""
+  """None means a coefficient of zero; positions behind a row's end have it too, though their behaviour is NaN."""
   loss, scalar = CASES[name]
-  x = {key: jnp.asarray(READ[key]) for key in ("divergence", "logprob", "initial_kl")}
-  want, slopes = jax.value_and_grad(scalar)(x)
+  x = {key: jnp.asarray(STATS[key]) for key in ("divergence", "logprob", "initial_kl")}
+  want, gradients = jax.value_and_grad(scalar)(x)
   for key, c in coefficients_of(loss).items():
-    np.testing.assert_allclose(np.zeros(MASK.shape) if c is None else c, slopes[key], rtol=2e-5, atol=1e-7)
-    assert c is None or (np.any(slopes[key]) and not np.any(np.asarray(c)[~MASK]))
-  got, _ = loss.value(loss.shares(MASK, KEY), READ, BEHAVIOR, ADVANTAGE)
+    np.testing.assert_allclose(np.zeros(MASK.shape) if c is None else c, gradients[key], rtol=2e-5, atol=1e-7)
+    assert c is None or (np.any(gradients[key]) and not np.any(np.asarray(c)[~MASK]))
+  got, _ = loss.value(loss.token_weights(MASK, KEY), STATS, BEHAVIOR, ADVANTAGE)
   np.testing.assert_allclose(got, want, rtol=2e-5)
 
 
 def test_the_cases_are_on_both_sides_of_every_cut():
   """Otherwise a clip or a cap that does nothing would pass."""
-  inside = lambda x: x[MASK]
   for cut in (
-    inside(READ["divergence"]) > CLIP,
-    inside(np.abs(READ["logprob"] - READ["teacher_logprob"])) > CLIP,
-    *(inside(np.exp(x)) > 1.5 for x in RATIOS.values()),
-    inside(RATIO) < -np.log(1.5),
+    STATS["divergence"] > CLIP,
+    np.abs(STATS["logprob"] - STATS["teacher_logprob"]) > CLIP,
+    *(np.exp(x) > 1.5 for x in RATIOS.values()),
+    np.exp(RATIO) < 1 / 1.5,
   ):
-    assert cut.any()
-    assert not cut.all()
+    assert cut[MASK].any()
+    assert not cut[MASK].all()
 
 
 def test_a_clipped_token_has_no_coefficient():
   c = np.asarray(coefficients_of(loss(token_clip=CLIP))["divergence"])
-  clipped = READ["divergence"] > CLIP
+  clipped = STATS["divergence"] > CLIP
   assert not c[clipped].any()
   np.testing.assert_allclose(c[MASK & ~clipped], 1 / MASK.sum(), rtol=1e-6)
 
@@ -233,78 +242,79 @@ def test_a_reward_needs_advantages():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_readings_are_needed_exactly_where_they_are_read_first(name):
+def test_statistics_are_needed_first_exactly_where_coefficients_depend_on_them(name):
   loss, _ = CASES[name]
-  if loss.reads_first:
+  if loss.needs_stats_first:
     with pytest.raises(KeyError):
-      coefficients_of(loss, readings={})
+      coefficients_of(loss, stats={})
   else:
-    for a, b in zip(coefficients_of(loss, readings={}).values(), coefficients_of(loss).values(), strict=True):
+    for a, b in zip(coefficients_of(loss, stats={}).values(), coefficients_of(loss).values(), strict=True):
       assert (a is None) == (b is None)
       assert a is None or np.array_equal(a, b)
 
 
-def test_a_policy_gradient_alone_reads_once():
+def test_a_policy_gradient_alone_needs_one_pass():
   """No second pass for the sampled support, the clip or the weights of a divergence that has no part in the loss."""
-  gap = Weights("gap")
-  assert not loss(SAMPLED, divergence=0.0, reward=1.0, token_clip=1.0, weights=gap).reads_first
-  assert loss(SAMPLED, divergence=0.0, reward=1.0, importance="masked").reads_first
-  assert not loss(weights=Weights("linear")).reads_first
-  assert loss(weights=gap).reads_first
+  gap = TokenWeighting("gap")
+  assert not loss(SAMPLED, divergence=0.0, reward=1.0, token_clip=1.0, weights=gap).needs_stats_first
+  assert loss(SAMPLED, divergence=0.0, reward=1.0, importance="masked").needs_stats_first
+  assert not loss(weights=TokenWeighting("linear")).needs_stats_first
+  assert loss(weights=gap).needs_stats_first
 
 
 @pytest.mark.parametrize("name", ["first", "k1, discount", "prefix ratio", "everything"])
 def test_parts_of_a_batch_add_up_to_it(name):
   loss, _ = CASES[name]
-  shares = loss.shares(MASK, KEY)
-  whole = coefficients_of(loss, shares)
-  total, _ = loss.value(shares, READ, BEHAVIOR, ADVANTAGE)
+  token_weights = loss.token_weights(MASK, KEY)
+  of_batch = coefficients_of(loss, token_weights)
+  total, _ = loss.value(token_weights, STATS, BEHAVIOR, ADVANTAGE)
   parts, values = [], []
   for rows in (slice(0, 1), slice(1, 3), slice(3, 4)):
-    cut = lambda tree, rows=rows: jax.tree.map(lambda a: a[rows], tree)
-    args = cut((shares, READ, BEHAVIOR, ADVANTAGE))
+    args = jax.tree.map(operator.itemgetter(rows), (token_weights, STATS, BEHAVIOR, ADVANTAGE))
     parts.append(coefficients_of(loss, *args))
     values.append(loss.value(*args)[0])
-  for key, c in whole.items():
+  for key, c in of_batch.items():
     if c is not None:
       np.testing.assert_allclose(np.concatenate([part[key] for part in parts]), c, rtol=1e-6)
   np.testing.assert_allclose(sum(values), total, rtol=1e-5)
 
 
-def test_what_is_reported_of_each_token():
+def test_metrics_of_each_token():
   """`loss` is clipped and not weighted; weights and importance only where there are some."""
-  report = lambda loss: loss.value(loss.shares(MASK, KEY), READ, BEHAVIOR, ADVANTAGE)[1]
-  plain = report(loss(weights=Weights("first", tokens=2), token_clip=CLIP))
+
+  def report(loss):
+    return loss.value(loss.token_weights(MASK, KEY), STATS, BEHAVIOR, ADVANTAGE)[1]
+
+  plain = report(loss(weights=TokenWeighting("first", tokens=2), token_clip=CLIP))
   assert plain.keys() == {"loss"}
-  np.testing.assert_allclose(plain["loss"], np.minimum(READ["divergence"], CLIP))
-  more = report(loss(SAMPLED, weights=Weights("gap"), importance="masked", cap=1.5))
-  assert more.keys() == {"loss", "weight", "importance"}
-  np.testing.assert_allclose(more["loss"], READ["logprob"] - READ["teacher_logprob"], rtol=1e-6)
-  np.testing.assert_allclose(more["weight"], gap_weights(0.5), rtol=1e-5)
-  np.testing.assert_allclose(more["importance"], np.where(MASK, DROPPED, 0), rtol=1e-6)
+  np.testing.assert_allclose(plain["loss"], np.minimum(STATS["divergence"], CLIP))
+  weighted = report(loss(SAMPLED, weights=TokenWeighting("gap"), importance="masked", cap=1.5))
+  assert weighted.keys() == {"loss", "weight", "importance"}
+  np.testing.assert_allclose(weighted["loss"], STATS["logprob"] - STATS["teacher_logprob"], rtol=1e-6)
+  np.testing.assert_allclose(weighted["weight"], gap_weights(0.5), rtol=1e-5)
+  np.testing.assert_allclose(weighted["importance"], np.where(MASK, DROPPED, 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_to_train_is_nothing(name):
-  """A batch without tokens: zeros, and nothing that is not finite."""
+def test_a_batch_without_tokens_gives_zeros(name):
+  """Everything is 0, and nothing is infinite or NaN."""
   loss, _ = CASES[name]
-  nothing = jnp.zeros(MASK.shape, bool)
-  shares = loss.shares(nothing, KEY)
-  readings = {key: np.zeros(MASK.shape, np.float32) for key in READ}
+  token_weights = loss.token_weights(jnp.zeros(MASK.shape, bool), KEY)
+  stats = {key: np.zeros(MASK.shape, np.float32) for key in STATS}
   behavior = np.full(MASK.shape, np.nan, np.float32)
-  for c in coefficients_of(loss, shares, readings, behavior).values():
+  for c in coefficients_of(loss, token_weights, stats, behavior).values():
     assert c is None or not np.any(c)
-  value, more = loss.value(shares, readings, behavior, ADVANTAGE)
+  value, metrics = loss.value(token_weights, stats, behavior, ADVANTAGE)
   assert value == 0
-  assert not any(np.any(a) for a in more.values())
+  assert not any(np.any(a) for a in metrics.values())
 
 
 def test_random_tokens_come_with_the_key_and_leave_the_other_means_alone():
-  some = loss(weights=Weights("random", tokens=2))
-  a, again, b = (some.shares(jnp.asarray(MASK), jax.random.key(k)) for k in (0, 0, 1))
-  np.testing.assert_array_equal(a.chosen, again.chosen)
-  assert np.any(a.chosen != b.chosen)
-  np.testing.assert_allclose(np.unique(a.chosen), [0, 1 / 6], rtol=1e-6)
+  random_two = loss(weights=TokenWeighting("random", tokens=2))
+  a, again, b = (random_two.token_weights(jnp.asarray(MASK), jax.random.key(k)) for k in (0, 0, 1))
+  np.testing.assert_array_equal(a.trained, again.trained)
+  assert np.any(a.trained != b.trained)
+  np.testing.assert_allclose(np.unique(a.trained), [0, 1 / 6], rtol=1e-6)
   np.testing.assert_allclose(a.all, MASK / 10, rtol=1e-6)
 
 
@@ -313,7 +323,7 @@ SAMPLE = {"objective.support": "sampled"}
 FORWARD = SAMPLE | {"objective.kind": "forward_kl"}
 REUSE = {"updates_per_rollout": 2}
 
-# What is wrong, the key that is named, and for pieces of the message: what mends it.
+# Name: the wrong overrides, the key that the message names, and pieces of the message with the remedy that each gives.
 REFUSED = {
   "k1_direct": (
     SAMPLE | {"objective.estimator": "k1_direct"},
@@ -486,14 +496,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals_name_the_key_and_a_mend_that_mends(name):
-  wrong, key, mends = REFUSED[name]
+def test_refusals_name_the_key_and_a_remedy_that_works(name):
+  wrong, key, remedies = REFUSED[name]
   c = config.override(OPD, wrong)
   with pytest.raises(InputError, match=rf"^config\.{key.replace('.', '[.]')} .*\.$") as refusal:
     losses.check(c)
-  for piece, mend in mends.items():
+  for piece, remedy in remedies.items():
     assert piece in str(refusal.value)
-    checks.check(config.override(c, mend))
+    checks.check(config.override(c, remedy))
 
 
 @pytest.mark.parametrize(
@@ -517,7 +527,7 @@ def test_refusals_name_the_key_and_a_mend_that_mends(name):
   ],
   ids=str,
 )
-def test_what_can_be_meant_is_not_refused(allowed):
+def test_sensible_combinations_are_not_refused(allowed):
   checks.check(config.override(OPD, allowed))
 
 
@@ -528,10 +538,10 @@ def test_every_key_reaches_the_loss():
     loss = losses.from_config(c, vocab=50)
     parts = {"": loss, "objective.": loss.objective, "weights.": loss.weights}
     return {
-      at + field.name: getattr(part, field.name)
-      for at, part in parts.items()
+      prefix + field.name: getattr(part, field.name)
+      for prefix, part in parts.items()
       for field in dataclasses.fields(part)
-      if (at + field.name) not in ("objective", "weights")
+      if prefix + field.name not in ("objective", "weights")
     }
 
   default = flat(OPD)
@@ -569,7 +579,7 @@ def test_every_key_reaches_the_loss():
     ("importance.cap", 3.0, {"cap": 3.0}),
     ("mixture.divergence", 0.5, {"divergence": 0.5}),
     ("mixture.reward", 0.5, {"reward": 0.5}),
-    ("mixture.initial", 0.5, {"initial": 0.5}),
+    ("mixture.initial", 0.5, {"reference_kl": 0.5}),
   ):
     now = flat(config.override(OPD, {key: value}))
     assert {name for name in now if now[name] != default[name]} == changed.keys(), key
@@ -577,15 +587,19 @@ def test_every_key_reaches_the_loss():
 
 
 def test_importance_is_automatic_where_a_rollout_is_used_twice():
-  chosen = lambda **keys: losses.chosen_importance(config.override(OPD, keys))
-  assert chosen() == "none"
-  assert chosen(**REUSE) == "truncated"
-  assert chosen(**REUSE, **{"importance.kind": "none"}) == "none"
-  assert chosen(**{"importance.kind": "masked"}) == "masked"
+  def kind(**keys):
+    return losses.importance_kind(config.override(OPD, keys))
+
+  assert kind() == "none"
+  assert kind(**REUSE) == "truncated"
+  assert kind(**REUSE, **{"importance.kind": "none"}) == "none"
+  assert kind(**{"importance.kind": "masked"}) == "masked"
 
 
 def test_the_estimator_follows_the_objective():
-  chosen = lambda keys: losses.estimator(config.override(OPD, keys))
-  assert chosen(SAMPLE) == "k1"
-  assert chosen(SAMPLE | {"objective.estimator": "k2"}) == "k2"
-  assert chosen(FORWARD) == "k3"
+  def estimator(keys):
+    return losses.estimator(config.override(OPD, keys))
+
+  assert estimator(SAMPLE) == "k1"
+  assert estimator(SAMPLE | {"objective.estimator": "k2"}) == "k2"
+  assert estimator(FORWARD) == "k3"

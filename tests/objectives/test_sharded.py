@@ -1,31 +1,24 @@
-"""A head whose vocabulary lies on several devices. In a process of its own, which has eight of them."""
-
-import json
-import os
-import subprocess
-import sys
+"""The fused objective with the vocabulary on several devices, in a process of its own that has eight of them."""
 
 import pytest
 
+from tests.helpers.eight_devices import json_from_eight_devices
+
 
 @pytest.fixture(scope="module")
-def found():
-  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-  command = [sys.executable, "-m", "tests.objectives.sharded"]
-  done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+def measured():
+  return json_from_eight_devices("tests.objectives.sharded")
 
 
 @pytest.mark.long
-def test_eight_devices_give_what_one_gives(found):
-  """Sum, readings and gradients of every objective; nine ids on two and on eight devices, which neither divides."""
-  assert len(found["errors"]) > 20
-  assert max(found["errors"].values()) < 2e-5, found["errors"]
+def test_eight_devices_give_what_one_gives(measured):
+  """Sum, statistics and gradients of every objective, over nine ids, which neither two nor eight devices divide."""
+  assert len(measured["errors"]) > 20
+  assert max(measured["errors"].values()) < 2e-5, measured["errors"]
 
 
 @pytest.mark.long
-def test_no_chunk_moves_logits_or_a_heads_gradient(found):
+def test_no_chunk_moves_logits_or_a_heads_gradient(measured):
   """Eight tokens a chunk and 512 ids a device: inside the loop only numbers per token travel, and chosen ids."""
-  assert found["collectives"].keys() == {"chunk=8", "support=both_topk k=4 chunk=8"}
-  assert 0 < max(found["collectives"].values()) <= 8 * 4 * 2 * 2, found["collectives"]
+  assert measured["collectives"].keys() == {"chunk=8", "support=both_topk k=4 chunk=8"}
+  assert 0 < max(measured["collectives"].values()) <= 8 * 4 * 2 * 2, measured["collectives"]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from opd_jax.benchmarks import roofline
-from opd_jax.benchmarks.roofline import Work
-from opd_jax.benchmarks.subject import architecture
 from opd_jax.errors import InputError
-from opd_jax.planning import architectures, chips, topology
+from opd_jax.models import architectures, roofline
+from opd_jax.models.roofline import Cost
+from opd_jax.planning import chips, topology
+from opd_jax.training.specs import architecture
 
 
 def test_published_numbers_are_in_their_units():
@@ -36,35 +36,35 @@ def test_published_numbers_are_in_their_units():
   ],
 )
 def test_a_chip_by_what_jax_calls_it(kind, name):
-  found = chips.of_kind(kind)
+  found = chips.by_device_kind(kind)
   assert found is not None
   assert found.name == name
 
 
 def test_an_unknown_chip_is_none():
-  assert chips.of_kind("cpu") is None
-  assert chips.named("v99") is None
+  assert chips.by_device_kind("cpu") is None
+  assert chips.by_name("v99") is None
 
 
 def test_the_roofline_takes_a_chip():
-  chip = chips.named("v5e")
+  chip = chips.by_name("v5e")
   assert chip is not None
-  assert roofline.seconds(Work(197e12), chip) == 1
-  assert roofline.seconds(Work(0, 819e9), chip) == 1
-  assert roofline.seconds(Work(0, 0, 819e9), chip, devices=4) == 0.25
+  assert roofline.seconds(Cost(197e12), chip) == 1
+  assert roofline.seconds(Cost(0, 819e9), chip) == 1
+  assert roofline.seconds(Cost(0, 0, 819e9), chip, devices=4) == 0.25
 
 
 @pytest.mark.parametrize(
-  ("name", "said"),
+  ("name", "message"),
   [
     ("v5e", "not written as VERSION:AxB"),
     ("v5e:4*4", "not written as VERSION:AxB"),
     ("v9:4x4", "names the TPU 'v9'"),
   ],
 )
-def test_a_wrong_name_gets_one_sentence(name, said, monkeypatch):
+def test_a_wrong_name_gets_one_sentence(name, message, monkeypatch):
   monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: name)
-  with pytest.raises(InputError, match=said.replace("*", r"\*")):
+  with pytest.raises(InputError, match=message.replace("*", r"\*")):
     topology.get(name)
 
 
@@ -94,7 +94,7 @@ def test_without_libtpu(monkeypatch):
   ],
 )
 def test_public_models_have_the_published_number_of_parameters(name, parameters):
-  assert roofline.parameters(architecture(name)) / 1e9 == pytest.approx(parameters, rel=0.03)
+  assert roofline.parameter_count(architecture(name)) / 1e9 == pytest.approx(parameters, rel=0.03)
 
 
 def test_every_public_model_is_in_the_test_above():

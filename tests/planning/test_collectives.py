@@ -1,42 +1,43 @@
 """What devices send, against programs whose collectives are known."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from opd_jax.planning import collectives, hlo
 from opd_jax.planning.collectives import Collective
-from tests.planning.texts import FUSED, RING
+from tests.helpers.eight_devices import json_from_eight_devices
+from tests.helpers.hlo_texts import FUSED, RING
 
 
-def one(kind: str, held: int, group: int, times: int = 1) -> Collective:
+def collective(kind: str, held: int, group: int, times: int = 1) -> Collective:
   return Collective(kind, held, group, "", times, False, True, "")
 
 
 def test_what_is_sent_around_a_ring():
   """Four devices that hold 100 bytes each."""
-  assert one("all-gather", 100, 4).sent == 300
-  assert one("all-reduce", 100, 4).sent == 150
-  assert one("reduce-scatter", 100, 4).sent == 75
-  assert one("all-to-all", 100, 4).sent == 75
-  assert one("collective-permute", 100, 2, times=7).sent == 700
-  assert one("all-reduce", 100, 1).sent == 0
+  assert collective("all-gather", 100, 4).sent_bytes == 300
+  assert collective("all-reduce", 100, 4).sent_bytes == 150
+  assert collective("reduce-scatter", 100, 4).sent_bytes == 75
+  assert collective("all-to-all", 100, 4).sent_bytes == 75
+  assert collective("collective-permute", 100, 2, times=7).sent_bytes == 700
+  assert collective("all-reduce", 100, 1).sent_bytes == 0
 
 
 def test_loops_multiply():
-  (found,) = collectives.read(hlo.parse(RING))
-  assert (found.kind, found.held, found.times, found.counted) == ("collective-permute", 16 * 128 * 2, 3 * 4, True)
+  (found,) = collectives.parse(hlo.parse(RING))
+  assert (found.kind, found.operand_bytes, found.times, found.trips_known) == (
+    "collective-permute",
+    16 * 128 * 2,
+    3 * 4,
+    True,
+  )
   assert not found.in_token_loop
 
 
 def test_pieces_of_one_collective_are_one_and_branches_exclude_each_other():
-  found = collectives.read(hlo.parse(FUSED))
-  said = [(c.kind, c.held, c.group) for c in found]
-  assert said[:2] == [("all-gather", 128 * 64 * 2, 4), ("reduce-scatter", 64 * 32 * 4, 4)]
-  assert [kind for kind, *_ in said[2:]] == ["all-reduce", "all-reduce"], "of the branch that sends more"
+  found = collectives.parse(hlo.parse(FUSED))
+  sizes = [(c.kind, c.operand_bytes, c.group_size) for c in found]
+  assert sizes[:2] == [("all-gather", 128 * 64 * 2, 4), ("reduce-scatter", 64 * 32 * 4, 4)]
+  assert [kind for kind, *_ in sizes[2:]] == ["all-reduce", "all-reduce"], "of the branch that sends more"
 
 
 @pytest.mark.parametrize(
@@ -56,29 +57,24 @@ def test_pieces_of_one_collective_are_one_and_branches_exclude_each_other():
   ],
 )
 def test_groups(text, groups):
-  assert collectives.group(text, 4) == groups
+  assert collectives.replica_groups(text, 4) == groups
 
 
 @pytest.fixture(scope="module")
 def compiled():
   """Real programs for eight devices, in a process of its own."""
-  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-  env.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # the optimised programs are the subject
-  command = [sys.executable, "-m", "tests.planning.on_eight"]
-  done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+  return json_from_eight_devices("tests.planning.eight_device_programs", optimised=True)
 
 
 def test_a_gather_in_a_scan_and_a_sum_outside(compiled):
   """Seven layers gather f32[16, 64] over the four of fsdp; f32[] is summed over data and fsdp once."""
   found = compiled["scan"]["collectives"]
   inside = [c for c in found if c["kind"] == "all-gather"]
-  assert [(c["held"], c["group"], c["axes"], c["times"]) for c in inside] == [(16 * 64 * 4, 4, "fsdp", 7)]
-  assert inside[0]["sent"] == 7 * 3 * 16 * 64 * 4
+  assert [(c["operand_bytes"], c["group_size"], c["axes"], c["times"]) for c in inside] == [(16 * 64 * 4, 4, "fsdp", 7)]
+  assert inside[0]["sent_bytes"] == 7 * 3 * 16 * 64 * 4
   outside = [c for c in found if c["kind"] == "all-reduce"]
-  assert [(c["held"], c["group"], c["axes"], c["times"]) for c in outside] == [(4, 8, "data+fsdp", 1)]
-  assert all(c["counted"] and not c["in_token_loop"] for c in found)
+  assert [(c["operand_bytes"], c["group_size"], c["axes"], c["times"]) for c in outside] == [(4, 8, "data+fsdp", 1)]
+  assert all(c["trips_known"] and not c["in_token_loop"] for c in found)
 
 
 def test_memory_and_the_largest_buffer(compiled):
@@ -93,8 +89,10 @@ def test_a_rollout_has_a_token_loop_for_each_segment_and_sends_nothing_in_it(com
   """Weights are gathered over fsdp before the first token, and each once."""
   found = compiled["rollout"]
   assert found["token_loops"] == 2
-  assert not [c for c in found["collectives"] if c["in_token_loop"] and c["held"] > 16], "numbers and flags only"
-  gathered = sum(c["held"] * c["group"] for c in found["collectives"] if c["kind"] == "all-gather")
+  assert not [c for c in found["collectives"] if c["in_token_loop"] and c["operand_bytes"] > 16], (
+    "numbers and flags only"
+  )
+  gathered = sum(c["operand_bytes"] * c["group_size"] for c in found["collectives"] if c["kind"] == "all-gather")
   assert gathered == pytest.approx(compiled["matrices"] * 4, rel=0.15)
 
 

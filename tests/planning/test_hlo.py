@@ -1,24 +1,24 @@
-"""What is read of HLO text, against what stands there."""
+"""The parser of HLO text, against small texts."""
 
 import pytest
 
 from opd_jax.planning import hlo
 from opd_jax.planning.sources import Sources, operation
-from tests.planning.texts import FUSED, RING
+from tests.helpers.hlo_texts import FUSED, RING
 
 
 def test_loops_run_as_often_as_their_constants_say():
   """A ring of 8 in steps of 2, whose bound is carried, inside of 3 layers."""
   module = hlo.parse(RING)
   assert module.entry == "main"
-  assert module.trips("layers_body", module.computations["layers_body"]["while.1"]) == 4
-  assert module.trips("main", module.computations["main"]["while.2"]) == 3
+  assert module.trip_count("layers_body", module.computations["layers_body"]["while.1"]) == 4
+  assert module.trip_count("main", module.computations["main"]["while.2"]) == 3
 
 
 def test_a_trip_count_that_xla_knows_is_taken():
   text = RING.replace("body=%layers_body", 'body=%layers_body, backend_config={"known_trip_count":{"n":"28"}}')
   module = hlo.parse(text)
-  assert module.trips("main", module.computations["main"]["while.2"]) == 28
+  assert module.trip_count("main", module.computations["main"]["while.2"]) == 28
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_trip_count_that_xla_knows_is_taken():
 def test_what_depends_on_data_is_not_guessed(was, becomes):
   assert was in RING
   module = hlo.parse(RING.replace(was, becomes))
-  assert module.trips("main", module.computations["main"]["while.2"]) is None
+  assert module.trip_count("main", module.computations["main"]["while.2"]) is None
 
 
 def test_an_instruction_over_several_lines_is_one():
@@ -49,8 +49,8 @@ def test_shapes_operands_and_calls():
   assert main["conditional.1"].called == [("branch", "narrow"), ("branch", "wide")]
   assert main["fusion.1"].called == [("calls", "beside")]
   start = main["async-collective-start.1"]
-  assert hlo.elements(start.shape) == ["bf16[128,64]", "bf16[128,256]"]
-  assert hlo.size(start.shape) == 2 * 128 * (64 + 256)
+  assert hlo.arrays(start.shape) == ["bf16[128,64]", "bf16[128,256]"]
+  assert hlo.shape_bytes(start.shape) == 2 * 128 * (64 + 256)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_where_an_instruction_comes_from():
   """The innermost frame is of another file, and the one around it is ours."""
   module, sources = hlo.parse(RING), Sources(RING)
   permute = module.computations["ring_body"]["collective-permute-start.1"]
-  assert sources.of(permute) == "models/decoder.py:137 layer"
-  assert sources.of(module.computations["main"]["x"]) == ""
+  assert sources.line(permute) == "models/decoder.py:137 layer"
+  assert sources.line(module.computations["main"]["x"]) == ""
 
 
 @pytest.mark.parametrize(
-  ("name", "said"),
+  ("name", "expected"),
   [
     ("jit(rollout)/cond/branch_1_fun/while/body/decode/qkv/dot_general", "decode/qkv/dot_general"),
     (
@@ -88,8 +88,8 @@ def test_where_an_instruction_comes_from():
     ("", ""),
   ],
 )
-def test_operations_read_without_what_tracing_adds(name, said):
-  assert operation(name) == said
+def test_operations_read_without_what_tracing_adds(name, expected):
+  assert operation(name) == expected
 
 
 def test_no_text_is_no_error():

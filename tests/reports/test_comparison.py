@@ -1,4 +1,4 @@
-"""Arms, the matched accuracy, speed-ups, and what is said of them."""
+"""Arms, the matched accuracy, speed-ups, and how they are put into words."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from opd_jax.errors import InputError
 from opd_jax.reports.comparison import compare
 from opd_jax.reports.runs import load
 from opd_jax.reports.words import count, headline, seconds, spread, steps
-from tests.reports.conftest import workdir
+from tests.helpers.report_runs import workdir
 
 
 def compared(*paths, target=None):
@@ -114,10 +114,10 @@ class TestHeadline:
       "OPD did not reach an accuracy of 1 in 120 s of training (one run)."
     )
 
-  def test_slower_is_said(self, tmp_path):
+  def test_slower_arms_are_named(self, tmp_path):
     slow = workdir(tmp_path / "p", [0.1, 0.9], seconds=8.0, kind="progressive")
-    said = headline(compared(slow, workdir(tmp_path / "o", [0.1, 0.9], seconds=4.0)))
-    assert "80.0 s of training by POPD (speed-up 0.5x) and 40.0 s by OPD" in said
+    text = headline(compared(slow, workdir(tmp_path / "o", [0.1, 0.9], seconds=4.0)))
+    assert "80.0 s of training by POPD (speed-up 0.5x) and 40.0 s by OPD" in text
 
   def test_some_seeds_miss(self, study):
     assert "120 s of training by OPD (2 of 3 runs)" in headline(compared(*study[3:6], target=0.93))

@@ -1,4 +1,4 @@
-"""Reading workdirs, whole and damaged, and naming their arms."""
+"""Workdirs loaded, sound and damaged, and their arms named."""
 
 import json
 
@@ -6,11 +6,11 @@ import pytest
 
 from opd_jax.errors import InputError
 from opd_jax.reports.runs import load
-from tests.reports.conftest import workdir
+from tests.helpers.report_runs import workdir
 
 
 class TestLabels:
-  def of(self, *paths):
+  def labels(self, *paths):
     return [run.label for run in load(paths)]
 
   @pytest.mark.parametrize(
@@ -25,32 +25,32 @@ class TestLabels:
     ],
   )
   def test_method(self, tmp_path, horizon, label):
-    assert self.of(workdir(tmp_path / "a", [0.1, 0.9], **horizon)) == [label]
+    assert self.labels(workdir(tmp_path / "a", [0.1, 0.9], **horizon)) == [label]
 
   def test_seeds_are_one_arm(self, tmp_path):
     a = workdir(tmp_path / "a", [0.1, 0.9], seed=0)
     b = workdir(tmp_path / "b", [0.1, 0.9], seed=1, config={"checkpoint.every": 7})
-    assert self.of(a, b) == ["OPD", "OPD"]
+    assert self.labels(a, b) == ["OPD", "OPD"]
 
   def test_differing_keys_are_named(self, tmp_path):
     a = workdir(tmp_path / "a", [0.1, 0.9], kind="truncated", ratio=0.1)
     b = workdir(tmp_path / "b", [0.1, 0.9], kind="truncated", ratio=0.1, config={"optimizer.lr": 3e-4})
     c = workdir(tmp_path / "c", [0.1, 0.9])
-    assert self.of(a, b, c) == ["TOPD 10%, lr 1e-4", "TOPD 10%, lr 3e-4", "OPD"]
+    assert self.labels(a, b, c) == ["TOPD 10%, lr 1e-4", "TOPD 10%, lr 3e-4", "OPD"]
 
   def test_a_leaf_that_is_not_unique_keeps_its_parent(self, tmp_path):
     a = workdir(tmp_path / "a", [0.1, 0.9])
     b = workdir(tmp_path / "b", [0.1, 0.9], config={"objective.kind": "jsd"})
-    assert self.of(a, b) == ["OPD, objective.kind reverse_kl", "OPD, objective.kind jsd"]
+    assert self.labels(a, b) == ["OPD, objective.kind reverse_kl", "OPD, objective.kind jsd"]
 
   def test_a_horizon_key_needs_no_parent(self, tmp_path):
     a = workdir(tmp_path / "a", [0.1, 0.9], kind="progressive", every=10)
     b = workdir(tmp_path / "b", [0.1, 0.9], kind="progressive", start=20)
-    assert self.of(a, b) == ["POPD, start 0", "POPD, start 20"]
+    assert self.labels(a, b) == ["POPD, start 0", "POPD, start 20"]
 
   def test_a_directory_given_twice_counts_once(self, tmp_path):
     a = workdir(tmp_path / "a", [0.1, 0.9])
-    assert self.of(a, a / ".." / "a") == ["OPD"]
+    assert self.labels(a, a / ".." / "a") == ["OPD"]
 
 
 class TestLoad:
@@ -110,8 +110,8 @@ class TestLoad:
   def test_parts_of_logged_steps_stand_for_all_steps(self, tmp_path):
     path = workdir(tmp_path / "o", [0.1, 0.8], seconds=4.0)
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    kept = [r for r in lines if r["kind"] == "eval" or r["step"] % 5 == 0]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    logged = [r for r in lines if r["kind"] == "eval" or r["step"] % 5 == 0]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in logged))
     (run,) = load([path])
     assert run.elapsed == 40.0
     assert run.seconds["rollout"] == pytest.approx(20.0)

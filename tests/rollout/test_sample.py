@@ -1,4 +1,4 @@
-"""Sampling: exact log-probabilities, stop tokens, limits, and what a row may depend on."""
+"""Sampling: exact log-probabilities, stop tokens, limits, and the independence of rows."""
 
 import dataclasses
 import functools
@@ -18,36 +18,39 @@ H = 12
 
 
 @functools.cache
-def program(sampling=SAMPLING, horizon=H, n=1):
-  return jax.jit(functools.partial(sample.rollout, cfg=STUDENT, sampling=sampling, horizon=horizon, n=n))
+def program(sampling=SAMPLING, response_len=H, n=1):
+  return jax.jit(functools.partial(sample.rollout, cfg=STUDENT, sampling=sampling, response_len=response_len, n=n))
 
 
-def speak(params, batch, key=0, limit=None, **how):
-  horizon = how.get("horizon", H)
-  return jax.device_get(program(**how)(params, batch, jax.random.key(key), horizon if limit is None else limit))
+def run(params, batch, key=0, limit=None, **settings):
+  """Roll out, up to the response length where there is no other limit."""
+  limit = settings.get("response_len", H) if limit is None else limit
+  return jax.device_get(program(**settings)(params, batch, jax.random.key(key), limit))
 
 
-def teacher_forced(params, batch, said, temperature=1.0):
-  x = decoder.response_hidden(params, STUDENT, batch.prompt, batch.prompt_mask, said.response, said.mask)
+def teacher_forced(params, batch, rollout, temperature=1.0):
+  """Compute the log-probabilities of the response's tokens by a forward pass over it."""
+  response, mask = jnp.asarray(rollout.response), jnp.asarray(rollout.mask)
+  x = decoder.response_hidden(params, STUDENT, batch.prompt, batch.prompt_mask, response, mask)
   logprob = jax.nn.log_softmax(decoder.unembed(params, x) / temperature)
-  return np.take_along_axis(np.asarray(logprob), np.asarray(said.response)[..., None], -1)[..., 0]
+  return np.take_along_axis(np.asarray(logprob), np.asarray(rollout.response)[..., None], -1)[..., 0]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_behaviour_logprob_is_the_teacher_forced_one(student, prompts, temperature):
-  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, temperature=temperature))
-  expected = teacher_forced(student, prompts, said, temperature)
-  assert said.mask.sum() > 10
-  np.testing.assert_allclose(said.behavior_logprob[said.mask], expected[said.mask], atol=1e-5)
-  assert (said.behavior_logprob[~said.mask] == 0).all()
+  rollout = run(student, prompts, sampling=dataclasses.replace(SAMPLING, temperature=temperature))
+  expected = teacher_forced(student, prompts, rollout, temperature)
+  assert rollout.mask.sum() > 10
+  np.testing.assert_allclose(rollout.behavior_logprob[rollout.mask], expected[rollout.mask], atol=1e-5)
+  assert (rollout.behavior_logprob[~rollout.mask] == 0).all()
 
 
 def test_frozen_rows_and_stop_tokens(student, prompts):
   """The mask is true up to and including the stop token; pad follows; a row that was cut has no stop token."""
   ended_any = cut_any = False
   for key in range(6):
-    said = speak(student, prompts, key)
-    for response, mask, ended in zip(said.response, said.mask, said.ended, strict=True):
+    rollout = run(student, prompts, key)
+    for response, mask, ended in zip(rollout.response, rollout.mask, rollout.ended, strict=True):
       length = mask.sum()
       assert (mask == (np.arange(H) < length)).all()
       assert (response[length:] == SAMPLING.pad_id).all()
@@ -61,10 +64,10 @@ def test_frozen_rows_and_stop_tokens(student, prompts):
 
 
 def test_pad_may_be_the_stop_token(student, prompts):
-  """The stop token is trained although it is also what pads."""
+  """The stop token is trained although it is the padding too."""
   both = dataclasses.replace(SAMPLING, stop_ids=(1,), pad_id=1)
   apart = dataclasses.replace(SAMPLING, stop_ids=(1,), pad_id=0)
-  a, b = speak(student, prompts, 3, sampling=both), speak(student, prompts, 3, sampling=apart)
+  a, b = run(student, prompts, 3, sampling=both), run(student, prompts, 3, sampling=apart)
   np.testing.assert_array_equal(a.mask, b.mask)
   np.testing.assert_array_equal(a.ended, b.ended)
   assert a.ended.any()
@@ -72,25 +75,25 @@ def test_pad_may_be_the_stop_token(student, prompts):
     assert not ended or response[mask.sum() - 1] == 1
 
 
-def test_a_limit_is_the_prefix_of_the_whole(student, prompts):
-  whole, short = speak(student, prompts, 5), speak(student, prompts, 5, limit=4)
-  narrow = speak(student, prompts, 5, horizon=4)
-  np.testing.assert_array_equal(short.mask, whole.mask & (np.arange(H) < 4))
-  np.testing.assert_array_equal(np.where(short.mask, short.response, 0), np.where(short.mask, whole.response, 0))
+def test_a_limited_rollout_is_the_prefix_of_the_full_one(student, prompts):
+  full, short = run(student, prompts, 5), run(student, prompts, 5, limit=4)
+  narrow = run(student, prompts, 5, response_len=4)
+  np.testing.assert_array_equal(short.mask, full.mask & (np.arange(H) < 4))
+  np.testing.assert_array_equal(np.where(short.mask, short.response, 0), np.where(short.mask, full.response, 0))
   np.testing.assert_array_equal(narrow.response, short.response[:, :4])
   np.testing.assert_array_equal(narrow.mask, short.mask[:, :4])
   np.testing.assert_allclose(narrow.behavior_logprob, short.behavior_logprob[:, :4], atol=1e-5)
 
 
 def test_same_key_same_tokens_other_key_other_tokens(student, prompts):
-  a, b, c = (speak(student, prompts, key) for key in (1, 1, 2))
+  a, b, c = (run(student, prompts, key) for key in (1, 1, 2))
   np.testing.assert_array_equal(a.response, b.response)
   assert (a.response != c.response).any()
 
 
 def test_a_row_does_not_depend_on_its_neighbours(student, prompts):
   alone = Batch(prompt=prompts.prompt[:2], prompt_mask=prompts.prompt_mask[:2])
-  np.testing.assert_array_equal(speak(student, prompts, 1).response[:2], speak(student, alone, 1).response)
+  np.testing.assert_array_equal(run(student, prompts, 1).response[:2], run(student, alone, 1).response)
 
 
 def test_left_padding_changes_nothing(student, prompts):
@@ -98,45 +101,50 @@ def test_left_padding_changes_nothing(student, prompts):
     prompt=jnp.pad(prompts.prompt, ((0, 0), (3, 0)), constant_values=9),
     prompt_mask=jnp.pad(prompts.prompt_mask, ((0, 0), (3, 0))),
   )
-  np.testing.assert_array_equal(speak(student, prompts, 1).response, speak(student, wider, 1).response)
+  np.testing.assert_array_equal(run(student, prompts, 1).response, run(student, wider, 1).response)
 
 
 def test_rollouts_of_one_prompt_are_neighbours_and_differ(student, prompts):
   """n rollouts share one prefill and are those of the repeated prompts."""
-  said = speak(student, prompts, 1, n=3)
+  rollout = run(student, prompts, 1, n=3)
   repeated = jax.tree.map(lambda a: jnp.repeat(a, 3, axis=0), prompts)
-  np.testing.assert_array_equal(said.response, speak(student, repeated, 1).response)
-  groups = said.response.reshape(4, 3, H)
+  np.testing.assert_array_equal(rollout.response, run(student, repeated, 1).response)
+  groups = rollout.response.reshape(4, 3, H)
   assert all((g[0] != g[1]).any() for g in groups)
 
 
 def test_loop_ends_when_all_rows_have(student, prompts):
   """With every id a stop token, one token is drawn and nothing after it."""
-  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, stop_ids=tuple(range(37))))
-  assert said.mask.sum(axis=1).tolist() == [1, 1, 1, 1]
-  assert said.ended.all()
+  rollout = run(student, prompts, sampling=dataclasses.replace(SAMPLING, stop_ids=tuple(range(37))))
+  assert rollout.mask.sum(axis=1).tolist() == [1, 1, 1, 1]
+  assert rollout.ended.all()
 
 
 def test_ids_beyond_the_vocabulary_are_never_drawn(student, prompts):
-  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, vocab=20, stop_ids=()), n=4)
-  assert said.response.max() < 20
+  rollout = run(student, prompts, sampling=dataclasses.replace(SAMPLING, vocab=20, stop_ids=()), n=4)
+  assert rollout.response.max() < 20
 
 
 def test_greedy_takes_the_most_likely(student, prompts):
-  said = speak(student, prompts, sampling=dataclasses.replace(SAMPLING, temperature=0.0))
-  x = decoder.response_hidden(student, STUDENT, prompts.prompt, prompts.prompt_mask, said.response, said.mask)
+  rollout = run(student, prompts, sampling=dataclasses.replace(SAMPLING, temperature=0.0))
+  response, mask = jnp.asarray(rollout.response), jnp.asarray(rollout.mask)
+  x = decoder.response_hidden(student, STUDENT, prompts.prompt, prompts.prompt_mask, response, mask)
   best = np.argmax(np.asarray(decoder.unembed(student, x)), axis=-1)
-  np.testing.assert_array_equal(np.where(said.mask, said.response, 0), np.where(said.mask, best, 0))
+  np.testing.assert_array_equal(np.where(rollout.mask, rollout.response, 0), np.where(rollout.mask, best, 0))
 
 
 def test_top_k_and_top_p_keep_the_likely_ones():
   logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-  kept = lambda **how: jnp.isfinite(sample.restrict(logits, dataclasses.replace(SAMPLING, **how)))[0].tolist()
-  assert kept(top_k=2) == [True, True, False, False]
-  assert kept(top_p=0.5) == [True, False, False, False]
-  assert kept(top_p=0.81) == [True, True, True, False]
-  assert kept(top_k=3, top_p=0.999) == [True, True, True, False]
-  assert kept() == [True] * 4
+
+  def allowed(**settings):
+    restricted = sample.restrict(logits, dataclasses.replace(SAMPLING, **settings))
+    return jnp.isfinite(restricted)[0].tolist()
+
+  assert allowed(top_k=2) == [True, True, False, False]
+  assert allowed(top_p=0.5) == [True, False, False, False]
+  assert allowed(top_p=0.81) == [True, True, True, False]
+  assert allowed(top_k=3, top_p=0.999) == [True, True, True, False]
+  assert allowed() == [True] * 4
 
 
 def test_draws_follow_the_distribution():

@@ -3,11 +3,11 @@
 import pytest
 
 from opd_jax.studies.results import Results
-from tests.studies import synthetic
+from tests.helpers import synthetic_study
 
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory) -> Results:
   """Three seeds of every arm, 40 steps each."""
-  out = synthetic.study(tmp_path_factory.mktemp("study"), seeds=range(3), steps=40)
+  out = synthetic_study.study(tmp_path_factory.mktemp("study"), seeds=range(3), steps=40)
   return Results(out, range(3))

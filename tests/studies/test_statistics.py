@@ -1,5 +1,6 @@
 """Intervals: what they are on paper, and how often they hold the truth."""
 
+import functools
 import math
 
 import numpy as np
@@ -34,11 +35,14 @@ class TestInterval:
 class TestCoverage:
   def test_of_five_normal_values(self):
     draws = np.random.default_rng(0).normal(size=(600, 5))
-    held = lambda f: np.mean([e.low <= 0 <= e.high for e in map(f, draws)])
+
+    def held(estimate) -> float:
+      return float(np.mean([e.low <= 0 <= e.high for e in map(estimate, draws)]))
+
     # The binomial's standard error is at most 0.016.
     assert 0.93 < held(interval) < 0.975
     assert 0.79 < held(bootstrap) < 0.885
-    assert 0.79 < held(lambda x: bootstrap(x, corrected=True)) < 0.9
+    assert 0.79 < held(functools.partial(bootstrap, corrected=True)) < 0.9
 
   def test_of_the_geometric_mean_of_skewed_times(self):
     draws = np.random.default_rng(1).lognormal(3, 0.5, size=(1000, 5))
@@ -48,8 +52,8 @@ class TestCoverage:
   def test_of_the_median_where_the_slowest_never_arrive(self):
     draws = np.random.default_rng(2).lognormal(3, 0.5, size=(2000, 5))
     cut = np.where(draws > math.exp(3.2), INF, draws)  # a third
-    e = [e for x, e in zip(cut, map(geometric, cut), strict=True) if np.isinf(x).any()]
-    held = np.mean([one.low <= math.exp(3) <= one.high for one in e])
+    estimates = [geometric(x) for x in cut if np.isinf(x).any()]
+    held = np.mean([e.low <= math.exp(3) <= e.high for e in estimates])
     assert held > 0.91
 
 

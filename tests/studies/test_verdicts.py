@@ -5,7 +5,7 @@ import math
 import pytest
 
 from opd_jax.studies.results import Missing, Results
-from opd_jax.studies.statistics import UNKNOWN, Estimate, interval
+from opd_jax.studies.statistics import UNKNOWN, IntervalEstimate, interval
 from opd_jax.studies.verdicts import (
   MISSING,
   NOT_SUPPORTED,
@@ -26,8 +26,8 @@ INF = math.inf
 Y, N, U, M = SUPPORTED, NOT_SUPPORTED, UNDECIDED, MISSING
 
 
-def estimate(low: float, high: float) -> Estimate:
-  return Estimate((low + high) / 2, low, high, 5)
+def estimate(low: float, high: float) -> IntervalEstimate:
+  return IntervalEstimate((low + high) / 2, low, high, 5)
 
 
 class TestRules:
@@ -81,36 +81,36 @@ class TestDecide:
     assert (verdict.status, verdict.because) == (Y, "it does")
 
   def test_arms_not_run(self):
-    def judge(results: Results) -> Verdict:
+    def rule(results: Results) -> Verdict:
       return Verdict("", at_least(interval(results.pairs("a", "b")), 0), "")
 
-    (verdict,) = decide([Claim("c", "", "", judge)], Results("nowhere", range(5)))
+    (verdict,) = decide([Claim("c", "", "", rule)], Results("nowhere", range(5)))
     assert verdict.status == M
     assert "a" in verdict.because
 
   def test_other_errors_are_not_hidden(self):
-    def judge(_: Results) -> Verdict:
+    def rule(_: Results) -> Verdict:
       raise KeyError("edges")
 
     with pytest.raises(KeyError):
-      decide([Claim("c", "", "", judge)], Results("nowhere", []))
+      decide([Claim("c", "", "", rule)], Results("nowhere", []))
     assert not issubclass(Missing, KeyError)
 
 
-class TestSaid:
+class TestEvidence:
   @pytest.mark.parametrize(
-    ("numbers", "unit", "said"),
+    ("numbers", "unit", "text"),
     [
-      (Estimate(0.0123, -0.003, 0.02, 5), "points", "+1.2 points (-0.3 to +2.0, n=5)"),
-      (Estimate(0.934, 0.9, 0.96, 5), "score", "93.4% (90.0 to 96.0, n=5)"),
-      (Estimate(3.14, 2, INF, 5), "times", "3.14x (2 to ∞, n=5)"),
-      (Estimate(-0.0003, -0.0103, 0.01, 5), "points", "+0.0 points (-1.0 to +1.0, n=5)"),
-      (Estimate(0, 0, 1.8, 5), "times", "never (0 to 1.8, n=5)"),
-      (Estimate(0.5, -INF, INF, 1), "number", "0.5 (n=1)"),
-      (Estimate(12345.6, 9000, INF, 5), "seconds", "12,346 s (9,000 to never, n=5)"),
-      (Estimate(INF, INF, INF, 5), "seconds", "never (n=5)"),
-      (Estimate(math.nan, 0, INF, 2), "times", "unknown (n=2)"),
+      (IntervalEstimate(0.0123, -0.003, 0.02, 5), "points", "+1.2 points (-0.3 to +2.0, n=5)"),
+      (IntervalEstimate(0.934, 0.9, 0.96, 5), "score", "93.4% (90.0 to 96.0, n=5)"),
+      (IntervalEstimate(3.14, 2, INF, 5), "times", "3.14x (2 to ∞, n=5)"),
+      (IntervalEstimate(-0.0003, -0.0103, 0.01, 5), "points", "+0.0 points (-1.0 to +1.0, n=5)"),
+      (IntervalEstimate(0, 0, 1.8, 5), "times", "never (0 to 1.8, n=5)"),
+      (IntervalEstimate(0.5, -INF, INF, 1), "number", "0.5 (n=1)"),
+      (IntervalEstimate(12345.6, 9000, INF, 5), "seconds", "12,346 s (9,000 to never, n=5)"),
+      (IntervalEstimate(INF, INF, INF, 5), "seconds", "never (n=5)"),
+      (IntervalEstimate(math.nan, 0, INF, 2), "times", "unknown (n=2)"),
     ],
   )
-  def test_by_unit(self, numbers, unit, said):
-    assert Evidence("", numbers, unit).said == said
+  def test_text_by_unit(self, numbers, unit, text):
+    assert Evidence("", numbers, unit).text == text

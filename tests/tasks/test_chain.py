@@ -15,8 +15,8 @@ CHAINS = [task for task in GENERATORS.values() if isinstance(task, chain.Chain)]
 def test_solutions_are_accepted_and_fit(task):
   for p in task.problems(300, seed=1):
     assert task.verify(p.solution, p.answer)
-    assert len(chain.encode(p.prompt)) == task.max_prompt
-    assert len(chain.encode(p.solution)) + 1 <= task.max_response
+    assert len(chain.TOKENIZER.encode(p.prompt)) == task.max_prompt
+    assert len(chain.TOKENIZER.encode(p.solution)) + 1 <= task.max_response
 
 
 def test_a_solution_read_aloud():
@@ -104,9 +104,9 @@ def test_shipped_models_read_both_tasks(role):
     p = task.problems(1, seed=0)[0]
     text = p.prompt + p.solution
     ids = tokenizer(text)["input_ids"]
-    assert ids == chain.encode(text)
+    assert ids == chain.TOKENIZER.encode(text)
     assert tokenizer.decode(ids) == text
-  assert hf.stop_ids(path) == (chain.ids()[chain.EOS],)
+  assert hf.stop_ids(path) == (chain.TOKENIZER.ids[chain.EOS],)
   assert sum(f.stat().st_size for f in path.iterdir()) < 4e6
 
 

@@ -1,17 +1,17 @@
 """CCOPD and what it is compared with, on the built-in task for conversations, after arXiv:2605.30251.
 
-Seed by seed, all arms start from the same student and read the same problems in the same order; every rollout answers the
-last turn of a conversation that the student itself has had. A step has 32 rollouts in every arm.
+Seed by seed, all arms start from the same student and read the same problems in the same order; every rollout answers
+the last turn of a conversation that the student itself has had. A step has 32 rollouts in every arm.
 
 Learning rates and the number of steps were calibrated on runs of seeds 0 and 1, which is why the study's seeds begin at
-`FIRST_SEED`: 3e-5 left RAW highest for every arm that compares with a teacher's or with right answers (1e-4 and 3e-4 were
-tried too), 1e-4 for the reward (of 3e-5 to 1e-3), and 2e-4 for the adapter (of 1e-4 to 1e-3). The rules by which claims
-are judged stand in claims.py.
+`FIRST_SEED`: 3e-5 left RAW highest for every arm that compares with a teacher's or with right answers (1e-4 and 3e-4
+were tried too), 1e-4 for the reward (of 3e-5 to 1e-3), and 2e-4 for the adapter (of 1e-4 to 1e-3). The rules by which
+claims are judged stand in claims.py.
 """
 
 from typing import Any
 
-from opd_jax.studies.arms import Arm
+from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.tasks import relay
 
 STEPS, LR = 60, 3e-5
@@ -33,11 +33,11 @@ BASE: dict[str, Any] = {
 LEARNED = {"objective.support": "sampled", "objective.kind": "forward_kl", "objective.estimator": "nll"}
 
 
-def arm(name: str, label: str, changes: dict[str, Any]) -> Arm:
-  return Arm(name, label, changes, BASE, "ccopd")
+def arm(name: str, label: str, changes: dict[str, Any]) -> ArmSpec:
+  return ArmSpec(name, label, changes, BASE, "ccopd")
 
 
-ARMS: tuple[Arm, ...] = (
+ARMS: tuple[ArmSpec, ...] = (
   arm("ccopd", "CCOPD", {}),
   arm("forward", "forward KL", {"objective.kind": "forward_kl"}),
   arm("sft-gold", "SFT on right answers", LEARNED | {"rollout.by": "data"}),

@@ -1,156 +1,176 @@
-"""What is claimed of CCOPD, and the rules by which the study judges it; written before the study's seeds were run.
+"""What is claimed of CCOPD, and the rules by which the study decides it; written before the study's seeds were run.
 
 Intervals are over seeds, at 95%; accuracies are of new conversations about 256 held-out problems, two about each
 (one out of domain), after training. FULL: told at once. RAW: turn by turn.
 """
 
+import functools
+
 from opd_jax.studies.ccopd.arms import UNTRAINED
-from opd_jax.studies.comparisons import known, points, verdict
+from opd_jax.studies.evidence import known, lazily, points, verdict
 from opd_jax.studies.results import Missing, Results
-from opd_jax.studies.statistics import Estimate, interval
+from opd_jax.studies.statistics import IntervalEstimate, interval
 from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least, at_most
 
 OUT_OF_DOMAIN = ("times", "long")
 
 
-def of(r: Results, arm: str, *path: str) -> dict[int, float]:
-  """By seed, a number that was measured of an arm's students; without seeds where there was nothing to measure."""
+def measured(results: Results, arm: str, *path: str) -> dict[int, float]:
+  """Collect one number of an arm's students by seed, without the seeds where there was nothing to measure.
 
-  def at(found: dict) -> float | None:
+  Args:
+    path: the keys that lead to it in the record of `measures.measure_student`.
+
+  Raises:
+    Missing: nothing has been measured of the arm.
+  """
+  numbers = {}
+  for seed, found in results.analysis(f"asked-{arm}").items():
     for key in path:
-      found = found[key]
-    return found  # pyright: ignore[reportReturnType]
+      found = found[key]  # pyright: ignore[reportAssignmentType]: a number at the last key
+    if found is not None:
+      numbers[seed] = found
+  return numbers
 
-  every = {seed: at(found) for seed, found in r.analysis(f"asked-{arm}").items()}
-  return {seed: value for seed, value in every.items() if value is not None}
 
-
-def less(r: Results, a: str, b: str, *path: str) -> Estimate:
-  """Paired by seed."""
-  one, other = of(r, a, *path), of(r, b, *path)
-  if not (seeds := sorted(one.keys() & other.keys())):
+def difference(results: Results, a: str, b: str, *path: str) -> IntervalEstimate:
+  """Estimate a number of arm a less the same number of arm b, paired by seed."""
+  left, right = measured(results, a, *path), measured(results, b, *path)
+  if not (seeds := sorted(left.keys() & right.keys())):
     raise Missing(f"{a} and {b} have no seed in common")
-  return interval(one[s] - other[s] for s in seeds)
+  return interval(left[seed] - right[seed] for seed in seeds)
 
 
-def gain(r: Results, arm: str, *path: str) -> Estimate:
-  return less(r, arm, UNTRAINED, *path)
+def gain(results: Results, arm: str, *path: str) -> IntervalEstimate:
+  """Estimate a number of an arm less the same number before training."""
+  return difference(results, arm, UNTRAINED, *path)
 
 
-def outside(r: Results, a: str, b: str) -> Estimate:
-  """RAW on a sign and on lengths that training did not show, both together, paired."""
-  seeds = sorted(r.analysis(f"asked-{a}").keys() & r.analysis(f"asked-{b}").keys())
+def out_of_domain_difference(results: Results, a: str, b: str) -> IntervalEstimate:
+  """Estimate RAW of arm a less RAW of arm b, paired, as a mean over a sign and lengths that training did not show."""
+  seeds = sorted(results.analysis(f"asked-{a}").keys() & results.analysis(f"asked-{b}").keys())
   if not seeds:
     raise Missing(f"{a} and {b} have no seed in common")
-  mean = lambda arm, seed: sum(of(r, arm, task, "raw")[seed] for task in OUT_OF_DOMAIN) / len(OUT_OF_DOMAIN)
-  return interval(mean(a, s) - mean(b, s) for s in seeds)
+
+  def mean(arm: str, seed: int) -> float:
+    return sum(measured(results, arm, task, "raw")[seed] for task in OUT_OF_DOMAIN) / len(OUT_OF_DOMAIN)
+
+  return interval(mean(a, seed) - mean(b, seed) for seed in seeds)
 
 
-def drift_is_there(r: Results) -> Verdict:
-  """By construction of the pretrained model; checked, since everything else rests on it."""
-  full, raw = of(r, UNTRAINED, "relay", "full"), of(r, UNTRAINED, "relay", "raw")
-  lost = interval(full[s] - raw[s] for s in full)
-  anchored = interval(of(r, UNTRAINED, "deviation", "own_turn").values())
+def drift_is_there(results: Results) -> Verdict:
+  """Check what everything else rests on: the pretrained model drifts by construction."""
+  full, raw = measured(results, UNTRAINED, "relay", "full"), measured(results, UNTRAINED, "relay", "raw")
+  lost = interval(full[seed] - raw[seed] for seed in full)
+  own_turns = interval(measured(results, UNTRAINED, "deviation", "own_turn").values())
+  repeated = interval(measured(results, UNTRAINED, "anchored", "kept").values())
   return verdict(
-    all_of(above(lost, 0.15), above(anchored, 0)),
+    all_of(above(lost, 0.15), above(own_turns, 0)),
     "the student before training, told at once less turn by turn; and what its own turns add to the deviation",
     points("FULL less RAW", lost),
-    Evidence("own turns' share of the deviation (nats a token)", anchored),
+    Evidence("own turns' share of the deviation (nats a token)", own_turns),
     Evidence("FULL", interval(full.values()), "score"),
     Evidence("RAW", interval(raw.values()), "score"),
-    Evidence("wrong guesses repeated", interval(of(r, UNTRAINED, "anchored", "kept").values()), "score"),
+    Evidence("wrong guesses repeated", repeated, "score"),
   )
 
 
-def raw_rises(r: Results) -> Verdict:
-  raw, full = gain(r, "ccopd", "relay", "raw"), gain(r, "ccopd", "relay", "full")
+def raw_rises(results: Results) -> Verdict:
+  raw, full = gain(results, "ccopd", "relay", "raw"), gain(results, "ccopd", "relay", "full")
   return verdict(
     all_of(above(raw, 0.1), at_least(full, -0.02)),
     "after CCOPD less before",
     points("RAW", raw),
     points("FULL", full),
-    points("CONCAT", gain(r, "ccopd", "relay", "concat")),
+    points("CONCAT", gain(results, "ccopd", "relay", "concat")),
     *known(
-      lambda: points("through an adapter, RAW", gain(r, "lora", "relay", "raw")),
-      lambda: points("through an adapter, FULL", gain(r, "lora", "relay", "full")),
+      lazily(points, "through an adapter, RAW", gain, results, "lora", "relay", "raw"),
+      lazily(points, "through an adapter, FULL", gain, results, "lora", "relay", "full"),
     ),
   )
 
 
-def better_than(r: Results, arm: str, name: str) -> Verdict:
-  raw = less(r, "ccopd", arm, "relay", "raw")
+def better_than(results: Results, arm: str, name: str) -> Verdict:
+  raw = difference(results, "ccopd", arm, "relay", "raw")
   return verdict(
     above(raw, 0),
     "RAW, paired",
     points(f"CCOPD less {name}, RAW", raw),
-    points(f"CCOPD less {name}, FULL", less(r, "ccopd", arm, "relay", "full")),
-    points(f"CCOPD less {name}, RAW out of domain", outside(r, "ccopd", arm)),
+    points(f"CCOPD less {name}, FULL", difference(results, "ccopd", arm, "relay", "full")),
+    points(f"CCOPD less {name}, RAW out of domain", out_of_domain_difference(results, "ccopd", arm)),
   )
 
 
-def out_of_domain(r: Results) -> Verdict:
-  both = outside(r, "ccopd", UNTRAINED)
+def out_of_domain(results: Results) -> Verdict:
+  both = out_of_domain_difference(results, "ccopd", UNTRAINED)
   return verdict(
     above(both, 0.05),
     "RAW after CCOPD less before, mean of a sign and of lengths that training did not show",
     points("both", both),
-    *known(*(lambda t=t: points(t, gain(r, "ccopd", t, "raw")) for t in OUT_OF_DOMAIN)),
-    *known(*(lambda t=t: points(f"{t}, FULL", gain(r, "ccopd", t, "full")) for t in OUT_OF_DOMAIN)),
-  )
-
-
-def intermediate_hurts(r: Results) -> Verdict:
-  raw = less(r, "any-turn", "ccopd", "relay", "raw")
-  return verdict(
-    above(Estimate(-raw.mean, -raw.high, -raw.low, raw.n), 0),
-    "RAW where a random turn's reply is trained less RAW where the last one is",
-    points("a random turn less the last", raw),
-    points("FULL", less(r, "any-turn", "ccopd", "relay", "full")),
     *known(
-      lambda: points("RAW with four times the steps", less(r, "any-turn-4", "ccopd", "relay", "raw")),
-      lambda: points("FULL with four times the steps", less(r, "any-turn-4", "ccopd", "relay", "full")),
+      *(lazily(points, task, gain, results, "ccopd", task, "raw") for task in OUT_OF_DOMAIN),
+      *(lazily(points, f"{task}, FULL", gain, results, "ccopd", task, "full") for task in OUT_OF_DOMAIN),
     ),
   )
 
 
-def unpolluted(r: Results) -> Verdict:
-  solution, hint = (gain(r, "ccopd", "pollution", kind) for kind in ("solution", "hint"))
+def intermediate_hurts(results: Results) -> Verdict:
+  raw = difference(results, "any-turn", "ccopd", "relay", "raw")
+  loss = IntervalEstimate(-raw.mean, -raw.high, -raw.low, raw.n)
+  return verdict(
+    above(loss, 0),
+    "RAW where a random turn's reply is trained less RAW where the last one is",
+    points("a random turn less the last", raw),
+    points("FULL", difference(results, "any-turn", "ccopd", "relay", "full")),
+    *known(
+      *(
+        lazily(
+          points, f"{form.upper()} with four times the steps", difference, results, "any-turn-4", "ccopd", "relay", form
+        )
+        for form in ("raw", "full")
+      ),
+    ),
+  )
+
+
+def unpolluted(results: Results) -> Verdict:
+  solution, hint = (gain(results, "ccopd", "pollution", kind) for kind in ("solution", "hint"))
+  before = interval(measured(results, UNTRAINED, "pollution", "solution").values())
   return verdict(
     above(solution, 0.1),
     "accuracy behind a wrong solution in the assistant's name, after CCOPD less before",
     points("a wrong solution", solution),
     points("a wrong hint of the user's", hint),
-    Evidence(
-      "a wrong solution, before training", interval(of(r, UNTRAINED, "pollution", "solution").values()), "score"
-    ),
+    Evidence("a wrong solution, before training", before, "score"),
   )
 
 
-def deviation_falls(r: Results) -> Verdict:
-  before, after = of(r, UNTRAINED, "deviation", "psi"), of(r, "ccopd", "deviation", "psi")
-  own = less(r, "ccopd", UNTRAINED, "deviation", "own_turn")
-  share = interval(after[s] / before[s] for s in after if s in before)
+def deviation_falls(results: Results) -> Verdict:
+  before = measured(results, UNTRAINED, "deviation", "psi")
+  after = measured(results, "ccopd", "deviation", "psi")
+  own_turns = difference(results, "ccopd", UNTRAINED, "deviation", "own_turn")
+  share = interval(after[seed] / before[seed] for seed in after if seed in before)
   return verdict(
-    all_of(at_most(share, 0.5), at_most(own, 0)),
+    all_of(at_most(share, 0.5), at_most(own_turns, 0)),
     "KL of a reply in the conversation from the same reply told at once, after CCOPD over before",
     Evidence("deviation, after over before", share),
-    Evidence("own turns' share, after less before (nats a token)", own),
-    *known(lambda: points("wrong guesses repeated, after less before", gain(r, "ccopd", "anchored", "kept"))),
+    Evidence("own turns' share, after less before (nats a token)", own_turns),
+    *known(lazily(points, "wrong guesses repeated, after less before", gain, results, "ccopd", "anchored", "kept")),
   )
 
 
-def refreshed(r: Results) -> Verdict:
-  raw = less(r, "refresh", "ccopd", "relay", "raw")
+def refreshed(results: Results) -> Verdict:
+  raw = difference(results, "refresh", "ccopd", "relay", "raw")
   return verdict(above(raw, 0), "RAW, paired", points("new conversations every 10 steps less kept ones", raw))
 
 
-def shorter(r: Results) -> Verdict:
-  raw = less(r, "topd-50", "ccopd", "relay", "raw")
+def shorter(results: Results) -> Verdict:
+  raw = difference(results, "topd-50", "ccopd", "relay", "raw")
   return verdict(
     at_least(raw, -0.01),
     "RAW, paired, equal steps",
     points("TOPD 50% less full answers", raw),
-    *known(lambda: points("POPD less full answers", less(r, "popd", "ccopd", "relay", "raw"))),
+    *known(lazily(points, "POPD less full answers", difference, results, "popd", "ccopd", "relay", "raw")),
   )
 
 
@@ -178,7 +198,7 @@ CLAIMS = (
       f"better than {name}",
       f"CCOPD is better than {name} (arXiv:2605.30251)",
       "RAW of CCOPD is above",
-      lambda r, arm=arm, name=name: better_than(r, arm, name),
+      functools.partial(better_than, arm=arm, name=name),
     )
     for arm, name in (
       ("forward", "the forward KL"),

@@ -1,5 +1,6 @@
-"""What the study asks its students after training: every form of every task, pollution, own guesses, and the deviation."""
+"""What the study measures of its students: every form of every task, pollution, own guesses and the deviation."""
 
+import functools
 import pathlib
 import statistics
 from collections.abc import Iterable
@@ -8,14 +9,15 @@ from typing import Any
 from etils import epath
 
 from opd_jax import config as configs
-from opd_jax import inputs, state
-from opd_jax import mesh as meshes
+from opd_jax import inputs
 from opd_jax.analysis.deviation import deviation
 from opd_jax.data import tokenizer as tokenizers
-from opd_jax.models import hf
-from opd_jax.multiturn import MultiTurnEvaluator
-from opd_jax.programs import Kept
-from opd_jax.studies.arms import Arm
+from opd_jax.evaluation.multi_turn import MultiTurnEvaluator
+from opd_jax.models import hf, model_sharding
+from opd_jax.recipes import base as recipes
+from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.programs import ProgramCache
+from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.studies.ccopd.arms import ARMS, OTHERS, UNTRAINED
 from opd_jax.studies.results import workdir
 from opd_jax.studies.run import digest, done, measure
@@ -30,43 +32,61 @@ ASKED = {
 
 
 def measure_all(
-  arms: Iterable[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+  arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """Of every finished run, and of the student before training; what was measured of the same runs before is kept."""
-  kept: Kept = {}
+  """Measure every finished run, and the student before training.
+
+  What was measured of the same runs before is not measured again.
+
+  Args:
+    out: the study's directory.
+    changes: to the config of every arm.
+  """
+  program_cache: ProgramCache = {}
   for seed in seeds:
-    first = ARMS[0].config(seed, changes)
-    measure(out, f"asked-{UNTRAINED}", seed, digest([first]), lambda c=first: asked(c, None, kept))
+    config = ARMS[0].config(seed, changes)
+    students: list[tuple[str, configs.Config, pathlib.Path | None]] = [(UNTRAINED, config, None)]
     for arm in arms:
       path = workdir(out, arm.name, seed)
       if done(path):
-        c = arm.config(seed, changes)
-        measure(out, f"asked-{arm.name}", seed, digest([c]), lambda c=c, path=path: asked(c, path, kept))
+        students.append((arm.name, arm.config(seed, changes), path))
+    for name, config, path in students:
+      compute = functools.partial(measure_student, config, path, program_cache)
+      measure(out, f"asked-{name}", seed, digest([config]), compute)
 
 
-def asked(c: configs.Config, path: pathlib.Path | None, kept: Kept) -> dict[str, Any]:
-  """Accuracy by task and form; of the task that was trained on also pollution's, own guesses, the deviation, and looks.
+def measure_student(config: configs.Config, path: pathlib.Path | None, program_cache: ProgramCache) -> dict[str, Any]:
+  """Measure one student: accuracy by task and form; on the task of training also what conversations do to it.
 
   Args:
-    path: of the run; None: the student before training.
+    path: the run's workdir; None: the student before training.
+
+  Returns:
+    relay, times, long: accuracy by form, "full", "concat" and "raw".
+    pollution: accuracy behind a wrong "solution" and a wrong "hint".
+    anchored, deviation: the records of `MultiTurnEvaluator` and of analysis/deviation.py.
+    looks: the deviation's attention ratio, a mean over layers.
   """
-  model = inputs.learner(c)
-  tokenizer, mesh = tokenizers.load(model.path), meshes.for_reading(c.mesh)
+  model = inputs.learner(config)
+  tokenizer, mesh = tokenizers.load(model.path), meshes.for_reading(config.mesh)
   if path is None:
-    params = hf.read(model.path, model.cfg, meshes.parameter_shardings(mesh, model.cfg))
+    params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
   else:
-    params, _ = state.saved_params(c, model.path, model.cfg, mesh, epath.Path(path), None)
-  out: dict[str, Any] = {}
+    recipe = recipes.make(inputs.load_student(config, mesh))
+    params = recipes.saved_models(recipe, epath.Path(path))[0]["student"]
+  measured: dict[str, Any] = {}
   for name, task in OTHERS.items():
     k = 2 if name == "relay" else 1
-    of = configs.override(c, ASKED | {"eval.path": f"{configs.TASK}{task.name}", "eval.k": k})
-    evaluation = inputs.load_evaluation(of, model, tokenizer, mesh, model.cfg.vocab)
-    evaluator = MultiTurnEvaluator(of, evaluation, params, kept)
+    changes = ASKED | {"eval.path": f"{configs.TASK}{task.name}", "eval.k": k}
+    task_config = configs.override(config, changes)
+    evaluation = inputs.load_evaluation(task_config, model, tokenizer, mesh, model.cfg.vocab)
+    evaluator = MultiTurnEvaluator(task_config, evaluation, params, program_cache)
     record, _ = evaluator(params)
-    out[name] = {form: found["accuracy"] for form, found in record["forms"].items()}
+    measured[name] = {form: result["accuracy"] for form, result in record["forms"].items()}
     if name == "relay":
-      out["pollution"] = {kind: found["accuracy"] for kind, found in evaluator.pollution(params).items()}
-      out["anchored"] = record["anchored"]
-      out["deviation"] = deviation(evaluator, params)
-      out["looks"] = statistics.fmean(out["deviation"]["looks"])
-  return out
+      pollution = evaluator.pollution(params)
+      measured["pollution"] = {kind: result["accuracy"] for kind, result in pollution.items()}
+      measured["anchored"] = record["anchored"]
+      measured["deviation"] = deviation(evaluator, params)
+      measured["looks"] = statistics.fmean(measured["deviation"]["looks"])
+  return measured

@@ -10,7 +10,7 @@ which is why the study's seeds begin at `FIRST_SEED`. The rules by which claims 
 
 from typing import Any
 
-from opd_jax.studies.arms import Arm
+from opd_jax.studies.arm_spec import ArmSpec
 
 T, STEPS, LR = 140, 60, 1e-4
 TENTH = T // 10
@@ -61,22 +61,22 @@ def truncated(ratio: float) -> dict[str, Any]:
 
 
 def segment(start: float) -> dict[str, Any]:
-  """A tenth of T is trained, from this share on; what comes after it is not spoken, since nothing depends on it."""
+  """Train a tenth of T, from this share on; what comes after it is not generated, since nothing depends on it."""
   first = round(start * T)
-  spoken = {"horizon.kind": "truncated", "horizon.length": first + TENTH}
-  return spoken | {"weights.kind": "segment", "weights.start": first, "weights.tokens": TENTH}
+  changes = {"horizon.kind": "truncated", "horizon.length": first + TENTH}
+  return changes | {"weights.kind": "segment", "weights.start": first, "weights.tokens": TENTH}
 
 
 def credit(discount: float) -> dict[str, Any]:
   return FULL | {"objective.support": "sampled", "objective.discount": discount}
 
 
-def arm(name: str, label: str, changes: dict[str, Any]) -> Arm:
-  return Arm(name, label, changes, CHAIN)
+def arm(name: str, label: str, changes: dict[str, Any]) -> ArmSpec:
+  return ArmSpec(name, label, changes, CHAIN)
 
 
 RATIOS = {0.5: "50", 0.25: "25", 0.1: "10", 0.05: "5", 0.025: "2.5"}
-ARMS: tuple[Arm, ...] = (
+ARMS: tuple[ArmSpec, ...] = (
   arm("opd", "OPD", FULL | {"checkpoint.every": STEPS // 2, "checkpoint.keep": 3}),
   *(arm(f"topd-{name}", f"TOPD {name}%", truncated(ratio)) for ratio, name in RATIOS.items()),
   arm("topd-10-long", "TOPD 10%, 4x the steps", truncated(0.1) | {"steps": 4 * STEPS, "eval.every": 20}),

@@ -1,30 +1,33 @@
-"""What is claimed of horizons, and the rules by which the study judges it.
+"""What is claimed of horizons, and the rules by which the study decides it.
 
 Intervals are over seeds, at 95% where a rule names no other level, see statistics.py; scores are means of a run's last
 evaluations; "within a point" is one point of accuracy. A time is training seconds, probes of the horizon included,
-compiling and evaluation not. A claim is judged where the runs that its rule needs are there; of other evidence it shows
-what is known.
+compiling and evaluation not. A claim is decided where the runs that its rule needs are there; of other evidence it
+shows what is known.
 """
 
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from opd_jax.studies.comparisons import (
+from opd_jax.studies.evidence import (
   POINT,
+  LazyEvidence,
   by_seed,
   difference,
   gain,
   known,
+  lazily,
   points,
   quarter,
+  seconds_down_to,
   speedup,
-  time_down_to,
+  speedup_halfway,
   times,
-  up,
   verdict,
 )
 from opd_jax.studies.results import Missing, Results
-from opd_jax.studies.statistics import Estimate, interval, ratio
+from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
 from opd_jax.studies.verdicts import MISSING, Claim, Evidence, Status, Verdict, above, all_of, any_of, at_least, at_most
 
 ADAPTIVE = ("agreement", "drift", "saturation", "look")
@@ -43,70 +46,82 @@ FIXED = (
 )
 
 
-def topd_is_as_good(r: Results) -> Verdict:
-  short = difference(r, "topd-10", "opd")
-  share = lambda name: lambda: points(f"TOPD {name}% less OPD", difference(r, f"topd-{name}", "opd"))
+def topd_is_as_good(results: Results) -> Verdict:
+  short = difference(results, "topd-10", "opd")
   return verdict(
     at_least(short, -POINT),
     "paired difference of scores after equally many steps",
     points("TOPD 10% less OPD, equal steps", short),
     *known(
-      lambda: points("TOPD 10% with 4x the steps less OPD", difference(r, "topd-10-long", "opd")),
-      *map(share, ("50", "25", "5", "2.5")),
+      lazily(points, "TOPD 10% with 4x the steps less OPD", difference, results, "topd-10-long", "opd"),
+      *(
+        lazily(points, f"TOPD {n}% less OPD", difference, results, f"topd-{n}", "opd") for n in ("50", "25", "5", "2.5")
+      ),
     ),
   )
 
 
-def topd_is_fast(r: Results) -> Verdict:
-  long = speedup(r, "topd-10-long")
-  sooner = lambda arm: lambda: times(f"{arm} sooner than OPD", speedup(r, arm))
-  nearly = times("TOPD 10% with 4x the steps, to OPD's score less ten points", speedup(r, "topd-10-long", less=0.1))
+def topd_is_fast(results: Results) -> Verdict:
+  long = speedup(results, "topd-10-long")
+  nearly = speedup(results, "topd-10-long", less=0.1)
   return verdict(
     at_least(long, 5),
     "ratio of times to OPD's score less a point",
     times("TOPD 10% with 4x the steps, sooner than OPD", long),
-    nearly,
-    *known(*map(sooner, ("topd-50", "topd-25", "topd-10"))),
+    times("TOPD 10% with 4x the steps, to OPD's score less ten points", nearly),
+    *known(
+      *(lazily(times, f"{arm} sooner than OPD", speedup, results, arm) for arm in ("topd-50", "topd-25", "topd-10")),
+    ),
   )
 
 
-def popd_in_a_third(r: Results) -> Verdict:
-  full = speedup(r, "popd", less=0)
-  sooner = lambda arm: lambda: times(f"{arm} sooner than OPD", speedup(r, arm, less=0))
-  score = lambda arm: lambda: points(f"{arm} less OPD", difference(r, arm, "opd"))
+def popd_in_a_third(results: Results) -> Verdict:
+  full = speedup(results, "popd", less=0)
+  others = ("popd-paper", "popd-geometric")
   return verdict(
     at_least(full, 3),
     "ratio of times to OPD's score",
     times("POPD to T, sooner than OPD", full),
-    *known(*map(sooner, ("popd-paper", "popd-geometric")), *map(score, ("popd", "popd-paper", "popd-geometric"))),
+    *known(
+      *(lazily(times, f"{arm} sooner than OPD", speedup, results, arm, less=0) for arm in others),
+      *(lazily(points, f"{arm} less OPD", difference, results, arm, "opd") for arm in ("popd", *others)),
+    ),
   )
 
 
-def early_teaches(r: Results) -> Verdict:
-  """Few rows come so far as 80%: batches of 11 train as many tokens of the first tenth, see `Results.trained`."""
-  late, gained = difference(r, "topd-10-thin", "segment-80"), gain(r, "segment-80")
-  tokens = lambda label, arm: Evidence(f"trained tokens a step, {label}", interval(r.trained(arm).values()))
-  less = lambda arm, label: lambda: points(f"first 10% less {label}", difference(r, "topd-10", arm))
+def early_teaches(results: Results) -> Verdict:
+  """Compare a tenth of the response trained early with one trained late.
+
+  Few rows come so far as 80%: batches of 11 train as many tokens of the first tenth, see `Results.trained`.
+  """
+
+  def trained(arm: str) -> IntervalEstimate:
+    return interval(results.trained(arm).values())
+
+  def less(arm: str, label: str) -> LazyEvidence:
+    return lazily(points, f"first 10% less {label}", difference, results, "topd-10", arm)
+
+  late, gained = difference(results, "topd-10-thin", "segment-80"), gain(results, "segment-80")
   return verdict(
     all_of(above(late, 0.05), at_most(gained, 0.05)),
     "the first tenth in batches of 11 against the tenth at 80%, and that one against no training",
     points("first 10%, batches of 11, less 80-90%", late),
     points("80-90% less untrained", gained),
-    tokens("first 10%, batches of 11", "topd-10-thin"),
-    tokens("80-90%", "segment-80"),
+    Evidence("trained tokens a step, first 10%, batches of 11", trained("topd-10-thin")),
+    Evidence("trained tokens a step, 80-90%", trained("segment-80")),
     *known(
       less("segment-80", "80-90%"),
-      lambda: tokens("first 10%", "topd-10"),
+      lazily(Evidence, "trained tokens a step, first 10%", trained, "topd-10"),
       *(less(f"segment-{s}", f"{s}-{s + 10}%") for s in (20, 40, 60)),
       *(less(arm, arm) for arm in ("random", "last")),
     ),
   )
 
 
-def gain_is_in_the_weights(r: Results) -> Verdict:
-  flat = by_seed(r, "continuation", lambda d: d["topd-10"]["0.25"] - d["topd-10"]["0"])
-  beyond = by_seed(r, "continuation", lambda d: d["topd-10"]["0"] - d["untrained"]["0.1"])
-  helped = by_seed(r, "continuation", lambda d: d["untrained"]["0.25"] - d["untrained"]["0"])
+def gain_is_in_the_weights(results: Results) -> Verdict:
+  flat = by_seed(results, "continuation", lambda found: found["topd-10"]["0.25"] - found["topd-10"]["0"])
+  beyond = by_seed(results, "continuation", lambda found: found["topd-10"]["0"] - found["untrained"]["0.1"])
+  helped = by_seed(results, "continuation", lambda found: found["untrained"]["0.25"] - found["untrained"]["0"])
   return verdict(
     all_of(at_most(flat, 0.05), above(beyond, 0.05)),
     "accuracy when the teacher writes the beginning",
@@ -116,29 +131,39 @@ def gain_is_in_the_weights(r: Results) -> Verdict:
   )
 
 
-def late_is_less_reliable(r: Results) -> Verdict:
-  early = lambda d, metric, step: quarter(d[step], metric, 0) - quarter(d[step], metric, 3)  # first less last quarter
-  fall = lambda metric, step: by_seed(r, "reliability", lambda d: early(d, metric, step))
-  rise = lambda metric: by_seed(r, "reliability", lambda d: -early(d, metric, "0"))
-  start = fall("teacher", "0")
-  both = by_seed(r, "reliability", lambda d: early(d, "teacher", "0") - early(d, "teacher", "last"))
+def late_is_less_reliable(results: Results) -> Verdict:
+  def fall(found: dict[str, Any], metric: str, step: str) -> float:
+    """The first quarter less the last one."""
+    return quarter(found[step], metric, 0) - quarter(found[step], metric, 3)
+
+  def estimated(value: Callable[[dict[str, Any]], float]) -> IntervalEstimate:
+    return by_seed(results, "reliability", value)
+
+  before = estimated(lambda found: fall(found, "teacher", "0"))
+  after = estimated(lambda found: fall(found, "teacher", "last"))
+  both = estimated(lambda found: fall(found, "teacher", "0") - fall(found, "teacher", "last"))
+  kl = estimated(lambda found: -fall(found, "kl", "0"))
+  entropy = estimated(lambda found: -fall(found, "teacher_entropy", "0"))
+  overlap = estimated(lambda found: fall(found, "overlap", "0"))
   return verdict(
-    all_of(above(start, POINT), above(both, 0)),
+    all_of(above(before, POINT), above(both, 0)),
     "the teacher's probability of the right symbol where something has to be known, first quarter against last",
-    points("before training", start),
-    points("after OPD", fall("teacher", "last")),
+    points("before training", before),
+    points("after OPD", after),
     points("how much less after than before", both),
-    Evidence("KL, last quarter less first, before training (nats)", rise("kl")),
-    Evidence("teacher's entropy, last quarter less first (nats)", rise("teacher_entropy")),
-    points("top-2 overlap, first quarter less last", fall("overlap", "0")),
+    Evidence("KL, last quarter less first, before training (nats)", kl),
+    Evidence("teacher's entropy, last quarter less first (nats)", entropy),
+    points("top-2 overlap, first quarter less last", overlap),
   )
 
 
-def tokens_beat_sequences(r: Results) -> Verdict:
-  learned, exact = difference(r, "credit-0", "credit-1"), difference(r, "exact-0", "exact-1")
+def tokens_beat_sequences(results: Results) -> Verdict:
   arms = ("credit-0", "credit-1", "exact-0", "exact-1")
-  token, sequence, exact_token, exact_sequence = (r.scores(arm) for arm in arms)
-  gap = interval(token[s] - sequence[s] - (exact_token[s] - exact_sequence[s]) for s in r.common(*arms))
+  learned, exact = difference(results, *arms[:2]), difference(results, *arms[2:])
+  token, sequence, exact_token, exact_sequence = (results.scores(arm) for arm in arms)
+  gap = interval(
+    token[seed] - sequence[seed] - (exact_token[seed] - exact_sequence[seed]) for seed in results.common(*arms)
+  )
   return verdict(
     all_of(above(learned, 0), above(gap, 0)),
     "discount 0 against 1, and whether a teacher that was trained off the path narrows it",
@@ -148,95 +173,124 @@ def tokens_beat_sequences(r: Results) -> Verdict:
   )
 
 
-def variance_is_cubic(r: Results) -> Verdict:
-  better = by_seed(r, "advantage", lambda d: d["cubic_variance"] - d["linear_variance"])
-  exponent = by_seed(r, "advantage", lambda d: d["exponent"])
+def variance_is_cubic(results: Results) -> Verdict:
+  better = by_seed(results, "advantage", lambda found: found["cubic_variance"] - found["linear_variance"])
+  cubic = by_seed(results, "advantage", lambda found: found["cubic_variance"])
+  exponent = by_seed(results, "advantage", lambda found: found["exponent"])
   return verdict(
     above(better, 0),
     "variance of sequence-level advantages by position before training, fitted by both laws",
     Evidence("R^2 of the cubic variance (noise that grows with position) less R^2 of the linear (equal noise)", better),
-    Evidence("R^2 of the cubic variance", by_seed(r, "advantage", lambda d: d["cubic_variance"])),
+    Evidence("R^2 of the cubic variance", cubic),
     Evidence("exponent of a token's noise against its position (the paper assumes 1)", exponent),
   )
 
 
-def topd_fails_late(r: Results) -> Verdict:
-  opd, short = gain(r, "phase-opd"), gain(r, "phase-topd-10")
-  wider = lambda n: lambda: points(f"TOPD {n}% less untrained", gain(r, f"phase-topd-{n}"))
+def topd_fails_late(results: Results) -> Verdict:
+  opd, short = gain(results, "phase-opd"), gain(results, "phase-topd-10")
   return verdict(
     all_of(at_least(opd, 0.2), at_most(short, 0.05)),
     "gain over the untrained student where the last symbols need what is seen nowhere earlier",
     points("OPD less untrained", opd),
     points("TOPD 10% less untrained", short),
-    *known(*map(wider, ("25", "50")), lambda: points("POPD to T less OPD", difference(r, "phase-popd", "phase-opd"))),
+    *known(
+      *(lazily(points, f"TOPD {n}% less untrained", gain, results, f"phase-topd-{n}") for n in ("25", "50")),
+      lazily(points, "POPD to T less OPD", difference, results, "phase-popd", "phase-opd"),
+    ),
   )
 
 
-def topd_drifts(r: Results) -> Verdict:
-  """The best of a flat run is above its end by noise alone: means of three leave less of it than single evaluations."""
+def topd_drifts(results: Results) -> Verdict:
+  """Compare the best three evaluations in a row with the last three.
 
-  def fallen(arm: str) -> Estimate:
-    best = r.best(arm)
-    return interval(best[seed] - score for seed, score in r.scores(arm).items())
+  The best of a flat run is above its end by noise alone: means of three leave less of it than single evaluations.
+  """
+
+  def fallen(arm: str) -> IntervalEstimate:
+    best = results.best(arm)
+    return interval(best[seed] - score for seed, score in results.scores(arm).items())
+
+  def beyond(found: dict[str, Any]) -> float:
+    return found["lr4-topd-10"]["beyond"] - found["untrained"]["beyond"]
 
   short, full = fallen("lr4-topd-10"), fallen("lr4-opd")
-  beyond = lambda: by_seed(r, "drift", lambda d: d["lr4-topd-10"]["beyond"] - d["untrained"]["beyond"])
-  less = lambda label, a, b: lambda: points(label, difference(r, a, b))
   return verdict(
     all_of(above(short, 0.05), at_most(full, 0.05)),
     "how far the mean of the last three evaluations lies below the best mean of three in a row, at four times the rate",
     points("TOPD 10%, best less last, 4x the rate", short),
     points("OPD, best less last, 4x the rate", full),
     *known(
-      lambda: points("TOPD 10%, best less last, the study's rate", fallen("topd-10")),
-      lambda: Evidence("KL beyond TOPD 10%'s horizon, after less before (nats a token), 4x the rate", beyond()),
-      less("KL to the initial student: what it adds to TOPD 10% at 4x the rate", "lr4-topd-10-initial", "lr4-topd-10"),
-      less("every tenth step to the end (look): what it adds to TOPD 10% at 4x the rate", "lr4-look", "lr4-topd-10"),
-      less("look less OPD, both at 4x the rate", "lr4-look", "lr4-opd"),
+      lazily(points, "TOPD 10%, best less last, the study's rate", fallen, "topd-10"),
+      lazily(
+        Evidence,
+        "KL beyond TOPD 10%'s horizon, after less before (nats a token), 4x the rate",
+        by_seed,
+        results,
+        "drift",
+        beyond,
+      ),
+      lazily(
+        points,
+        "KL to the initial student: what it adds to TOPD 10% at 4x the rate",
+        difference,
+        results,
+        "lr4-topd-10-initial",
+        "lr4-topd-10",
+      ),
+      lazily(
+        points,
+        "every tenth step to the end (look): what it adds to TOPD 10% at 4x the rate",
+        difference,
+        results,
+        "lr4-look",
+        "lr4-topd-10",
+      ),
+      lazily(points, "look less OPD, both at 4x the rate", difference, results, "lr4-look", "lr4-opd"),
     ),
   )
 
 
-def reverse_works(r: Results) -> Verdict:
-  opd, short = gain(r, "reverse-opd"), gain(r, "reverse-topd-25")
-  halfway = {seed: (start + r.scores("reverse-opd")[seed]) / 2 for seed, start in r.untrained("reverse-opd").items()}
-  faster = ratio(time_down_to(r, "reverse-opd", halfway), time_down_to(r, "reverse-topd-25", halfway))
+def reverse_works(results: Results) -> Verdict:
+  opd, short = gain(results, "reverse-opd"), gain(results, "reverse-topd-25")
+  scores = results.scores("reverse-opd")
+  halfway = {seed: (start + scores[seed]) / 2 for seed, start in results.untrained("reverse-opd").items()}
+  faster = ratio(seconds_down_to(results, "reverse-opd", halfway), seconds_down_to(results, "reverse-topd-25", halfway))
   return verdict(
     all_of(at_most(opd, -0.1), at_most(short, -0.1), above(faster, 1)),
     "what the strong model loses to the weak one, and how soon half of it",
     points("OPD less untrained", opd),
     points("TOPD 25% less untrained", short),
     times("TOPD 25% sooner than OPD half way down", faster),
-    *known(lambda: points("TOPD 10% less untrained", gain(r, "reverse-topd-10"))),
+    *known(lazily(points, "TOPD 10% less untrained", gain, results, "reverse-topd-10")),
   )
 
 
-def adaptive_is_fastest(r: Results) -> Verdict:
-  """Against the fixed or scheduled arm that came to the target soonest, chosen in hindsight."""
-  best, sooner = best_fixed(r)
-  found = by_rule(lambda arm: speedup(r, arm, than=best, level=ONE_OF_FOUR))
-  score = lambda arm: lambda: points(f"{arm} less OPD", difference(r, arm, "opd"))
+def adaptive_is_fastest(results: Results) -> Verdict:
+  """Compare each rule with the fixed or scheduled arm that came to the target soonest, chosen in hindsight."""
+  best, best_speedup = best_fixed(results)
+  by_rule = of_adaptive_rules(lambda arm: speedup(results, arm, than=best, level=ONE_OF_FOUR))
   return verdict(
-    one_of_rules(found, 0.9),
+    one_of_rules(by_rule, 0.9),
     f"ratio of times to OPD's score less a point, against {best}",
-    *(times(f"{arm} sooner than {best}", e) for arm, e in found.items()),
-    times(f"{best} sooner than OPD", sooner),
-    *known(*map(score, ADAPTIVE)),
+    *(times(f"{arm} sooner than {best}", estimate) for arm, estimate in by_rule.items()),
+    times(f"{best} sooner than OPD", best_speedup),
+    *known(*(lazily(points, f"{arm} less OPD", difference, results, arm, "opd") for arm in ADAPTIVE)),
   )
 
 
-def best_fixed(r: Results) -> tuple[str, Estimate]:
-  """The fixed or scheduled arm with the largest speed-up over OPD, and that; OPD with its own, 1, where none has more."""
-  best, most = "opd", Estimate(1.0, 1.0, 1.0, len(r.runs("opd")))
-  for arm in r.present({arm: arm for arm in FIXED}):
+def best_fixed(results: Results) -> tuple[str, IntervalEstimate]:
+  """Find the fixed or scheduled arm with the largest speed-up over OPD; OPD with its own, 1, where none has more."""
+  best, most = "opd", IntervalEstimate(1.0, 1.0, 1.0, len(results.runs("opd")))
+  for arm in results.present({arm: arm for arm in FIXED}):
     with contextlib.suppress(Missing):
-      if (sooner := speedup(r, arm)).mean > most.mean:  # a NaN, of which nothing is known, is not
+      sooner = speedup(results, arm)
+      if sooner.mean > most.mean:  # a NaN, of which nothing is known, is not
         best, most = arm, sooner
   return best, most
 
 
-def by_rule(estimate: Callable[[str], Estimate]) -> dict[str, Estimate]:
-  """Of the adaptive rules that have been run.
+def of_adaptive_rules(estimate: Callable[[str], IntervalEstimate]) -> dict[str, IntervalEstimate]:
+  """Estimates by arm, for the adaptive rules that have been run.
 
   Raises:
     Missing: none has.
@@ -250,29 +304,33 @@ def by_rule(estimate: Callable[[str], Estimate]) -> dict[str, Estimate]:
   return found
 
 
-def one_of_rules(found: Mapping[str, Estimate], bound: float) -> Status:
-  """Whether one is at the bound or above; a rule that was not run may be the one."""
-  return any_of(*(at_least(found[arm], bound) if arm in found else MISSING for arm in ADAPTIVE))
+def one_of_rules(by_rule: Mapping[str, IntervalEstimate], bound: float) -> Status:
+  """Decide whether one of the rules is at the bound or above; a rule that was not run may be the one."""
+  return any_of(*(at_least(by_rule[arm], bound) if arm in by_rule else MISSING for arm in ADAPTIVE))
 
 
-def adaptive_is_safe(r: Results) -> Verdict:
-  found = by_rule(lambda arm: difference(r, f"phase-{arm}", "phase-opd", ONE_OF_FOUR))
-  sooner = lambda arm: lambda: times(f"{arm} sooner than OPD half way up", up(r, f"phase-{arm}", "phase-opd"))
+def adaptive_is_safe(results: Results) -> Verdict:
+  by_rule = of_adaptive_rules(lambda arm: difference(results, f"phase-{arm}", "phase-opd", ONE_OF_FOUR))
   return verdict(
-    one_of_rules(found, -POINT),
+    one_of_rules(by_rule, -POINT),
     "paired difference of scores on the phase task",
-    *(points(f"{arm} less OPD", e) for arm, e in found.items()),
-    *known(*map(sooner, ADAPTIVE)),
+    *(points(f"{arm} less OPD", estimate) for arm, estimate in by_rule.items()),
+    *known(
+      *(
+        lazily(times, f"{arm} sooner than OPD half way up", speedup_halfway, results, f"phase-{arm}", "phase-opd")
+        for arm in ADAPTIVE
+      ),
+    ),
   )
 
 
-def weights_help(r: Results) -> Verdict:
-  falling = difference(r, "gap", "opd")
+def weights_help(results: Results) -> Verdict:
+  falling = difference(results, "gap", "opd")
   return verdict(
     above(falling, 0),
     "paired difference of scores, weights of mean one, equal tokens and steps",
     points("falling (IW-OPD) less OPD", falling),
-    *known(lambda: points("rising (PW-OPSD) less OPD", difference(r, "rising", "opd"))),
+    *known(lazily(points, "rising (PW-OPSD) less OPD", difference, results, "rising", "opd")),
   )
 
 

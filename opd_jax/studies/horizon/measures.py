@@ -1,5 +1,6 @@
-"""What the study measures of its students beside their accuracy; made once per seed, from the runs' checkpoints."""
+"""What the study measures of its students beside their accuracy; computed once per seed, from the runs' checkpoints."""
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterable
@@ -8,14 +9,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from opd_jax import state
-from opd_jax.analysis.advantage import variances
+from opd_jax import inputs
+from opd_jax.analysis.advantage_variance import variances
 from opd_jax.analysis.continuation import continuation
+from opd_jax.analysis.measurements import Measurements
 from opd_jax.analysis.panel import Panel
 from opd_jax.analysis.position import by_position
 from opd_jax.config import Config
-from opd_jax.programs import Kept
-from opd_jax.studies.arms import Arm
+from opd_jax.recipes import base as recipes
+from opd_jax.runtime.programs import ProgramCache
+from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.studies.horizon.arms import TENTH, T
 from opd_jax.studies.results import workdir
 from opd_jax.studies.run import digest, done, measure
@@ -38,63 +41,80 @@ FROM = 105  # tokens that a row needs to be among those whose advantages are com
 
 
 def measure_all(
-  arms: Iterable[Arm], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+  arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """Every analysis whose runs are finished, and which was not made of the same runs before."""
-  by_name, kept = {arm.name: arm for arm in arms}, {}
+  """Compute every analysis whose runs are finished, unless it was made of the same runs before.
+
+  Args:
+    out: the study's directory.
+    changes: to the config of every arm.
+  """
+  by_name = {arm.name: arm for arm in arms}
+  program_cache: ProgramCache = {}
   for seed in seeds:
-    of = Students(by_name, seed, out, changes or {}, kept)
-    for name, (needed, how) in ANALYSES.items():
-      if all(arm == "untrained" or (arm in by_name and done(workdir(out, arm, seed))) for arm in needed):
-        measure(out, name, seed, of.digest(needed), lambda how=how, of=of: how(of))
+    students = Students(by_name, seed, out, changes or {}, program_cache)
+    for name, (needed, compute) in ANALYSES.items():
+      if all(students.available(arm) for arm in needed):
+        measure(out, name, seed, students.digest(needed), functools.partial(compute, students))
 
 
 class Students:
-  """One seed's students by name, and the panel that reads them."""
+  """One seed's students by name, and the panel that they are measured on."""
 
-  def __init__(self, arms: dict[str, Arm], seed: int, out: pathlib.Path, changes: dict[str, Any], kept: Kept):
-    self._arms, self._seed, self._out, self._changes, self._kept = arms, seed, out, changes, kept
-    self._panel: Panel | None = None
+  def __init__(
+    self, arms: dict[str, ArmSpec], seed: int, out: pathlib.Path, changes: dict[str, Any], program_cache: ProgramCache
+  ):
+    self._arms, self._seed = arms, seed
+    self._out, self._changes = out, changes
+    self._program_cache = program_cache
 
-  @property
+  @functools.cached_property
   def panel(self) -> Panel:
-    if self._panel is None:
-      self._panel = Panel(self.config("opd"), PROBLEMS, self._kept)
-    return self._panel
+    """The held-out problems of this seed's runs."""
+    return Panel(self.config("opd"), PROBLEMS, self._program_cache)
 
-  def __call__(self, name: str, step: int | None = None) -> Params:
-    """An arm's student after its last step, or after `step`; "untrained" is where all of them began."""
+  def available(self, name: str) -> bool:
+    """Tell whether a student is there: that of a finished run, or the untrained one."""
+    return name == "untrained" or (name in self._arms and done(workdir(self._out, name, self._seed)))
+
+  def params(self, name: str, step: int | None = None) -> Params:
+    """Load an arm's student after its last step, or after `step`; "untrained" is where all of them began."""
     if name == "untrained":
       return self.panel.untrained()
-    c = self.config(name)
+    config = self.config(name)
     root = epath.Path(workdir(self._out, name, self._seed))
-    student = self.panel.inputs.student
-    return state.saved_params(c, student.path, student.cfg, self.panel.inputs.mesh, root, step)[0]
+    recipe = recipes.make(inputs.load_student(config, self.panel.inputs.mesh))
+    return recipes.saved_models(recipe, root, step)[0]["student"]
 
   def config(self, name: str) -> Config:
+    """The config of an arm's run."""
     return self._arms[name].config(self._seed, self._changes)
 
   def digest(self, names: Iterable[str]) -> str:
-    """Of the configs of these students, and of OPD's, which the panel and the untrained student have."""
+    """Hash the configs of these students, and OPD's, which the panel and the untrained student have."""
     return digest(self.config(name) for name in ("opd", *names) if name != "untrained")
 
 
-def reliability(of: Students) -> dict[str, Any]:
-  """By position, of rows that reach the last bin; before, half way through and after OPD.
+def reliability(students: Students) -> dict[str, Any]:
+  """Measure OPD's student by position before, half way through and after training, on rows that reach the last bin.
 
   `teacher` and `student` are probabilities of the right symbol, means over the `decisive` tokens of a bin, where
   something has to be known; the other quantities are means over all of its `count` tokens.
   """
-  steps = of.config("opd").steps
-  students = {"0": of("untrained"), "half": of("opd", steps // 2), "last": of("opd", steps)}
-  return {"edges": list(EDGES)} | {step: _flat(of.panel, params) for step, params in students.items()}
+  steps = students.config("opd").steps
+  by_step = {
+    "0": students.params("untrained"),
+    "half": students.params("opd", steps // 2),
+    "last": students.params("opd", steps),
+  }
+  return {"edges": list(EDGES)} | {step: _survivors_by_position(students.panel, p) for step, p in by_step.items()}
 
 
-def _flat(panel: Panel, params: Params) -> dict[str, list]:
-  found = by_position(panel.read(params), EDGES)["survivors"]["any"]
+def _survivors_by_position(panel: Panel, params: Params) -> dict[str, list]:
+  found = by_position(panel.measure(params), EDGES)["survivors"]["any"]
   decisive = found["decisive"]
-  whole = {name: found[name] for name in ("kl", "teacher_entropy", "student_entropy", "overlap", "off_path")}
-  return whole | {
+  names = ("kl", "teacher_entropy", "student_entropy", "overlap", "off_path")
+  return {name: found[name] for name in names} | {
     "teacher": decisive["teacher_right"],
     "student": decisive["student_right"],
     "count": found["count"],
@@ -102,32 +122,35 @@ def _flat(panel: Panel, params: Params) -> dict[str, list]:
   }
 
 
-def continued(of: Students) -> dict[str, Any]:
-  return {name: continuation(of.panel, of(name)) for name in CONTINUED}
+def continued(students: Students) -> dict[str, Any]:
+  """Measure the accuracy of some students behind a beginning by the teacher, by its share of the response."""
+  return {name: continuation(students.panel, students.params(name)) for name in CONTINUED}
 
 
-def drift(of: Students) -> dict[str, Any]:
-  """KL per token, nats, at positions that TOPD 10% sees and at those that it does not."""
-  out = {}
-  for name in DRIFTING:
-    reading = of.panel.read(of(name))
-    seen = np.arange(reading.mask.shape[1]) < TENTH
-    mean = lambda where, reading=reading: float(np.mean(reading.kl[reading.mask & where], dtype=np.float64))
-    out[name] = {"within": mean(seen), "beyond": mean(~seen)}
-  return out
+def drift(students: Students) -> dict[str, Any]:
+  """Measure the KL per token, nats, "within" the positions that TOPD 10% trains and "beyond" them."""
+  return {name: _drift(students.panel.measure(students.params(name))) for name in DRIFTING}
 
 
-def advantage(of: Students) -> dict[str, Any]:
-  """How well two laws explain the variance of the sequence-level advantages by position, before training.
+def _drift(measured: Measurements) -> dict[str, float]:
+  within = np.arange(measured.mask.shape[1]) < TENTH
+  parts = {"within": measured.mask & within, "beyond": measured.mask & ~within}
+  return {name: float(np.mean(measured.kl[part], dtype=np.float64)) for name, part in parts.items()}
+
+
+def advantage(students: Students) -> dict[str, Any]:
+  """Measure how well two laws explain the variance of the sequence-level advantages by position, before training.
 
   `cubic_variance` and `linear_variance` are their R^2. The first is proposition 1, for which a token's noise grows
   linearly with its position; in the second every token is as noisy.
   """
-  found = variances(of.panel.read(of("untrained")), tokens=FROM)
+  found = variances(students.panel.measure(students.params("untrained")), tokens=FROM)
   laws, exponent = found["laws"], found["exponent"]
-  of_noise = {"linear": "cubic_variance", "constant": "linear_variance"}
-  fits = {variance: laws[noise]["r2"] for noise, variance in of_noise.items()}
-  return fits | {"exponent": math.nan if exponent is None else exponent}
+  return {
+    "cubic_variance": laws["linear"]["r2"],  # of noise that grows linearly
+    "linear_variance": laws["constant"]["r2"],
+    "exponent": math.nan if exponent is None else exponent,
+  }
 
 
 ANALYSES: dict[str, tuple[tuple[str, ...], Callable[[Students], dict[str, Any]]]] = {

@@ -1,10 +1,10 @@
 """The page of the study of horizons: what it is, and the pictures that its verdicts rest on."""
 
-from opd_jax.studies import figures
+from opd_jax.studies.horizon import figures
 from opd_jax.studies.horizon.arms import ARMS, STEPS, T
 from opd_jax.studies.horizon.claims import ADAPTIVE, FIXED
-from opd_jax.studies.page import Section
 from opd_jax.studies.results import Results
+from opd_jax.studies.verdict_page import Section
 
 TITLE = "Are full rollouts necessary?"
 INTRO = f"""The study of horizons on the short built-in tasks (python -m opd_jax.study horizon), after arXiv:2605.31490.
@@ -16,9 +16,12 @@ These are models of a million parameters and tasks of a few hundred facts. What 
 elsewhere, and what does not hold here is a reason to look."""
 
 
-def sections(r: Results) -> list[Section]:
+def sections(results: Results) -> list[Section]:
   label = {arm.name: arm.label for arm in ARMS}
-  of = lambda *names: {name: label[name] for name in names}
+
+  def labelled(*names: str) -> dict[str, str]:
+    return {name: label[name] for name in names}
+
   fixed = ("opd", *FIXED)
   tenths = ("topd-10", *(f"segment-{s}" for s in (20, 40, 60, 80)))
   phase = [name for name in label if name.startswith("phase-")]
@@ -36,13 +39,16 @@ def sections(r: Results) -> list[Section]:
       "How far the student has to speak",
       f"Left: the score of TOPD after {STEPS} steps, by horizon. Right: accuracy by training time.",
       figures.horizon(
-        r, "opd", [f"topd-{n}" for n in ("50", "25", "10", "5", "2.5")], of("opd", "topd-25", "topd-10-long", "popd")
+        results,
+        "opd",
+        [f"topd-{n}" for n in ("50", "25", "10", "5", "2.5")],
+        labelled("opd", "topd-25", "topd-10-long", "popd"),
       ),
     ),
     Section(
       "What it costs to come within a point of OPD",
       "Seed by seed, until the accuracy is first at OPD's score less a point.",
-      figures.cost(r, of(*fixed, *ADAPTIVE), "opd"),
+      figures.cost(results, labelled(*fixed, *ADAPTIVE), "opd"),
     ),
     Section(
       "Which tokens teach",
@@ -50,9 +56,9 @@ def sections(r: Results) -> list[Section]:
       "Only the longest problems come so far as 80%, a third of the rows, so that a step trains fewer tokens there: TOPD 10% in batches of 11 "
       "trains about as many.",
       figures.segments(
-        r,
-        of(*tenths) | {"topd-10": "0-10%"},
-        {"topd-10-thin": "0-10%, batches of 11"} | of("random", "last"),
+        results,
+        labelled(*tenths) | {"topd-10": "0-10%"},
+        {"topd-10-thin": "0-10%, batches of 11"} | labelled("random", "last"),
         "opd",
       ),
     ),
@@ -60,7 +66,7 @@ def sections(r: Results) -> list[Section]:
       "Is the skill in the prefix?",
       "The teacher writes the beginning, the student the rest.",
       figures.continuation(
-        r,
+        results,
         "continuation",
         {"untrained": "untrained", "topd-10": "after TOPD 10%", "opd": "after OPD"},
         ["topd-50", "topd-25", "topd-10", "topd-5", "topd-2.5"],
@@ -70,30 +76,36 @@ def sections(r: Results) -> list[Section]:
       "Where the teacher is right",
       "By position, over rows that reach the last one shown, so that every position has the same rows. The first two panels look at places "
       "where something has to be known.",
-      figures.positions(r, "reliability", metrics, {"0": "before training", "half": "half way", "last": "after OPD"}),
+      figures.positions(
+        results, "reliability", metrics, {"0": "before training", "half": "half way", "last": "after OPD"}
+      ),
     ),
     Section(
       "A skill that is needed late",
       "The phase task: the last symbols need what is seen nowhere earlier.",
-      figures.scores(r, of(*phase)),
+      figures.scores(results, labelled(*phase)),
     ),
     Section(
       "Drift",
       "Learning rate by horizon.",
-      figures.drift(r, grid, of("opd", "lr4-opd", "topd-10-long", "lr4-topd-10", "lr4-topd-10-initial", "lr4-look")),
+      figures.drift(
+        results, grid, labelled("opd", "lr4-opd", "topd-10-long", "lr4-topd-10", "lr4-topd-10-initial", "lr4-look")
+      ),
     ),
     Section(
       "Horizons that choose themselves",
       "Beside the fixed and the scheduled ones.",
       figures.adaptive(
-        r, of(*ADAPTIVE), of("opd", "topd-50", "topd-25", "topd-10", "topd-10-long", "popd", "popd-geometric")
+        results,
+        labelled(*ADAPTIVE),
+        labelled("opd", "topd-50", "topd-25", "topd-10", "topd-10-long", "popd", "popd-geometric"),
       ),
     ),
     Section(
       "Who answers for later tokens",
       "The sampled-token estimator with a discount; the exact teacher was trained off its own path too.",
       figures.credit(
-        r,
+        results,
         {
           "learned teacher": ["credit-0", "credit-1"],
           "exact teacher": ["exact-0", "exact-1"],
@@ -103,11 +115,11 @@ def sections(r: Results) -> list[Section]:
     Section(
       "The reverse",
       "The strong model learns from the weak one.",
-      figures.accuracy(r, of("reverse-opd", "reverse-topd-25", "reverse-topd-10"), "elapsed"),
+      figures.accuracy(results, labelled("reverse-opd", "reverse-topd-25", "reverse-topd-10"), "elapsed"),
     ),
     Section(
       "Weights by position",
       "All tokens, weights of mean one.",
-      figures.scores(r, of("opd", "gap", "rising"), before=False),
+      figures.scores(results, labelled("opd", "gap", "rising"), before=False),
     ),
   ]

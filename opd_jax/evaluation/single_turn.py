@@ -1,0 +1,150 @@
+"""Task accuracy of full-length responses: avg@k and pass@k with intervals.
+
+An evaluation is never cut by the training horizon; its own limit is `eval.max_tokens`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from opd_jax.config import Config
+from opd_jax.data import pipeline
+from opd_jax.errors import InputError
+from opd_jax.evaluation.inputs import EvaluationInputs
+from opd_jax.rollout.generate import Completions, Generator
+from opd_jax.runtime import hosts, keys
+from opd_jax.runtime.programs import ProgramCache
+from opd_jax.tasks import Verifier
+from opd_jax.types import Params
+
+Z95 = 1.959964
+
+
+MakeGenerator = Callable[..., Generator]  # called as rollout.generate.Generator is
+
+
+class Evaluator:
+  """Answers the held-out problems k times each and verifies the answers.
+
+  One program answers `eval.batch` prompts at a time. The same sampling keys are used at every evaluation of a run, so
+  that two evaluations differ by the weights alone.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    inputs: EvaluationInputs,
+    params: Params,
+    program_cache: ProgramCache | None = None,
+    make_generator: MakeGenerator = Generator,
+  ):
+    """Compiles the program for parameters that are sharded as `params`, or takes it from the cache, see programs.py.
+
+    Args:
+      make_generator: how the model answers prompts, where it is not token by token.
+    """
+    self._inputs = inputs
+    self._pass_at, self._samples = tuple(config.eval.pass_at), config.log.samples
+    self._key = keys.of_seed(config.seed, keys.Use.EVALUATION)
+    prompt_len = pipeline.padded_len(inputs.problems.ids)
+    self._generate = make_generator(
+      inputs.generator_config,
+      inputs.tokenizer,
+      batch=min(config.eval.batch, len(inputs.problems.ids)),
+      prompt_lens=(prompt_len,),
+      max_tokens=inputs.max_tokens,
+      k=config.eval.k,
+      program_cache=program_cache,
+    )
+    self._generate.prepare(params, prompt_len)
+
+  @property
+  def compiled(self) -> list[dict]:
+    """The records of all compiled programs, see programs.record."""
+    return self._generate.compiled
+
+  def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
+    """Returns the record of metrics.jsonl (without step and time) and a few responses as text."""
+    ids, k = self._inputs.problems.ids, self._generate.k
+    completions = self._generate(params, ids, self._key)
+    answers = [a for a in self._inputs.problems.answers for _ in range(k)]
+    correct = verify_all(self._inputs.verify, completions.texts, answers)
+    record = accuracy(correct.reshape(-1, k), self._pass_at) | response_lengths(completions)
+    samples = [
+      {
+        "prompt": self._inputs.tokenizer.decode(ids[i // k]),
+        "response": completions.texts[i],
+        "answer": answers[i],
+        "correct": bool(correct[i]),
+      }
+      for i in range(0, min(self._samples * k, len(completions.texts)), k)
+    ]
+    return record, samples
+
+
+def verify_all(verify: Verifier, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+  """Verifies every text against its answer: bool[texts]. Each process verifies its share, and all get all of it."""
+  share = slice(jax.process_index(), None, jax.process_count())
+  correct = np.zeros(len(texts), bool)
+  correct[share] = [verify(*pair) for pair in zip(texts[share], answers[share], strict=True)]
+  return hosts.any_on_hosts(correct)
+
+
+def response_lengths(completions: Completions) -> dict[str, Any]:
+  """Summarises how long the responses were, in tokens, and which share ended by a stop token."""
+  length = completions.lengths
+  return {
+    "length": {
+      "mean": float(length.mean()),
+      "p50": float(np.quantile(length, 0.5)),
+      "p90": float(np.quantile(length, 0.9)),
+      "max": int(length.max()),
+    },
+    "ended": float(completions.ended.mean()),
+  }
+
+
+def accuracy(correct: np.ndarray, pass_at: Sequence[int]) -> dict[str, Any]:
+  """Computes avg@k and pass@k of bool[problems, k], each with a 95% interval over problems."""
+  prompts, k = correct.shape
+  low, high = interval(correct.mean(axis=1))
+  record: dict[str, Any] = {
+    "accuracy": float(correct.mean()),
+    "low": low,
+    "high": high,
+    "k": k,
+    "prompts": prompts,
+    "pass": {},
+  }
+  for m in pass_at:
+    values = np.array([pass_at_k(k, int(c), m) for c in correct.sum(axis=1)])
+    low, high = interval(values)
+    record["pass"][str(m)] = {"value": float(values.mean()), "low": low, "high": high}
+  return record
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+  """Estimates without bias P(at least one of k samples is correct) from `correct` of n samples.
+
+  1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, arXiv:2107.03374).
+  """
+  if not 1 <= k <= n:
+    raise InputError(f"pass@{k} needs at least {k} samples per prompt, and there are {n}.")
+  return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def interval(values: np.ndarray, z: float = Z95) -> tuple[float, float]:
+  """Computes Wilson's score interval for the mean of one value in [0, 1] per problem.
+
+  The problems are the sample: several answers to one problem are not independent, so the effective number of trials
+  is the binomial variance over the variance of the mean, which is the number of problems where each has one answer.
+  """
+  n, mean = len(values), float(np.mean(values))
+  spread = float(np.var(values)) / n
+  trials = max(n, mean * (1 - mean) / spread) if spread > 0 else n
+  centre = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
+  half = z / (1 + z * z / trials) * math.sqrt(mean * (1 - mean) / trials + z * z / (4 * trials * trials))
+  return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,180 @@
+"""What a rollout and an update cannot do without, counted: FLOPs and bytes, and the least seconds they take.
+
+Counted are the matrix products (a product [m, k] x [k, n] is 2 m k n FLOPs) and the arrays that do not stay in a
+cache by themselves: weights, key/value caches, optimiser state. Norms, rotary angles, softmax, sampling, the gather
+from the embedding, activations and what devices send each other are left out, and so is work that a program does
+beyond need: masked halves of causal scores, cache slots beyond the filled ones, forward passes made twice.
+
+Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, T = P + H - 1 tokens of a row that
+are read, L layers, D model width, N query heads, K key/value heads, h head width, F feed-forward width, E experts of
+which a token goes through k, V shared vocabulary, i bytes of a number in the compute type.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from opd_jax.models import decoder
+from opd_jax.models.decoder import DecoderConfig
+
+FP32 = 4  # bytes
+
+
+class Cost(NamedTuple):
+  """The least that something has to compute and to move.
+
+  Attributes:
+    flops: of matrix products.
+    weight_bytes: bytes of weights; every device that has rows of its own reads them.
+    sharded_bytes: bytes of what is split over all devices: caches, optimiser state.
+  """
+
+  flops: float
+  weight_bytes: float = 0
+  sharded_bytes: float = 0
+
+  @property
+  def bytes(self) -> float:
+    return self.weight_bytes + self.sharded_bytes
+
+
+class Rates(Protocol):
+  """The rates of a device: measured (runtime/machine.py) or published (planning/chips.py)."""
+
+  @property
+  def matrix(self) -> Any: ...  # .best: FLOPs per second
+
+  def bandwidth(self, size: float) -> float: ...  # bytes per second of an array of `size` bytes
+
+
+def seconds(cost: Cost | Iterable[Cost], rates: Rates, devices: int = 1, tensor: int = 1) -> float:
+  """The roofline: max(FLOPs / matrix rate, bytes / bandwidth), summed over costs that wait for each other.
+
+  Args:
+    devices: how many share the rows.
+    tensor: how many of them share one copy of the weights.
+  """
+  if not isinstance(cost, Cost):
+    return sum(seconds(part, rates, devices, tensor) for part in cost)
+  size = cost.weight_bytes / tensor + cost.sharded_bytes / devices
+  return max(cost.flops / devices / rates.matrix.best, size / rates.bandwidth(size))
+
+
+def parameter_count(cfg: DecoderConfig) -> int:
+  """The number of parameters of the model."""
+  shapes = jax.tree.leaves(decoder.shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))
+  return sum(map(math.prod, shapes))
+
+
+def layer_parameters(cfg: DecoderConfig, *, every_expert: bool = True) -> int:
+  """The number of parameters in the matrices of all layers: L (D h (N + 2 K) + N h D + 3 D F).
+
+  With a mixture of experts the last term is D E + E 3 D F.
+
+  Args:
+    every_expert: False counts what one token goes through, k experts in the place of E.
+  """
+  D, N, K, h, moe = cfg.d_model, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.moe
+  feed_forward = 3 * D * cfg.ff_width
+  if moe is not None:
+    feed_forward = D * moe.experts + feed_forward * (moe.experts if every_expert else moe.per_token)
+  return cfg.layers * (D * h * (N + 2 * K) + N * h * D + feed_forward)
+
+
+def layer_flops(cfg: DecoderConfig, tokens: int, pairs: float) -> float:
+  """Count the FLOPs of all layers forward: 2 layer_parameters per token, 4 L N h per pair of a token and one it sees.
+
+  The 4 are two products, scores and weighted values, of 2 FLOPs each. Of a mixture the weights of the chosen experts.
+  """
+  return 2 * layer_parameters(cfg, every_expert=False) * tokens + 4 * cfg.layers * cfg.heads * cfg.head_width * pairs
+
+
+def causal_pairs(T: int) -> int:
+  """The number of pairs of a token and one that it sees, itself included: T (T + 1) / 2."""
+  return T * (T + 1) // 2
+
+
+def head_flops(cfg: DecoderConfig, tokens: int, V: int) -> int:
+  """Count the FLOPs of logits over V ids: 2 V D per token."""
+  return 2 * V * cfg.d_model * tokens
+
+
+def cache_bytes(cfg: DecoderConfig, rows: int, prefix: float, itemsize: int) -> float:
+  """Count the bytes of keys and values of `prefix` filled slots in every row: 2 L K h i per slot."""
+  return rows * prefix * 2 * cfg.layers * cfg.kv_heads * cfg.head_width * itemsize
+
+
+def weight_bytes(cfg: DecoderConfig, V: int, itemsize: int) -> int:
+  """Count the bytes of weights that all rows read together: (layer_parameters + V D) i.
+
+  The embedding is not counted, since only B rows of it are read.
+  """
+  return (layer_parameters(cfg) + V * cfg.d_model) * itemsize
+
+
+def prefill(cfg: DecoderConfig, prompts: int, n: int, P: int, *, vocab: int, itemsize: int) -> Cost:
+  """The cost of p prompts of P tokens, read once for their n rollouts, and of the logits of the first token.
+
+  FLOPs: layers of p P tokens with causal attention, and the head once per row. Bytes: the weights once, and the
+  caches written, for all B rows.
+  """
+  flops = layer_flops(cfg, prompts * P, prompts * causal_pairs(P)) + head_flops(cfg, prompts * n, vocab)
+  return Cost(flops, weight_bytes(cfg, vocab, itemsize), cache_bytes(cfg, prompts * n, P, itemsize))
+
+
+def decode_step(cfg: DecoderConfig, rows: int, prefix: float, *, vocab: int, itemsize: int) -> Cost:
+  """The cost of one more token of every row, with `prefix` slots filled, its own included.
+
+  FLOPs: B (2 layer_parameters + 4 L N h prefix + 2 V D). Bytes: the weights once for all rows, and the filled keys and
+  values of each: (layer_parameters + V D) i + B prefix 2 L K h i.
+  """
+  flops = layer_flops(cfg, rows, rows * prefix) + head_flops(cfg, rows, vocab)
+  return Cost(flops, weight_bytes(cfg, vocab, itemsize), cache_bytes(cfg, rows, prefix, itemsize))
+
+
+def rollout(cfg: DecoderConfig, prompts: int, n: int, P: int, H: int, *, vocab: int, itemsize: int) -> list[Cost]:
+  """The costs of a rollout in which no row ends early, one after the other.
+
+  First the prompt with the first token, then H - 1 tokens at P + 1 ... P + H - 1.
+  """
+  sizes = {"vocab": vocab, "itemsize": itemsize}
+  first = prefill(cfg, prompts, n, P, **sizes)
+  return [first, *(decode_step(cfg, prompts * n, P + t, **sizes) for t in range(1, H))]
+
+
+def update(
+  student: DecoderConfig,
+  frozen: tuple[DecoderConfig, ...],
+  rows: int,
+  P: int,
+  H: int,
+  *,
+  vocab: int,
+  itemsize: int,
+  remat: str = "none",
+) -> Cost:
+  """The cost of a forward pass of every model over B rows of P + H tokens, and of one AdamW update of the student.
+
+  The last token of a row predicts nothing and is not read, so T = P + H - 1; logits are of the H response tokens.
+
+  FLOPs: of each frozen model layers and head, forward; of the student three times that, since the backward pass has
+  two products for each one forward (by the input and by the weight); and what `remat` (decoder.REMAT) asks to be done
+  again, the forward pass of the layers ("layer") or of their attention ("dots").
+
+  Bytes: each frozen model once and the student twice (forward and backward), in the compute type, also where a teacher
+  is kept in int8; in fp32 the gradient written and read, and parameters and both moments read and written: 8 numbers
+  per parameter of the student.
+  """
+  T = P + H - 1
+  pairs = rows * causal_pairs(T)
+
+  def forward(cfg: DecoderConfig) -> float:
+    return layer_flops(cfg, rows * T, pairs) + head_flops(cfg, rows * H, vocab)
+
+  again = {"none": 0, "dots": layer_flops(student, 0, pairs), "layer": layer_flops(student, rows * T, pairs)}
+  flops = sum(map(forward, frozen)) + 3 * forward(student) + again[remat]
+  frozen_bytes = sum(weight_bytes(cfg, vocab, itemsize) for cfg in frozen)
+  student_bytes = weight_bytes(student, vocab, itemsize)
+  return Cost(flops, frozen_bytes + 2 * student_bytes, 8 * FP32 * parameter_count(student))

@@ -1,0 +1,58 @@
+"""Teacher-forced forward passes: what a model predicts at each token of a response, under any prompt.
+
+Usable without a recipe: training, probes and analyses call it with whichever parameters and prompts they compare.
+
+Dimensions: B rows, H response width, D model width, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from opd_jax.models import decoder, kernels, lookup, moe
+from opd_jax.objectives.divergence import HiddenAndHead
+from opd_jax.types import Batch, Params, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """The settings of a teacher-forced forward pass; calling it computes one.
+
+  Attributes:
+    mesh: the devices.
+    dtype: the compute type.
+    remat: what a backward pass computes again, see decoder.REMAT.
+    attention: the kernel, see models/kernels.py.
+  """
+
+  mesh: jax.sharding.Mesh
+  dtype: Any = jnp.float32
+  remat: str = "none"
+  attention: str = "xla"
+
+  def __call__(
+    self, params: Params, cfg: decoder.DecoderConfig, prompt: Batch, rollout: Rollout, layout: str = "train"
+  ) -> HiddenAndHead:
+    """Computes the hidden states [B, H, D] that predict each response token under the prompts, beside the head [V, D].
+
+    Args:
+      params: of `cfg`, sharded by `layout`, a key of runtime.mesh.RULES.
+      prompt: one row per row of the rollout.
+    """
+    hidden = decoder.response_hidden(
+      params,
+      cfg,
+      prompt.prompt,
+      prompt.prompt_mask,
+      rollout.response,
+      rollout.mask,
+      dtype=self.dtype,
+      remat=self.remat,
+      attention_fn=functools.partial(kernels.attend, self.attention, self.mesh),
+      moe_fn=functools.partial(moe.feed_forward, self.mesh),
+      embed_fn=functools.partial(lookup.embed, self.mesh, layout),
+    )
+    return HiddenAndHead(hidden, decoder.head(params))

@@ -1,0 +1,203 @@
+"""What every method answers, so that one trainer, one planner and one benchmark serve all of them.
+
+    experience = recipe.collect(run, step)            rollouts, and what is made of them
+    metrics = recipe.learn(run, step, experience)     one update or several
+
+A *recipe* is one method: it is made of specs alone (config and sizes of models), and what it remembers on the host is small
+and JSON. A *run* (runtime/run.py) holds everything that moves and belongs to no method: prompts, state, keys, compiled
+programs, clock, log, checkpoints, the wish to stop.
+
+A recipe is a module: of this folder by its file's name, or any other by its dotted path (`config.recipe`). It has the class
+as RECIPE, and may have KEYS, the config keys of its own: {"group.name": (default, "meaning")}, a literal, since it is read
+without importing the module (config.py).
+"""
+
+import abc
+import dataclasses
+import functools
+import importlib
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from opd_jax.config import Config, recipe_module
+from opd_jax.errors import InputError
+from opd_jax.evaluation import EvaluationInputs, Evaluator, MultiTurnEvaluator, make_evaluator
+from opd_jax.models.spec import ModelSpec
+from opd_jax.rollout.generate import Generator, GeneratorConfig
+from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.programs import ProgramCache, StepShape
+from opd_jax.runtime.run import Run
+from opd_jax.training.checkpoint import Checkpoints
+from opd_jax.training.specs import Specs
+from opd_jax.types import Batch, Params
+
+PyTree = Any
+
+
+class Recipe(abc.ABC):
+  """One method. The abstract methods are what a new one has to write; the others have a default.
+
+  Args:
+    specs: sizes and settings; neither weights nor data are read here.
+  """
+
+  def __init__(self, specs: Specs):
+    self.specs = specs
+
+  @property
+  def config(self) -> Config:
+    return self.specs.config
+
+  @property
+  def static(self) -> Hashable:
+    """All that compiled programs depend on besides their shape; runs with equal ones share programs. By default none do."""
+    return self
+
+  # What is trained, and what is not.
+
+  @abc.abstractmethod
+  def init(self) -> PyTree:
+    """Makes all that is trained, with optimisers and moving teachers; checkpointed as one tree.
+
+    Weights come from `specs`, so that the same method also makes random ones, under jax.eval_shape too.
+    """
+
+  def frozen(self, *, teachers: bool = True) -> PyTree:
+    """Loads the models that never change: they are read again when a run resumes, and never saved.
+
+    Args:
+      teachers: False leaves out what is only needed to train, for evaluation and export.
+    """
+    return None
+
+  def abstract_state(self) -> PyTree:
+    """Returns the shapes and shardings of `init`; nothing is read or allocated."""
+    shapes = jax.eval_shape(self._with_random_weights().init)
+    return meshes.abstract(shapes, meshes.shardings(self.specs.mesh, shapes))
+
+  def abstract_frozen(self) -> PyTree:
+    """Returns the shapes and shardings of `frozen`; nothing is read or allocated."""
+    shapes = jax.eval_shape(self._with_random_weights().frozen)
+    return meshes.abstract(shapes, meshes.shardings(self.specs.mesh, shapes, f"teacher:{self.config.mesh.teacher}"))
+
+  def _with_random_weights(self) -> "Recipe":
+    return type(self)(self.specs.with_random_weights())
+
+  # Programs.
+
+  @abc.abstractmethod
+  def shapes(self, run: Run, step: int) -> Sequence[StepShape]:
+    """Lists the shapes that this step and those after it may need, by first use: how many programs there are is known."""
+
+  def planned_shape(self, prompt: int, response: int) -> StepShape:
+    """Returns the shape of a step with prompts and responses of these lengths, in tokens, for plans and benchmarks."""
+    return StepShape(prompt, response)
+
+  def abstract_prompts(self, shape: StepShape) -> Batch:
+    """Returns the shapes and shardings of a step's prompts."""
+    size, rows = (self.config.batch, shape.prompt), meshes.rows(self.specs.mesh)
+    return Batch(
+      prompt=jax.ShapeDtypeStruct(size, jnp.int32, sharding=rows),  # pyright: ignore[reportArgumentType]
+      prompt_mask=jax.ShapeDtypeStruct(size, jnp.bool_, sharding=rows),  # pyright: ignore[reportArgumentType]
+    )
+
+  @abc.abstractmethod
+  def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Lowers the programs of a shape, with their names, from abstract arguments; the slowest to compile first."""
+
+  # A step.
+
+  @abc.abstractmethod
+  def collect(self, run: Run, step: int) -> Any:
+    """Begins the rollouts of a step, and makes of them what is learned from; returns before the device is done."""
+
+  @abc.abstractmethod
+  def learn(self, run: Run, step: int, experience: Any) -> dict[str, Any]:
+    """Updates `run.state`, once or several times, and returns the step's metrics as host numbers.
+
+    Of the metrics `loss` and `step_tokens` are needed; `by_position`, `skipped` and others see docs/metrics.md.
+    """
+
+  # Afterwards.
+
+  @abc.abstractmethod
+  def models(self, state: PyTree, frozen: PyTree = None) -> dict[str, Params]:
+    """Names the models that are evaluated and exported; most have one, "student".
+
+    Args:
+      frozen: of `frozen`, joined to a model that needs it (an adapter's base); None: the trained parameters alone.
+    """
+
+  def spec(self, name: str) -> ModelSpec:
+    """Returns the architecture and directory of a model of `models`; its files are copied by an export."""
+    return self.specs.student
+
+  def generator(self, model: str, config: GeneratorConfig, tokenizer: Any, **sizes: Any) -> Generator:
+    """Makes what answers prompts for a model of `models`, by name: token by token, unless a recipe says otherwise.
+
+    Args:
+      config: as the evaluation asks for; its architecture is replaced by the model's own.
+      sizes: see rollout.generate.Generator.
+    """
+    return Generator(dataclasses.replace(config, cfg=self.spec(model).cfg), tokenizer, **sizes)
+
+  def evaluator(
+    self, name: str, params: Params, evaluation: EvaluationInputs, program_cache: ProgramCache | None = None
+  ) -> Evaluator | MultiTurnEvaluator:
+    """Makes the evaluator of a model of `models`, compiled for its parameters."""
+    generator = functools.partial(self.generator, name)
+    return make_evaluator(self.config, evaluation, params, program_cache, generator)
+
+  def stages(self) -> list[dict[str, Any]]:
+    """Lists the stages of a run, for run.json: see horizon/schedule.py."""
+    return []
+
+  def summary(self, run: Run) -> Iterator[str]:
+    """Describes in lines what is about to be trained."""
+    yield f"{self.config.recipe}, student {self.config.student}, {self.config.steps} steps, workdir {run.workdir.name}"
+
+  def state_dict(self) -> dict[str, Any]:
+    """Returns what the recipe remembers on the host (horizon, replay buffer, histories, phase), by name: JSON."""
+    return {}
+
+  def load_state_dict(self, saved: dict[str, Any]) -> None:  # noqa: B027
+    """Restores what `state_dict` returned; names beside its own belong to the run."""
+
+
+def saved_models(recipe: Recipe, root: epath.Path, step: int | None = None) -> tuple[dict[str, Params], int]:
+  """Loads the models of a checkpoint, to evaluate or generate with, and the checkpoint's step.
+
+  Args:
+    root: the workdir.
+    step: of the checkpoint; None: the last.
+
+  Raises:
+    InputError: there is no such checkpoint, or it cannot be read.
+  """
+  state, step = saved_state(recipe, root, step)
+  return recipe.models(state, recipe.frozen(teachers=False)), step
+
+
+def saved_state(recipe: Recipe, root: epath.Path, step: int | None = None) -> tuple[PyTree, int]:
+  """Loads all that was trained from a checkpoint, and the checkpoint's step; arguments and errors as of `saved_models`."""
+  checkpoints = Checkpoints(root)
+  state, position = checkpoints.restore(recipe.abstract_state(), step)
+  checkpoints.close()
+  return state, position["step"]
+
+
+def make(specs: Specs) -> Recipe:
+  """Makes the recipe that `config.recipe` names.
+
+  Raises:
+    InputError: there is no such recipe.
+  """
+  name = specs.config.recipe
+  try:
+    return importlib.import_module(recipe_module(name)).RECIPE(specs)
+  except AttributeError as e:
+    raise InputError(f"config.recipe is {name!r}, and {recipe_module(name)} has no class RECIPE ({e}).") from e

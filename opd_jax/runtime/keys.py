@@ -1,0 +1,31 @@
+"""Random keys by named purpose, so that no two uses of one seed draw the same numbers.
+
+A key is the run's seed folded with `use + step`. Training steps begin at 0 and the other uses lie far above any step, so
+that each has a range of its own; the numbers are part of what makes a resumed run the run that never stopped.
+"""
+
+import enum
+
+import jax
+
+
+class Use(enum.IntEnum):
+  """The purposes that random numbers are drawn for."""
+
+  ROLLOUT = 0  # of a training step
+  EVALUATION = 2**20
+  TOKEN_MASK = 2**21  # weights.kind="random"
+  GRADIENT_PROBE = 2**22
+  ANALYSIS = 2**23
+  ADAPTER = 2**24  # initial values of low-rank adapters
+  HISTORIES = 2**25  # earlier replies of training conversations
+
+
+def named(key: jax.Array, use: Use, step: int = 0) -> jax.Array:
+  """Folds a purpose and a step into a key; of several numbers of one purpose, `step` tells them apart."""
+  return jax.random.fold_in(key, use + step)
+
+
+def of_seed(seed: int, use: Use, step: int = 0) -> jax.Array:
+  """Makes the key of a purpose from a run's seed."""
+  return named(jax.random.key(seed), use, step)

@@ -1,0 +1,261 @@
+"""What a run reports while it trains: a progress bar, JSON lines, TensorBoard and Weights & Biases.
+
+`metrics.jsonl` is the record that everything else is drawn from: one object per line, of kind "train" or "eval".
+"""
+
+import hashlib
+import json
+import pathlib
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Clock:
+  """A clock by part of the work: every second since the start belongs to one of the named parts.
+
+  `elapsed` is what training itself costs: all parts but "compile" and "eval".
+  """
+
+  PARTS = ("converse", "rollout", "verify", "probe", "update", "compile", "other", "eval")
+
+  def __init__(self, totals: dict[str, float] | None = None):
+    self.totals = dict.fromkeys(self.PARTS, 0.0) | (totals or {})
+    self.start()
+
+  def start(self) -> None:
+    """Forgets the time since the last lap: what came before the first step is nobody's."""
+    self._mark = time.perf_counter()
+    self._step_began = dict(self.totals)
+
+  def lap(self, part: str) -> None:
+    """Books the time since the last call under this part."""
+    now = time.perf_counter()
+    self.totals[part] += now - self._mark
+    self._mark = now
+
+  def move(self, seconds: float, part: str, to: str) -> None:
+    """Books seconds of one part under another."""
+    self.totals[part] -= seconds
+    self.totals[to] += seconds
+
+  def step(self) -> dict[str, float]:
+    """Returns the seconds by part since the last call, without evaluation."""
+    spent = {p: round(self.totals[p] - self._step_began[p], 6) for p in self.PARTS if p != "eval"}
+    self._step_began = dict(self.totals)
+    return spent
+
+  @property
+  def elapsed(self) -> float:
+    """The seconds of training, without compilation and evaluation."""
+    return sum(s for part, s in self.totals.items() if part not in ("compile", "eval"))
+
+  @property
+  def wall(self) -> float:
+    """The seconds of all parts together."""
+    return sum(self.totals.values())
+
+
+class Metrics:
+  """The writers of one run's metrics and samples. Only the first process of several writes.
+
+  Args:
+    lengths: bytes of each file at the checkpoint that the run goes on from; what was written later is cut off.
+  """
+
+  FILES = ("metrics.jsonl", "samples.jsonl")
+
+  def __init__(self, workdir: pathlib.Path, log, steps: int, first_step: int, lengths: dict[str, int], name: str):
+    self._on = jax.process_index() == 0
+    self._every = log.every
+    if not self._on:
+      return
+    self._files = {}
+    for file in self.FILES:
+      path = workdir / file
+      path.touch()
+      with path.open("r+b") as f:
+        f.truncate(lengths.get(file, 0))
+      self._files[file] = path.open("a", encoding="utf-8")
+    self._board = _tensorboard(workdir, first_step) if log.tensorboard else None
+    self._wandb = _wandb(log.wandb, workdir, name) if log.wandb else None
+    self._bar = ProgressBar(steps, first_step, name)
+
+  def train(self, record: dict[str, Any]) -> None:
+    """Shows a step's record, and writes every `log.every`-th."""
+    if self._on:
+      self._bar.step(record)
+      if record["step"] % self._every == 0:
+        self._write("metrics.jsonl", {"kind": "train", **record})
+        self._scalars(record, record["step"], "train")
+
+  def evaluation(self, record: dict[str, Any], samples: list[dict]) -> None:
+    """Shows and writes an evaluation's record, and writes its samples."""
+    if self._on:
+      self._bar.evaluation(record)
+      self._write("metrics.jsonl", {"kind": "eval", **record})
+      self._scalars(record, record["step"], "eval")
+      for sample in samples:
+        self._write("samples.jsonl", {"step": record["step"], **sample})
+
+  def say(self, text: str) -> None:
+    """Prints a line above the progress bar."""
+    if self._on:
+      self._bar.say(text)
+
+  def lengths(self) -> dict[str, int]:
+    """Returns the bytes of each file by now, for the checkpoint."""
+    if not self._on:
+      return {}
+    for f in self._files.values():
+      f.flush()
+    return {name: f.tell() for name, f in self._files.items()}
+
+  def close(self) -> None:
+    """Closes the bar and all files."""
+    if not self._on:
+      return
+    self._bar.close()
+    for f in self._files.values():
+      f.close()
+    if self._board:
+      self._board.close()
+    if self._wandb:
+      self._wandb.finish()
+
+  def _write(self, file: str, record: dict) -> None:
+    self._files[file].write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
+    self._files[file].flush()
+
+  def _scalars(self, record: dict, step: int, kind: str) -> None:
+    flat = {f"{kind}/{k}": v for k, v in _flat(record).items() if k != "step"}
+    if self._board:
+      for name, value in flat.items():
+        self._board.add_scalar(name, value, step)
+    if self._wandb:
+      self._wandb.log(flat, step=step)
+
+
+class ProgressBar:
+  """A progress bar on a terminal; a line now and then elsewhere."""
+
+  SECONDS = 15.0  # between two lines where there is no terminal
+
+  def __init__(self, steps: int, first_step: int, name: str):
+    self._console = Console(stderr=True, highlight=False)
+    self._steps, self._name = steps, name
+    self._last_line = 0.0
+    self._bar = None
+    if self._console.is_terminal:
+      columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+      )
+      self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
+      self._task = self._bar.add_task(name, total=steps, completed=first_step, text="")
+      self._bar.start()
+
+  def step(self, record: dict[str, Any]) -> None:
+    """Shows a training step's loss, horizon and speed."""
+    speed = record["step_tokens"] / max(sum(record["seconds"].values()) - record["seconds"]["compile"], 1e-9)
+    kl = f" kl {record['kl']:.4f}" if "kl" in record else ""
+    horizon = f" horizon {record['limit']}" if "limit" in record else ""
+    text = f"loss {record['loss']:.4f}{kl}{horizon} {speed:,.0f} tokens/s"
+    if self._bar:
+      self._bar.update(self._task, completed=record["step"], text=text)
+    elif time.monotonic() - self._last_line > self.SECONDS or record["step"] == self._steps:
+      self._last_line = time.monotonic()
+      left = record["elapsed"] / record["step"] * (self._steps - record["step"])
+      self.say(f"{self._name} step {record['step']}/{self._steps} {text} left {left:.0f} s")
+
+  def evaluation(self, record: dict[str, Any]) -> None:
+    """Prints an evaluation's accuracy and the cost so far."""
+    model = f" ({record['model']})" if record.get("model") else ""
+    self.say(
+      f"{self._name}{model} step {record['step']} accuracy "
+      f"{record['accuracy']:.3f} [{record['low']:.3f}, {record['high']:.3f}] "
+      f"avg@{record['k']} on {record['prompts']} problems, mean length {record['length']['mean']:.0f}, "
+      f"{record['elapsed']:.1f} s of training, {record['tokens']:,} tokens"
+    )
+
+  def say(self, text: str) -> None:
+    """Prints a line above the bar."""
+    self._console.print(text, soft_wrap=True)
+
+  def close(self) -> None:
+    """Leaves the terminal to others."""
+    if self._bar:
+      self._bar.stop()
+
+
+def by_position(sums: dict[str, np.ndarray], max_horizon: int) -> dict[str, list]:
+  """Computes means by position bin from sums; None where nothing was generated."""
+  count = np.asarray(sums["count"], np.float64)
+  bins = len(count)
+  # A bin holds the positions i with i * bins // max_horizon equal to its index.
+  edges = [-(-b * max_horizon // bins) for b in range(bins + 1)]
+  means: dict[str, list] = {"edges": edges, "count": [int(n) for n in count]}
+  for name, total in sums.items():
+    if name != "count":
+      means[name] = [float(t / n) if n else None for t, n in zip(np.asarray(total, np.float64), count, strict=True)]
+  return means
+
+
+def means(sums: dict[str, np.ndarray]) -> dict[str, float]:
+  """Computes means over all generated tokens from sums by position bin."""
+  count = max(float(np.sum(sums["count"])), 1.0)
+  return {name: float(np.sum(total, dtype=np.float64) / count) for name, total in sums.items() if name != "count"}
+
+
+def peak_memory() -> int:
+  """Returns the fullest device's peak in bytes, or the process's where devices do not count."""
+  stats = [d.memory_stats() or {} for d in jax.local_devices()]
+  peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+  if peaks:
+    return max(peaks)
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _tensorboard(workdir: pathlib.Path, first_step: int):
+  from tensorboardX import SummaryWriter
+
+  return SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
+
+
+def _wandb(project: str, workdir: pathlib.Path, name: str):
+  import wandb  # config.check has seen that it is installed
+
+  run = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:12]
+  return wandb.init(project=project, dir=str(workdir), name=name, id=run, resume="allow")
+
+
+def _flat(record: dict, prefix: str = "") -> dict[str, float]:
+  out = {}
+  for k, v in record.items():
+    if isinstance(v, dict):
+      out |= _flat(v, f"{prefix}{k}/")
+    elif isinstance(v, list) and k != "edges":
+      out |= {f"{prefix}{k}/{i:02d}": x for i, x in enumerate(v) if x is not None}
+    elif isinstance(v, (int, float)):
+      out[f"{prefix}{k}"] = v
+  return out
+
+
+def _plain(x):
+  """Replaces numbers that are not finite by None, since JSON has no NaN."""
+  if isinstance(x, dict):
+    return {k: _plain(v) for k, v in x.items()}
+  if isinstance(x, (list, tuple)):
+    return [_plain(v) for v in x]
+  if isinstance(x, float) and not np.isfinite(x):
+    return None
+  return x

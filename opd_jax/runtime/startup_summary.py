@@ -1,0 +1,52 @@
+"""What a run reports of itself before its first step: models, horizon, programs, warnings."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from opd_jax.config import Config
+from opd_jax.runtime import hosts
+
+Params = dict[str, Any]
+
+
+def summary_lines(
+  config: Config, run: Any, student: Params, teachers: Mapping[str, Params], horizon: Iterable[str], probed: bool
+) -> Iterator[str]:
+  """Makes the lines, one after another.
+
+  Args:
+    run: see runtime/run.py; its inputs, expected shapes and workdir are shown.
+    student: parameters, which are counted.
+    teachers: by name, likewise.
+    horizon: lines that describe the stages of the horizon.
+    probed: whether some steps also run a program that probes the gradient.
+  """
+  inputs = run.inputs
+  adapter = [a for name, a in student["layers"].items() if name[-2:] in ("_a", "_b")]
+  trained = f", of which {_millions(adapter)} are trained" if adapter else ""
+  teacher_names = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in teachers.items())
+  yield (
+    f"{config.horizon.kind} horizon, {config.objective.kind} ({config.objective.support}), student {config.student} "
+    f"({_millions(student)}{trained}), {teacher_names}, {config.steps} steps of "
+    f"{config.batch} x {config.rollouts_per_prompt} rollouts, {len(inputs.train.ids):,} prompts of at most "
+    f"{inputs.prompt_widths[-1]} tokens, {_mesh(inputs.mesh)}, {inputs.dtype}, workdir {run.workdir.name}"
+  )
+  yield from horizon
+  evaluations = " and 1 for evaluation" if config.eval.every else ""
+  probes = " and 1 to probe for each prompt width" if probed else ""
+  shapes = [shape for shape in run.expected if shape.kind == "step"]
+  listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
+  yield f"  {len(shapes)} shape(s) x 2 programs (rollout, update){probes}{evaluations}; prompt + response: {listed}"
+  yield from (f"  note: {warning}" for warning in inputs.warnings)
+
+
+def _mesh(mesh: jax.sharding.Mesh) -> str:
+  axes = " x ".join(f"{name} {n}" for name, n in mesh.shape.items() if n > 1)
+  processes = f" in {jax.process_count()} processes" if hosts.several() else ""
+  return f"{mesh.size} device(s){f' ({axes})' if axes else ''}{processes}"
+
+
+def _millions(params: Any) -> str:
+  return f"{sum(a.size for a in jax.tree.leaves(params)) / 1e6:.2f}M"

@@ -1,0 +1,27 @@
+"""What a study trains: one arm is one config with several seeds."""
+
+from typing import Any, NamedTuple
+
+from opd_jax import config as configs
+from opd_jax.config import Config
+
+
+class ArmSpec(NamedTuple):
+  """The config of runs that differ in the seed alone.
+
+  Attributes:
+    name: of the directory of its runs.
+    label: what the page calls it.
+    changes: to the config of `method`, after the study's own in `base`; dotted keys.
+    method: names configs/METHOD.py.
+  """
+
+  name: str
+  label: str
+  changes: dict[str, Any]
+  base: dict[str, Any]
+  method: str = "opd"
+
+  def config(self, seed: int, changes: dict[str, Any] | None = None) -> Config:
+    """The config of one run; `changes` come last."""
+    return configs.override(configs.load(self.method), self.base | self.changes | {"seed": seed} | (changes or {}))

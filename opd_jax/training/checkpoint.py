@@ -1,0 +1,148 @@
+"""Checkpoints of everything that the next step depends on.
+
+Two items per step: the train state, sharded, through orbax; and the host's position (data iterator, counters, length
+of the metric files), as JSON. Saving is asynchronous; a save that was cut short is never restored.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from opd_jax.errors import InputError
+from opd_jax.runtime.bucket import MirroredDir
+from opd_jax.types import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of one workdir; `keep` of them."""
+
+  def __init__(self, root: epath.Path, keep: int | None = None):
+    """Opens the checkpoints.
+
+    Args:
+      root: the workdir.
+      keep: how many are kept; None: only reads, so that nothing is made and nothing deleted.
+
+    Raises:
+      InputError: there are no checkpoints to read.
+    """
+    self._path = root / "checkpoints"
+    if keep is None and not self._path.is_dir():
+      raise InputError(f"{root} has no checkpoints; give the --workdir of a run that has saved one.")
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
+    self._manager = ocp.CheckpointManager(self._path.resolve(), options=options)
+
+  def latest(self) -> int | None:
+    """Returns the last complete step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
+    """Starts saving; the arrays may be donated as soon as this returns."""
+    try:
+      self._manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+      )
+    except Exception as e:
+      raise explain(e, self._path) from e
+
+  def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+    """Restores a state with the shapes and shardings of the abstract state `like`, and the host's position.
+
+    Raises:
+      InputError: there is no such checkpoint, or it cannot be read.
+    """
+    step = self.latest() if step is None else step
+    if step is None:
+      raise InputError(f"There is no complete checkpoint in {self._path} yet; the run saves its first later.")
+    if step not in self._manager.all_steps():
+      there = ", ".join(map(str, self._manager.all_steps())) or "none"
+      raise InputError(f"There is no checkpoint of step {step} in {self._path}; there are: {there}.")
+    try:
+      got = self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
+      )
+    except Exception as e:
+      if "RESOURCE_EXHAUSTED" in str(e):
+        raise
+      if "tree structures do not match" in str(e):
+        raise InputError(
+          f"The checkpoint of step {step} in {self._path} was written by another version of opd_jax, or for another "
+          "optimiser; read it with the version that run.json beside it names, or give a new workdir."
+        ) from e
+      raise InputError(
+        f"The checkpoint of step {step} in {self._path} cannot be read ({str(e).splitlines()[0]}); "
+        f"delete {self._path / str(step)} to go on from the one before, or give a new workdir."
+      ) from e
+    return got["state"], got["position"]
+
+  def wait(self) -> None:
+    """Waits until the last save is complete."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as e:
+      raise explain(e, self._path) from e
+
+  def close(self) -> None:
+    """Waits for saves, and closes the files."""
+    self._manager.close()
+
+
+def check_space(directory: MirroredDir, state_bytes: int, keep: int) -> None:
+  """Refuses to start where `keep` checkpoints and the one being written do not fit beside what is there already."""
+  if directory.remote:
+    return
+  workdir = directory.path
+  saved = [p for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+  existing = next(p for p in (workdir.resolve(), *workdir.resolve().parents) if p.exists())
+  needed, free = state_bytes * max(1, keep + 1 - len(saved)), shutil.disk_usage(existing).free
+  if free < needed:
+    raise InputError(
+      f"{existing} has {_size(free)} free, but the run needs {_size(needed)} for checkpoints ({keep} are kept while "
+      f"another is written); "
+      "free some space, lower config.checkpoint.keep, or give another --workdir."
+    )
+
+
+@contextlib.contextmanager
+def explaining_full_disk(path: os.PathLike) -> Iterator[None]:
+  """Turns the error of a full disk, raised inside, into one sentence."""
+  try:
+    yield
+  except OSError as e:
+    explained = explain(e, path)
+    if explained is e:
+      raise
+    raise explained from e
+
+
+def size(tree) -> int:
+  """Counts the bytes of all leaves together."""
+  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def explain(e: Exception, path: os.PathLike) -> Exception:
+  """Turns the error of a full disk into an InputError of one sentence; returns any other error as it is."""
+  cause: BaseException | None = e
+  while cause:
+    if (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left" in str(cause):
+      return InputError(
+        f"No space is left on the device while writing to {path}; the checkpoints that are complete stay intact. "
+        "Free some space and run the same command again."
+      )
+    cause = cause.__cause__ or cause.__context__
+  return e
+
+
+def _size(n: float) -> str:
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if n < 1024:
+      return f"{n:.0f} {unit}"
+    n /= 1024
+  return f"{n:.1f} TiB"

@@ -1,0 +1,90 @@
+"""Gradients slice by slice: rows of a batch split over micro-batches, and response widths that fit their longest row.
+
+Dimensions: B rows, H response width, p prompts, n rollouts of each.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from opd_jax.rollout.segments import Segments
+from opd_jax.runtime import mesh as meshes
+from opd_jax.types import Batch
+
+
+def repeat(batch: Batch, n: int) -> Batch:
+  """Repeats every prompt n times in a row, to stand beside its n rollouts: [p, ...] -> [p n, ...]."""
+  if n == 1:
+    return batch
+  return jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), batch)
+
+
+def split(rows: Any, micro_batches: int, mesh: jax.sharding.Mesh, lengths: Int[Array, "B"] | None = None) -> Any:
+  """Splits the rows of a pytree: [B, ...] -> [micro_batches, B / micro_batches, ...]; every device keeps its own rows.
+
+  Args:
+    lengths: of the rows; where given, the rows of a micro-batch are of like length.
+  """
+  shards = Segments(shards=meshes.row_shards(mesh))
+  if lengths is not None:
+    rows = shards.gather(rows, jnp.argsort(lengths.reshape(shards.shards, -1), axis=1))
+
+  def split_one(a: jax.Array) -> jax.Array:
+    by_shard = a.reshape(shards.shards, micro_batches, -1, *a.shape[1:])
+    return by_shard.swapaxes(0, 1).reshape(micro_batches, -1, *a.shape[1:])
+
+  return jax.tree.map(split_one, rows)
+
+
+def accumulate(f: Callable[[Any], Any], parts: Any) -> Any:
+  """Sums f over the leading axis of `parts`, one slice at a time."""
+  first = jax.tree.map(lambda a: a[0], parts)
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
+  total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, f(part)), None), zero, parts)
+  return total
+
+
+def at_narrowest(
+  f: Callable[[Any], Any], rows: Any, cut: Callable[[Any, int], Any], mask: jax.Array, widths: Sequence[int]
+):
+  """Computes f on rows cut to the least of the widths that holds the longest response; all widths are compiled.
+
+  Args:
+    cut: (rows, width) -> rows without the response columns from `width` on.
+    mask: bool[B, H], true on generated tokens.
+    widths: rising, the last is H.
+  """
+  longest = jnp.max(jnp.sum(mask, axis=1, dtype=jnp.int32))
+
+  def at_width(width: int) -> Callable[[Any], Any]:
+    return lambda rows: f(cut(rows, width))
+
+  index = jnp.sum(longest > jnp.array(widths[:-1], jnp.int32))
+  return lax.switch(index, [at_width(width) for width in widths], rows)
+
+
+def response_widths(width: int, buckets: int) -> tuple[int, ...]:
+  """Lists the response widths that an update is compiled for: multiples of width / buckets, rounded up."""
+  return tuple(-(-width * (i + 1) // buckets) for i in range(buckets))
+
+
+def sums_by_position(
+  stats: dict[str, Float[Array, "B H"]], bins: int, max_horizon: int
+) -> dict[str, Float[Array, "bins"]]:
+  """Sums per-token numbers over rows within bins of response position over [0, max_horizon); fp32, no gradient."""
+  bin_of = jnp.arange(stats["count"].shape[1]) * bins // max_horizon
+
+  def by_bin(a: jax.Array) -> jax.Array:
+    # Not a matrix product: on a TPU that would round its inputs to bfloat16, and counts with them.
+    return jax.ops.segment_sum(jnp.sum(a, axis=0, dtype=jnp.float32), bin_of, bins)
+
+  return {name: by_bin(lax.stop_gradient(a)) for name, a in stats.items()}
+
+
+def cut_columns(tree: Any, width: int, H: int) -> Any:
+  """Drops the columns from `width` on of all arrays [B, H] of a pytree."""
+  return jax.tree.map(lambda a: a[:, :width] if a.ndim == 2 and a.shape[1] == H else a, tree)

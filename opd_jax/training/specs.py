@@ -1,0 +1,192 @@
+"""What is static in a run, whatever its method: of a config's model directories, or of architectures alone."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from opd_jax import config as configs
+from opd_jax.config import Config
+from opd_jax.errors import InputError
+from opd_jax.models import architectures, decoder, frozen, hf, kernels, lora, model_sharding
+from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.spec import ModelSpec
+from opd_jax.rollout.generate import GeneratorConfig
+from opd_jax.rollout.sample import Sampling
+from opd_jax.rollout.segments import Segments
+from opd_jax.runtime import mesh as meshes
+from opd_jax.training import state
+from opd_jax.types import Params
+
+SMALLEST = DecoderConfig(vocab=64, d_model=32, layers=2, heads=4, kv_heads=2, head_width=8, ff_width=64, qk_norm=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Specs:
+  """The static part of a run, whatever its method: the models' sizes, and how they are computed and sampled.
+
+  A recipe is built of this alone, so a plan or a benchmark needs no weights and no data.
+  """
+
+  config: Config
+  student: ModelSpec
+  teachers: tuple[ModelSpec, ...]
+  sampling: Sampling  # its `vocab` is the number of ids that all models share
+  mesh: jax.sharding.Mesh
+  dtype: jnp.dtype  # compute type
+  attention: str  # see models/kernels.py
+  segments: Segments  # of the token loop
+  random_weights: bool = False  # models are initialised at random rather than read from their directories
+
+  @property
+  def models(self) -> tuple[ModelSpec, ...]:
+    """The student and then its teachers."""
+    return (self.student, *self.teachers)
+
+  @property
+  def generator_config(self) -> GeneratorConfig:
+    """The student as it generates in training."""
+    return GeneratorConfig(self.student.cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
+
+  def with_random_weights(self) -> "Specs":
+    """Replaces all weights by random ones, whose shapes are known without reading anything."""
+    return dataclasses.replace(self, random_weights=True)
+
+  def student_params(self) -> Params:
+    """Loads what is trained, before training: the student in fp32 in the train layout, or a new adapter to it."""
+    if self.random_weights:
+      shapes = jax.eval_shape(lambda: state.random_params(self.config, self.student.cfg))
+      layout = meshes.shardings(self.mesh, shapes)
+      return jax.jit(lambda: state.random_params(self.config, self.student.cfg), out_shardings=layout)()
+    return state.untrained_params(self.config, self.student.path, self.student.cfg, self.mesh)
+
+  def frozen_params(self, model: ModelSpec, precision: str = "compute") -> Params:
+    """Loads a model that is not trained, in the compute type in the teachers' layout.
+
+    Args:
+      precision: "compute", or "int8" as in models/quantise.py.
+    """
+    layout = f"teacher:{self.config.mesh.teacher}"
+    if not self.random_weights:
+      return frozen.external(model.path, model.cfg, self.mesh, self.dtype, precision, layout)
+
+    def make(key: jax.Array) -> Params:
+      return jax.tree.map(lambda a: a.astype(self.dtype), decoder.init(model.cfg, key))
+
+    shardings = model_sharding.parameter_shardings(self.mesh, model.cfg, layout)
+    params = jax.jit(make, out_shardings=shardings)(jax.random.key(self.models.index(model)))
+    return frozen.quantised(params, self.mesh, layout) if precision == "int8" else params
+
+
+def from_architectures(
+  config: Config, *, smallest: bool = False, stop_ids: tuple[int, ...] = (), devices: Sequence[Any] | None = None
+) -> Specs:
+  """Makes the specs of a config's models from their architectures alone; their weights are random.
+
+  Args:
+    smallest: a tiny model takes the place of those that are built in.
+    stop_ids: token ids that end a response; none: every response is as long as the horizon.
+    devices: of the mesh; None: those of this machine.
+
+  Raises:
+    InputError: a model that does not exist or that models/decoder.py does not follow, or a mesh that does not fit.
+  """
+
+  def spec(name: str) -> ModelSpec:
+    if name == configs.INITIAL:
+      name = config.student
+    if smallest and name.startswith(configs.BUILTIN):
+      return ModelSpec(pathlib.Path(), SMALLEST, stop_ids, "smallest")
+    return ModelSpec(pathlib.Path(name), architecture(name), stop_ids, name)
+
+  mesh = meshes.from_config(config.mesh, devices)
+  student, *teachers = map(spec, (config.student, *configs.teacher_names(config)))
+  student = with_adapter(student, config)
+  cfgs = [model.cfg for model in (student, *teachers)]
+  sampling = config.sampling
+  return Specs(
+    config=config,
+    student=student,
+    teachers=tuple(teachers),
+    sampling=Sampling(
+      stop_ids, 0, min(cfg.vocab for cfg in cfgs), sampling.temperature, sampling.top_p, sampling.top_k
+    ),
+    mesh=mesh,
+    dtype=compute_dtype(config.precision, mesh),
+    attention=attention(config, mesh, cfgs),
+    segments=segments(config, mesh),
+    random_weights=True,
+  )
+
+
+def with_adapter(model: ModelSpec, config: Config) -> ModelSpec:
+  """Gives a model the scale of the adapter that `config.lora` trains it through, where there is one."""
+  adapter = lora.from_config(config.lora)
+  if not adapter:
+    return model
+  lora.shapes(model.cfg, adapter)
+  return dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, adapter_scale=adapter.scale))
+
+
+def architecture(name: str) -> DecoderConfig:
+  """Finds the architecture of a model directory, a built-in model, a config.json of any name, or a public model.
+
+  Raises:
+    InputError: where there is none, or where it describes a model that decoder.py does not follow.
+  """
+  path = pathlib.Path(name).expanduser()
+  known = None if path.exists() else architectures.config(name)
+  if known is None and not path.is_file():
+    return hf.read_config(hf.resolve(name))
+  with tempfile.TemporaryDirectory() as there:  # hf.py reads directories
+    copy = pathlib.Path(there) / "config.json"
+    copy.write_text(json.dumps(known) if known else path.read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+      return hf.read_config(copy.parent)
+    except InputError as e:
+      raise InputError(str(e).replace(str(copy), name)) from None
+
+
+def micro_batch(config: Config, mesh: jax.sharding.Mesh) -> int:
+  """Rounds `config.micro_batch`, the rows of a gradient-accumulation slice, up to what the row shards divide.
+
+  With 0 a slice has all rows of a step.
+
+  Raises:
+    InputError: none that divides the rows of a step can be split over the row shards.
+  """
+  rows, shards = config.batch * config.rollouts_per_prompt, meshes.row_shards(mesh)
+  fits = [n for n in range(shards, rows + 1, shards) if rows % n == 0 and n >= config.micro_batch]
+  if not config.micro_batch:
+    return rows
+  if not fits:
+    raise InputError(
+      f"config.micro_batch is {config.micro_batch}, and no number from there to the {rows} rows of a step divides "
+      f"them and is a multiple of the mesh's {shards} row shards; set config.micro_batch=0, or change config.batch."
+    )
+  return fits[0]
+
+
+def attention(config: Config, mesh: jax.sharding.Mesh, models: Sequence[decoder.DecoderConfig]) -> str:
+  """Chooses the attention that all of these models can run, as `config.attention` asks for."""
+  platform, dtype = mesh.devices.flat[0].platform, compute_dtype(config.precision, mesh)
+  chosen = {kernels.choose(config.attention, platform, dtype, m.head_width) for m in models}
+  return chosen.pop() if len(chosen) == 1 else "xla"
+
+
+def segments(config: Config, mesh: jax.sharding.Mesh) -> Segments:
+  """Returns where the token loop is cut, as `config.rollout` says."""
+  shrink = tuple(config.rollout.shrink)
+  return Segments(config.rollout.segment, config.rollout.segments, shrink, meshes.row_shards(mesh))
+
+
+def compute_dtype(precision: str, mesh: jax.sharding.Mesh) -> jnp.dtype:
+  """Returns the compute type; "auto" is float32 on CPU, where bfloat16 is slower, and bfloat16 on accelerators."""
+  if precision == "auto":
+    precision = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+  return jnp.dtype(precision)

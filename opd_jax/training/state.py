@@ -1,0 +1,47 @@
+"""The train state: parameters, new from a model directory, and the optimiser around them."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from opd_jax.config import Config
+from opd_jax.models import decoder, hf, lora, model_sharding
+from opd_jax.runtime import keys
+from opd_jax.runtime import mesh as meshes
+from opd_jax.training import optim
+from opd_jax.types import Params, TrainState
+
+
+def init(config: Config, params: Params) -> TrainState:
+  """Puts a new optimiser around parameters."""
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(
+    params=params, opt_state=optim.make(config.optimizer).init(params), step=zero, skipped=zero, empty=zero
+  )
+
+
+def new(config: Config, mesh: jax.sharding.Mesh, params: Params) -> TrainState:
+  """Makes a train state in its layout on the mesh, around parameters that are given up."""
+  layout = meshes.shardings(mesh, jax.eval_shape(lambda p: init(config, p), params))
+  return jax.jit(lambda p: init(config, p), out_shardings=layout, donate_argnums=0)(params)
+
+
+def untrained_params(config: Config, path: pathlib.Path, cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh) -> Params:
+  """Loads what is trained, before it is: the model on disk in fp32, an adapter on disk, or a new one."""
+  adapter = lora.from_config(config.lora)
+  if not adapter:
+    return hf.load(path, cfg, model_sharding.parameter_shardings(mesh, cfg))
+  layout = meshes.shardings(mesh, jax.eval_shape(lambda: random_params(config, cfg)))
+  if not config.lora.path:
+    return jax.jit(lambda: random_params(config, cfg), out_shardings=layout)()
+  host = lora.load(pathlib.Path(config.lora.path), cfg, adapter)
+  return jax.tree.map(lambda a, s: jax.make_array_from_callback(a.shape, s, lambda i: a[i]), host, layout)
+
+
+def random_params(config: Config, cfg: decoder.DecoderConfig) -> Params:
+  """Makes what is trained from random numbers: the model, or an adapter to it."""
+  adapter = lora.from_config(config.lora)
+  if adapter:
+    return lora.init(cfg, adapter, keys.of_seed(config.seed, keys.Use.ADAPTER))
+  return decoder.init(cfg, jax.random.key(config.seed))

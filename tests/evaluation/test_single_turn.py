@@ -1,0 +1,78 @@
+"""avg@k, pass@k and their intervals."""
+
+import importlib
+import itertools
+
+import numpy as np
+import pytest
+
+from opd_jax.errors import InputError
+from opd_jax.evaluation import single_turn
+from opd_jax.rollout import generate
+from opd_jax.runtime import cli
+
+evaluate = importlib.import_module("opd_jax.evaluate")  # the command; the package has a function of this name
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_success():
+  for n, correct, k in [(4, 1, 2), (5, 3, 2), (6, 0, 3), (6, 6, 1), (5, 2, 5)]:
+    marks = [True] * correct + [False] * (n - correct)
+    subsets = list(itertools.combinations(marks, k))
+    assert single_turn.pass_at_k(n, correct, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
+
+
+def test_k_above_n_is_refused():
+  with pytest.raises(InputError, match="pass@5 needs at least 5 samples"):
+    single_turn.pass_at_k(4, 2, 5)
+
+
+def test_summary_of_a_small_table():
+  correct = np.array([[1, 1], [1, 0], [0, 0], [1, 0]], bool)
+  r = single_turn.accuracy(correct, (1, 2))
+  assert r["accuracy"] == r["pass"]["1"]["value"] == 0.5
+  assert r["pass"]["2"]["value"] == 0.75
+  assert r["low"] < 0.5 < r["high"]
+  assert (r["k"], r["prompts"]) == (2, 4)
+
+
+def test_interval_with_one_answer_each_is_wilsons():
+  low, high = single_turn.interval(np.array([1.0] * 8 + [0.0] * 2))
+  assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_interval_is_open_where_all_are_right():
+  low, high = single_turn.interval(np.ones(50))
+  assert 0.92 < low < 0.94
+  assert high == pytest.approx(1.0)
+
+
+def test_answers_to_one_problem_are_not_independent():
+  """Four equal answers per problem say no more than one; four independent ones do."""
+  each = np.random.default_rng(0).random(100) < 0.5
+  equal = single_turn.interval(each.astype(float))
+  independent = single_turn.interval(np.random.default_rng(1).binomial(4, 0.5, 100) / 4)
+  assert equal[1] - equal[0] > 1.6 * (independent[1] - independent[0])
+
+
+def test_interval_covers():
+  """At least 92% of 500 intervals over 60 problems hold the true mean of 0.8."""
+  rng = np.random.default_rng(0)
+  hits = [
+    low <= 0.8 <= high for low, high in (single_turn.interval((rng.random(60) < 0.8).astype(float)) for _ in range(500))
+  ]
+  assert np.mean(hits) > 0.92
+
+
+def test_text_leaves_the_stop_token_out():
+  class Tokenizer:
+    def batch_decode(self, rows, skip_special_tokens):
+      return [" ".join(map(str, row)) for row in rows]
+
+  response, mask = np.array([[5, 6, 1, 0], [7, 8, 9, 9]]), np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
+  assert generate.decode(Tokenizer(), response, mask, (1,)) == ["5 6", "7 8 9 9"]
+
+
+def test_a_deviation_needs_a_conversation():
+  values, c = cli.parse(["evaluate", "--model=builtin:student", "--deviation"], "", evaluate.define, cli.of_method)
+  with pytest.raises(InputError, match="--deviation"):
+    evaluate.run(values, c)

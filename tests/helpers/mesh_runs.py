@@ -1,0 +1,86 @@
+"""Trains the same short runs on meshes of one to eight fake devices and prints what they record, as one JSON object.
+
+A process of its own, since a process cannot change its devices:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.helpers.mesh_runs STUDENT TEACHER DIRECTORY [NAME...]
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from opd_jax import config, trainer
+from opd_jax.data import problems
+from opd_jax.rollout import sample
+from opd_jax.runtime import mesh as meshes
+from tests.conftest import FEW_PROBLEMS, small_config
+from tests.helpers import conversation_runs
+
+# Whatever sorts or gathers rows does so on each device's own.
+CUT = {"rollout.segment": 8, "rollout.shrink": (2,), "micro_batch": 4, "buckets": 2}
+FAR = {"mesh.teacher": "all", "teacher_offload": True}
+METHODS = {
+  "popd": {"horizon.start": 6, "horizon.growth": 5, "horizon.quantum": 16},
+  "topd": {"horizon.ratio": 0.5, "optimizer.warmup": 0},
+  "agreement": {"horizon.kind": "agreement", "horizon.start": 4, "horizon.probes": 3, "horizon.ratio": 0.0},
+  "ccopd": {"horizon.max": 8, "data.max_prompt": 256},
+  "opd": {"mixture.reward": 0.1, "rollouts_per_prompt": 2, "mixture.initial": 0.1, "optimizer.warmup": 0},
+}
+RUNS = {  # name: method, devices, mesh, what else
+  "popd 1": ("popd", 1, {}, {}),
+  "popd data 2": ("popd", 2, {"data": 2}, {}),
+  "popd fsdp 2 x tensor 2": ("popd", 4, {"fsdp": 2, "tensor": 2, "data": 1}, {"mesh.teacher": "none"}),
+  "popd data 2 x fsdp 2 x tensor 2, segments and buckets": ("popd", 8, {"fsdp": 2, "tensor": 2}, CUT),
+  "topd 1": ("topd", 1, {}, {}),
+  "topd data 2 x tensor 4, which share heads": ("topd", 8, {"tensor": 4}, {}),
+  "agreement 1": ("agreement", 1, {}, {}),
+  "agreement data 2 x fsdp 2 x tensor 2": ("agreement", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "ccopd 1": ("ccopd", 1, {}, {}),
+  "ccopd data 2 x fsdp 2 x tensor 2, adapters": ("ccopd", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "opd 1": ("opd", 1, {}, {}),
+  "opd fsdp 4 x expert 2, teacher over all and offloaded": ("opd", 8, {"fsdp": 4, "expert": 2}, FAR),
+}
+
+
+def drawn() -> dict[str, list]:
+  """Tokens and log-probabilities drawn from the same logits, whole and with their ids over four devices."""
+  logits = 3 * jax.random.normal(jax.random.key(1), (8, 1024))
+  keys = jax.random.split(jax.random.key(2), 8)
+  mesh, how = meshes.make(data=2, tensor=4), sample.Sampling((), 0, 1024, temperature=0.7)
+  place = NamedSharding(mesh, PartitionSpec(meshes.ROWS, "tensor"))
+  split = jax.jit(lambda k, x: sample.draw_on(mesh, meshes.ROWS, "tensor")(k, x, how))
+  several, alone = split(keys, jax.device_put(logits, place)), sample.draw(keys, logits, how)
+  assert "all-gather" in str(split.lower(keys, jax.device_put(logits, place)).compile().as_text())
+  return {name: [a.tolist() for a in pair] for name, pair in (("several", several), ("alone", alone))}
+
+
+def main() -> None:
+  student, teacher, directory, *names = sys.argv[1:]
+  problems.TRAIN_PROBLEMS = FEW_PROBLEMS
+  out: dict = {"drawn": drawn()}
+  for i, name in enumerate(names or RUNS):
+    method, devices, mesh, more = RUNS[name]
+    base = {"steps": 2, "batch": 8, "horizon.max": 16, "eval.every": 2, "eval.prompts": 8, "eval.batch": 8}
+    base |= {"eval.temperature": 0.0, "checkpoint.every": 0, "optimizer.warmup": 1} | METHODS[method] | more
+    if method == "ccopd":
+      c = conversation_runs.small(conversation_runs.write_talker(pathlib.Path(directory) / f"talker{i}"))
+    else:
+      c = small_config({"student": student, "teacher": teacher}, "topd" if method == "agreement" else method)
+    c = config.override(c, base | {f"mesh.{axis}": n for axis, n in mesh.items()})
+    of_config = meshes.make(
+      **({"data": c.mesh.data, "fsdp": c.mesh.fsdp, "expert": c.mesh.expert, "tensor": c.mesh.tensor}),
+      devices=jax.devices()[:devices],
+    )
+    meshes.from_config = lambda _, mesh=of_config: mesh
+    path = pathlib.Path(directory) / str(i)
+    trainer.train(c, path)
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    out[name] = {"records": records, "samples": (path / "samples.jsonl").read_text()}
+  print(json.dumps(out))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,153 @@
+"""Eight fake devices give what one gives, and what a mesh cannot split is said or refused."""
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opd_jax.errors import InputError
+from opd_jax.models import model_sharding
+from opd_jax.rollout import sample
+from opd_jax.runtime import mesh as meshes
+from opd_jax.training import specs
+from tests.conftest import STUDENT
+from tests.helpers.eight_devices import json_from_eight_devices
+from tests.helpers.mesh_runs import RUNS
+
+FIRST = (
+  "popd 1",
+  "popd data 2 x fsdp 2 x tensor 2, segments and buckets",
+)
+LONG = (
+  "opd 1",
+  "opd fsdp 4 x expert 2, teacher over all and offloaded",
+  "topd 1",
+  "topd data 2 x tensor 4, which share heads",
+  "ccopd 1",
+  "ccopd data 2 x fsdp 2 x tensor 2, adapters",
+  "agreement 1",
+  "agreement data 2 x fsdp 2 x tensor 2",
+  "popd 1",
+  "popd data 2",
+  "popd fsdp 2 x tensor 2",
+)
+
+
+@pytest.mark.parametrize("names", [FIRST, pytest.param(LONG, marks=pytest.mark.long)], ids=["eight", "two and four"])
+def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
+  """Of every method; one test, so that the runs are made once however many processes test."""
+  runs = json_from_eight_devices("tests.helpers.mesh_runs", tiny["student"], tiny["teacher"], tmp_path, *names)
+  for name in (name for name in names if RUNS[name][1] > 1):
+    several, alone = runs[name], runs[f"{RUNS[name][0]} 1"]
+    assert [r["kind"] for r in several["records"]] == ["eval", "train", "train", "eval"]
+    for mine, theirs in zip(several["records"], alone["records"], strict=True):
+      if mine["kind"] == "train":
+        assert mine["tokens"] == theirs["tokens"], name
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(mine.get("agreement", 0), theirs.get("agreement", 0), rtol=1e-4, err_msg=name)
+      else:
+        assert mine["length"] == theirs["length"], name
+    assert several["samples"] == alone["samples"], f"greedy tokens differ: {name}"
+
+  # A draw whose ids lie over four devices, where only block masses travel.
+  several, alone = runs["drawn"]["several"], runs["drawn"]["alone"]
+  assert several[0] == alone[0]
+  assert len(set(alone[0])) > 4
+  np.testing.assert_allclose(several[1], alone[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("V", [31, 37, 64, 1024, 32_000, 50_257, 128_256, 151_936, 152_064])
+def test_blocks_of_ids_are_whole_on_every_device(V):
+  blocks = sample.num_blocks(V)
+  assert 1 <= blocks <= V
+  if V > 1000 and V % 128 == 0:
+    assert blocks % 128 == 0
+    assert V % blocks == 0
+  if V > 1000:
+    assert max(blocks, V / blocks) < 10 * V**0.5
+
+
+def test_the_weights_of_a_rollout_are_split_over_tensor_alone():
+  import jax
+
+  from opd_jax.models import decoder
+  from opd_jax.rollout import cache
+  from tests.conftest import TEACHER
+
+  mesh = meshes.make(devices=jax.devices()[:1])  # every size is divisible by 1, so every rule shows
+  laid = jax.eval_shape(
+    lambda: cache.prepare_decode_params(decoder.init(TEACHER, jax.random.key(0)), TEACHER, np.dtype("float32"))
+  )
+  found = {name: tuple(s.spec) for name, s in meshes.shardings(mesh, laid, "rollout").layers[0].items()}
+  assert found["qkv"] == (None, "tensor", None, None)
+  assert found["qkv_bias"] == ("tensor", None, None)
+  assert found["out"] == ("tensor", None, None, None)
+  assert found["gate_up"] == (None, None, "tensor")
+  assert found["down"] == ("tensor", None)
+  assert found["attn_norm"] == (None,)
+
+
+def test_a_slice_of_rows_follows_the_mesh(small):
+  """Gradient-accumulation slices hold a row for each row shard, or the run is refused with what would work."""
+
+  mesh: Any = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "expert": 1, "tensor": 1})
+
+  def take(micro, batch=24):
+    return specs.micro_batch(small(batch=batch, micro_batch=micro), mesh)
+
+  assert (take(0), take(1), take(4), take(5), take(9)) == (24, 4, 4, 8, 12)
+  with pytest.raises(InputError, match=r"multiple of the mesh's 4 row shards"):
+    take(9, batch=10)
+
+
+def on(tensor: int) -> Any:
+  return types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "expert": 1, "tensor": tensor})
+
+
+def test_what_the_tensor_axis_does_not_divide_is_said():
+  """4 query heads, 2 key/value heads, 24 feed-forward columns, 37 ids."""
+  warnings = model_sharding.uneven(on(3), "the student", STUDENT)
+  assert [s.split(" of the student")[0].split("the ", 1)[1] for s in warnings] == [
+    "4 query heads",
+    "37 vocabulary ids",
+    "2 key/value heads",
+  ]
+  assert "2 or 4 would split them" in warnings[0]
+  assert "1 or 2 would split them" in warnings[2] or "2 would" in warnings[2]
+  assert not any("heads" in s for s in model_sharding.uneven(on(4), "the student", STUDENT)), (
+    "a head is copied to two devices"
+  )
+  assert model_sharding.for_rollout(on(4), STUDENT).kv_heads == 4
+  assert model_sharding.for_rollout(on(2), STUDENT) == STUDENT
+  assert model_sharding.for_rollout(on(8), STUDENT) == STUDENT, "4 query heads do not divide"
+
+
+class Chip:
+  """A device of one of two slices of four."""
+
+  platform = device_kind = "cpu"
+
+  def __init__(self, i: int):
+    self.id, self.slice_index, self.process_index = i, i // 4, i // 4
+
+
+def test_slices_lie_along_data():
+  """Devices of two slices: neighbours along every axis but data are of one slice."""
+  devices = [Chip(i) for i in range(8)]
+  with pytest.raises(InputError, match=r"over 2 slices.*multiple of 2, such as 2 or 4"):
+    meshes.make(data=1, fsdp=8, devices=devices)
+  mesh = meshes.make(data=4, fsdp=2, devices=devices)
+  of = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  assert of.shape == (4, 2, 1, 1)
+  assert (of == of[:, :1]).all()
+  assert of[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (2, 1, 1), (-2, 1, 1), (1, 1, 1, 2)])
+def test_meshes_that_cannot_be_made(sizes):
+  import jax
+
+  with pytest.raises(InputError, match=r"config\.mesh"):
+    meshes.make(*sizes, devices=jax.devices()[:1])

@@ -1,0 +1,74 @@
+"""The optimiser chain and its schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import config
+from opd_jax.training import optim
+from opd_jax.types import TrainState
+
+
+def settings(**keys):
+  return config.override(config.default(), {f"optimizer.{k}": v for k, v in keys.items()}).optimizer
+
+
+def test_warm_up_rises_to_lr_and_stays():
+  c = settings(lr=1.0, warmup=4)
+  assert [optim.learning_rate(c, i) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+  assert optim.learning_rate(settings(lr=1.0), 0) == 1.0
+  assert optim.learning_rate(settings(lr=1.0, warmup=1), 0) == 1.0
+
+
+def test_the_optimiser_follows_the_schedule():
+  """Adam's first steps on a constant gradient have the length of the learning rate."""
+  c = settings(lr=1.0, warmup=2, clip=0.0)
+  optimizer = optim.make(c)
+  params = {"q": jnp.zeros(1)}
+  state = optimizer.init(params)
+  moved = []
+  for _ in range(3):
+    updates, state = optimizer.update({"q": jnp.ones(1)}, state, params)
+    moved.append(-float(jax.tree.leaves(updates)[0][0]))
+  np.testing.assert_allclose(moved, [optim.learning_rate(c, i) for i in range(3)], rtol=1e-4)
+
+
+def update(c, params, grads):
+  optimizer = optim.make(c)
+  zero = jnp.int32(0)
+  state = TrainState(params=params, opt_state=optimizer.init(params), step=zero, skipped=zero, empty=zero)
+  return optim.apply(optimizer, state, grads, jnp.float32(1.0))
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+  """With Adam a clipped gradient gives the same first step; its moments show the clipping."""
+  params, grads = {"q": jnp.zeros(4)}, {"q": jnp.full(4, 50.0)}
+  state, norm = update(settings(clip=1.0), params, grads)
+  assert float(norm) == 100.0
+  first = next(a for a in jax.tree.leaves(state.opt_state) if a.shape == (4,))
+  np.testing.assert_allclose(first, 0.1 * 0.5, rtol=1e-5)
+
+
+def test_weight_decay_spares_norms_and_biases():
+  params = {"q": jnp.ones((2, 2)), "q_norm": jnp.ones(2), "q_bias": jnp.ones(2), "k": jnp.ones(1)}
+  grads = jax.tree.map(jnp.zeros_like, params) | {"k": jnp.ones(1)}
+  state, _ = update(settings(weight_decay=0.1, lr=1.0), params, grads)
+  np.testing.assert_allclose(state.params["q"], 0.9)
+  np.testing.assert_allclose(state.params["q_norm"], 1.0)
+  np.testing.assert_allclose(state.params["q_bias"], 1.0)
+
+
+def test_nan_leaves_parameters_and_moments():
+  params = {"q": jnp.ones(3)}
+  state, _ = update(settings(), params, {"q": jnp.array([1.0, jnp.nan, 1.0])})
+  np.testing.assert_array_equal(state.params["q"], params["q"])
+  assert all(np.isfinite(a).all() for a in jax.tree.leaves(state.opt_state))
+  assert (int(state.step), int(state.skipped)) == (1, 1)
+
+
+def test_nothing_to_learn_from_moves_nothing_and_is_counted():
+  """Adam's momentum and the decay would."""
+  params = {"q": jnp.ones(3)}
+  state, _ = update(settings(weight_decay=0.1, lr=1.0), params, {"q": jnp.zeros(3)})
+  np.testing.assert_array_equal(state.params["q"], params["q"])
+  assert (int(state.step), int(state.skipped), int(state.empty)) == (1, 0, 1)
