@@ -87,7 +87,7 @@ class CCOPD(OPD):
     """Reports progress; a run that is asked to stop does so here, and keeps the conversations that are saved."""
     if total > canonical.AT_A_TIME:
       run.log.say(f"  {done} of {total} conversations")
-    if done < total and run.preemption.requested and not self.config.rollout.ahead:
+    if done < total and run.stop_requested and not self.config.rollout.ahead:
       run.save_and_stop()
 
   def _open_histories(self, run: Run) -> Histories:

@@ -26,13 +26,8 @@ from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.programs import CompiledSteps, ProgramCache, StepShape
 
 PyTree = Any
-TAKEN = (
-  "step",
-  "tokens",
-  "prompts",
-  "lengths",
-  "seconds",
-)  # names in a checkpoint's position; a recipe's state has others
+# Names in a checkpoint's position; a recipe's state has others.
+TAKEN = ("step", "tokens", "prompts", "lengths", "seconds")
 
 
 class Run:
@@ -96,14 +91,15 @@ class Run:
     self._key = jax.random.key(config.seed)
     self._positions: dict[int, dict[str, Any]] = {}  # of the prompts, before those of steps that are not finished
     self.evaluators: dict[str, Any] = {}
+    self.preemption: hosts.PreemptionWatcher | None = None  # while it is `running`
     self._program_sources: list[Any] = [self.compiled]  # what has `compiled` records
 
   @contextlib.contextmanager
   def running(self):
     """Listens for the wish to stop meanwhile, and closes everything afterwards."""
     with contextlib.ExitStack() as closing:
-      self.preemption = hosts.PreemptionWatcher()
-      for part in (self.preemption, self._checkpoints, self.compiled, self.log):
+      self.preemption = watcher = hosts.PreemptionWatcher()
+      for part in (watcher, self._checkpoints, self.compiled, self.log):
         closing.callback(part.close)
       yield
 
@@ -183,8 +179,13 @@ class Run:
     Raises:
       StopRequested: the run has saved.
     """
-    if self.preemption.reached_sync_point(step):
+    if self.preemption and self.preemption.reached_sync_point(step):
       self.save_and_stop()
+
+  @property
+  def stop_requested(self) -> bool:
+    """Whether a run of one process is asked to stop, for long work inside a step; several processes agree on a step."""
+    return self.preemption is not None and self.preemption.requested
 
   def wait(self, experience: PyTree) -> PyTree:
     """Waits for the rollouts of a step."""
