@@ -63,8 +63,7 @@ class CCOPD(OPD):
     histories, steps = self._histories, self.config.steps
     run.clock.lap("other")
     first, end = histories.block(step)
-    end = min(steps, end or steps)
-    needed = run.prompts.indices_of_steps(first, end)
+    needed = run.prompts.indices_of_steps(first, end or steps)  # of the whole block: a longer run may go on in it
     compiling = _compile_seconds(histories.generate.compiled)
 
     def saved(done: int, total: int) -> None:
@@ -79,7 +78,7 @@ class CCOPD(OPD):
         "again, need more tokens than context.turn_tokens reserves; a new run with a larger context.turn_tokens, and "
         "data.max_prompt to match, reserves more"
       )
-    self._prompts_known_until = end
+    self._prompts_known_until = min(steps, end or steps)
     run.clock.lap("converse")
     run.clock.move(_compile_seconds(histories.generate.compiled) - compiling, "converse", "compile")
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from opd_jax import bench, config, export, plan
+from opd_jax.data import problems
 from opd_jax.errors import InputError
 from opd_jax.models import hf
 from opd_jax.runtime import cli
 from opd_jax.trainer import open_run, train, train_run
+from tests.conftest import FEW_PROBLEMS
 from tests.helpers.eight_devices import run_on_eight_devices
 
 evaluate = importlib.import_module("opd_jax.evaluate")  # the command; the package has a function of this name
@@ -134,6 +136,7 @@ def train_records(path: pathlib.Path) -> list[dict]:
 def on_eight_devices(file: str, directory: str) -> None:
   """What the test above asks of a process that has eight devices."""
   assert jax.device_count() == 8
+  problems.TRAIN_PROBLEMS = FEW_PROBLEMS
   mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
   c = config.override(config.load(file), mesh)
   whole = train(c, f"{directory}/whole")
