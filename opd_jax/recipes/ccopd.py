@@ -73,10 +73,9 @@ class CCOPD(OPD):
     run.prompts.replace(histories.prompts(first, student, needed, step, saved))
     if cut := histories.cut - cut_before:
       run.log.say(
-        f"  note: {cut} of {len(needed)} conversations lost their beginning: their "
-        "replies, tokenised "
-        "again, need more tokens than context.turn_tokens reserves; a new run with a larger context.turn_tokens, and "
-        "data.max_prompt to match, reserves more"
+        f"  note: {cut} of {len(needed)} conversations lost their beginning: their replies, tokenised again, need more "
+        "tokens than context.turn_tokens reserves; a new run with a larger context.turn_tokens, and data.max_prompt to "
+        "match, reserves more"
       )
     self._prompts_known_until = min(steps, end or steps)
     run.clock.lap("converse")
