@@ -60,18 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from opd_jax.benchmarks import int8
 
     return int8.main(argv[1:])
-  try:
-    with cli.reporting_input_errors():
-      parts = PARTS
-      if argv and not argv[0].startswith("-"):
-        if argv[0] not in PARTS:
-          raise InputError(f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)}, objectives and int8.")
-        parts = (argv.pop(0),)
-      values, config = cli.parse(["bench", *argv], __doc__ or "", define, cli.of_method)
-      run(values, config, parts, command)
-  except KeyboardInterrupt:
-    print("stopped", file=sys.stderr)
-    return 130
+  with cli.reporting_the_end():
+    parts = PARTS
+    if argv and not argv[0].startswith("-"):
+      if argv[0] not in PARTS:
+        raise InputError(f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)}, objectives and int8.")
+      parts = (argv.pop(0),)
+    values, config = cli.parse(["bench", *argv], __doc__ or "", define, cli.of_method)
+    run(values, config, parts, command)
   return 0
 
 

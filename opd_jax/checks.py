@@ -1,111 +1,34 @@
 """Values of a config that cannot be meant, refused before anything is compiled or written."""
 
 import importlib.util
+import math
 
+from opd_jax import config as configs
 from opd_jax.config import INITIAL, TASK, Config, get, teacher_names
-from opd_jax.context import canonical
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizon
 from opd_jax.models import lora
-from opd_jax.objectives import divergence, kl_estimators, loss, token_weights
+from opd_jax.objectives import loss
+
+COUNTED = 2**31  # tokens
 
 
 def check(config: Config) -> None:
   """Refuses values that cannot be meant, before anything is compiled or written.
 
-  The horizon and the data have checks of their own in horizon.py and data/.
+  What a key may be by itself is in the table of keys, config/keys.py; here is how keys go together. The horizon and the data
+  have checks of their own in horizon/ and data/.
   """
-
-  def positive(*keys):
-    for key in keys:
-      if get(config, key) < 1:
-        raise InputError(f"config.{key} is {get(config, key)}; it has to be at least 1.")
-
-  def one_of(key, *allowed):
-    if get(config, key) not in allowed:
-      raise InputError(f"config.{key} is {get(config, key)!r}; it can be {', '.join(map(repr, allowed))}.")
-
-  positive("steps", "batch", "rollouts_per_prompt", "updates_per_rollout", "data.max_prompt", "eval.prompts", "eval.k")
-  positive(
-    "buckets",
-    "rollout.segments",
-    "eval.batch",
-    "checkpoint.keep",
-    "log.every",
-    "log.bins",
-    "optimizer.max_skipped",
-    "objective.k",
-  )
-  one_of("data.on_bad_line", "refuse", "skip", "truncate")
-  one_of("objective.kind", *divergence.KINDS)
-  one_of("objective.support", *divergence.SUPPORTS)
-  one_of("objective.tail", *divergence.TAILS)
-  one_of("objective.normaliser", *token_weights.NORMALISERS)
-  one_of("weights.kind", *token_weights.KINDS)
-  one_of("importance.kind", *kl_estimators.IMPORTANCE)
-  one_of("importance.level", *kl_estimators.LEVELS)
-  one_of("optimizer.kind", "adamw")
-  one_of("remat", "none", "dots", "layer")
-  one_of("teacher_precision", "compute", "int8")
-  one_of("mesh.teacher", "none", "fsdp", "all")
-  one_of("rollout.by", "student", "teacher", "data")
-  one_of("context.kind", "same", "canonical")
-  one_of("precision", "auto", "float32", "bfloat16")
-  for key in (
-    "eval.every",
-    "eval.max_tokens",
-    "checkpoint.every",
-    "optimizer.warmup",
-    "sampling.top_k",
-    "rollout.segment",
-    "objective.chunk",
-    "objective.vocab_chunk",
-    "objective.constant",
-    "objective.entry_clip",
-    "objective.token_clip",
-    "weights.tokens",
-    "weights.start",
-    "weights.end",
-    "weights.gamma",
-    "optimizer.clip",
-    "optimizer.weight_decay",
-    "log.overlap_k",
-    "log.samples",
-    "lora.rank",
-  ):
-    if get(config, key) < 0:
-      raise InputError(f"config.{key} is {get(config, key)}; it cannot be negative.")
-  for key in ("optimizer.b1", "optimizer.b2"):
-    if not 0 <= get(config, key) < 1:
-      raise InputError(f"config.{key} is {get(config, key)}; it has to be at least 0 and below 1.")
+  configs.check(config)
+  _check_sizes(config)
   if config.teacher_precision == "int8" and not importlib.util.find_spec("qwix"):
     raise InputError(
       "config.teacher_precision is 'int8', but qwix is not installed; pip install qwix, or leave it 'compute'."
     )
-  if config.data.widths and config.data.widths <= 1:
-    raise InputError(
-      f"config.data.widths is {config.data.widths}; it is a ratio above 1, such as 1.5, or 0 for one width."
-    )
-  for divisor in config.rollout.shrink:
-    if not isinstance(divisor, int) or divisor < 2:
-      raise InputError(f"config.rollout.shrink holds {divisor!r}; it holds whole numbers of 2 or more, such as (2, 4).")
   if config.log.wandb and not importlib.util.find_spec("wandb"):
     raise InputError(
       f"config.log.wandb is {config.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
     )
-  for name in config.allow_mismatch:
-    if name not in ("tokenizer", "eos", "chat_template"):
-      raise InputError(f"config.allow_mismatch names {name!r}; it can name 'tokenizer', 'eos' and 'chat_template'.")
-  if config.sampling.temperature <= 0:
-    raise InputError(
-      f"config.sampling.temperature is {config.sampling.temperature}; a rollout is sampled, so it has to be above 0."
-    )
-  for key in ("objective.student_temperature", "objective.teacher_temperature"):
-    if get(config, key) <= 0:
-      raise InputError(f"config.{key} is {get(config, key)}; it has to be above 0.")
-  for key in ("objective.beta", "objective.discount"):
-    if not 0 <= get(config, key) <= 1:
-      raise InputError(f"config.{key} is {get(config, key)}; it lies between 0 and 1.")
   if config.data.teacher_field and config.data.path.startswith(TASK):
     raise InputError(
       f"config.data.teacher_field is {config.data.teacher_field!r}, but {config.data.path} is a built-in task, "
@@ -117,34 +40,44 @@ def check(config: Config) -> None:
       "config.teacher_weights mixes the teachers of every example and config.data.teacher_field chooses one; set only one "
       "of the two."
     )
-  if config.context.kind == "canonical":
-    canonical.check(config)
-  elif config.recipe == "ccopd":
+  if config.context.kind == "canonical" and not configs.has(config, "context.turn_tokens"):
+    raise InputError(
+      f"config.context.kind is 'canonical', and the recipe {config.recipe!r} has none of its keys; give --config.recipe=ccopd."
+    )
+  if config.context.kind != "canonical" and config.recipe == "ccopd":
     raise InputError(f"config.context.kind is {config.context.kind!r}, and the recipe 'ccopd' needs 'canonical'.")
   _check_adapter(config)
   _check_speaker(config)
   loss.check(config)
   _check_chosen_horizon(config)
-  if config.eval.temperature < 0:
-    raise InputError(f"config.eval.temperature is {config.eval.temperature}; it can be 0 (greedy) or above.")
-  if not 0 < config.sampling.top_p <= 1:
-    raise InputError(f"config.sampling.top_p is {config.sampling.top_p}; it has to be above 0 and at most 1.")
-  if not config.optimizer.lr > 0:
-    raise InputError(f"config.optimizer.lr is {config.optimizer.lr}; it has to be above 0.")
   for k in config.eval.pass_at:
-    if not isinstance(k, int):
-      raise InputError(f"config.eval.pass_at holds {k!r}; it is a tuple of whole numbers, such as (1, 8).")
-    if not 1 <= k <= config.eval.k:
+    if k > config.eval.k:
       raise InputError(
         f"pass@{k} was asked for with {config.eval.k} sample(s) per prompt: raise config.eval.k to at least "
         f"{k}, or lower config.eval.pass_at."
       )
   rows = config.batch * config.rollouts_per_prompt
-  if config.micro_batch and (config.micro_batch < 0 or rows % config.micro_batch):
+  if config.micro_batch and rows % config.micro_batch:
     raise InputError(
       f"config.micro_batch is {config.micro_batch}; it has to divide the {rows} rows of a step (batch x "
       "rollouts_per_prompt)."
     )
+
+
+def _check_sizes(config: Config) -> None:
+  """Refuses steps and evaluations of more tokens than are counted on the devices, in 32 bits."""
+  step = {key: get(config, key) for key in ("batch", "rollouts_per_prompt", "horizon.max")}
+  evaluation = {
+    "eval.batch": min(config.eval.batch, config.eval.prompts),
+    "eval.k": config.eval.k,
+    "eval.max_tokens": config.eval.max_tokens or config.horizon.max,
+  }
+  for sizes in (step, evaluation) if config.eval.every else (step,):
+    if (tokens := math.prod(sizes.values())) >= COUNTED:
+      product = " x ".join(f"{key}={number}" for key, number in sizes.items())
+      raise InputError(
+        f"config.{product} is {tokens:,} tokens at once, and fewer than {COUNTED:,} can be counted; lower one of them."
+      )
 
 
 def _check_speaker(config: Config) -> None:
@@ -178,10 +111,8 @@ def _check_speaker(config: Config) -> None:
 def _check_adapter(config: Config) -> None:
   if not config.lora.rank and not config.lora.path:
     return
-  if not config.lora.alpha > 0:
-    raise InputError(f"config.lora.alpha is {config.lora.alpha}; it has to be above 0.")
-  if not config.lora.path and (not config.lora.targets or set(config.lora.targets) - lora.INPUTS.keys()):
-    raise InputError(f"config.lora.targets is {tuple(config.lora.targets)}; it holds some of {', '.join(lora.INPUTS)}.")
+  if not config.lora.path and not config.lora.targets:
+    raise InputError(f"config.lora.targets is (); it holds some of {', '.join(lora.INPUTS)}.")
   names = teacher_names(config)
   if config.lora.path and (INITIAL in names or config.mixture.initial):
     raise InputError(

@@ -22,6 +22,18 @@ from opd_jax.reports.runs import load
 from opd_jax.runtime import cli
 
 METHODS = ("opd", "topd", "popd")
+SHORT = {  # tasks of at most 140 tokens, so that a few seconds hold whole answers
+  "student": "builtin:short-student",
+  "teacher": "builtin:short-teacher",
+  "steps": 8,
+  "batch": 16,
+  "optimizer.lr": 3e-4,
+  "optimizer.warmup": 0,
+  "horizon.max": 140,
+  "eval.every": 4,
+  "eval.prompts": 64,
+  "eval.batch": 64,
+}
 STUDENTS = {"chain": "builtin:student", "phase": "builtin:phase-student"}
 
 
@@ -29,9 +41,9 @@ def config_of(method: str, task: str, seed: int, short: bool):
   """Loads configs/METHOD.py at the cpu scale, on this task and with this seed."""
   changes: dict = {"seed": seed, "data.path": f"task:{task}", "student": STUDENTS[task]}
   if short:
-    changes |= {"steps": 4, "batch": 8, "eval.every": 2, "eval.prompts": 16, "eval.batch": 16, "horizon.max": 64}
+    changes |= SHORT | {"data.path": f"task:{task}-short"}
     if method == "popd":
-      changes |= {"horizon.start": 8, "horizon.growth": 16, "horizon.quantum": 32}
+      changes |= {"horizon.start": 14, "horizon.growth": 18, "horizon.quantum": 70}
   return configs.override(configs.load(method), changes)
 
 
@@ -57,7 +69,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog="python -m opd_jax.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="runs and report (runs/demo)")
+  parser.add_argument(
+    "--out", type=configs.expanded_path, default=pathlib.Path("runs/demo"), help="runs and report (runs/demo)"
+  )
   parser.add_argument("--task", choices=("chain", "phase"), default="chain", help="which built-in task (chain)")
   parser.add_argument("--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, ... (1)")
   parser.add_argument("--short", action="store_true", help="a few steps of everything")
@@ -65,7 +79,7 @@ def main() -> None:
   if args.seeds < 1:
     parser.error(f"--seeds is {args.seeds}; it has to be at least 1")
   cli.quiet()
-  with cli.reporting_input_errors():
+  with cli.reporting_the_end("stopped; the same command goes on"):
     run(args.out, args.task, args.seeds, args.short)
 
 

@@ -11,15 +11,16 @@ evaluation.json in the workdir).
 """
 
 import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.models import model_sharding
 from opd_jax.runtime import cli
+from opd_jax.runtime.outcome import answers_cut
 
 
 def define(values: flags.FlagValues) -> None:
@@ -54,7 +55,7 @@ def run(values: flags.FlagValues, config) -> None:
 
   if bool(values.workdir) == bool(values.model):
     raise InputError("Name what to evaluate: either --workdir=DIR (a run) or --model=DIR (a Hugging Face directory).")
-  out = pathlib.Path(values.out) if values.out else None
+  out = expanded_path(values.out) if values.out else None
   directory = bucket.MirroredDir(values.workdir) if values.workdir else None
   if directory and not out:
     out = directory.path / "evaluation.json"
@@ -73,15 +74,22 @@ def run(values: flags.FlagValues, config) -> None:
     where = f"{directory.name}, step {step}"
     evaluated = [(name, recipe.spec(name), params) for name, params in models.items()]
   else:
-    recipe, model = None, inputs.model(values.model)
+    recipe, model = None, inputs.model(values.model, chat_template=config.data.chat_template)
     params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
     where, evaluated = values.model, [("model", model, params)]
   console = Console(highlight=False, soft_wrap=True)
   results = {}
   for name, model, params in evaluated:
     found = inputs.load_evaluation(config, model, tokenizers.load(model.path), mesh, model.cfg.vocab)
+    for note in found.problems.notes if hosts.first() else ():
+      console.print(f"  note: {note}")
     what = where if len(evaluated) == 1 else f"{where}, {name}"
+    for note in filter(None, (model.stop_note, *found.problems.notes)):
+      if hosts.first():
+        console.print(f"note: {note}")
     results[name] = {"of": what, **_evaluate(config, found, params, recipe, name, deviation=values.deviation)}
+    if found.problems.notes:
+      results[name]["notes"] = list(found.problems.notes)
     if hosts.first():
       for line in summary_lines(config, results[name], found.problems.skipped):
         console.print(line)
@@ -113,14 +121,19 @@ def summary_lines(config, record: dict[str, Any], skipped: int) -> Iterator[str]
   yield f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]"
   forms = record.get("forms", {}) | {f"a wrong {name}": r for name, r in record.get("pollution", {}).items()}
   for name, r in forms.items():
-    yield f"  {name}: {r['accuracy']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]"
+    cut = f"; prompts that lost their beginning: {r['prompts_cut']}" if r.get("prompts_cut") else ""
+    yield f"  {name}: {r['accuracy']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]{cut}"
   if (guess := record.get("anchored")) and guess["kept"] is not None:
     yield f"  after a wrong answer of its own ({guess['wrong']:.1%} of raw), that answer again: {guess['kept']:.1%}"
   if cut := record.get("prompts_cut"):
     conversations = record["prompts"] * record["k"]
     yield f"  {cut} of {conversations} conversations lost their beginning: longer than context.turn_tokens reserves for"
+  if cut := record.get("thoughts_cut"):
+    yield f"  {cut} replies to earlier turns were cut inside their thought: raise context.turn_tokens"
   if found := record.get("deviation"):
     yield f"  deviation of raw from full {found['psi']:.4f} nats a token, of it by its own turns {found['own_turn']:.4f}"
+    if found.get("prompts_cut"):
+      yield f"  of the prompts that are compared, {found['prompts_cut']} lost their beginning"
     if found["looks"]:
       ratios = " ".join(f"{ratio:+.2f}" for ratio in found["looks"])
       yield f"  its attention to the user's turns over that to its own, log, by layer: {ratios}"
@@ -131,6 +144,8 @@ def summary_lines(config, record: dict[str, Any], skipped: int) -> Iterator[str]
     f"  length mean {length['mean']:.1f}, median {length['p50']:.0f}, p90 {length['p90']:.0f}, "
     f"max {length['max']}; ended by a stop token {record['ended']:.1%}"
   )
+  if cut := answers_cut(record):
+    yield f"  {cut}"
   if skipped:
     yield f"  {skipped} unusable line(s) were left out"
   yield "  intervals: 95%, over problems"

@@ -9,6 +9,7 @@ import pathlib
 
 from absl import flags
 
+from opd_jax.config import expanded, expanded_path
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
@@ -27,20 +28,22 @@ def run(values: flags.FlagValues, config) -> None:
 
   from opd_jax import inputs
   from opd_jax.recipes import base as recipes
-  from opd_jax.runtime import hosts
+  from opd_jax.runtime import bucket, hosts, workdir
   from opd_jax.runtime import mesh as meshes
 
   if not values.workdir or not values.out:
     raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
   recipe = recipes.make(inputs.load_student(config, meshes.for_reading(config.mesh)))
-  state, step = recipes.saved_state(recipe, epath.Path(values.workdir), values.step)
-  names, out = list(recipe.models(state)), pathlib.Path(values.out)
+  state, step = recipes.saved_state(recipe, epath.Path(expanded(values.workdir)), values.step)
+  names, out = list(recipe.models(state)), expanded_path(values.out)
   for name in names:
     target = out if len(names) == 1 else out / name
     kind = _export(recipe, state, name, target, merge=values.merge, dtype=values.dtype)
     if hosts.first():
       what = kind if len(names) == 1 else f"{kind} {name!r}"
       print(f"wrote the {what} of {values.workdir}, step {step}, to {target}")
+  if hosts.first() and workdir.outcome(bucket.MirroredDir(values.workdir).path).learned_nothing:
+    print("  note: nothing was learned in this run, so these are the weights that it began with")
 
 
 def _export(recipe, state, name: str, out: pathlib.Path, *, merge: bool, dtype: str) -> str:
@@ -52,7 +55,7 @@ def _export(recipe, state, name: str, out: pathlib.Path, *, merge: bool, dtype: 
   if adapter and not merge:
     hf.check_new(out)
     params = hosts.all_gather_to_host(recipe.models(state)[name])
-    hosts.on_first(lambda: lora.write(out, model.cfg, adapter, params, str(model.path.resolve())))
+    hosts.on_first(lambda: lora.write(out, model.cfg, adapter, params, str(model.path.resolve()), model.path))
     return "adapter"
   params = recipe.models(state, recipe.frozen(teachers=False))[name]
   params = lora.merge(params, model.cfg.adapter_scale) if adapter else params

@@ -1,17 +1,18 @@
 """Everything a config names, read and checked before anything is compiled or written."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from opd_jax import checks, tasks
 from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.context import canonical
-from opd_jax.data import chat, pipeline, problems
+from opd_jax.data import pipeline, problems, stop_tokens
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.problems import Problems
 from opd_jax.errors import InputError
@@ -37,6 +38,19 @@ class Inputs(specs.Specs):
   verify: tasks.Verifier | None = None  # of rollouts; None where the loss has no reward
   warnings: tuple[str, ...] = ()
 
+  def prompts(self, rows: Int[np.ndarray, "b"]) -> pipeline.Prompts:
+    """Makes the endless batches of prompts, of which this process makes these rows."""
+    train = self.train
+    return pipeline.Prompts(
+      train.ids,
+      self.config.batch,
+      self.prompt_widths,
+      self.sampling.pad_id,
+      self.config.seed,
+      rows=rows,
+      teacher_ids=train.ids if train.conversations else None,
+    )
+
 
 def load(config: Config) -> Inputs:
   """Reads the models' headers, both tokenizers and all prompts.
@@ -50,7 +64,8 @@ def load(config: Config) -> Inputs:
   meshes.check_rows(mesh, config.batch, "config.batch")
   student, names = learner(config), configs.teacher_names(config)
   tokenizer = tokenizers.load(student.path)
-  teachers = tuple(teacher(name, student, tokenizer, config.allow_mismatch) for name in names)
+  find = functools.partial(teacher, chat_template=config.data.chat_template)
+  teachers = tuple(find(name, student, tokenizer, config.allow_mismatch) for name in names)
   vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
   train = load_problems(config, config.data.path, tokenizer, held_out=False)
@@ -72,6 +87,7 @@ def load(config: Config) -> Inputs:
     temperature=config.sampling.temperature,
     top_p=config.sampling.top_p,
     top_k=config.sampling.top_k,
+    never=tokenizers.ids_without_token(tokenizer, vocab),
   )
   evaluation = load_evaluation(config, student, tokenizer, mesh, vocab) if config.eval.every else None
   return Inputs(
@@ -110,8 +126,10 @@ def load_student(config: Config, mesh: jax.sharding.Mesh) -> specs.Specs:
 
 def load_problems(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
   """Loads problems as `config.context` shows them to the student: as prompts, or turn by turn."""
-  load = canonical.load if config.context.kind == "canonical" else problems.load
-  return load(config, path, tokenizer, held_out=held_out)
+  load = {"same": problems.load, "canonical": canonical.load}[config.context.kind]
+  found = load(config, path, tokenizer, held_out=held_out)
+  verified = held_out or config.mixture.reward > 0
+  return problems.read_references(found, verifier_name(config, path), path, verified=verified)
 
 
 def load_evaluation(
@@ -141,7 +159,13 @@ def load_evaluation(
     tokenizer=tokenizer,
     problems=held_out,
     verify=tasks.verifier(verifier_name(config, path)),
-    sampling=Sampling(model.stop_ids, tokenizers.pad_id(tokenizer, model.stop_ids), vocab, config.eval.temperature),
+    sampling=Sampling(
+      model.stop_ids,
+      tokenizers.pad_id(tokenizer, model.stop_ids),
+      vocab,
+      config.eval.temperature,
+      never=tokenizers.ids_without_token(tokenizer, vocab),
+    ),
     max_tokens=max_tokens,
     segments=specs.segments(config, mesh),
     attention=specs.attention(config, mesh, [model.cfg]),
@@ -175,27 +199,30 @@ def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
     )
 
 
-def model(name: str) -> ModelSpec:
-  """Checks a model directory by its headers."""
+def model(name: str, *, chat_template: bool = True) -> ModelSpec:
+  """Checks a model directory by its headers, and finds what ends its responses.
+
+  Args:
+    chat_template: prompts are written in the tokenizer's template, where it has one.
+  """
   path = hf.resolve(name)
   hf.check_directory(path)
-  stop = hf.stop_ids(path)
-  if not stop:
-    eos = getattr(tokenizers.load(path), "eos_token_id", None)
-    stop = () if eos is None else (int(eos),)
-  return ModelSpec(path, hf.read_config(path), stop, name)
+  stop = stop_tokens.find(hf.stop_ids(path), tokenizers.load(path), chat_template=chat_template)
+  return ModelSpec(path, hf.read_config(path), stop.ids, name, stop.note)
 
 
 def learner(config: Config) -> ModelSpec:
   """Finds `config.student`, with the scale of the adapter that it is trained through, if there is one."""
-  return specs.with_adapter(model(config.student), config)
+  return specs.with_adapter(model(config.student, chat_template=config.data.chat_template), config)
 
 
-def teacher(name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...]) -> ModelSpec:
+def teacher(
+  name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...], *, chat_template: bool = True
+) -> ModelSpec:
   """Finds a teacher, which has to share the student's token ids; "initial" is the student before training."""
   if name == configs.INITIAL:
     return student
-  found = model(name)
+  found = model(name, chat_template=chat_template)
   theirs = tokenizers.load(found.path)
   tokenizers.compare(student.path, found.path, tokenizer, theirs, student.stop_ids, found.stop_ids, allow)
   return found
@@ -228,8 +255,8 @@ def _warnings(
     )
   if config.mixture.reward and config.horizon.kind != "full":
     out.append(
-      f"mixture.reward with a {config.horizon.kind} horizon: a response that the horizon cuts has no answer "
-      "and is judged wrong"
+      f"mixture.reward with a {config.horizon.kind} horizon: of a response that the horizon cuts only an answer counts "
+      "that it had stated to the end, so most are judged wrong"
     )
   later = [key for key in ("objective.discount", "mixture.reward") if configs.get(config, key)]
   if later and losses.importance_kind(config) != "none" and config.importance.level != "sequence":
@@ -246,6 +273,11 @@ def _warnings(
       f"vocabulary sizes differ ({' and '.join(map(str, sorted(sizes)))}): all models are compared over the first "
       f"{sampling.vocab} ids, the rest is treated as padding"
     )
+  if never := sum(end - first for first, end in sampling.never):
+    out.append(
+      f"{never} of the {sampling.vocab} ids that the models share belong to no token of the tokenizer, the first of them "
+      f"{sampling.never[0][0]}: they are never drawn; the loss is over all {sampling.vocab}{_by_drawn_tokens(config)}"
+    )
   if (slices := specs.micro_batch(config, mesh)) != config.micro_batch and config.micro_batch:
     out.append(
       f"config.micro_batch is {config.micro_batch}; a mesh of {meshes.row_shards(mesh)} row shards takes {slices} rows"
@@ -255,32 +287,32 @@ def _warnings(
     out += model_sharding.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
   if not student.stop_ids:
     out.append("the student has no stop token: every rollout is cut by the horizon")
-  if train.conversations and student.stop_ids:
-    out += _ends_otherwise(tokenizer, student.stop_ids)
+  for m in (student, *teachers):
+    if m.stop_note:
+      out.append(f"{m.name}: {m.stop_note}")
+  out += train.notes
+  if evaluation:
+    out += evaluation.problems.notes
   for path, skipped in (
     (config.data.path, train.skipped),
     (config.eval.path, evaluation.problems.skipped if evaluation else 0),
   ):
     if skipped:
       out.append(f"{skipped} unusable line(s) of {path} were left out")
+  out += train.notes
   if evaluation:
+    out += evaluation.problems.notes
     trained_on = {tuple(ids) for ids in train.ids}
     if both := sum(tuple(ids) in trained_on for ids in evaluation.problems.ids):
       out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")
   return tuple(out)
 
 
-def _ends_otherwise(tokenizer: Any, stop_ids: tuple[int, ...]) -> list[str]:
-  """Warns where the replies that a conversation shows end with another token than those that the student gives."""
-  end = chat.end_of_turn(tokenizer)
-  if end is None or set(end[:_NEAR]) & set(stop_ids):
-    return []
-  shown = tokenizer.decode(end[:1]) if end else "nothing"
-  own = " or ".join(repr(tokenizer.decode([i])) for i in stop_ids)
-  return [
-    f"the chat template ends an assistant's turn with {shown!r}, and the student's replies end with {own}: what it reads in a "
-    "conversation does not end as what it learns to say; mend eos_token_id in generation_config.json, or the template"
-  ]
-
-
-_NEAR = 3  # tokens: a template may put a space or a line before the end
+def _by_drawn_tokens(config: Config) -> str:
+  """Tells what the loss makes of drawn tokens where some ids are compared and never drawn; "" for nothing."""
+  by = []
+  if config.objective.support == "sampled":
+    by.append("the sampled tokens leave out what lies on these ids")
+  if losses.importance_kind(config) != "none":
+    by.append("importance ratios are lower by the probability that the student gives them, at every token")
+  return f" ({' and '.join(by)})" if by else ""

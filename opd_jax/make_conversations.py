@@ -14,10 +14,10 @@ puts every turn into words of its own. Where it loses or adds a number, the turn
 import argparse
 import collections
 import json
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 
+from opd_jax.config import expanded_path
 from opd_jax.context.split_problem import CannotSplit, from_example
 from opd_jax.data import sources
 from opd_jax.data.conversation import Conversation, message
@@ -82,7 +82,8 @@ def load_rephraser(directory: str) -> Generate:
   import jax
 
   from opd_jax import inputs
-  from opd_jax.data import chat, pipeline
+  from opd_jax.context.replies import control_tokens, said
+  from opd_jax.data import chat, lost_text, pipeline
   from opd_jax.data import tokenizer as tokenizers
   from opd_jax.models import hf
   from opd_jax.rollout.generate import Generator, GeneratorConfig
@@ -92,17 +93,24 @@ def load_rephraser(directory: str) -> Generate:
   from opd_jax.training import specs
 
   model = inputs.model(directory)
+  if model.stop_note:
+    print(f"note: {model.stop_note}")
   tokenizer, mesh = tokenizers.load(model.path), meshes.make()
+  control = control_tokens(tokenizer)
   dtype = specs.compute_dtype("auto", mesh)
   params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg), dtype)
-  sampling = Sampling(model.stop_ids, tokenizers.pad_id(tokenizer, model.stop_ids), model.cfg.vocab)
+  never = tokenizers.ids_without_token(tokenizer, model.cfg.vocab)
+  sampling = Sampling(model.stop_ids, tokenizers.pad_id(tokenizer, model.stop_ids), model.cfg.vocab, never=never)
   generator_config = GeneratorConfig(model.cfg, sampling, DEFAULT, "xla", mesh, dtype)
 
   def generate(prompts: Sequence[str]) -> list[str]:
+    for note in lost_text.notes("turns", prompts, tokenizer):
+      print(f"note: {note}")
     ids = chat.render_all(prompts, tokenizer, chat_template=True)
     prompt_lens = (pipeline.padded_len(ids),)
     generator = Generator(generator_config, tokenizer, batch=64, prompt_lens=prompt_lens, max_tokens=MAX_TOKENS)
-    return generator(params, ids, jax.random.key(0)).texts
+    responses = generator(params, ids, jax.random.key(0)).responses
+    return [said(response, control) for response in responses]
 
   return generate
 
@@ -114,18 +122,18 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--data", type=pathlib.Path, required=True, help="a JSONL file of problems")
+  parser.add_argument("--data", type=expanded_path, required=True, help="a JSONL file of problems")
   parser.add_argument("--prompt-field", default="prompt")
   parser.add_argument("--answer-field", default="answer")
   parser.add_argument(
-    "--out", type=pathlib.Path, help="a JSONL file of conversations; without it only the figures are printed"
+    "--out", type=expanded_path, help="a JSONL file of conversations; without it only the figures are printed"
   )
   parser.add_argument("--user", default="templates", help="templates, plain, or a model's directory")
   parser.add_argument("--max-turns", type=int, default=8, help="problems of more facts have neighbours joined")
   parser.add_argument("--first", type=int, default=0, help="only so many problems")
   args = parser.parse_args()
   cli.quiet()
-  with cli.reporting_input_errors():
+  with cli.reporting_the_end():
     run(args)
 
 

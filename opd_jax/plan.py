@@ -57,13 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs.append(spec or "popd")
     return cli.of_method(arguments, spec)
 
-  try:
-    with cli.reporting_input_errors():
-      values, config = cli.parse(["plan", *argv], __doc__ or "", define, source)
-      run(values, config, specs[0], command)
-  except KeyboardInterrupt:
-    print("stopped", file=sys.stderr)
-    return 130
+  with cli.reporting_the_end():
+    values, config = cli.parse(["plan", *argv], __doc__ or "", define, source)
+    run(values, config, specs[0], command)
   return 0
 
 

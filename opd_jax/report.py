@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--out", default="report", metavar="DIR", help="where the page and the pictures go (report)")
   parser.add_argument("--target", type=float, help="accuracy at which arms are compared (95%% of the baseline's best)")
   args = parser.parse_args(argv)
-  with cli.reporting_input_errors(prefix=""):
+  with cli.reporting_the_end(prefix=""):
     comparison = compare(load(args.dirs), args.target)
     table.show(comparison)
     path = page.write(comparison, args.out)

@@ -11,14 +11,14 @@ What is complete in --out is not repeated: stop it whenever you like, and give t
 import argparse
 import importlib
 import pathlib
-import sys
 import time
 from types import ModuleType
 
 from etils import epath
 from rich.console import Console
 
-from opd_jax.errors import RESUME, InputError, StopRequested
+from opd_jax.config import expanded_path
+from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
 STUDIES = ("horizon", "ccopd")
@@ -73,7 +73,7 @@ def main() -> None:
     prog="python -m opd_jax.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("study", choices=STUDIES)
-  parser.add_argument("--out", type=pathlib.Path, help="runs, analyses and report (runs/study-NAME[-short])")
+  parser.add_argument("--out", type=expanded_path, help="runs, analyses and report (runs/study-NAME[-short])")
   parser.add_argument("--seeds", type=int, help="how many, from the study's first on (5; 3 with --short)")
   parser.add_argument("--short", action="store_true", help="only the arms of a first look")
   parser.add_argument("--only", default="", help="arms, with commas between")
@@ -88,20 +88,13 @@ def main() -> None:
   seeds = [study.FIRST_SEED + i for i in range(seed_count)]
   out = args.out or pathlib.Path("runs") / f"study-{args.study}{'-short' if args.short else ''}"
   cli.quiet()
-  try:
-    with cli.reporting_input_errors():
-      names = arms(args.study, args.only or ",".join(study.SHORT if args.short else [arm.name for arm in study.ARMS]))
-      if args.list:
-        for arm in (arm for arm in study.ARMS if arm.name in names):
-          print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
-        return
-      run(args.study, out, names, seeds)
-  except StopRequested as e:
-    print(f"{e}; the same command goes on", file=sys.stderr)
-    sys.exit(RESUME)
-  except KeyboardInterrupt:
-    print("stopped; the same command goes on", file=sys.stderr)
-    sys.exit(130)
+  with cli.reporting_the_end("stopped; the same command goes on"):
+    names = arms(args.study, args.only or ",".join(study.SHORT if args.short else [arm.name for arm in study.ARMS]))
+    if args.list:
+      for arm in (arm for arm in study.ARMS if arm.name in names):
+        print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
+      return
+    run(args.study, out, names, seeds)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ What a method does in the two is its recipe (recipes/); what moves is the run's 
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from opd_jax import config as configs
 from opd_jax import inputs
 from opd_jax.config import Config
-from opd_jax.data import pipeline
 from opd_jax.recipes import base as recipes
 from opd_jax.recipes.base import Recipe
 from opd_jax.runtime import hosts, workdir
@@ -34,6 +33,7 @@ def train(
   path: str | os.PathLike,
   program_cache: ProgramCache | None = None,
   *,
+  allow_change: Sequence[str] = (),
   compile_all: bool = False,
   on_step: OnStep | None = None,
 ) -> Run:
@@ -42,6 +42,7 @@ def train(
   Args:
     path: the workdir; made if missing, resumed if it holds a checkpoint of the same config.
     program_cache: compiled programs, which runs of one process can share.
+    allow_change: config keys with which a workdir may go on, from its last checkpoint on, though it had other values.
     compile_all: compiles every program before the first step; otherwise the first steps begin sooner.
     on_step: called after every step.
 
@@ -49,7 +50,7 @@ def train(
     InputError: anything about the config, the models, the data or the workdir that cannot work.
     StopRequested: the run was asked to stop, and has saved.
   """
-  run = open_run(config, path, program_cache)
+  run = open_run(config, path, program_cache, allow_change)
   train_run(run, compile_all=compile_all, on_step=on_step)
   return run
 
@@ -71,23 +72,21 @@ def train_run(run: Run, *, compile_all: bool = False, on_step: OnStep | None = N
     run.finish()
 
 
-def open_run(config: Config, path: str | os.PathLike, program_cache: ProgramCache | None = None) -> Run:
+def open_run(
+  config: Config,
+  path: str | os.PathLike,
+  program_cache: ProgramCache | None = None,
+  allow_change: Sequence[str] = (),
+) -> Run:
   """Reads and checks everything, before the workdir is made and before any step is compiled; arguments as of `train`."""
   directory, loaded = MirroredDir(path), inputs.load(config)
   recipe = recipes.make(loaded)
   empty = recipe.abstract_state()
-  hosts.on_first(lambda: _open_workdir(directory, config, checkpoint.size(empty)))
+  hosts.on_first(lambda: _open_workdir(directory, config, checkpoint.size(empty), allow_change))
+  changes = workdir.changes(directory)
   use_cache(config.compile_cache, directory.root)
   row_sharding = meshes.rows(loaded.mesh)
-  prompts = pipeline.Prompts(
-    loaded.train.ids,
-    config.batch,
-    loaded.prompt_widths,
-    loaded.sampling.pad_id,
-    config.seed,
-    rows=hosts.rows_of(row_sharding, config.batch),
-    teacher_ids=loaded.train.ids if loaded.train.conversations else None,
-  )
+  prompts = loaded.prompts(hosts.rows_of(row_sharding, config.batch))
   same = json.dumps([configs.to_json(config), prompts.fingerprint, __version__])
   hosts.assert_same_on_all_hosts("configs, prompts or versions", same)
   frozen = recipe.frozen()
@@ -95,7 +94,8 @@ def open_run(config: Config, path: str | os.PathLike, program_cache: ProgramCach
   state, position = None, None
   if checkpoints.latest() is not None:
     state, position = checkpoints.restore(empty)
-    prompts.restore(position["prompts"])
+    step = position["step"]
+    prompts.restore(position["prompts"], step if workdir.prompts_begin_anew(changes, step) else None)
     recipe.load_state_dict(position)
   return Run(
     config=config,
@@ -108,13 +108,13 @@ def open_run(config: Config, path: str | os.PathLike, program_cache: ProgramCach
     state=recipe.init() if position is None else state,
     frozen=frozen,
     position=position,
-    digest=workdir.digest(config, prompts.fingerprint),
+    digest=workdir.digest(config, prompts.fingerprint, changes),
     program_cache={} if program_cache is None else program_cache,
   )
 
 
-def _open_workdir(directory: MirroredDir, config: Config, state_bytes: int) -> None:
+def _open_workdir(directory: MirroredDir, config: Config, state_bytes: int, allow: Sequence[str]) -> None:
   directory.fetch()
-  workdir.check(directory, config)
+  changes = workdir.check(directory, config, allow)
   checkpoint.check_space(directory, state_bytes, config.checkpoint.keep)
-  workdir.open_(directory.path, config)
+  workdir.open_(directory, config, changes)

@@ -76,7 +76,11 @@ def test_a_config_has_the_values_that_were_given():
 
 @pytest.mark.parametrize(
   ("spec", "overrides", "message"),
-  [("nothing", {}, "no config file"), ("opd", {"step": 7}, "'steps'"), ("opd", {"steps": "many"}, "cannot be 'many'")],
+  [
+    ("nothing", {}, "no config file"),
+    ("opd", {"step": 7}, "'steps'"),
+    ("opd", {"steps": "many"}, "steps is 'many'; it has to be"),
+  ],
 )
 def test_a_wrong_config_is_refused(spec, overrides, message):
   with pytest.raises(InputError, match=message):

@@ -1,6 +1,6 @@
 """The shape of the package: which folder may import which, read from every import statement there is.
 
-Imports inside functions and under TYPE_CHECKING count too. What is looked up by name at run time does not: config.py finds a
+Imports inside functions and under TYPE_CHECKING count too. What is looked up by name at run time does not: config/ finds a
 recipe's module as it finds a config file.
 """
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from opd_jax.reports.runs import load
+
 
 @pytest.mark.long
 def test_short_demo_through_the_command_line(tmp_path):
@@ -22,7 +24,10 @@ def test_short_demo_through_the_command_line(tmp_path):
     info = json.loads((tmp_path / "demo" / f"chain-short-{method}-seed0" / "run.json").read_text())
     programs[method] = len(info["programs"])
   assert programs == {"opd": 3, "topd": 3, "popd": 5}
+  for run in load(tmp_path / "demo" / f"chain-short-{method}-seed0" for method in programs):
+    assert run.accuracy > 0.1, "there is nothing to see"
+    assert not any("cut at" in note for note in run.notes)
 
   again = subprocess.run(command, capture_output=True, text=True, check=False)
   assert again.returncode == 0, again.stderr
-  assert "resumed after step 4" in again.stderr
+  assert again.stderr.count("is complete: 8 of 8 steps") == 3

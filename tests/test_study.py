@@ -1,12 +1,13 @@
 """The command of the studies: a very small one from its runs to its page, and what it refuses."""
 
 import json
+import signal
 import sys
 
 import pytest
 
 from opd_jax import study
-from opd_jax.errors import RESUME, StopRequested
+from opd_jax.errors import INTERRUPTED, RESUME, StopRequested
 from opd_jax.studies.horizon import arms as horizon
 from opd_jax.studies.horizon import claims, measures
 from opd_jax.studies.verdicts import MISSING
@@ -94,3 +95,16 @@ def test_the_list_names_what_each_arm_changes(monkeypatch, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert [line.split(":")[0] for line in lines] == [arm.name for arm in horizon.ARMS]
   assert "horizon.ratio=0.1" in next(line for line in lines if line.startswith("topd-10:"))
+
+
+def test_ctrl_c_ends_a_study_in_a_sentence(monkeypatch, capsys, tmp_path):
+  def interrupt(*_):
+    signal.raise_signal(signal.SIGINT)
+
+  monkeypatch.setattr(study, "run", interrupt)
+  monkeypatch.setattr(sys, "argv", ["study", "horizon", f"--out={tmp_path}"])
+  with pytest.raises(SystemExit) as e:
+    study.main()
+  assert e.value.code == INTERRUPTED
+  assert "stopped" in capsys.readouterr().err
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

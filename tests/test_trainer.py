@@ -1,20 +1,28 @@
 """The loop: stages, programs, resuming, and what a run leaves behind."""
 
 import dataclasses
+import importlib
 import json
+import types
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
-from opd_jax import config
-from opd_jax.errors import InputError
+from opd_jax import checks, config, export
+from opd_jax.data import pipeline
+from opd_jax.errors import NOTHING_LEARNED, InputError
 from opd_jax.models import frozen, hf
 from opd_jax.recipes.opd import OPD
+from opd_jax.runtime import cli, workdir
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import checkpoint
 from tests.conftest import small_config
 from tests.helpers.runs import leaves, read, without_time
+
+command = importlib.import_module("opd_jax.train")  # the package has a function of this name
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +92,122 @@ def test_killed_and_resumed_is_uninterrupted(stop, whole, small, tmp_path):
   assert [without_time(r) for r in read(tmp_path / "w")] == [without_time(r) for r in read(path)]
 
 
-def test_finished_run_is_left_as_it_is(whole, small):
+def test_finished_run_is_left_as_it_is(whole, small, capsys):
+  """It says that there is nothing to do, and what would make it go on, and not how little is left to compile."""
   path, _ = whole
   before = (path / "metrics.jsonl").read_bytes()
   again = open_run(small(), path)
   train_run(again)
   assert again.resumed_from == 6
   assert (path / "metrics.jsonl").read_bytes() == before
+  said = capsys.readouterr().err
+  assert f"{path} is complete: 6 of 6 steps; raise --config.steps above 6 to go on" in said
+  assert "shape(s)" not in said
+  assert "note:" not in said
+
+
+def test_counts_of_updates_stay_with_the_run(whole):
+  """In run.json for a report, and in the checkpoint for a run that goes on."""
+  path, run = whole
+  assert json.loads((path / "run.json").read_text())["outcome"] == dataclasses.asdict(run.outcome)
+  assert (run.outcome.steps, run.outcome.updated, run.outcome.learned_nothing) == (6, 6, False)
+  checkpoints = checkpoint.Checkpoints(path, 2)
+  assert checkpoints.restore(run.recipe.abstract_state())[1]["outcome"] == dataclasses.asdict(run.outcome)
+  checkpoints.close()
+
+
+@pytest.mark.parametrize(
+  ("changes", "why"),
+  [
+    ({"optimizer.lr": float("inf")}, "every update was skipped, because of a NaN or Inf"),
+    (
+      {"mixture.divergence": 0.0, "mixture.reward": 1.0, "rollouts_per_prompt": 2},
+      "every update was left out, since the gradient was exactly zero",
+    ),
+  ],
+)
+def test_a_run_that_learned_nothing_says_so_and_has_a_status_of_its_own(
+  changes, why, small, tmp_path, capsys, monkeypatch
+):
+  """Its student can be exported, unchanged, with the same words; and so again when it is started again."""
+  monkeypatch.setattr(checks, "check", lambda config: None)  # which refuses a rate that is not finite
+  path = tmp_path / "w"
+  c = small("topd", steps=2, **{"horizon.ratio": 0.5, "eval.every": 0} | changes)
+  for _ in range(2):
+    assert (
+      command.run(cli.parse(["train", f"--workdir={path}"], "", command.define, cli.of_method)[0], c) == NOTHING_LEARNED
+    )
+    assert f"nothing was learned: in 2 steps {why}" in capsys.readouterr().err
+  values: Any = types.SimpleNamespace(
+    workdir=str(path), out=str(tmp_path / "out"), step=None, merge=False, dtype="float32"
+  )
+  export.run(values, workdir.load_config(path))
+  assert "nothing was learned in this run" in capsys.readouterr().out
+  params = hf.load(tmp_path / "out")
+  jax.tree.map(np.testing.assert_array_equal, params, hf.load(hf.resolve(c.student)))
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(whole, tmp_path, monkeypatch):
+  _, run = whole
+  good = jax.device_get(run.state)
+  broken = dataclasses.replace(good, params=good.params | {"norm": good.params["norm"] * np.nan})
+  checkpoints = checkpoint.Checkpoints(epath.Path(tmp_path), 2)
+  with pytest.raises(InputError, match="weights 'params/norm' have a NaN or Inf after step 3, so they are not saved"):
+    checkpoints.save(3, broken, {})
+  with monkeypatch.context() as former:  # a version that did not look
+    former.setattr(checkpoint, "first_broken_weights", lambda state: None)
+    checkpoints.save(3, broken, {"step": 3})
+    checkpoints.wait()
+  with pytest.raises(InputError, match=r"checkpoint of step 3 .* has a NaN or Inf in the weights 'params/norm'"):
+    checkpoints.restore(run.recipe.abstract_state())
+  checkpoints.close()
+
+
+def test_a_run_goes_on_with_another_rate_other_data_and_another_batch(small, tmp_path):
+  """The optimiser's state stays, the prompts begin anew; killed before its next checkpoint, it does the same again."""
+  path, seen = tmp_path / "w", []
+  train(small("topd", steps=2, **{"optimizer.warmup": 0}), path)
+  data = tmp_path / "other.jsonl"
+  data.write_text("".join(f'{{"prompt": "{n}8+-++x3=", "answer": "1"}}\n' for n in range(1, 8)))
+  other = small(
+    "topd",
+    **{
+      "data.path": str(data),
+      "batch": 2,
+      "optimizer.lr": 0.5,
+      "optimizer.warmup": 0,
+      "eval.path": str(data),
+      "eval.every": 0,
+    },
+  )
+  with pytest.raises(
+    InputError, match=r"belongs to another config: batch: 4 -> 2; data.path.*--allow-change=batch,data"
+  ):
+    train(other, path)
+
+  def die(run, experience, metrics):
+    seen.append((run.step, experience.index.tolist(), metrics["lr"]))
+    if run.step == 3:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    train(other, path, on_step=die, allow_change=["batch", "data", "optimizer.lr"])
+  run = train(other, path, on_step=lambda run, e, m: seen.append((run.step, e.index.tolist(), m["lr"])))
+  order = pipeline.Prompts(run.inputs.train.ids, 2, run.inputs.prompt_widths, 0, other.seed)
+  batches = [(next(order), order.index.tolist())[1] for _ in range(4)]
+  assert seen[0] == seen[1], "the same command, now without --allow-change, repeats the step that was lost"
+  assert [(step, index) for step, index, _ in seen[1:]] == list(zip(range(3, 7), batches, strict=True))
+  assert {rate for _, _, rate in seen} == {0.5}
+  assert int(run.state.step) == 6
+  counts = [leaf for leaf in jax.tree.leaves(run.state.opt_state) if leaf.dtype == np.int32]
+  assert all(int(count) == 6 for count in counts), "the optimiser went on"
+  changes = json.loads((path / "run.json").read_text())["changes"]
+  assert {c["key"]: c["step"] for c in changes} == dict.fromkeys(
+    ("batch", "data.path", "eval.every", "eval.path", "optimizer.lr", "steps"), 2
+  )
+  again = open_run(other, path)
+  assert again.resumed_from == 6
+  assert again.prompts.state() == run.prompts.state()
 
 
 @pytest.mark.long

@@ -113,11 +113,11 @@ spec:
         backoffLimit: 0
         podFailurePolicy:
           rules:
-          - action: FailJob # a wrong input, an interrupt
+          - action: FailJob # a wrong input, nothing learned, an interrupt
             onExitCodes:
               containerName: trainer
               operator: In
-              values: [2, 130]
+              values: [2, 3, 130]
           - action: Ignore # left to be resumed
             onExitCodes:
               containerName: trainer

@@ -108,6 +108,7 @@ meaning() {
   case $1 in
     0) printf finished ;;
     2) printf 'wrong input' ;;
+    3) printf 'finished, nothing learned' ;;
     75) printf 'left to be resumed' ;;
     130) printf interrupted ;;
     *) if (($1 > 128 && $1 <= 192)); then printf 'died of signal %s' $(($1 - 128)); else printf failed; fi ;;
@@ -125,7 +126,8 @@ stop() {
   touch logs/stop # first: a trainer that ends now is not started again
   while :; do
     pid=$(cat logs/trainer 2>/dev/null || true)
-    if [[ -n $pid && $pid != "$told" ]]; then
+    # Again a second later for an interrupt: the trainer saves after the first, and leaves at once after the second.
+    if [[ -n $pid && ($pid != "$told" || $1 == INT) ]]; then
       told=$pid
       # The trainer passes a SIGTERM on to a process of its own; a SIGINT it leaves to the terminal, which tells all.
       if [[ $1 == INT ]]; then pid=-$(<logs/pid); fi

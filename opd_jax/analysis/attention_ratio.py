@@ -23,6 +23,7 @@ from opd_jax.data.chat import Prompt
 from opd_jax.models import decoder
 from opd_jax.models.attention import attend_causal
 from opd_jax.models.quantise import dense
+from opd_jax.tasks import thoughts
 from opd_jax.types import Batch, Params, Rollout
 
 EPS = 1e-6
@@ -32,7 +33,7 @@ USER, OWN = 1, 2
 def speakers(messages: Prompt, tokenizer: Any) -> tuple[list[int], list[int]]:
   """Tokenise a conversation up to the reply that is asked for, and give each token its speaker: USER, OWN or 0.
 
-  A turn that the template does not show word by word, such as a thought that it leaves out, is nobody's.
+  A turn that the template does not show word by word is nobody's; of one whose thought it leaves out, what stands behind it counts.
   """
   chat = [dict(m) for m in messages if not isinstance(m, str)]
   text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -41,6 +42,8 @@ def speakers(messages: Prompt, tokenizer: Any) -> tuple[list[int], list[int]]:
   for m in chat:
     content = m["content"].strip()
     start = text.find(content, at)
+    if start < 0 and (content := (thoughts.conclusion(content) or "").strip()):
+      start = text.find(content, at)
     if start >= 0:
       at = start + len(content)
       by_character[start:at] = {"user": USER, "assistant": OWN}.get(m["role"], 0)

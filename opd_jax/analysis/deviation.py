@@ -38,14 +38,17 @@ def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, Any]:
     psi, neutral, own_turn: in nats per token.
     looks: by layer, log of the last reply's attention to the user's turns over that to the student's own; empty where
       no conversation has both.
+    prompts_cut: how many of the prompts lost their beginning; only where there are any.
   """
   replies = evaluator.converse(params)
   raw = [c.raw(reply) for c, reply in zip(evaluator.conversations, replies, strict=True)]
-  ids = {
-    "raw": evaluator.ids(raw),
-    "neutral": evaluator.ids([c.raw((placeholder(c),) * (len(c.turns) - 1)) for c in evaluator.conversations]),
-    "full": evaluator.ids([c.full for c in evaluator.conversations]),
+  prompts = {
+    "raw": raw,
+    "neutral": [c.raw((placeholder(c),) * (len(c.turns) - 1)) for c in evaluator.conversations],
+    "full": [c.full for c in evaluator.conversations],
   }
+  rendered = {name: evaluator.render_within(texts) for name, texts in prompts.items()}
+  ids, cut = {name: rows for name, (rows, _) in rendered.items()}, sum(n for _, n in rendered.values())
   inputs = evaluator.inputs
   static = ("deviation", inputs.generator_config, inputs.max_tokens, evaluator.batch, evaluator.widths)
   if static not in evaluator.program_cache:
@@ -57,7 +60,7 @@ def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, Any]:
   sums, ratios = programs(params, ids["raw"], ids["neutral"], ids["full"], speakers, evaluator.key)
   psi, neutral, tokens = sums
   means = {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}
-  return means | {"looks": ratios}
+  return means | {"looks": ratios} | ({"prompts_cut": cut} if cut else {})
 
 
 def placeholder(conversation: Conversation) -> str:

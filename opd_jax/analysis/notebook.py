@@ -9,6 +9,7 @@ Dimensions: n tokens of one response.
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 from opd_jax import checks, inputs
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.data import chat, pipeline
+from opd_jax.data import chat, lost_text, pipeline
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.chat import Prompt
 from opd_jax.errors import InputError
@@ -112,6 +113,8 @@ def load_model(name: str | os.PathLike, *, step: int | None = None, mesh: jax.sh
     )
   mesh = mesh or meshes.make()
   spec = inputs.model(str(name))
+  if spec.stop_note:
+    _warn([f"{name}: {spec.stop_note}"])
   dtype = specs.compute_dtype("auto", mesh)
   return Model(
     spec=spec,
@@ -131,6 +134,8 @@ def _load_student(directory: bucket.MirroredDir, step: int | None, mesh: jax.sha
   if "student" not in models:
     raise InputError(f"The run {directory.name} has no model 'student', only {', '.join(map(repr, models))}.")
   spec = recipe.spec("student")
+  if spec.stop_note:
+    _warn([f"{directory.name}: {spec.stop_note}"])
   return Model(
     spec=spec,
     params=models["student"],
@@ -154,10 +159,12 @@ def generate(
     temperature: 0 takes the most likely token always.
 
   Returns:
-    As many `texts`, `lengths` (tokens, the stop token included) and `ended` (by a stop token) as there are prompts.
+    As many `texts` (without the stop token, with other special tokens, which may mark thoughts), `lengths` (tokens, the stop
+    token included) and `ended` (by a stop token) as there are prompts; `responses` is what a verifier is given of each.
 
   Raises:
-    InputError: no prompts, a prompt that cannot be rendered, or more tokens than the model has positions.
+    InputError: no prompts, a prompt that cannot be rendered or written in the model's tokens, or more tokens than the model
+      has positions.
   """
   if isinstance(prompts, str) or not len(prompts):
     raise InputError("prompts has to be a list with at least one prompt.")
@@ -165,11 +172,18 @@ def generate(
     raise InputError(
       f"max_tokens is {max_tokens} and temperature {temperature}; they have to be at least 1 and at least 0."
     )
+  _warn(lost_text.notes("prompts", prompts, model.tokenizer, chat_template=True))
   ids = chat.render_all(prompts, model.tokenizer, chat_template=True)
   prompt_len = _check_length(model, ids, max_tokens)
   generator_config = GeneratorConfig(
     cfg=model.spec.cfg,
-    sampling=Sampling(model.spec.stop_ids, _pad_id(model), model.spec.cfg.vocab, temperature),
+    sampling=Sampling(
+      model.spec.stop_ids,
+      _pad_id(model),
+      model.spec.cfg.vocab,
+      temperature,
+      never=tokenizers.ids_without_token(model.tokenizer, model.spec.cfg.vocab),
+    ),
     segments=Segments(shards=meshes.row_shards(model.mesh)),
     attention=model.attention,
     mesh=model.mesh,
@@ -256,15 +270,17 @@ def evaluate(model: Model, config: Config) -> dict[str, Any]:
 
   Returns:
     The record of an evaluation in metrics.jsonl, see docs/metrics.md: `accuracy` (avg@k, in [0, 1]) with its 95% interval
-    `low` and `high`, `pass` (pass@k), `length` (tokens), `ended`; and `samples`, a few responses as text.
+    `low` and `high`, `pass` (pass@k), `length` (tokens), `ended`; `samples`, a few responses as text; and where there are
+    any, `notes`: what is worth knowing of the problems, such as references that no response can match.
 
   Raises:
     InputError: a value of the config that cannot work, or no held-out problems.
   """
   checks.check(config)
   found = inputs.load_evaluation(config, model.spec, model.tokenizer, model.mesh, model.spec.cfg.vocab)
+  _warn(found.problems.notes)
   record, samples = make_evaluator(config, found, model.params, _PROGRAMS)(model.params)
-  return record | {"samples": samples}
+  return record | {"samples": samples} | ({"notes": list(found.problems.notes)} if found.problems.notes else {})
 
 
 def read_metrics(path: str | os.PathLike) -> runs.Run:
@@ -278,6 +294,11 @@ def read_metrics(path: str | os.PathLike) -> runs.Run:
     InputError: the directory is no workdir, or holds no evaluation yet.
   """
   return runs.load([os.fspath(path)])[0]
+
+
+def _warn(notes: Sequence[str]) -> None:
+  for note in notes:
+    warnings.warn(note, stacklevel=3)
 
 
 def _pad_id(model: Model) -> int:
@@ -297,8 +318,8 @@ def _check_length(model: Model, prompt_ids: Sequence[Sequence[int]], tokens: int
 
 def _check_pair(student: Model, teacher: Model, kind: str) -> int:
   """Returns the number of ids that both models have; refuses a pair that cannot be compared."""
-  if kind not in divergence.KINDS:
-    raise InputError(f"kind is {kind!r}; it is one of {', '.join(divergence.KINDS)}.")
+  if kind not in divergence.DIVERGENCES:
+    raise InputError(f"kind is {kind!r}; it is one of {', '.join(divergence.DIVERGENCES)}.")
   if student.mesh != teacher.mesh:
     raise InputError("The two models lie on different devices; load the teacher with mesh=student.mesh.")
   tokenizers.compare(

@@ -32,7 +32,7 @@ from opd_jax.models.decoder import DecoderConfig
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import FrozenInputs, Objective
 from opd_jax.objectives.forward import Forward
-from opd_jax.rollout.generate import GeneratorConfig, decode
+from opd_jax.rollout.generate import GeneratorConfig, decode, prompt_ends
 from opd_jax.rollout.sample import Sampling
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime import mesh as meshes
@@ -89,7 +89,7 @@ class Panel:
     self.ids, self.answers = held_out.ids, held_out.answers
     self.horizon, self.width = config.horizon.max, pipeline.padded_len(self.ids)
     self.teacher = teacher.external(model.path, model.cfg, i.mesh, i.dtype, layout=layout)
-    sampling = Sampling(i.sampling.stop_ids, i.sampling.pad_id, i.sampling.vocab)
+    sampling = Sampling(i.sampling.stop_ids, i.sampling.pad_id, i.sampling.vocab, never=i.sampling.never)
     self.student_generator = dataclasses.replace(i.generator_config, sampling=sampling)
     self.teacher_generator = dataclasses.replace(self.student_generator, cfg=model.cfg)
     self.overlap_k = config.log.overlap_k
@@ -173,7 +173,10 @@ class Panel:
   def verify(self, rollout: Rollout) -> Bool[np.ndarray, "N"]:
     """Verify every response with the task's verifier."""
     texts = decode(self.inputs.tokenizer, rollout.response, rollout.mask, self.student_generator.sampling.stop_ids)  # pyright: ignore[reportArgumentType]: numpy
-    return np.array([self.task.verify(*pair) for pair in zip(texts, self.answers, strict=True)])
+    rows = zip(texts, self.answers, rollout.ended, prompt_ends(self.inputs.tokenizer, self.ids), strict=True)
+    return np.array(
+      [self.task.verify(text, answer, ended=bool(ended), prompt=end) for text, answer, ended, end in rows]
+    )
 
   def _batches(self, ids: Sequence[Sequence[int]], width: int) -> Iterator[tuple[int, Batch]]:
     """Put R prompts at a time on the devices, with the number of the first; the last batch repeats its first prompt."""

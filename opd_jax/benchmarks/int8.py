@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--task", default="task:chain")
   parser.add_argument("--prompts", type=int, default=512)
   args = parser.parse_args(argv)
-  with cli.reporting_input_errors():
+  with cli.reporting_the_end():
     summaries = measure(args.student, args.teacher, args.task, args.prompts)
   for name, r in summaries.items():
     print(

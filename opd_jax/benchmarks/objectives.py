@@ -12,7 +12,6 @@ first 64 tokens.
 import argparse
 import functools
 import json
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.objectives import divergence, fused
 from opd_jax.objectives.divergence import Coefficients, FrozenInputs, HiddenAndHead, Objective
@@ -175,14 +175,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--repeat", type=int, default=3, help="timed repeats after one that warms up (3)")
   parser.add_argument("--out", metavar="FILE", help="also write the numbers as JSON")
   args = parser.parse_args(argv)
-  with cli.reporting_input_errors():
+  with cli.reporting_the_end():
     B, T, D, V = parse_shape(args.shape, args.repeat)
   student, inputs = random_inputs(B, T, D, V)
   rows = {name: measure(o, student, inputs, args.repeat) for name, o in objectives(V).items()}
   show(rows, args.shape)
   if args.out:
     result = {"shape": args.shape, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "objectives": rows}
-    pathlib.Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+    expanded_path(args.out).write_text(json.dumps(result, indent=2) + "\n")
   return 0
 
 

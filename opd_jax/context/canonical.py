@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from opd_jax.config import Config
+from opd_jax.context.replies import ReplyForm
 from opd_jax.context.split_problem import from_example
 from opd_jax.data import chat, pipeline, problems
 from opd_jax.data.conversation import CannotSplit, Conversation
@@ -27,26 +28,6 @@ from opd_jax.types import Params
 
 AT_A_TIME = 1024  # conversations that are generated between two times that replies are saved
 Prompts = dict[int, list[int]]  # token ids of the student's prompt, by the problem's number
-
-
-def check(config: Config) -> None:
-  """Refuses values of config.context that cannot be meant.
-
-  Raises:
-    InputError: naming the key and the mend.
-  """
-  if config.context.turn_tokens < 1:
-    raise InputError(f"config.context.turn_tokens is {config.context.turn_tokens}; it has to be at least 1.")
-  if config.context.refresh < 0:
-    raise InputError(f"config.context.refresh is {config.context.refresh}; it cannot be negative.")
-  for key, allowed in (("turns", ("final", "any")), ("user", ("templates", "plain"))):
-    if config.context[key] not in allowed:
-      raise InputError(f"config.context.{key} is {config.context[key]!r}; it can be {', '.join(map(repr, allowed))}.")
-  for key in ("min_turns", "max_turns"):
-    if config.context[key] < 2:
-      raise InputError(
-        f"config.context.{key} is {config.context[key]}; a conversation has at least 2 turns of the user."
-      )
 
 
 def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
@@ -106,6 +87,7 @@ def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     tuple(e.solution for e in chosen_examples if e.solution),
     tuple(conversation for _, conversation in chosen),
     pipeline.padded_lens(ends, config.data.widths),
+    problems.text_notes(config, path, chosen_examples, tokenizer, [c for _, c in chosen], held_out=held_out),
   )
 
 
@@ -122,6 +104,9 @@ class Histories:
     directory: where the replies are saved.
     initial_student: loads the student before training, which is only needed where `refresh` is 0.
     digest: of all that the replies depend on beside the step.
+    reply_form: how a reply stands in its conversation.
+    thoughts_cut: replies so far that were cut inside their thought.
+    ended: whether each reply that was generated so far reached its end, or was cut.
     cut: prompts of `prompts` so far that lost their beginning, since they came out longer than any compiled length.
   """
 
@@ -134,7 +119,10 @@ class Histories:
   directory: epath.Path
   initial_student: Callable[[], Params]
   digest: str
+  reply_form: ReplyForm
   cut: int = dataclasses.field(default=0, init=False)
+  thoughts_cut: int = dataclasses.field(default=0, init=False)
+  ended: list[bool] = dataclasses.field(default_factory=list, init=False)
 
   def block(self, step: int) -> tuple[int, int | None]:
     """Returns the step at which the replies that a step reads are generated, and the next such step, if there is one."""
@@ -178,7 +166,11 @@ class Histories:
     def answer(prompts: Sequence[chat.Prompt], turn: int, open_ones: Sequence[int]) -> list[str]:
       numbers = [problems[i] for i in open_ones]
       ids, _ = self._render_within(prompts)  # what is cut here is cut again with the prompt that is trained
-      return self.generate(params, ids, jax.random.fold_in(key, turn), numbers).texts
+      completions = self.generate(params, ids, jax.random.fold_in(key, turn), numbers)
+      self.ended += [response.ended for response in completions.responses]
+      turns = [self.reply_form.turn(response) for response in completions.responses]
+      self.thoughts_cut += sum(cut for _, cut in turns)
+      return [text for text, _ in turns]
 
     return converse([self.conversations[i] for i in problems], answer)
 

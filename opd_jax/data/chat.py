@@ -1,7 +1,7 @@
 """What a model reads before it responds: a prompt in its chat template, or as plain text."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from opd_jax.errors import InputError
 
@@ -93,6 +93,29 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int] | None:
   return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 
 
+def shows_thought(
+  tokenizer: "PreTrainedTokenizerBase", opening: str, closing: str, system: str = ""
+) -> Literal["kept", "dropped", "refused"]:
+  """Find out what the template does with a thought between these marks in an earlier turn of the assistant.
+
+  "refused" where it raises an error because of the marks; "kept" also where it shows no earlier turn at all.
+  """
+  thought, asked = "zqxj", {"role": "user", "content": "Hello."}
+  begin = [{"role": "system", "content": system}] if system else []
+
+  def rendered(reply: str) -> Any:
+    turns = [*begin, asked, {"role": "assistant", "content": reply}, asked]
+    try:
+      return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception:  # a template is a program: it raises what it likes
+      return None
+
+  text = rendered(f"{opening}{thought}{closing}Yes.")
+  if text is None:
+    return "kept" if rendered("Yes.") is None else "refused"
+  return "kept" if thought in str(text) else "dropped"
+
+
 def _templated(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", system: str) -> list[list[int]]:
   chats = []
   for prompt in prompts:
@@ -128,6 +151,9 @@ def _plain(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", syst
       )
     texts.append(prompt)
   rows: list[list[int]] = tokenizer(texts, **_plain_output())["input_ids"]  # pyright: ignore[reportAssignmentType]
+  bos = tokenizer.bos_token_id
+  if bos is not None:  # of a text that begins with BOS, as one that was rendered beforehand, one is enough
+    rows = [row[1:] if row[:2] == [bos, bos] else row for row in rows]
   if _appends_eos(texts, rows, tokenizer):
     return [row[:-1] for row in rows]  # a prompt that ends with EOS would ask the model to go on after the end
   return rows

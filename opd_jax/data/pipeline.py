@@ -73,6 +73,7 @@ class Prompts:
       raise ValueError(f"a prompt of {longest} tokens does not fit the padded length {prompt_lens[-1]}")
     self._teacher_rows = None if teacher_ids is None else [np.asarray(row, np.int32) for row in teacher_ids]
     self.teacher_prompt_len = 0 if teacher_ids is None else padded_len(teacher_ids)
+    self._first_step = 0  # at which the order begins; later in a run that went on with other prompts
     self._prompt_lens = tuple(prompt_lens)
     self._pad_id = pad_id
     self._local_rows = np.arange(batch) if rows is None else rows
@@ -119,6 +120,7 @@ class Prompts:
 
   def _indices(self, first: int, end: int) -> Iterator[int]:
     B = self._fingerprint["batch"]
+    first, end = (max(step - self._first_step, 0) for step in (first, end))
     return (self._lookahead[i] for i in range(first * B, end * B))
 
   def replace(self, rows: Mapping[int, Sequence[int]]) -> None:
@@ -135,14 +137,23 @@ class Prompts:
 
   def state(self) -> dict[str, Any]:
     """The position behind the last batch, as JSON."""
-    return {"source": self.fingerprint, "order": dict(self._order.get_state())}
+    state = {"source": self.fingerprint, "order": dict(self._order.get_state())}
+    return state | ({"first_step": self._first_step} if self._first_step else {})
 
-  def restore(self, state: dict[str, Any]) -> None:
+  def restore(self, state: dict[str, Any], begin_anew_at: int | None = None) -> None:
     """Go on behind the batch that `state()` was taken behind.
+
+    Args:
+      begin_anew_at: the step at which other prompts, or another batch size, seed or order, begin with their first batch;
+        None: they are refused.
 
     Raises:
       InputError: the state belongs to other prompts, or to another batch size, seed or order.
     """
+    if begin_anew_at is not None and state["source"] != self._fingerprint:
+      self._first_step = begin_anew_at
+      return
+    self._first_step = state.get("first_step", 0)
     for key, was in state["source"].items():
       now = self._fingerprint[key]
       if was != now:
@@ -192,7 +203,8 @@ def tokenise(
     chat_template, system: see `chat.render`.
     max_prompt: tokens.
     on_bad_line: what becomes of a prompt that is too long: "refuse" stops, "skip" leaves it out, "truncate" keeps its
-      last `max_prompt` tokens. A prompt that cannot be rendered, or has no tokens, is left out under "skip" only.
+      last `max_prompt` tokens, and its example says so. A prompt that cannot be rendered, or has no tokens, is left out
+      under "skip" only.
 
   Raises:
     InputError: a prompt that may not be left out, or no usable prompt at all.
@@ -212,7 +224,7 @@ def tokenise(
       mend = f"raise data.max_prompt (the longest has {longest}), or set data.on_bad_line to skip or truncate"
     else:
       ids.append(row[-max_prompt:])
-      usable.append(example)
+      usable.append(dataclasses.replace(example, cut=True) if len(row) > max_prompt else example)
       continue
     if on_bad_line != "skip":
       raise InputError(f"{example.where}: {fault}; {mend}.")

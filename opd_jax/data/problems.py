@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.config import Config
-from opd_jax.data import pipeline, sources
+from opd_jax.data import lost_text, pipeline, sources, stop_tokens
 from opd_jax.data.conversation import Conversation
 from opd_jax.errors import InputError
 
@@ -19,12 +19,13 @@ class Problems:
 
   Attributes:
     ids: token ids of each prompt; of a conversation, of the prompt that holds all of it.
-    answers: one of each prompt; "" where there is none.
+    answers: one of each prompt, a file's references reduced to their final answers; "" where there is none.
     skipped: lines left out by data.on_bad_line.
     teachers: the teacher of each prompt and the prompt's line, where the data name teachers.
     solutions: responses to learn, where the data have them.
     conversations: the same problems turn by turn, where the context asks for them.
     prompt_lens: padded lengths of what the student reads, in tokens, rising; a batch takes the first that holds it.
+    notes: what is allowed but worth a note before the problems are used, see also lost_text.py.
   """
 
   ids: list[list[int]]
@@ -34,6 +35,7 @@ class Problems:
   solutions: tuple[str, ...] = ()
   conversations: tuple[Conversation, ...] = ()
   prompt_lens: tuple[int, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
@@ -60,6 +62,46 @@ def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     teachers=tuple((e.teacher, e.where) for e in chosen) if any(e.teacher for e in usable) else (),
     solutions=tuple(e.solution for e in chosen if e.solution),
     prompt_lens=pipeline.padded_lens(ids, config.data.widths),
+    notes=_cut_prompts(chosen, path, config.data.max_prompt)
+    + text_notes(config, path, chosen, tokenizer, held_out=held_out),
+  )
+
+
+def _cut_prompts(examples: Sequence[sources.Example], path: str, max_prompt: int) -> tuple[str, ...]:
+  cut = sum(example.cut for example in examples)
+  if not cut:
+    return ()
+  return (
+    f"{cut} of {len(examples)} prompts of {path} lost their beginning, as data.on_bad_line says: they are longer than "
+    f"data.max_prompt={max_prompt}",
+  )
+
+
+def read_references(problems: Problems, verifier: str, path: str, *, verified: bool) -> Problems:
+  """Reduce the references to their final answers, as the verifier reads them.
+
+  Args:
+    verifier: its name.
+    verified: responses will be verified, so that references which none can match are worth a note.
+  """
+  if verifier not in tasks.FINAL_ANSWERS:
+    return problems
+  finals = list(map(tasks.FINAL_ANSWERS[verifier], problems.answers))
+  conversations = (dataclasses.replace(c, answer=a) for c, a in zip(problems.conversations, finals, strict=False))
+  notes = problems.notes + (_unmatched(problems.answers, verifier, path) if verified else ())
+  return dataclasses.replace(problems, answers=finals, conversations=tuple(conversations), notes=notes)
+
+
+def _unmatched(references: Sequence[str], verifier: str, path: str) -> tuple[str, ...]:
+  found, examined = tasks.UNMATCHED[verifier](references)
+  if not found:
+    return ()
+  first = references[found[0]]
+  first = first if len(first) <= 80 else f"{first[:77]}..."
+  return (
+    f"responses to {len(found)} of {examined} problems of {path} count only if they repeat the words of the reference, "
+    f"which is neither a number nor an expression (the first: {first!r}); write the final answer alone, behind "
+    '"####" or in \\boxed{}',
   )
 
 
@@ -80,6 +122,30 @@ def load_examples(config: Config, path: str, *, held_out: bool) -> tuple[list[so
   return sources.read_jsonl(path, fields, data.on_bad_line, need_answer=held_out or config.mixture.reward > 0)
 
 
+def text_notes(
+  config: Config,
+  path: str,
+  examples: Sequence[sources.Example],
+  tokenizer,
+  conversations: Sequence[Conversation] = (),
+  *,
+  held_out: bool,
+) -> tuple[str, ...]:
+  """Look for text that the tokenizer cannot write, in what is read and in responses to learn; see lost_text.notes.
+
+  Args:
+    conversations: the same problems turn by turn, where they are read so.
+  """
+  data, template = config.data, config.data.chat_template
+  turns = [c.raw([""] * (len(c.turns) - 1)) for c in conversations]
+  found = lost_text.notes(f"prompts of {path}", [e.prompt for e in examples], tokenizer, chat_template=template)
+  found += lost_text.notes(f"conversations of {path}", turns, tokenizer)
+  found += lost_text.notes("system messages (data.system)", [data.system] if data.system else [], tokenizer)
+  if config.rollout.by == "data" and not held_out:
+    found += lost_text.notes(f"responses of {path}", [e.solution for e in examples if e.solution], tokenizer)
+  return found
+
+
 def check_solutions(train: Problems) -> None:
   """Refuse problems of which some have no response to learn.
 
@@ -92,8 +158,11 @@ def check_solutions(train: Problems) -> None:
     )
 
 
-def solutions(train: Problems, tokenizer, stop_ids: Sequence[int]) -> list[list[int]]:
+def solutions(train: Problems, tokenizer, stop_ids: Sequence[int], *, chat_template: bool = True) -> list[list[int]]:
   """Tokenise the responses in the data, each with a stop token behind it.
+
+  Args:
+    chat_template: prompts are written in the tokenizer's template, where it has one; responses then end as its turns do.
 
   Raises:
     InputError: a problem has no response.
@@ -101,6 +170,5 @@ def solutions(train: Problems, tokenizer, stop_ids: Sequence[int]) -> list[list[
   check_solutions(train)
   texts = list(train.solutions)
   rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-  eos = tokenizer.eos_token_id
-  stop = [eos] if eos in stop_ids else list(stop_ids[:1])  # of several, the one that ends a turn
-  return [[*row, *stop] for row in rows]
+  stop = stop_tokens.of_learned(stop_ids, tokenizer, chat_template=chat_template)
+  return [row if row and row[-1] in stop_ids else [*row, *stop] for row in rows]  # the text may have its end in it

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -28,6 +29,7 @@ class Example:
   solution: str = ""  # a response to learn
   turns: tuple[str, ...] = ()  # the user's messages in a task's conversation
   claims: tuple[str, str] | None = None  # how an answer is claimed in a task's conversation, see conversation.py
+  cut: bool = False  # its prompt was longer than data.max_prompt, and lost its beginning
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
 
   A line ends at a newline byte only, since JSON text may hold U+2028.
   """
-  path = pathlib.Path(path)
+  path = expanded_path(path)
   if path.is_dir():
     raise InputError(f"{path} is a directory; data.path needs a JSONL file, such as {path / 'train.jsonl'}.")
   if not path.exists():

@@ -5,13 +5,16 @@ chat template passes unnoticed otherwise, and costs tenths of a nat per token, o
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
+from opd_jax.models import directory as directories
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -23,13 +26,13 @@ def load(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
   Raises:
     InputError: there is no directory, no tokenizer in it, or a file of it is broken.
   """
-  path = pathlib.Path(directory)
+  path = expanded_path(directory)
   if not path.is_dir():
     raise InputError(
       f"There is no directory {path} to read a tokenizer from; name a Hugging Face directory on this machine."
     )
-  # Without these, transformers makes an empty tokenizer of the family that config.json names, and says nothing.
-  if not any(any(path.glob(pattern)) for pattern in _VOCABULARIES):
+  vocabularies = [file.name for file in directories.find(path, directories.VOCABULARIES)]
+  if not vocabularies:
     raise InputError(
       f"{path} has no tokenizer.json; copy tokenizer.json and tokenizer_config.json of the model into it."
     )
@@ -40,16 +43,20 @@ def load(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-      return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+      tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as e:  # its many kinds say little about the file
       reason = (str(e).strip() or type(e).__name__).splitlines()[0]
       raise InputError(
         f"{path / 'tokenizer.json'} cannot be read as a tokenizer ({reason}); "
         "copy tokenizer.json and tokenizer_config.json of the model into the directory again."
       ) from e
-
-
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
+  # A family that reads other files than there are gives one without a vocabulary, for which every text is empty.
+  if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+    raise InputError(
+      f"{path}: {type(tokenizer).__name__} finds no vocabulary in {', '.join(vocabularies)}; copy tokenizer.json and "
+      "tokenizer_config.json of the model into the directory, or name the right tokenizer_class there."
+    )
+  return tokenizer
 
 
 def compare(
@@ -97,6 +104,13 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase", stop: Collection[int]) -> int:
     if candidate is not None:
       return int(candidate)  # pyright: ignore[reportArgumentType]: the stubs also allow lists, for text lists
   return 0
+
+
+def ids_without_token(tokenizer: "PreTrainedTokenizerBase", vocab: int) -> tuple[tuple[int, int], ...]:
+  """Find the ids below `vocab` that are no token, as ranges [first, end); embeddings are padded, and some have holes."""
+  known = sorted({i for i in tokenizer.get_vocab().values() if i < vocab})
+  edges = [-1, *known, vocab]
+  return tuple((a + 1, b) for a, b in itertools.pairwise(edges) if b > a + 1)
 
 
 def _or_allow(name: str) -> str:

@@ -3,9 +3,10 @@
 In RAW the conversation is the student's own, sampled anew at every evaluation, as are its k repeats: the earlier replies as
 well as the last one. The same sampling keys are used every time, so that two evaluations differ by the weights alone.
 
-`pollution` shows everything at once, with a wrong solution as if the assistant had given it, or with a wrong hint of the
-user's. Which wrong answer: that of another problem (ours). `anchored` measures how often the student falls back on a wrong
-answer of its own in RAW.
+`pollution` shows everything at once, with a wrong answer as if the assistant had given it, or with a wrong hint of the
+user's. Both claim another problem's final answer that is not right here, too, without its solution: that would be about
+other things, and its words would give it away (ours; the paper does not say where its wrong solutions come from).
+`anchored` measures how often the student falls back on a wrong answer of its own in RAW.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import jax
 
 from opd_jax.config import Config
 from opd_jax.context.canonical import converse
+from opd_jax.context.replies import ReplyForm
 from opd_jax.data import chat, pipeline
 from opd_jax.data.conversation import Conversation
 from opd_jax.evaluation.inputs import EvaluationInputs
@@ -22,7 +24,7 @@ from opd_jax.evaluation.single_turn import MakeGenerator, accuracy, response_len
 from opd_jax.rollout.generate import Generator
 from opd_jax.runtime import keys
 from opd_jax.runtime.programs import ProgramCache
-from opd_jax.tasks import AnswerExtractor, Verifier
+from opd_jax.tasks.problem import AnswerExtractor, Response, Verifier
 from opd_jax.types import Params
 
 FORMS = ("full", "concat", "raw")
@@ -33,13 +35,18 @@ class MultiTurnEvaluator:
   """Answers the held-out problems in every form and verifies the last reply.
 
   A record's own accuracy is RAW's; "forms" has all three, and "anchored" what became of wrong guesses, see `anchored`.
-  "prompts_cut", where there are any, counts the conversations that lost their beginning, see chat.render_within.
+  "replies_cut", where there are any, is the share of earlier replies that context.turn_tokens cut.
+  "prompts_cut", where there are any, counts the conversations that lost their beginning, see chat.render_within, and
+  "thoughts_cut" the replies to earlier turns that were cut inside their thought, see context/replies.py.
 
   Attributes:
     conversations: every problem's conversation, k times in a row.
     program_cache: compiled programs, which evaluations of one process can share.
     key: of which all random numbers are derived.
+    earlier: the responses to the earlier turns of each conversation, of the last call of `converse`.
   """
+
+  earlier: list[list[Response]]
 
   def __init__(
     self,
@@ -57,7 +64,7 @@ class MultiTurnEvaluator:
     self._answers = [a for a in inputs.problems.answers for _ in range(self._k)]
     self.key = keys.of_seed(config.seed, keys.Use.EVALUATION)
 
-    def generator(name: str, max_tokens: int) -> Generator:
+    def generator(name: str, max_tokens: int, prompt_lens: tuple[int, ...]) -> Generator:
       return make_generator(
         inputs.generator_config,
         inputs.tokenizer,
@@ -69,9 +76,13 @@ class MultiTurnEvaluator:
         program_cache=self.program_cache,
       )
 
+    self.earlier = [[] for _ in self.conversations]
+    self._reply_form = ReplyForm.of(inputs.tokenizer, config.data.system)
     prompt_lens = self._prompt_lens(config)
-    self._last = generator("evaluate", inputs.max_tokens)
-    self._earlier = generator("converse", config.context.turn_tokens)
+    self._generator = generator
+    self._last = generator("evaluate", inputs.max_tokens, prompt_lens)
+    self._earlier = generator("converse", config.context.turn_tokens, prompt_lens)
+    self._polluted = self._last
     self._last.prepare(params, self._last.prompt_lens[-1])
 
   @property
@@ -87,7 +98,8 @@ class MultiTurnEvaluator:
   @property
   def compiled(self) -> list[dict]:
     """The records of all compiled programs, see programs.record."""
-    return self._last.compiled + self._earlier.compiled
+    polluted = [] if self._polluted is self._last else self._polluted.compiled
+    return self._last.compiled + self._earlier.compiled + polluted
 
   def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
     """Returns the record of metrics.jsonl (without step and time) and a few conversations as text."""
@@ -97,56 +109,88 @@ class MultiTurnEvaluator:
       "concat": [c.concat() for c in self.conversations],
       "raw": [c.raw(r) for c, r in zip(self.conversations, replies, strict=True)],
     }
-    records, texts, correct = {}, [], []
+    records, last, correct = {}, [], []
     for i, form in enumerate(FORMS):
-      records[form], texts, correct = self._answer(params, prompts[form], i)
+      records[form], last, correct = self._answer(params, prompts[form], i)
     samples = [
-      self._sample(i, replies[i], texts[i], bool(correct[i]))
-      for i in range(0, min(self._samples * self._k, len(texts)), self._k)
+      self._sample(i, replies[i], last[i].text, bool(correct[i])) | {"ended": last[i].ended}
+      for i in range(0, min(self._samples * self._k, len(last)), self._k)
     ]
-    forms = {form: {name: r[name] for name in ("accuracy", "low", "high")} for form, r in records.items()}
-    return records["raw"] | {"forms": forms} | self._anchored(replies, texts), samples
+    names = ("accuracy", "low", "high", "prompts_cut")
+    forms = {form: {name: r[name] for name in names if name in r} for form, r in records.items()}
+    earlier = [response for responses in self.earlier for response in responses]
+    cut = sum(self._reply_form.turn(response)[1] for response in earlier)
+    counts: dict[str, Any] = {"thoughts_cut": cut} if cut else {}
+    if not all(response.ended for response in earlier):
+      counts["replies_cut"] = sum(not response.ended for response in earlier) / len(earlier)
+    return records["raw"] | {"forms": forms} | counts | self._anchored(last), samples
 
   def pollution(self, params: Params) -> dict[str, dict[str, Any]]:
-    """Measures accuracy with a wrong solution ("solution") and with a wrong hint ("hint") in a prompt that says everything."""
-    wrong = [_other(self._answers, i) for i in range(len(self._answers))]
+    """Measures accuracy with a wrong "solution" and with a wrong "hint" in a prompt that says everything."""
+    problems = self.inputs.problems
+    wrong = [
+      w for w in wrong_answers(problems.conversations, problems.answers, self.inputs.verify) for _ in range(self._k)
+    ]
     prompts = {
       "solution": [c.with_wrong_answer(w) for c, w in zip(self.conversations, wrong, strict=True)],
       "hint": [c.with_wrong_hint(w) for c, w in zip(self.conversations, wrong, strict=True)],
     }
-    return {name: self._answer(params, texts, POLLUTED + i)[0] for i, (name, texts) in enumerate(prompts.items())}
+    self._polluted = self._generator_of([prompt for texts in prompts.values() for prompt in texts[:: self._k]])
+    return {
+      name: self._answer(params, texts, POLLUTED + i, self._polluted)[0]
+      for i, (name, texts) in enumerate(prompts.items())
+    }
+
+  def _generator_of(self, prompts: Sequence[chat.Prompt]) -> Generator:
+    """Returns the generator of last replies, or another where these prompts are longer than those of all forms."""
+    longest = max(map(len, chat.render_all(prompts, self.inputs.tokenizer, chat_template=True)))
+    room = self.inputs.model.cfg.max_positions - self.inputs.max_tokens
+    width = max(self.widths[-1], min(-(-longest // 16) * 16, room))
+    if width == self.widths[-1]:
+      return self._last
+    return self._generator("evaluate", self.inputs.max_tokens, (*self.widths, width))
 
   def converse(self, params: Params) -> list[tuple[str, ...]]:
     """Generates the student's earlier replies in a new conversation about every problem."""
+    self.earlier = [[] for _ in self.conversations]
 
     def answer(prompts: Sequence[chat.Prompt], turn: int, open_ones: Sequence[int]) -> list[str]:
-      return self._earlier(
-        params, self.ids(prompts), jax.random.fold_in(self.key, EARLIER_TURNS + turn), open_ones
-      ).texts
+      key = jax.random.fold_in(self.key, EARLIER_TURNS + turn)
+      responses = self._earlier(params, self.ids(prompts), key, open_ones).responses
+      for i, response in zip(open_ones, responses, strict=True):
+        self.earlier[i].append(response)
+      return [self._reply_form.turn(response)[0] for response in responses]
 
     return converse(self.conversations, answer)
 
   def ids(self, prompts: Sequence[chat.Prompt]) -> list[list[int]]:
-    """Renders chat prompts as token ids of at most the longest compiled length, cut at their beginning."""
-    return self._render_within(prompts)[0]
+    """Renders chat prompts as token ids of at most the longest compiled length, cut at their beginning.
 
-  def _render_within(self, prompts: Sequence[chat.Prompt]) -> tuple[list[list[int]], int]:
+    An earlier turn's prompt is the beginning of RAW's, which is cut, too, where that is, and counted.
+    """
+    return self.render_within(prompts)[0]
+
+  def render_within(self, prompts: Sequence[chat.Prompt]) -> tuple[list[list[int]], int]:
+    """Renders chat prompts as `ids` does, and counts those that lost their beginning."""
     return chat.render_within(prompts, self.inputs.tokenizer, self.widths[-1])
 
-  def _anchored(self, replies: Sequence[tuple[str, ...]], texts: Sequence[str]) -> dict[str, Any]:
+  def _anchored(self, last: Sequence[Response]) -> dict[str, Any]:
     """Makes the part of the record about wrong guesses; empty where the task cannot extract an answer from a reply."""
     extract_answer = self.inputs.extract_answer
     if extract_answer is None:
       return {}
-    return {"anchored": anchored(replies, texts, self._answers, self.inputs.verify, extract_answer)._asdict()}
+    return {"anchored": anchored(self.earlier, last, self._answers, self.inputs.verify, extract_answer)._asdict()}
 
-  def _answer(self, params: Params, prompts: Sequence[chat.Prompt], key_number: int):
+  def _answer(
+    self, params: Params, prompts: Sequence[chat.Prompt], key_number: int, generator: Generator | None = None
+  ):
     """Returns the record of the last replies to these prompts, the replies, and which are right."""
-    ids, cut = self._render_within(prompts)
-    completions = self._last(params, ids, jax.random.fold_in(self.key, key_number), range(len(ids)))
-    correct = verify_all(self.inputs.verify, completions.texts, self._answers)
+    generate = generator or self._last
+    ids, cut = chat.render_within(prompts, self.inputs.tokenizer, generate.prompt_lens[-1])
+    completions = generate(params, ids, jax.random.fold_in(self.key, key_number), range(len(ids)))
+    correct = verify_all(self.inputs.verify, completions.responses, self._answers)
     record = accuracy(correct.reshape(-1, self._k), self._pass_at) | response_lengths(completions)
-    return record | ({"prompts_cut": cut} if cut else {}), completions.texts, correct
+    return record | ({"prompts_cut": cut} if cut else {}), completions.responses, correct
 
   def _sample(self, i: int, replies: Sequence[str], text: str, correct: bool) -> dict[str, Any]:
     conversation: Conversation = self.conversations[i]
@@ -154,12 +198,11 @@ class MultiTurnEvaluator:
     return {"messages": messages, "response": text, "answer": self._answers[i], "correct": correct}
 
   def _prompt_lens(self, config: Config) -> tuple[int, ...]:
-    """Returns the compiled prompt lengths that hold all forms and the polluted prompts."""
+    """Returns the compiled prompt lengths that hold all forms."""
     problems, tokenizer = self.inputs.problems, self.inputs.tokenizer
-    polluted = [c.with_wrong_answer(a) for c, a in zip(self.conversations[:: self._k], problems.answers, strict=True)]
     conversations = problems.conversations
-    prompts = [c.full for c in conversations] + [c.concat() for c in conversations] + polluted
-    longest = max(map(len, chat.render_all(prompts, tokenizer, chat_template=True))) + 16  # another's answer
+    prompts = [c.full for c in conversations] + [c.concat() for c in conversations]
+    longest = max(map(len, chat.render_all(prompts, tokenizer, chat_template=True)))
     known = problems.prompt_lens
     return pipeline.padded_lens([range(known[0]), range(max(known[-1], longest))], config.data.widths)
 
@@ -172,8 +215,8 @@ class Anchored(NamedTuple):
 
 
 def anchored(
-  replies: Sequence[Sequence[str]],
-  texts: Sequence[str],
+  replies: Sequence[Sequence[Response]],
+  last: Sequence[Response],
   answers: Sequence[str],
   verify: Verifier,
   extract_answer: AnswerExtractor,
@@ -182,26 +225,42 @@ def anchored(
 
   Args:
     replies: the student's replies in each conversation, without the last.
-    texts: the last replies.
+    last: the last replies.
     answers: the right answers.
     extract_answer: gives the answer that a reply states, or None.
   """
-  guessed: dict[int, str] = {}
-  for i, earlier in enumerate(replies):
-    if guess := _last_guess(earlier, extract_answer):
-      guessed[i] = guess
-  right = verify_all(verify, list(guessed.values()), [answers[i] for i in guessed])
+  claims = [_last_claim(earlier, extract_answer) for earlier in replies]
+  guessed = {i: claim for i, claim in enumerate(claims) if claim}
+  right = verify_all(verify, [reply for reply, _ in guessed.values()], [answers[i] for i in guessed])
   wrong = [i for i, correct in zip(guessed, right, strict=True) if not correct]
-  repeated = verify_all(verify, [texts[i] for i in wrong], [extract_answer(guessed[i]) or "" for i in wrong])
-  return Anchored(len(wrong) / len(texts), float(repeated.mean()) if wrong else None)
+  repeated = verify_all(verify, [last[i] for i in wrong], [guessed[i][1] for i in wrong])
+  return Anchored(len(wrong) / len(last), float(repeated.mean()) if wrong else None)
 
 
-def _last_guess(replies: Sequence[str], extract_answer: AnswerExtractor) -> str:
-  """Returns the last of the replies that states an answer; "" if none does."""
-  return next((reply for reply in reversed(replies) if extract_answer(reply) is not None), "")
+def _last_claim(replies: Sequence[Response], extract_answer: AnswerExtractor) -> tuple[Response, str] | None:
+  """Returns the last of the replies that states an answer, with the answer; None if none does."""
+  for reply in reversed(replies):
+    claim = extract_answer(reply.text, ended=reply.ended, prompt=reply.prompt)
+    if claim is not None:
+      return reply, claim
+  return None
 
 
-def _other(answers: Sequence[str], i: int) -> str:
-  """Returns the next answer that differs from the i-th; where all are equal, one that is none."""
-  n = len(answers)
-  return next((answers[(i + j) % n] for j in range(1, n) if answers[(i + j) % n] != answers[i]), f"not {answers[i]}")
+def wrong_answers(conversations: Sequence[Conversation], answers: Sequence[str], verify: Verifier) -> list[str]:
+  """Finds a wrong answer to every problem: the next problem's that does not verify here, alone or as it is claimed.
+
+  Where all problems have the same answer, it is 0 or 1.
+  """
+  right: dict[tuple[str, str], bool] = {}
+
+  def is_right(answer: str, i: int) -> bool:
+    claims = (answer, *(claim.format(answer) for claim in conversations[i].claims))
+    if (answer, answers[i]) not in right:
+      right[answer, answers[i]] = any(verify(claim, answers[i]) for claim in claims)
+    return right[answer, answers[i]]
+
+  n, wrong = len(answers), []
+  for i in range(n):
+    others = dict.fromkeys([*(answers[(i + j) % n] for j in range(1, n)), "0", "1"])
+    wrong.append(next(other for other in others if other and other != answers[i] and not is_right(other, i)))
+  return wrong

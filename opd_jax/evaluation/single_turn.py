@@ -17,7 +17,7 @@ from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.rollout.generate import Completions, Generator
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime.programs import ProgramCache
-from opd_jax.tasks import Verifier
+from opd_jax.tasks.problem import Response, Verifier
 from opd_jax.types import Params
 
 Z95 = 1.959964
@@ -71,7 +71,7 @@ class Evaluator:
     ids, k = self._inputs.problems.ids, self._generate.k
     completions = self._generate(params, ids, self._key)
     answers = [a for a in self._inputs.problems.answers for _ in range(k)]
-    correct = verify_all(self._inputs.verify, completions.texts, answers)
+    correct = verify_all(self._inputs.verify, completions.responses, answers)
     record = accuracy(correct.reshape(-1, k), self._pass_at) | response_lengths(completions)
     samples = [
       {
@@ -79,17 +79,19 @@ class Evaluator:
         "response": completions.texts[i],
         "answer": answers[i],
         "correct": bool(correct[i]),
+        "ended": bool(completions.ended[i]),
       }
       for i in range(0, min(self._samples * k, len(completions.texts)), k)
     ]
     return record, samples
 
 
-def verify_all(verify: Verifier, texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-  """Verifies every text against its answer: bool[texts]. Each process verifies its share, and all get all of it."""
+def verify_all(verify: Verifier, responses: Sequence[Response], answers: Sequence[str]) -> np.ndarray:
+  """Verifies every response against its answer: bool[responses]. Each process verifies a share, and all get all of it."""
   share = slice(jax.process_index(), None, jax.process_count())
-  correct = np.zeros(len(texts), bool)
-  correct[share] = [verify(*pair) for pair in zip(texts[share], answers[share], strict=True)]
+  correct = np.zeros(len(responses), bool)
+  pairs = zip(responses[share], answers[share], strict=True)
+  correct[share] = [verify(r.text, answer, ended=r.ended, prompt=r.prompt) for r, answer in pairs]
   return hosts.any_on_hosts(correct)
 
 

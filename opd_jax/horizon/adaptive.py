@@ -126,7 +126,7 @@ class Drift(Rule):
 
   def agreed(self, observation: StepObservation) -> float:
     """Counts the tokens from the beginning on which the batch agrees; infinite where no bin breaks it."""
-    name = "overlap" if self.measure == "overlap" else "kl"
+    name = {"overlap": "overlap", "gap": "kl"}[self.measure]
     gap = 0.0
     for (first, last), n, value in zip(
       itertools.pairwise(observation.edges), observation.count, observation.means[name], strict=True

@@ -5,6 +5,7 @@ so the steps fall into stages of equal width; inside a stage the limit is passed
 chooses among its widths while the run goes on, by the rules of `adaptive.py`. This file knows nothing of JAX.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -56,7 +57,7 @@ class Schedule:
     return self.max if n >= enough else round(self.start * self.factor**n)
 
   def width(self, step: int) -> int:
-    return next(w for w in self.widths if w >= self.limit(step))
+    return self.widths[bisect.bisect_left(self.widths, self.limit(step))]
 
   def possible_widths(self, step: int) -> tuple[int, ...]:
     """The compiled widths that a step may have, before the run."""

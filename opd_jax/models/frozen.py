@@ -34,7 +34,17 @@ def external(
     layout: what it is split over, a key of mesh.RULES.
   """
   params = hf.load(directory, cfg, model_sharding.parameter_shardings(mesh, cfg, layout), dtype=dtype)
-  return quantised(params, mesh, layout) if precision == "int8" else params
+  return in_precision(precision, params, mesh, layout)
+
+
+def in_precision(precision: str, params: Params, mesh: jax.sharding.Mesh, layout: str) -> Params:
+  """Brings parameters of the compute type to a precision: "compute" or "int8"."""
+  match precision:
+    case "compute":
+      return params
+    case "int8":
+      return quantised(params, mesh, layout)
+  raise ValueError(f"precision {precision!r} is neither compute nor int8")
 
 
 def quantised(params: Params, mesh: jax.sharding.Mesh, layout: str = "teacher:fsdp") -> Params:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from opd_jax.config import BUILTIN
+from opd_jax.config import BUILTIN, expanded_path
 from opd_jax.errors import InputError
-from opd_jax.models import safetensors_io
+from opd_jax.models import directory as directories
+from opd_jax.models import finite, safetensors_io
 from opd_jax.models.decoder import DecoderConfig, RopeScaling
 from opd_jax.models.moe import MoE
 from opd_jax.models.safetensors_io import read_json, write_json
@@ -43,17 +44,6 @@ ARCHITECTURES = {
   "LlamaForCausalLM": Architecture("llama", off=("attention_bias", "mlp_bias")),
 }
 
-VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")  # one of them has to be there
-TOKENIZER = (
-  *VOCABULARIES,
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "merges.txt",
-  "chat_template.jinja",
-  "chat_template.json",
-)
-
 
 def resolve(name: str) -> pathlib.Path:
   """Find the directory of 'builtin:student', or of a model that is already on this machine.
@@ -69,7 +59,7 @@ def resolve(name: str) -> pathlib.Path:
       available = ", ".join(BUILTIN + k for k in known) or "none in this installation"
       raise InputError(f"There is no built-in model {name}; available: {available}.")
     return known[wanted]
-  path = pathlib.Path(name).expanduser()
+  path = expanded_path(name)
   if path.is_dir():
     return path
   if path.exists():
@@ -100,10 +90,22 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
       raise refuse(f"{key} is {value!r}; it has to be a whole number above 0")
     return value
 
-  found = ", ".join(raw.get("architectures") or ["no architecture"])
+  found = _architecture(raw)
   if found not in ARCHITECTURES:
     raise refuse(f"{found} is not supported; the supported architectures are {', '.join(ARCHITECTURES)}")
   arch = ARCHITECTURES[found]
+  if raw.get("model_type") not in (None, arch.model_type):
+    raise refuse(
+      f"architectures names {found}, whose model_type is {arch.model_type!r}, and model_type is {raw['model_type']!r}; "
+      "mend the one that is wrong"
+    )
+  code = raw.get("auto_map")
+  for key in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
+    if isinstance(code, dict) and code.get(key):
+      raise refuse(
+        f"auto_map names code for {key} ({code[key]}), which is not run; remove auto_map if transformers' own {found} "
+        "computes the same"
+      )
   for key in arch.off:
     if raw.get(key):
       raise refuse(f"{key} is true, which is not supported for {found}")
@@ -151,6 +153,15 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
     raise refuse(str(e)) from None
 
 
+def _architecture(raw: dict[str, Any]) -> str:
+  """Name the architecture of a config; that of its model_type, as transformers does, where it names none."""
+  if named := raw.get("architectures"):
+    return ", ".join(named)
+  kind = raw.get("model_type")
+  of_kind = [name for name, arch in ARCHITECTURES.items() if arch.model_type == kind]
+  return of_kind[0] if of_kind else f"model_type {kind!r}" if kind else "no architecture"
+
+
 def _moe(raw: dict[str, Any], positive_int: Callable[[str], int]) -> MoE:
   """Read the sizes of a mixture of experts; transformers 5 calls their number num_local_experts, and 4 num_experts."""
   experts = positive_int("num_local_experts" if "num_local_experts" in raw else "num_experts")
@@ -188,25 +199,35 @@ def check_directory(directory: pathlib.Path) -> None:
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise InputError(f"There is no model directory {directory}.")
+  if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+    raise InputError(
+      f"{directory} is a PEFT adapter and not a model: name the model that it belongs to, and give the adapter as "
+      "config.lora.path."
+    )
   cache = directory / ".cache" / "huggingface"
   for leftover in sorted([*directory.glob("*.incomplete"), *cache.glob("**/*.incomplete")]):
     raise InputError(f"{leftover} is left from a download that did not end; run the download again, or delete it.")
   safetensors_io.check(directory, read_config(directory))
-  if not any((directory / name).is_file() for name in VOCABULARIES):
-    raise InputError(
-      f"{directory} has no tokenizer.json (nor {' nor '.join(VOCABULARIES[1:])}): copy the tokenizer there."
-    )
+  if not directories.find(directory, directories.VOCABULARIES):
+    others = " nor ".join(directories.VOCABULARIES[1:])
+    raise InputError(f"{directory} has no tokenizer.json (nor {others}): copy the tokenizer there.")
 
 
 def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
-  """Read every token that ends a response: eos_token_id of generation_config.json and of config.json, sorted."""
+  """Read every token that a model's files say ends a response: eos_token_id of both configs, sorted.
+
+  Raises:
+    InputError: a value is neither an id nor a list of ids.
+  """
   ids: set[int] = set()
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(directory) / name
     if path.is_file():
       eos = read_json(path).get("eos_token_id")
-      if eos is not None:
-        ids |= set(eos if isinstance(eos, list) else [eos])
+      values = [] if eos is None else eos if isinstance(eos, list) else [eos]
+      if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in values):
+        raise InputError(f"{path}: eos_token_id is {eos!r}; it has to be a token's id, or a list of ids.")
+      ids |= set(values)
   return tuple(sorted(ids))
 
 
@@ -221,9 +242,18 @@ def load(
   Args:
     cfg: what `read_config` returns for the directory; None: it is called.
     shardings: a jax.sharding.Sharding for every parameter, in the same tree; None: the default device.
+
+  Raises:
+    InputError: a weight is NaN or Inf, beside what `safetensors_io.read` raises.
   """
   directory = pathlib.Path(directory)
-  return safetensors_io.read(directory, cfg or read_config(directory), shardings, dtype)
+  params = safetensors_io.read(directory, cfg or read_config(directory), shardings, dtype)
+  if broken := finite.first_broken(params):
+    raise InputError(
+      f"The weights of {directory} have a NaN or Inf in {broken!r}, so the model cannot answer; download it again, or "
+      "export it from an earlier checkpoint."
+    )
+  return params
 
 
 def write(
@@ -242,16 +272,24 @@ def write(
   In a multi-process run every process calls this, and the first one writes.
 
   Args:
-    like: the directory the model comes from, whose config and tokenizer are copied; None: a model that comes from no
-      directory, which gets a config of its own with `pad_id` and `eos_id`, and no tokenizer.
+    like: the directory the model comes from, whose config, tokenizer and licence are copied
+      (`directory.COMPANIONS`); None: a model that comes from no directory, which gets a config of its own with
+      `pad_id` and `eos_id`, and no tokenizer.
     dtype: "bfloat16" or "float32".
     max_shard_bytes: a file larger than this is split between tensors.
+
+  Raises:
+    InputError: the directory has something in it already, or a weight is NaN or Inf.
   """
   directory = pathlib.Path(directory).absolute()
   kinds = {"bfloat16": "BF16", "float32": "F32"}
   if dtype not in kinds:
     raise InputError(f"dtype is {dtype!r}; weights are written as {' or '.join(kinds)}.")
   check_new(directory)
+  if broken := finite.first_broken(params):
+    raise InputError(
+      f"The weights of {broken!r} have a NaN or Inf, so nothing is written to {directory}; export an earlier checkpoint."
+    )
   if like is not None and read_config(like) != cfg:
     raise ValueError(f"{like} does not describe the model that is to be written")
   part = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
@@ -351,11 +389,11 @@ def write_config(
 
 
 def _copy_config(like: pathlib.Path, directory: pathlib.Path, dtype: str) -> None:
-  """Copy the config and the tokenizer of a model directory, with another dtype."""
+  """Copy all but the weights of a model directory, with another dtype, and with what a reader may look for in vain."""
   raw = read_json(like / "config.json")
+  name = _architecture(raw)
+  raw |= {"architectures": [name], "model_type": ARCHITECTURES[name].model_type}
   for key in {"dtype", "torch_dtype"} & raw.keys() or {"torch_dtype"}:
     raw[key] = dtype
   write_json(directory / "config.json", raw)
-  for name in ("generation_config.json", *TOKENIZER):
-    if (like / name).is_file():
-      shutil.copyfile(like / name, directory / name)
+  directories.copy(like, directory, directories.COMPANIONS)

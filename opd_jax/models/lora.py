@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
-from opd_jax.models import safetensors_io
+from opd_jax.models import directory as directories
+from opd_jax.models import finite, safetensors_io
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.decoder import shapes as shapes_of
 from opd_jax.types import Params
@@ -67,7 +69,7 @@ class Lora:
 def from_config(config) -> Lora | None:
   """Build the adapter that `config.lora` describes; None where all weights are trained."""
   if config.path:
-    return read_config(pathlib.Path(config.path))
+    return read_config(expanded_path(config.path))
   return Lora(config.rank, config.alpha, tuple(config.targets)) if config.rank else None
 
 
@@ -142,51 +144,61 @@ def read_config(directory: pathlib.Path) -> Lora:
 
   if raw.get("peft_type") != "LORA":
     raise refuse(f"peft_type is {raw.get('peft_type')!r}; only 'LORA' is supported")
-  for key in _OFF:
-    if raw.get(key) not in (None, False, "none", [], {}, ""):
+  for key in sorted(raw.keys() - FOLLOWED - WITHOUT_EFFECT):
+    if raw[key] not in (None, False, "none", [], {}, ""):
       raise refuse(f"{key} is {raw[key]!r}, which is not supported")
   initial = raw.get("init_lora_weights", True)
-  if isinstance(initial, str) and initial.split("_")[0] in ("pissa", "olora", "corda", "loftq"):
-    raise refuse(f"init_lora_weights is {initial!r}, which has changed the base model too")
+  if initial not in (None, True, False, *_BASE_UNCHANGED):
+    raise refuse(f"init_lora_weights is {initial!r}, which changes the base model too, or is not known")
   modules = raw.get("target_modules")
   by_module = {module.rpartition(".")[2]: name for name, module in PEFT.items()}
   if not isinstance(modules, list) or not modules or set(modules) - by_module.keys():
     raise refuse(f"target_modules is {modules!r}; it has to be a list of some of {', '.join(by_module)}")
-  try:
-    rank, alpha = int(raw["r"]), float(raw["lora_alpha"])
-  except (KeyError, TypeError, ValueError):
-    raise refuse("r and lora_alpha have to be numbers") from None
+  rank, alpha = raw.get("r"), raw.get("lora_alpha")
+  mend = f"r and lora_alpha have to be numbers above 0, and r a whole one; they are {rank!r} and {alpha!r}"
+  if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    raise refuse(mend)
+  if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+    raise refuse(mend)
   targets = {by_module[module] for module in modules}
-  return Lora(rank, alpha, tuple(n for n in INPUTS if n in targets), bool(raw.get("use_rslora", False)))
+  return Lora(rank, float(alpha), tuple(n for n in INPUTS if n in targets), bool(raw.get("use_rslora", False)))
 
 
-# Keys of what PEFT can do beside adding A B to some matrices of every layer; each has to be off.
-_OFF = (
-  "use_dora",
-  "bias",
-  "lora_bias",
-  "rank_pattern",
-  "alpha_pattern",
-  "modules_to_save",
-  "layers_to_transform",
-  "layer_replication",
-  "fan_in_fan_out",
-  "exclude_modules",
-  "target_parameters",
-  "trainable_token_indices",
-  "use_qalora",
-  "alora_invocation_tokens",
-)
+# PEFT can do more than add A B to some matrices of every layer, and learns more with each version: what is in neither of
+# these has to be off.
+FOLLOWED = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "init_lora_weights"}
+_BASE_UNCHANGED = ("gaussian", "eva", "orthogonal", "mica")  # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from it
+WITHOUT_EFFECT = {  # on what a trained adapter computes
+  "task_type",
+  "peft_version",
+  "base_model_name_or_path",
+  "revision",
+  "inference_mode",
+  "auto_mapping",
+  "lora_dropout",
+  "megatron_core",
+  "ensure_weight_tying",  # of modules_to_save
+  "layers_pattern",  # of layers_to_transform
+  "qalora_group_size",  # of use_qalora
+  "loftq_config",  # of init_lora_weights, as the next three
+  "eva_config",
+  "corda_config",
+  "lora_ga_config",
+  "runtime_config",
+}
 
 
 def load(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora) -> Params:
   """Read the adapter in a PEFT directory as fp32 host arrays.
 
   Raises:
-    InputError: tensors that are missing, unknown, or of another shape than config.json and adapter_config.json imply.
+    InputError: tensors that are missing, unknown, not finite, or of another shape than config.json and
+      adapter_config.json imply.
   """
   file = directory / WEIGHTS
   if not file.is_file():
+    if (directory / "adapter_model.bin").is_file():
+      raise InputError(f"{directory} has no {WEIGHTS}, only adapter_model.bin, which is not read: convert it.")
     raise InputError(f"{directory} has no {WEIGHTS}; config.lora.path names a PEFT directory.")
   tensors = safetensors_io.read_header(file)
   wanted = {name: shape for layers in _peft_tensors(cfg, lora).values() for name, shape in layers.items()}
@@ -208,18 +220,37 @@ def load(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora) -> Params:
   for name, shape in shapes(cfg, lora)["layers"].items():
     by_layer = [tensors[tensor].map().astype(np.float32).T for tensor in _peft_tensors(cfg, lora)[name]]
     layers[name] = np.stack(by_layer).reshape(shape)
+  if broken := finite.first_broken(layers):
+    raise InputError(
+      f"{file} has a NaN or Inf in the adapter of {broken!r}; export it again, from an earlier checkpoint."
+    )
   return {"layers": layers}
 
 
-def write(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora, adapter: Params, base: str) -> None:
+def write(
+  directory: pathlib.Path,
+  cfg: DecoderConfig,
+  lora: Lora,
+  adapter: Params,
+  base: str,
+  like: pathlib.Path | None = None,
+) -> None:
   """Write a PEFT directory.
 
   Args:
     adapter: host arrays.
     base: the value of base_model_name_or_path.
+    like: the base's directory, whose tokenizer and licence are copied, as other trainers do; None: they are not.
+
+  Raises:
+    InputError: a weight is NaN or Inf.
   """
   from safetensors.numpy import save_file
 
+  if broken := finite.first_broken(adapter["layers"]):
+    raise InputError(
+      f"The adapter of {broken!r} has a NaN or Inf, so nothing is written to {directory}; export an earlier checkpoint."
+    )
   directory.mkdir(parents=True, exist_ok=True)
   tensors = {}
   for name, by_layer in _peft_tensors(cfg, lora).items():
@@ -240,6 +271,8 @@ def write(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora, adapter: Para
     "inference_mode": True,
   }
   (directory / CONFIG).write_text(json.dumps(adapter_config, indent=2) + "\n")
+  if like is not None:
+    directories.copy(like, directory, (*directories.TOKENIZER, *directories.LICENCES))
 
 
 def _peft_tensors(cfg: DecoderConfig, lora: Lora) -> dict[str, dict[str, tuple[int, int]]]:

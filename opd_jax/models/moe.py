@@ -75,6 +75,8 @@ def feed_forward(
     mask: true on real tokens; the others go to no expert and come back as zeros.
     kind: one of KINDS; "auto": see `choose`.
   """
+  if kind not in KINDS:
+    raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
   mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
   router, *matrices = (w[name] for name in PARAMETERS)
   experts = Experts(*matrices)

@@ -27,6 +27,8 @@ from opd_jax.types import Params
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 Shape = tuple[int, ...]
 
 
@@ -36,10 +38,10 @@ def check(directory: pathlib.Path, cfg: DecoderConfig) -> None:
   Raises:
     InputError: they are not; names the file, the tensor and the mend.
   """
-  tensors = find_tensors(directory)
+  tensors = _find_parameters(directory, cfg)
   _check_tensors(directory, cfg, tensors)
-  if cfg.tied and "lm_head.weight" in tensors:
-    _check_tied(tensors["model.embed_tokens.weight"], tensors["lm_head.weight"])
+  if cfg.tied and _HEAD in tensors:
+    _check_tied(tensors[_EMBED], tensors[_HEAD])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,8 @@ def find_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
   else:
     if others := [p.name for p in sorted(directory.glob("pytorch_model*.bin"))]:
       why = f"only {_some(others)}, which is not read: convert it to safetensors"
+    elif others := [p.name for p in sorted(directory.glob("consolidated*.safetensors"))]:
+      why = f"only {_some(others)}, whose tensors have other names: download the rest, or convert it"
     elif others := [p.name for p in sorted(directory.glob("*.safetensors"))]:
       why = f"and no {INDEX}, only {_some(others)}: download the rest"
     else:
@@ -79,6 +83,14 @@ def find_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
   tensors: dict[str, Tensor] = {}
   for file in files:
     tensors |= read_header(file)
+  return tensors
+
+
+def _find_parameters(directory: pathlib.Path, cfg: DecoderConfig) -> dict[str, Tensor]:
+  """Find the tensors; embedding and head of a tied model are one, which some programs save under the head's name."""
+  tensors = find_tensors(directory)
+  if cfg.tied and _HEAD in tensors and _EMBED not in tensors:
+    tensors[_EMBED] = tensors.pop(_HEAD)
   return tensors
 
 
@@ -122,10 +134,10 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
   where = directory / (FILE if (directory / FILE).is_file() else INDEX)
   if missing := [name for name in expected if name not in tensors]:
     hint = "it belongs to another model, or is not complete"
-    if missing == ["lm_head.weight"]:
+    if missing == [_HEAD]:
       hint = "if the model's head is its embedding, config.json has to say tie_word_embeddings true"
     raise InputError(f"{where} has no tensor {_some(missing)}, which config.json implies: {hint}.")
-  harmless = {"lm_head.weight"} if cfg.tied else set()
+  harmless = {_HEAD} if cfg.tied else set()
   harmless |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
   if unknown := [name for name in tensors if name not in expected and name not in harmless]:
     raise InputError(
@@ -134,9 +146,11 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
   for name, shape in expected.items():
     t = tensors[name]
     if t.shape != shape:
+      mend = "they are of different models"
+      if name == _EMBED and t.shape[1:] == shape[1:]:
+        mend = f"if they are of one model, config.json has to say vocab_size {t.shape[0]}"
       raise InputError(
-        f"{t.file}: tensor {name} has shape {list(t.shape)}, but config.json implies {list(shape)}: "
-        "they are of different models."
+        f"{t.file}: tensor {name} has shape {list(t.shape)}, but config.json implies {list(shape)}: {mend}."
       )
     if t.dtype not in DTYPES:
       raise InputError(f"{t.file}: tensor {name} has dtype {t.dtype}; supported are {', '.join(DTYPES)}.")
@@ -167,7 +181,7 @@ def read(
   Raises:
     InputError: the tensors are not what `cfg` implies.
   """
-  tensors = find_tensors(directory)
+  tensors = _find_parameters(directory, cfg)
   _check_tensors(directory, cfg, tensors)
 
   def read_leaf(leaf: Leaf, sharding: jax.sharding.Sharding | None = None) -> jax.Array:
@@ -283,9 +297,9 @@ def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[t
 # Name in the file ({}: the layer, or the layer and the expert), the tensor's axes there ("nh": heads and head width are
 # one axis), and its axes in decoder.py behind those of the layer and the expert.
 _LEAVES = {
-  "embed": ("model.embed_tokens.weight", ("v", "d"), "vd"),
+  "embed": (_EMBED, ("v", "d"), "vd"),
   "norm": ("model.norm.weight", ("d",), "d"),
-  "head": ("lm_head.weight", ("v", "d"), "vd"),
+  "head": (_HEAD, ("v", "d"), "vd"),
   "attn_norm": ("model.layers.{}.input_layernorm.weight", ("d",), "d"),
   "mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", ("d",), "d"),
   "q": ("model.layers.{}.self_attn.q_proj.weight", ("nh", "d"), "dnh"),

@@ -15,9 +15,11 @@ class ModelSpec:
     cfg: sizes and variants of the architecture.
     stop_ids: token ids that end a response.
     name: what a config or a command line calls it.
+    stop_note: what to tell of `stop_ids`, where their sources differ.
   """
 
   path: pathlib.Path
   cfg: DecoderConfig
   stop_ids: tuple[int, ...]
   name: str = ""
+  stop_note: str = ""

@@ -4,7 +4,7 @@ Everything is computed from maxima and sums over the vocabulary. So the ids may 
 block by block (`Objective.vocab_chunk`): each part adds its share.
 
 The derivative of an entry by log s_v is known up to a multiple of s_v, which the softmax projects out. With the
-multiple that makes it 0 where both sides are equal (`entry_grads`), a student that is its own teacher gets a gradient
+multiple that makes it 0 where both sides are equal (`divergence.slopes`), a student that is its own teacher gets a gradient
 of exactly zero.
 
 Dimensions: N tokens of the chunk, D width of a model, v ids on this device or in this block, k chosen ids, n entries.
@@ -178,7 +178,7 @@ class Chunk:
   def vocab_sums(self, x: Tokens, logs: Logs, first_id: Int[Array, ""]) -> dict[str, Float[Array, "N"]]:
     """Compute this device's or block's part of the statistics that are sums over the vocabulary.
 
-    "entry_grad_sum", beside them, is what `derivative` needs over the full support.
+    "slope_sum", beside them, is what `derivative` needs over the full support.
     """
     o, s = self.objective, logs.student
     sum_ids = lambda a: jnp.sum(a, axis=-1, dtype=jnp.float32)
@@ -199,9 +199,11 @@ class Chunk:
         entries = divergence.entries(o, s, t)
         stats["divergence"] = sum_ids(divergence.clip(o, entries))
         if self.with_gradient:
-          stats["entry_grad_sum"] = sum_ids(entry_grads(o, s, t))
+          stats["slope_sum"] = sum_ids(divergence.slopes(o, s, t))
         if o.entry_clip:
           stats["clipped"] = sum_ids(entries > o.entry_clip) / o.vocab
+      elif not o.topk and o.support != "sampled":
+        raise NotImplementedError(f"support {o.support!r} has no entries")
     return stats
 
   def total(self, x: Tokens, stats: dict[str, Float[Array, "N"]]) -> Float[Array, ""]:
@@ -211,7 +213,7 @@ class Chunk:
 
   def report(self, stats: dict[str, Float[Array, "N"]]) -> dict[str, Float[Array, "N"]]:
     """Select the statistics that the caller wants."""
-    return {name: stat for name, stat in stats.items() if name != "entry_grad_sum"} if self.with_stats else {}
+    return {name: stat for name, stat in stats.items() if name != "slope_sum"} if self.with_stats else {}
 
   def derivative(
     self,
@@ -226,7 +228,7 @@ class Chunk:
     d_logits = jnp.zeros(s.shape, jnp.float32)
     if c.divergence is not None:
       if topk is None:
-        by_log = entry_grads(o, s, self.teacher(x, logs)) - jnp.exp(s) * stats["entry_grad_sum"][:, None]
+        by_log = divergence.slopes(o, s, self.teacher(x, logs)) - jnp.exp(s) * stats["slope_sum"][:, None]
       else:
         by_log = self.topk_derivative(s, topk)
       d_logits += scaled(c.divergence / o.student_temperature, by_log)
@@ -255,6 +257,7 @@ class Chunk:
       return TopK(local, s_at, t_at, None)
     if o.tail == "renormalise":
       return TopK(local, jax.nn.log_softmax(s_at), jax.nn.log_softmax(t_at), None)
+    divergence.check_tail(o, "bucket")
     row = jnp.arange(s.shape[0])[:, None]
     s_bucket, t_bucket = (log.at[row, local].set(-jnp.inf, mode="drop") for log in (s, t))
 
@@ -281,7 +284,7 @@ class Chunk:
       at_ids = reweighted(topk)
       d_logits = -jnp.exp(s) * jnp.sum(at_ids, axis=-1, keepdims=True)
     else:
-      by_log = entry_grads(self.objective, topk.student, topk.teacher)
+      by_log = divergence.slopes(self.objective, topk.student, topk.teacher)
       total = jnp.sum(by_log, axis=-1, keepdims=True)
       at_ids = by_log[:, :k]
       if topk.bucket is None:
@@ -299,27 +302,6 @@ class Chunk:
       most, ids = (lax.all_gather(a, self.axis, axis=1, tiled=True) for a in (most, ids))
       ids = jnp.take_along_axis(ids, lax.top_k(most, k)[1], axis=1)
     return ids
-
-
-def entry_grads(o: Objective, s: Float[Array, "N n"], t: Float[Array, "N n"]) -> Float[Array, "N n"]:
-  """Compute d (clipped `divergence.entries`) / d log s, plus the multiple of s that makes it 0 where s = t."""
-  p = jnp.exp(s)
-  kind = o.kind
-  if kind == "jsd" and o.normalised and o.beta in (0, 1):
-    kind = "forward_kl" if o.beta == 0 else "reverse_kl"
-  if kind == "reverse_kl":
-    grads, multiple = divergence.reverse_kl(s, t), -1.0
-  elif kind == "forward_kl":
-    grads, multiple = p - jnp.exp(t), 1.0
-  elif kind == "mixture":
-    grads = o.beta * divergence.reverse_kl(s, t) + (1 - o.beta) * (p - jnp.exp(t))
-    multiple = 1 - 2 * o.beta
-  else:
-    grads, multiple = (1 - o.beta) * p * divergence.log_ratios_to_mean(s, t, o.beta)[0], 0.0
-    grads = grads / (o.beta * (1 - o.beta)) if o.normalised else grads
-  if o.entry_clip:
-    grads = jnp.where(divergence.entries(o, s, t) > o.entry_clip, multiple * p, grads)
-  return grads
 
 
 def reweighted(topk: TopK) -> Float[Array, "N k"]:

@@ -37,7 +37,6 @@ from jax import lax
 from jax.nn import log_softmax
 from jaxtyping import Array, Bool, Float, Int
 
-KINDS = ("reverse_kl", "forward_kl", "jsd", "mixture")
 SUPPORTS = ("full", "student_topk", "teacher_topk", "both_topk", "sampled")
 TAILS = ("bucket", "renormalise", "reweight")
 TINY = 1e-38
@@ -63,6 +62,12 @@ class Objective:
   vocab_chunk: int = 0  # fused.py: ids per block of the vocabulary; 0: all at once
 
   def __post_init__(self):
+    if self.kind not in DIVERGENCES:
+      raise ValueError(f"objective kind {self.kind!r} is not one of {', '.join(DIVERGENCES)}")
+    if self.support not in SUPPORTS:
+      raise ValueError(f"objective support {self.support!r} is not one of {', '.join(SUPPORTS)}")
+    if self.tail not in TAILS:
+      raise ValueError(f"objective tail {self.tail!r} is not one of {', '.join(TAILS)}")
     if self.topk and self.vocab_chunk:
       raise ValueError("the most likely ids are looked for in the whole vocabulary at once; leave vocab_chunk at 0")
 
@@ -177,21 +182,21 @@ def divergence(objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*
 
 
 def entries(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Compute what each id adds to the divergence. Some entries are negative; their sum is not.
+  """Compute what each id adds to the divergence. Some entries are negative; their sum is not."""
+  return DIVERGENCES[objective.kind].entries(objective, s, t)
 
-  Raises:
-    ValueError: when the objective's kind is not one of KINDS.
-  """
-  match objective.kind:
-    case "reverse_kl":
-      return reverse_kl(s, t)
-    case "forward_kl":
-      return forward_kl(s, t)
-    case "jsd":
-      return jsd(s, t, objective.beta, objective.normalised)
-    case "mixture":
-      return objective.beta * reverse_kl(s, t) + (1 - objective.beta) * forward_kl(s, t)
-  raise ValueError(f"objective kind {objective.kind!r} is not one of {', '.join(KINDS)}")
+
+def slopes(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """Compute d (clipped entry) / d log s of each id, plus a multiple of s, which the softmax projects out again."""
+  kind = DIVERGENCES[objective.kind]
+  if kind.slopes is None:
+    of_student = lambda log: entries(objective, log, t)
+    slope, multiple = jax.jvp(of_student, (s,), (jnp.ones_like(s),))[1], 0.0
+  else:
+    slope, multiple = kind.slopes(objective, s, t), kind.multiple(objective)
+  if objective.entry_clip:
+    slope = jnp.where(entries(objective, s, t) > objective.entry_clip, multiple * jnp.exp(s), slope)
+  return slope
 
 
 def reverse_kl(s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
@@ -215,6 +220,24 @@ def jsd(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float, normalise
   zero = jnp.zeros_like(s)
   total = beta * _expectation(t, to_teacher, zero) + (1 - beta) * _expectation(s, to_student, zero)
   return total / (beta * (1 - beta)) if normalised else total
+
+
+def jsd_slopes(o: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  """Compute the slopes of `jsd`, which are those of the two KLs where it is one of them."""
+  if o.normalised and o.beta in (0, 1):
+    return _forward_slopes(o, s, t) if o.beta == 0 else reverse_kl(s, t)
+  slope = (1 - o.beta) * jnp.exp(s) * log_ratios_to_mean(s, t, o.beta)[0]
+  return slope / (o.beta * (1 - o.beta)) if o.normalised else slope
+
+
+def _jsd_multiple(o: Objective) -> float:
+  if o.normalised and o.beta in (0, 1):
+    return 1.0 if o.beta == 0 else -1.0
+  return 0.0
+
+
+def _forward_slopes(o: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+  return jnp.exp(s) - jnp.exp(t)
 
 
 def log_ratios_to_mean(
@@ -250,6 +273,47 @@ def _expectation(p: Float[Array, "*b n"], a: Float[Array, "*b n"], b: Float[Arra
   return safe(jnp.exp(safe(p)) * (safe(a) - safe(b)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+  """What a divergence is, for the dense and the fused code alike: a sum of one entry per id, and the entries' slopes.
+
+  An entry is a function of log s and log t of its own id, with value and gradient 0 where neither is possible.
+
+  Attributes:
+    entries: (objective, log s, log t) -> the entries, see `reverse_kl`.
+    slopes: (objective, log s, log t) -> d entry / d log s + `multiple` times s. Any multiple of s gives the same gradient,
+      and the one that makes the slope 0 wherever s = t makes the gradient there 0 exactly. None: the entries are
+      differentiated, which is right up to rounding.
+    multiple: of `slopes`.
+    parameters: the fields of `Objective` that it depends on, of "beta" and "normalised".
+  """
+
+  entries: Callable[[Objective, Array, Array], Array]
+  slopes: Callable[[Objective, Array, Array], Array] | None = None
+  multiple: Callable[[Objective], float] = lambda o: 0.0
+  parameters: tuple[str, ...] = ()
+
+
+DIVERGENCES = {
+  "reverse_kl": Divergence(
+    entries=lambda o, s, t: reverse_kl(s, t), slopes=lambda o, s, t: reverse_kl(s, t), multiple=lambda o: -1.0
+  ),
+  "forward_kl": Divergence(entries=lambda o, s, t: forward_kl(s, t), slopes=_forward_slopes, multiple=lambda o: 1.0),
+  "jsd": Divergence(
+    entries=lambda o, s, t: jsd(s, t, o.beta, o.normalised),
+    slopes=jsd_slopes,
+    multiple=_jsd_multiple,
+    parameters=("beta", "normalised"),
+  ),
+  "mixture": Divergence(
+    entries=lambda o, s, t: o.beta * reverse_kl(s, t) + (1 - o.beta) * forward_kl(s, t),
+    slopes=lambda o, s, t: o.beta * reverse_kl(s, t) + (1 - o.beta) * _forward_slopes(o, s, t),
+    multiple=lambda o: 1 - 2 * o.beta,
+    parameters=("beta",),
+  ),
+}
+
+
 def support(
   objective: Objective, s: Float[Array, "*b V"], t: Float[Array, "*b V"]
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
@@ -258,7 +322,10 @@ def support(
   An id that both sides choose takes part once; its second entry has probability 0 on both sides.
   """
   if not objective.topk:
+    if objective.support != "full":
+      raise NotImplementedError(f"support {objective.support!r} has no entries")
     return s, t
+  check_tail(objective, "bucket", "renormalise")
   ids, chosen = chosen_ids(objective, s, t)
   member = jnp.put_along_axis(jnp.zeros(s.shape, bool), ids, True, axis=-1, inplace=False)
 
@@ -270,6 +337,12 @@ def support(
     return jnp.concatenate([at_ids, bucket[..., None]], axis=-1)
 
   return restrict(s), restrict(t)
+
+
+def check_tail(objective: Objective, *made: str) -> None:
+  """Refuse a tail that the caller does not make, rather than to take it for another one."""
+  if objective.tail not in made:
+    raise NotImplementedError(f"tail {objective.tail!r} has no entries here")
 
 
 def chosen_ids(
@@ -288,6 +361,8 @@ def chosen_ids(
     repeated = among(teacher_ids, student_ids)
     ids = jnp.concatenate([student_ids, teacher_ids], axis=-1)
     return ids, jnp.concatenate([jnp.ones_like(repeated), ~repeated], axis=-1)
+  if objective.support not in ("student_topk", "teacher_topk"):
+    raise NotImplementedError(f"support {objective.support!r} chooses no ids")
   ids = top_fn(s if objective.support == "student_topk" else t, k)
   return ids, jnp.ones(ids.shape, bool)
 

@@ -42,7 +42,7 @@ def value(estimator: str, r: Float[Array, "B H"]) -> Float[Array, "B H"]:
       return r * r / 2
     case "k3":
       return jnp.expm1(-r) + r
-  raise KeyError(estimator)
+  raise ValueError(f"estimator {estimator!r} has no value of its own; k1, k2 and k3 have")
 
 
 def coefficient(
@@ -54,11 +54,19 @@ def coefficient(
     estimator: one of ESTIMATORS.
     r: log s(y) - log t(y); clipped, if the loss clips it.
     discount: used by k1 and k2.
+
+  Raises:
+    ValueError: when there is no such estimator.
   """
   r = jnp.where(mask, r, 0.0)
-  if estimator == "nll":
-    return jnp.where(mask, -1.0, 0.0)
-  return jnp.where(mask, -jnp.expm1(-r) if estimator == "k3" else cost_to_go(r, discount), 0.0)
+  match estimator:
+    case "k1" | "k2":
+      return jnp.where(mask, cost_to_go(r, discount), 0.0)
+    case "k3":
+      return jnp.where(mask, -jnp.expm1(-r), 0.0)
+    case "nll":
+      return jnp.where(mask, -1.0, 0.0)
+  raise ValueError(f"estimator {estimator!r} is not one of {', '.join(e for of in ESTIMATORS.values() for e in of)}")
 
 
 def cost_to_go(cost: Float[Array, "B H"], discount: float) -> Float[Array, "B H"]:
@@ -81,15 +89,26 @@ def importance(
     level: the ratio of the "token", of the "prefix" up to and including it, or of the whole "sequence". With no cap the
       prefix is exact for what depends on a token and those before it, and the sequence for what depends on later ones
       too: a discount, a reward. The variance grows in that order.
+
+  Raises:
+    ValueError: when there is no such kind or level.
   """
   log_ratio = jnp.where(mask, log_ratio, 0.0)
-  if level == "prefix":
-    log_ratio = jnp.cumsum(log_ratio, axis=1)
-  elif level == "sequence":
-    log_ratio = jnp.broadcast_to(jnp.sum(log_ratio, axis=1, keepdims=True), log_ratio.shape)
+  match level:
+    case "token":
+      pass
+    case "prefix":
+      log_ratio = jnp.cumsum(log_ratio, axis=1)
+    case "sequence":
+      log_ratio = jnp.broadcast_to(jnp.sum(log_ratio, axis=1, keepdims=True), log_ratio.shape)
+    case _:
+      raise ValueError(f"importance level {level!r} is not one of {', '.join(LEVELS)}")
   bound = jnp.log(jnp.float32(cap))
-  if kind == "masked":
-    w = jnp.where(jnp.abs(log_ratio) <= bound, jnp.exp(jnp.minimum(log_ratio, bound)), 0.0)
-  else:
-    w = jnp.minimum(jnp.exp(jnp.minimum(log_ratio, bound)), cap)
+  match kind:
+    case "truncated":
+      w = jnp.minimum(jnp.exp(jnp.minimum(log_ratio, bound)), cap)
+    case "masked":
+      w = jnp.where(jnp.abs(log_ratio) <= bound, jnp.exp(jnp.minimum(log_ratio, bound)), 0.0)
+    case _:
+      raise ValueError(f"importance weights of kind {kind!r} are neither truncated nor masked")
   return jnp.where(mask, w, 0.0)

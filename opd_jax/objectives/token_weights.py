@@ -32,6 +32,10 @@ class TokenWeighting:
   mean_one: bool = False  # weights divided by their mean over the row
   horizon: int = 1  # linear: T, positions
 
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(f"token weights of kind {self.kind!r} are not one of {', '.join(KINDS)}")
+
   def choose(self, mask: Bool[Array, "B H"], key: jax.Array) -> Bool[Array, "B H"]:
     """Choose the tokens that are trained.
 
@@ -48,6 +52,8 @@ class TokenWeighting:
         return segment(mask, self.start, self.tokens)
       case "random":
         return random(mask, self.tokens, key)
+      case kind if kind in MASKS:
+        raise NotImplementedError(f"no mask is made for token weights of kind {kind!r}")
     return mask
 
   def weight(self, mask: Bool[Array, "B H"], stats: dict[str, Float[Array, "B H"]]) -> Float[Array, "B H"]:
@@ -67,8 +73,10 @@ class TokenWeighting:
         w = relative(stats["student_entropy"], mask)
       case "teacher_entropy":
         w = jnp.where(mask, jnp.exp(-stats["teacher_entropy"]), 0.0)
-      case _:
+      case kind if kind == "uniform" or kind in MASKS:
         w = mask.astype(jnp.float32)
+      case kind:
+        raise NotImplementedError(f"no weight is computed for token weights of kind {kind!r}")
     return relative(w, mask) if self.mean_one else w
 
 

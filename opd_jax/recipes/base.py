@@ -8,8 +8,8 @@ and JSON. A *run* (runtime/run.py) holds everything that moves and belongs to no
 programs, clock, log, checkpoints, the wish to stop.
 
 A recipe is a module: of this folder by its file's name, or any other by its dotted path (`config.recipe`). It has the class
-as RECIPE, and may have KEYS, the config keys of its own: {"group.name": (default, "meaning")}, a literal, since it is read
-without importing the module (config.py).
+as RECIPE, and may have KEYS, the config keys of its own: {"group.name": (default, "meaning", "values")}, a literal, since it is
+read without importing the module (config/recipes.py). The values are in the notation of config/allowed.py, and may be left out.
 """
 
 import abc
@@ -119,7 +119,8 @@ class Recipe(abc.ABC):
   def learn(self, run: Run, step: int, experience: Any) -> dict[str, Any]:
     """Updates `run.state`, once or several times, and returns the step's metrics as host numbers.
 
-    Of the metrics `loss` and `step_tokens` are needed; `by_position`, `skipped` and others see docs/metrics.md.
+    Of the metrics `loss` and `step_tokens` are needed; `by_position`, `skipped` and others see docs/metrics.md. `updated`,
+    how many updates moved the weights, is not logged: it tells at the end whether anything was learned, see runtime/outcome.py.
     """
 
   # Afterwards.

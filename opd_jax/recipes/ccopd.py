@@ -19,21 +19,38 @@ from typing import Any
 
 from opd_jax.context import canonical
 from opd_jax.context.canonical import Histories
+from opd_jax.context.replies import ReplyForm
 from opd_jax.recipes.opd import OPD, Experience
-from opd_jax.runtime import keys
+from opd_jax.runtime import keys, outcome
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.training.specs import Specs
 from opd_jax.types import Params
 
 KEYS = {
-  "context.kind": ("canonical", "what each side reads: the student a conversation, the teacher everything at once"),
-  "context.turns": ("final", "whose reply is trained: final; any, a random turn's (what the paper warns of)"),
-  "context.turn_tokens": (256, "longest reply to an earlier turn"),
-  "context.refresh": (0, "steps until the student's replies are generated anew; 0: once, by the initial student"),
-  "context.max_turns": (8, "problems of more facts have neighbours joined"),
-  "context.user": ("templates", "what a user says around a fact: templates, plain (nothing)"),
-  "context.min_turns": (2, "problems of fewer are left out"),
+  "context.kind": (
+    "canonical",
+    "what each side reads: the student a conversation, the teacher everything at once",
+    "one of same, canonical",
+  ),
+  "context.turns": (
+    "final",
+    "whose reply is trained: final; any, a random turn's (what the paper warns of)",
+    "one of final, any",
+  ),
+  "context.turn_tokens": (256, "longest reply to an earlier turn", "[1, 2**24]"),
+  "context.refresh": (
+    0,
+    "steps until the student's replies are generated anew; 0: once, by the initial student",
+    "[0, 10**9]",
+  ),
+  "context.max_turns": (8, "problems of more facts have neighbours joined", "[2, 1000]"),
+  "context.user": (
+    "templates",
+    "what a user says around a fact: templates, plain (nothing)",
+    "one of templates, plain",
+  ),
+  "context.min_turns": (2, "problems of fewer are left out", "[2, 1000]"),
 }
 
 
@@ -69,13 +86,25 @@ class CCOPD(OPD):
     def saved(done: int, total: int) -> None:
       self._on_histories_saved(run, done, total)
 
-    student, cut_before = run.models()["student"], histories.cut
+    known = len(histories.ended)
+    student, cut_before, thoughts_before = run.models()["student"], histories.cut, histories.thoughts_cut
     run.prompts.replace(histories.prompts(first, student, needed, step, saved))
     if cut := histories.cut - cut_before:
       run.log.say(
         f"  note: {cut} of {len(needed)} conversations lost their beginning: their replies, tokenised again, need more "
         "tokens than context.turn_tokens reserves; a new run with a larger context.turn_tokens, and data.max_prompt to "
         "match, reserves more"
+      )
+    if cut := histories.thoughts_cut - thoughts_before:
+      run.log.say(
+        f"  note: {cut} replies to earlier turns were cut inside their thought, which is dropped or kept as the chat template "
+        "does with thoughts that end; a new run with a larger context.turn_tokens cuts fewer"
+      )
+    ended = histories.ended[known:]
+    if ended.count(False) > outcome.CUT * len(ended):
+      run.log.say(
+        f"  note: {ended.count(False)} of {len(ended)} earlier replies were cut at {self.config.context.turn_tokens} "
+        "tokens; a new run with a larger context.turn_tokens, and data.max_prompt to match, lets them end"
       )
     self._prompts_known_until = min(steps, end or steps)
     run.clock.lap("converse")
@@ -112,6 +141,7 @@ class CCOPD(OPD):
       directory=run.workdir.root / "histories",
       initial_student=lambda: self._initial_student(run),
       digest=run.digest,
+      reply_form=ReplyForm.of(inputs.tokenizer, config.data.system),
     )
 
   def _initial_student(self, run: Run) -> Params:

@@ -29,7 +29,7 @@ from opd_jax.horizon.adaptive import StepObservation
 from opd_jax.models import frozen, lora
 from opd_jax.objectives import advantage as advantages
 from opd_jax.recipes.base import Recipe
-from opd_jax.rollout.generate import decode
+from opd_jax.rollout.generate import decode, prompt_ends
 from opd_jax.runtime import hosts, keys, metrics, startup_summary
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
@@ -79,8 +79,11 @@ class OPD(Recipe):
   def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
     advantage, reward = self._advantage(run, experience)
     agreement = self._probe_gradient(run, step, experience)
+    updated = 0
     for _ in range(self.config.updates_per_rollout):
       stats = self._update(run, experience, advantage)
+      updated += int(stats["updated"])
+    stats["updated"] = updated
     return self._metrics(step, experience, stats, reward, agreement)
 
   def _prompts(self, run: Run, step: int) -> tuple[Batch, np.ndarray]:
@@ -94,7 +97,12 @@ class OPD(Recipe):
 
   def _data_rollout(self, run: Run, index: np.ndarray, width: int, limit: int) -> Rollout:
     if not self._solutions:
-      self._solutions = problems.solutions(run.inputs.train, run.inputs.tokenizer, self.specs.student.stop_ids)
+      self._solutions = problems.solutions(
+        run.inputs.train,
+        run.inputs.tokenizer,
+        self.specs.student.stop_ids,
+        chat_template=self.specs.config.data.chat_template,
+      )
     rows = [self._solutions[i] for i in index]
     return run.to_devices(pipeline.rollout_from_data(rows, width, limit, self.specs.sampling.pad_id))
 
@@ -103,10 +111,14 @@ class OPD(Recipe):
     verify, n = run.inputs.verify, self.step.n
     if not verify:
       return None, None
-    response, mask = hosts.local_rows((experience.rollout.response, experience.rollout.mask))
+    rollout, train = experience.rollout, run.inputs.train
+    response, mask, ended = hosts.local_rows((rollout.response, rollout.mask, rollout.ended))
+    prompt, prompt_mask = hosts.local_rows((experience.prompts.prompt, experience.prompts.prompt_mask))
     texts = decode(run.inputs.tokenizer, response, mask, self.specs.sampling.stop_ids)
-    answers = [run.inputs.train.answers[i] for i in experience.index for _ in range(n)]
-    reward = np.array([verify(*pair) for pair in zip(texts, answers, strict=True)], np.float32)
+    ends = prompt_ends(run.inputs.tokenizer, [row[m] for row, m in zip(prompt, prompt_mask, strict=True)])
+    answers = [train.answers[i] for i in experience.index for _ in range(n)]
+    judged = zip(texts, answers, ended, [end for end in ends for _ in range(n)], strict=True)
+    reward = np.array([verify(text, answer, ended=bool(e), prompt=end) for text, answer, e, end in judged], np.float32)
     mean = float(np.mean(hosts.all_gather_to_host(run.to_devices(reward, n))))
     advantage = advantages.group_relative(reward, n, std=self.config.mixture.reward_std)
     run.clock.lap("verify")
@@ -152,6 +164,7 @@ class OPD(Recipe):
       "lr": optim.learning_rate(self.config.optimizer, step * self.config.updates_per_rollout),
       "skipped": int(stats["skipped"]),
       "empty": int(stats["empty"]),
+      "updated": int(stats["updated"]),
       "trained": int(stats["trained"]),
       **({} if reward is None else {"reward": reward}),
       "step_tokens": tokens,

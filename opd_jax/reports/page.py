@@ -5,6 +5,7 @@ import html
 import pathlib
 from collections.abc import Sequence
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.reports import figures
 from opd_jax.reports.comparison import Arm, Comparison
@@ -19,7 +20,7 @@ def write(comparison: Comparison, folder: str | pathlib.Path) -> pathlib.Path:
   Raises:
     InputError: the folder cannot be made.
   """
-  folder = pathlib.Path(folder)
+  folder = expanded_path(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -104,6 +105,7 @@ def _run_cells(run: Run) -> dict[str, str]:
     "devices": str(run.info.get("devices", "–")),
     "commit": str(run.info.get("commit") or "–")[:12],
     "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "–",
+    "changed on the way": "; ".join(run.changes),
     "notes": "; ".join(run.notes),
   }
 

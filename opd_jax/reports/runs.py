@@ -6,9 +6,10 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from opd_jax.config import flat
+from opd_jax.config import expanded_path, flat
 from opd_jax.errors import InputError
-from opd_jax.reports.labels import arm_labels
+from opd_jax.reports.labels import arm_labels, show
+from opd_jax.runtime.outcome import answers_cut
 
 # What a report needs of every record, by its kind.
 _KEYS = {
@@ -32,6 +33,13 @@ class Run:
   @property
   def seed(self) -> Any:
     return self.config.get("seed")
+
+  @property
+  def changes(self) -> list[str]:
+    """The keys that had other values in the beginning, with the step from which they changed."""
+    return [
+      f"from step {c['step']}: {c['key']} {show(c['from'])} -> {show(c['to'])}" for c in self.info.get("changes", ())
+    ]
 
   @property
   def step(self) -> int:
@@ -96,7 +104,7 @@ def load(dirs: Iterable[str | pathlib.Path]) -> list[Run]:
     InputError: a directory, a file or a field that the report needs is not there.
   """
   paths = {}
-  for path in map(pathlib.Path, dirs):
+  for path in map(expanded_path, dirs):
     paths.setdefault(path.resolve(), path)
   if not paths:
     raise InputError("No workdir was named: give the directories that opd_jax.train wrote.")
@@ -120,11 +128,25 @@ def _read(path: pathlib.Path) -> Run:
   train, evals, cut_short = _read_records(path / "metrics.jsonl")
   if not evals:
     raise InputError(f"{path} holds no evaluation: set eval.every above 0 and train, or wait for the first evaluation.")
+  if not train:
+    notes.append("no step is made yet: the accuracy is that of the untrained student")
   if cut_short:
     notes.append("the last line of metrics.jsonl was cut short and is left out")
   if skipped := sum(bool(r.get("skipped")) for r in train):
     notes.append(f"{skipped} logged step(s) skipped an update because of a NaN or Inf")
+  if train and (empty := train[-1].get("empty")):
+    notes.append(f"{empty} update(s) were left out because the gradient was exactly zero")
+  outcome = info.get("outcome", {})
+  if outcome.get("steps") and not outcome.get("updated"):
+    notes.append("nothing was learned: every update was skipped or left out, so the student is as it was")
+  if cut := _answers_cut(evals[-1]):
+    notes.append(f"at the last evaluation {cut}")
   return Run(path, config, info, train, evals, notes)
+
+
+def _answers_cut(record: dict[str, Any]) -> str:
+  """What its own limit did to an evaluation; "" of a record from before there were lengths."""
+  return answers_cut(record) if {"k", "prompts", "ended", "length"} <= record.keys() else ""
 
 
 def _read_json(path: pathlib.Path) -> dict:

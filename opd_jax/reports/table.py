@@ -11,7 +11,7 @@ MIN_WIDTH, WIDE, MAX_WIDTH = 60, 96, 100  # columns of the terminal; below WIDE 
 
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
-  """Print the table and the headline, in at most 100 columns."""
+  """Print the table and the headline, in at most 100 columns, and what has to be known of single runs."""
   console = console or Console()
   width = max(MIN_WIDTH, min(console.width, MAX_WIDTH))
   rows = [_cells(comparison, arm, width >= WIDE) for arm in comparison.arms]
@@ -22,6 +22,8 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     table.add_row(*row.values())
   console.print(table, width=width)
   console.print(headline(comparison) + "\n", width=width, highlight=False, markup=False)
+  for note in (f"  note: {run.path}: {note}" for run in comparison.runs for note in run.notes):
+    console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
 def _cells(comparison: Comparison, arm: Arm, wide: bool) -> dict[str, str]:

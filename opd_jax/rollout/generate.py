@@ -18,15 +18,23 @@ from opd_jax.rollout.segments import Segments
 from opd_jax.runtime import hosts
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import ProgramCache, StepShape, record
+from opd_jax.tasks.problem import Response
 from opd_jax.types import Batch, Params, Rollout
 
 
 class Completions(NamedTuple):
   """The responses to a list of prompts, k to each, in the prompts' order."""
 
-  texts: list[str]  # without the stop token
+  texts: list[str]  # with the marks of thoughts, without the stop token
   lengths: np.ndarray  # int[prompts k], tokens, the stop token included
   ended: np.ndarray  # bool[prompts k], by a stop token
+  prompt_ends: Sequence[str] = ()  # of each response's prompt the last tokens, as text; (): unknown
+
+  @property
+  def responses(self) -> list[Response]:
+    """What verifiers are given."""
+    ends = self.prompt_ends or [""] * len(self.texts)
+    return [Response(*each) for each in zip(self.texts, map(bool, self.ended), ends, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +198,8 @@ class Generator:
           texts[i] = text
         lengths[at] = mask.sum(axis=1)
         ended[at] = rollout.ended[rows]
-    return Completions(texts, lengths, ended)
+    ends = prompt_ends(self._tokenizer, ids)
+    return Completions(texts, lengths, ended, [end for end in ends for _ in range(self.k)])
 
   def _by_prompt_len(self, ids: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
     """Group prompts, by index, under the first compiled width that holds them; one group where they have no numbers."""
@@ -204,6 +213,17 @@ class Generator:
 
 
 def decode(tokenizer, response: np.ndarray, mask: np.ndarray, stop_ids: Sequence[int]) -> list[str]:
-  """Decode each row to text, without the stop token."""
-  rows = [[int(t) for t in row[m] if t not in stop_ids] for row, m in zip(response, mask, strict=True)]
-  return tokenizer.batch_decode(rows, skip_special_tokens=True)
+  """Decode each row to text, without stop tokens and padding; other special tokens stay: they may mark thoughts."""
+  left_out = {*stop_ids, getattr(tokenizer, "pad_token_id", None)}
+  rows = [[int(t) for t in row[m] if int(t) not in left_out] for row, m in zip(response, mask, strict=True)]
+  return tokenizer.batch_decode(rows, skip_special_tokens=False)
+
+
+def prompt_ends(tokenizer, ids: Sequence[Sequence[int]]) -> list[str]:
+  """Decode the end of every prompt, where a chat template may have opened a thought."""
+  ends = [tuple(map(int, row[-END:])) for row in ids]
+  texts = {end: tokenizer.decode(list(end), skip_special_tokens=False) for end in dict.fromkeys(ends)}
+  return [texts[end] for end in ends]
+
+
+END = 32  # tokens

@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
@@ -32,6 +33,7 @@ class Sampling:
   temperature: float = 1.0  # 0: greedy
   top_p: float = 1.0
   top_k: int = 0
+  never: tuple[tuple[int, int], ...] = ()  # [first, end) of other ids that are never drawn: no token has them
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +108,8 @@ def rollout(
     rows = state.rows
     with jax.named_scope("sample"):
       keys = jax.vmap(lambda k: jax.random.fold_in(k, state.t))(rows.key)
-      token, logprob = sample_fn(keys, cache.logits(w, x, sampling.vocab), sampling)
+      logits = leave_out(cache.logits(w, x, sampling.vocab), sampling.never)
+      token, logprob = sample_fn(keys, logits, sampling)
     live = ~rows.ended
     token = jnp.where(live, token, sampling.pad_id)
     put = lambda a, new: lax.dynamic_update_slice_in_dim(a, new[:, None], state.t, axis=1)
@@ -269,6 +272,16 @@ def inverse_cdf(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Ar
   total = cumulative[:, -1:]
   below = jnp.minimum(u[:, None] * total, jnp.nextafter(total, 0.0))  # the product may round up to the total
   return jnp.sum(cumulative <= below, axis=-1, dtype=jnp.int32)
+
+
+def leave_out(logits: Float[Array, "B V"], never: tuple[tuple[int, int], ...]) -> Float[Array, "B V"]:
+  """Give ids in these ranges, each [first, end), no probability; without ranges the program has nothing of it."""
+  if not never:
+    return logits
+  left_out = np.zeros(logits.shape[-1], bool)
+  for first, end in never:
+    left_out[first:end] = True
+  return jnp.where(left_out, -jnp.inf, logits)
 
 
 def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:

@@ -11,6 +11,7 @@ import tempfile
 
 from etils import epath
 
+from opd_jax.config import expanded
 from opd_jax.errors import InputError
 
 
@@ -23,7 +24,7 @@ class MirroredDir:
   """
 
   def __init__(self, name: str | os.PathLike):
-    self.name = str(name)
+    self.name = expanded(name)
     self.root = epath.Path(self.name)
     self.remote = "://" in self.name
     self._copied: dict[str, tuple[int, int]] = {}  # size and time of each file that the bucket has

@@ -20,21 +20,21 @@ from ml_collections import config_flags
 
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.errors import RESUME, InputError, StopRequested
-from opd_jax.runtime import supervise, xla
+from opd_jax.errors import INTERRUPTED, InputError, StopRequested
+from opd_jax.runtime import interrupts, supervise, xla
 
 Source = Callable[[Sequence[str], str | None], Config]  # (arguments, --config or None) -> the config to override
 INPUT_ERROR = 2  # exit status of a command that was given a wrong input
 
 
 def main(
-  run: Callable[[flags.FlagValues, Config], None],
+  run: Callable[[flags.FlagValues, Config], int | None],
   usage: str,
   define: Callable,
   source: Source,
   several: bool = False,
 ) -> None:
-  """Parses sys.argv and calls `run(flags, config)`.
+  """Parses sys.argv and calls `run(flags, config)`, which may return a status to end with.
 
   Args:
     usage: what --help prints before the flags.
@@ -48,16 +48,16 @@ def main(
     own = (lambda values: [define(values), _define_processes(values)]) if several else define
     values, c = parse(sys.argv, usage, own, source)
     joins = several and (values.coordinator is not None or supervise.clustered())
-    with supervise.supervised(joins):
+    with supervise.supervised(joins), interrupts.handled():
       try:
         if joins:
           from opd_jax.runtime import hosts
 
           hosts.start(values.coordinator, values.processes, values.process, values.silence)
-        run(values, c)
+        status = run(values, c) or 0
       except StopRequested as e:
-        print(f"{e}; the same command goes on", file=sys.stderr)
-        status = RESUME
+        interrupts.say(f"{e}; the same command goes on")
+        status = e.status
       if hosts := _joined():
         hosts.finish()
   except InputError as e:
@@ -65,29 +65,40 @@ def main(
     status = INPUT_ERROR
     _tell_others(e)
   except KeyboardInterrupt as e:
-    print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-    status = 130
+    interrupts.say(str(e) or "stopped")
+    status = INTERRUPTED
     _tell_others(e)
   except Exception as e:
     if not _joined():
       raise
     traceback.print_exc()
     _tell_others(e)
-  sys.exit(status)
+  interrupts.leave(status)
 
 
 @contextlib.contextmanager
-def reporting_input_errors(prefix: str = "error: ") -> Iterator[None]:
-  """Prints an InputError of the block as one sentence on standard error, and ends the command.
+def reporting_the_end(stopped: str = "stopped", prefix: str = "error: ") -> Iterator[None]:
+  """Ends a command of one process, whose flags are its own, with one sentence and a status where the block cannot go on.
+
+  Args:
+    stopped: what is said after Ctrl-C where no run says what it has saved.
+    prefix: of the sentence of an InputError.
 
   Raises:
-    SystemExit: with status 2, in the place of the InputError.
+    SystemExit: with status 2 for a wrong input, RESUME or INTERRUPTED for a run that was asked to stop.
   """
   try:
-    yield
+    with interrupts.handled():
+      yield
   except InputError as e:
     _print_input_error(e, prefix)
     sys.exit(INPUT_ERROR)
+  except StopRequested as e:
+    interrupts.say(f"{e}; the same command goes on")
+    interrupts.leave(e.status)
+  except KeyboardInterrupt as e:
+    interrupts.say(str(e) or stopped)
+    interrupts.leave(INTERRUPTED)
 
 
 def _print_input_error(e: InputError, prefix: str = "error: ") -> None:
@@ -112,7 +123,7 @@ def output_directory(out: str) -> pathlib.Path:
   Raises:
     InputError: where it cannot be made or written.
   """
-  path = pathlib.Path(out)
+  path = configs.expanded_path(out)
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -146,7 +157,7 @@ def _tell_others(e: BaseException) -> None:
     sys.stdout.flush()
     if isinstance(e, InputError):
       os._exit(INPUT_ERROR)
-    os._exit(130 if isinstance(e, KeyboardInterrupt) else 1)
+    os._exit(INTERRUPTED if isinstance(e, KeyboardInterrupt) else 1)
 
 
 def of_method(argv: Sequence[str], spec: str | None) -> Config:
@@ -154,18 +165,39 @@ def of_method(argv: Sequence[str], spec: str | None) -> Config:
   return configs.load(spec or "popd")
 
 
-def of_workdir(argv: Sequence[str], spec: str | None) -> Config:
-  """Loads the config that --workdir was made with; without a workdir, --config or the defaults."""
+def of_run(argv: Sequence[str], spec: str | None) -> Config:
+  """Loads --config=FILE[:SCALE]; without it, the config that --workdir was made with, and POPD for a new workdir."""
+  named = _workdir_of(argv)
+  if spec or not named:
+    return of_method(argv, spec)
   from opd_jax.runtime import bucket, workdir
 
+  path = bucket.MirroredDir(named).fetch()
+  if not (path / "config.json").is_file():
+    return of_method(argv, spec)
+  print(f"config of {named}, since there is no --config", file=sys.stderr)
+  return workdir.load_config(path)
+
+
+def of_workdir(argv: Sequence[str], spec: str | None) -> Config:
+  """Loads the config that --workdir was made with; without a workdir, --config or the defaults."""
+  if named := _workdir_of(argv):
+    if spec:
+      raise InputError(
+        "A --workdir has its config with it: leave --config out, and override keys with --config.KEY=VALUE."
+      )
+    from opd_jax.runtime import bucket, workdir
+
+    return workdir.load_config(bucket.MirroredDir(named).fetch())
+  return configs.load(spec) if spec else configs.default()
+
+
+def _workdir_of(argv: Sequence[str]) -> str | None:
+  """Returns the value of --workdir, before the flags are parsed; None where it is not given."""
   for arg, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
     if named := re.fullmatch(r"--?workdir(?:=(.*))?", arg):
-      if spec:
-        raise InputError(
-          "A --workdir has its config with it: leave --config out, and override keys with --config.KEY=VALUE."
-        )
-      return workdir.load_config(bucket.MirroredDir(named[1] if named[1] is not None else after).fetch())
-  return configs.load(spec) if spec else configs.default()
+      return named[1] if named[1] is not None else after
+  return None
 
 
 def parse(argv: Sequence[str], usage: str, define: Callable, source: Source) -> tuple[flags.FlagValues, Config]:
@@ -183,7 +215,7 @@ def parse(argv: Sequence[str], usage: str, define: Callable, source: Source) -> 
   c = source(argv, spec)
   argv = [a for a in argv if not re.match(r"--?config=", a)]
   c = _with_recipe(c, argv)
-  known = configs.flat(c.to_dict())
+  known = configs.flat(c)
   for key in (m[1] for a in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))):
     if key not in known:
       raise configs.unknown_key(c, key)
@@ -191,19 +223,23 @@ def parse(argv: Sequence[str], usage: str, define: Callable, source: Source) -> 
     config_flags.DEFINE_config_dict("config", c, flag_values=values, lock_config=True, sys_argv=list(argv))
     positional = values(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    if match := re.match(r"flag --config\.([\w.]+)=(.*?): ", str(e), re.DOTALL):
+      raise configs.refusal(c, match[1], match[2]) from None
     raise InputError(" ".join(str(e).split()).rstrip(".") + ".") from None
   if values["help"].value:
     print(usage.strip(), "\n\nConfig keys (override with --config.KEY=VALUE):\n")
-    meanings = configs.meanings(c.recipe)
+    table = configs.table(c.recipe)
     for key, value in known.items():
-      print(f"  {key} = {value!r}" + (f"    {meanings[key]}" if key in meanings else ""))
+      print(f"  {key} = {value!r}    {table[key].meaning}    ({table[key].notation or 'a value of this type'})")
     for name in sorted(n for n in values if n not in ("help", "config") and not n.startswith("config.")):
       print(f"\n  --{name}: {values[name].help}", end="")
     print()
     sys.exit(0)
   if len(positional) > 1:
     raise InputError(f"The argument {positional[1]!r} belongs to no flag; flags are written --NAME=VALUE.")
-  return values, values["config"].value
+  config = values["config"].value
+  configs.check(config)
+  return values, config
 
 
 def _with_recipe(config: Config, argv: Sequence[str]) -> Config:

@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from opd_jax.errors import RESUME, InputError, StopRequested
+from opd_jax.errors import INTERRUPTED, RESUME, InputError, StopRequested
 from opd_jax.runtime.supervise import clustered, on_tpu
 
 SILENCE = 30.0  # seconds without a sign of life after which a process counts as lost
@@ -195,6 +195,18 @@ def on_first(f: Callable[[], None]) -> None:
   return None
 
 
+def text_of_first(text: str) -> str:
+  """Returns the text of the first process, on every process."""
+  if not several():
+    return text
+  data = np.frombuffer(text.encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+  message = np.zeros(size, np.uint8)
+  if first():
+    message[:] = data
+  return np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8).tobytes().decode()
+
+
 def finish() -> None:
   """Waits for the others to have finished too."""
   global _watch
@@ -303,7 +315,7 @@ class Watch(threading.Thread):
 
 
 class PreemptionWatcher:
-  """A watcher for the wish that a run stops: a SIGTERM, or a maintenance notice of a Google machine.
+  """A watcher for the wish that a run stops: a SIGTERM, a maintenance notice of a Google machine, or Ctrl-C.
 
   Several processes may hear it at different steps, or only one of them may. JAX's preemption service agrees on a step
   that none has reached yet; before that step all of them stop.
@@ -311,6 +323,7 @@ class PreemptionWatcher:
 
   def __init__(self):
     self._requested = threading.Event()
+    self._interrupted = False
     self._before = None
     # With several processes JAX has a handler of its own, which a handler here would replace.
     if not several() and threading.current_thread() is threading.main_thread():
@@ -326,6 +339,18 @@ class PreemptionWatcher:
   def request(self) -> None:
     """Asks the run of this process to stop, as a SIGTERM does."""
     self._requested.set()
+
+  def interrupt(self) -> None:
+    """Asks the run to stop after Ctrl-C; of several processes, all of them."""
+    self._interrupted = True
+    if several():
+      os.kill(os.getpid(), signal.SIGTERM)  # heard by JAX's preemption service
+    else:
+      self.request()
+
+  def status(self) -> int:
+    """Returns the status to leave with: INTERRUPTED where any process heard Ctrl-C. All ask, at the same step."""
+    return INTERRUPTED if any_on_hosts(np.array([self._interrupted]))[0] else RESUME
 
   @property
   def requested(self) -> bool:

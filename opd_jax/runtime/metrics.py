@@ -16,6 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from opd_jax.runtime.outcome import answers_cut
+
 
 class Clock:
   """A clock by part of the work: every second since the start belongs to one of the named parts.
@@ -179,12 +181,15 @@ class ProgressBar:
   def evaluation(self, record: dict[str, Any]) -> None:
     """Prints an evaluation's accuracy and the cost so far."""
     model = f" ({record['model']})" if record.get("model") else ""
+    cut = f", prompts that lost their beginning: {record['prompts_cut']}" if record.get("prompts_cut") else ""
     self.say(
       f"{self._name}{model} step {record['step']} accuracy "
       f"{record['accuracy']:.3f} [{record['low']:.3f}, {record['high']:.3f}] "
       f"avg@{record['k']} on {record['prompts']} problems, mean length {record['length']['mean']:.0f}, "
-      f"{record['elapsed']:.1f} s of training, {record['tokens']:,} tokens"
+      f"{record['elapsed']:.1f} s of training, {record['tokens']:,} tokens{cut}"
     )
+    if cut := answers_cut(record):
+      self.say(f"  note: {cut}")
 
   def say(self, text: str) -> None:
     """Prints a line above the bar."""

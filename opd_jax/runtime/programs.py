@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from opd_jax.config import expanded
 from opd_jax.errors import InputError
+from opd_jax.runtime.interrupts import COMPILER
 
 
 class StepShape(NamedTuple):
@@ -50,10 +52,13 @@ class CompiledSteps:
 
   def __init__(self, lower: Lower, program_cache: ProgramCache | None = None, static: Hashable = None):
     self._lower, self._cache, self._static = lower, {} if program_cache is None else program_cache, static
-    self._shape_pool = ThreadPoolExecutor(1, thread_name_prefix="lower")  # one shape after another
-    self._program_pool = ThreadPoolExecutor(3, thread_name_prefix="compile")  # its programs beside each other
+    self._shape_pool = ThreadPoolExecutor(1, thread_name_prefix=f"{COMPILER}-shapes")  # one shape after another
+    self._program_pool = ThreadPoolExecutor(
+      3, thread_name_prefix=f"{COMPILER}-programs"
+    )  # its programs beside each other
     self._futures: dict[StepShape, Future] = {}
     self._lock = threading.Lock()
+    self._closed = False
     self.compiled: list[dict] = []
 
   def prepare(self, shape: StepShape) -> None:
@@ -67,7 +72,7 @@ class CompiledSteps:
         done.set_result(programs)
       else:
         self._futures[shape] = self._shape_pool.submit(self._compile, shape)
-        self._futures[shape].add_done_callback(functools.partial(_report_failure, shape))
+        self._futures[shape].add_done_callback(functools.partial(self._report_failure, shape))
 
   def __contains__(self, shape: StepShape) -> bool:
     """Tells whether a shape has been compiled, or is being."""
@@ -83,10 +88,11 @@ class CompiledSteps:
     self.prepare(shape)
     return self._futures[shape].result()
 
-  def close(self) -> None:
-    """Waits for what is being compiled, and begins nothing more."""
+  def close(self, wait: bool = True) -> None:
+    """Begins nothing more, and waits for what is being compiled, unless told otherwise: XLA cannot be interrupted."""
+    self._closed = True
     for pool in (self._shape_pool, self._program_pool):
-      pool.shutdown(wait=True, cancel_futures=True)
+      pool.shutdown(wait=wait, cancel_futures=True)
 
   def _compile(self, shape: StepShape) -> dict[str, jax.stages.Compiled]:
     def compile_one(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -100,11 +106,10 @@ class CompiledSteps:
     self._cache[self._static, shape] = programs = {name: f.result() for name, f in futures.items()}
     return programs
 
-
-def _report_failure(shape: StepShape, done: Future) -> None:
-  """Prints why a shape could not be compiled: it may be asked for much later, or never."""
-  if not done.cancelled() and (e := done.exception()):
-    print(f"compiling for {shape.prompt} + {shape.width} tokens failed: {type(e).__name__}: {e}", file=sys.stderr)
+  def _report_failure(self, shape: StepShape, done: Future) -> None:
+    """Prints why a shape could not be compiled: it may be asked for much later, or never."""
+    if not self._closed and not done.cancelled() and (e := done.exception()):
+      print(f"compiling for {shape.prompt} + {shape.width} tokens failed: {type(e).__name__}: {e}", file=sys.stderr)
 
 
 def record(name: str, shape: StepShape, seconds: float, program: jax.stages.Compiled) -> dict:
@@ -123,7 +128,7 @@ def use_cache(setting: str, root: epath.Path) -> None:
   """
   if setting == "off":
     return
-  path = root.resolve().parent / ".jax_cache" if setting == "auto" else epath.Path(setting).expanduser()
+  path = root.resolve().parent / ".jax_cache" if setting == "auto" else epath.Path(expanded(setting))
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:

@@ -11,6 +11,7 @@ wish to stop. What it is made of is passed in (trainer.py), so this file knows n
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -19,15 +20,16 @@ import numpy as np
 from jaxtyping import Int
 
 from opd_jax.config import Config
-from opd_jax.errors import InputError, StopRequested
-from opd_jax.runtime import hosts, keys, metrics
+from opd_jax.errors import RESUME, InputError, StopRequested
+from opd_jax.runtime import hosts, interrupts, keys, metrics
 from opd_jax.runtime import workdir as workdirs
 from opd_jax.runtime.bucket import MirroredDir
+from opd_jax.runtime.outcome import Outcome
 from opd_jax.runtime.programs import CompiledSteps, ProgramCache, StepShape
 
 PyTree = Any
 # Names in a checkpoint's position; a recipe's state has others.
-TAKEN = ("step", "tokens", "prompts", "lengths", "seconds")
+TAKEN = ("step", "tokens", "prompts", "lengths", "seconds", "outcome")
 
 
 class Run:
@@ -43,6 +45,7 @@ class Run:
     frozen: the models that never change, as recipe.frozen loads them.
     step: steps that are finished.
     tokens: generated so far.
+    outcome: what became of the updates so far.
     compiled: the step programs by shape.
     evaluators: of held-out problems, by model, as soon as one has been needed.
     program_cache: compiled programs, which runs of one process can share.
@@ -79,6 +82,7 @@ class Run:
     position = new if position is None else position
     self.step = self.resumed_from = position["step"]
     self.tokens = position["tokens"]
+    self.outcome = Outcome.of_checkpoint(position)
     self.clock = metrics.Clock(position["seconds"])
     self.log = metrics.Metrics(
       workdir.path, config.log, config.steps, self.step, position["lengths"], workdir.path.name
@@ -99,8 +103,11 @@ class Run:
     """Listens for the wish to stop meanwhile, and closes everything afterwards."""
     with contextlib.ExitStack() as closing:
       self.preemption = watcher = hosts.PreemptionWatcher()
-      for part in (watcher, self._checkpoints, self.compiled, self.log):
-        closing.callback(part.close)
+      closing.callback(watcher.close)
+      closing.callback(self._checkpoints.close)
+      closing.push(lambda error, *_: self.compiled.close(wait=error is None))
+      closing.callback(self.log.close)
+      closing.enter_context(interrupts.answered(self._kept, watcher.interrupt))
       yield
 
   def begin(self, *, compile_all: bool = False) -> None:
@@ -113,17 +120,22 @@ class Run:
     self.clock.start()
     self.expect(self.recipe.shapes(self, self.step))
     if compile_all:
-      for shape in self.expected:
-        self.compiled.at(shape)
-    if self.step < self.config.steps:
-      self._describe([])
+      with self._free_to_leave():
+        for shape in self.expected:
+          self.compiled.at(shape)
+    if self.step >= self.config.steps:
+      made = f"{self.step} of {self.config.steps} steps" if self.step == self.config.steps else f"{self.step} steps"
+      self.log.say(f"{self.workdir.name} is complete: {made}; raise --config.steps above {self.step} to go on")
+      return
+    self._describe([])
     for line in self.recipe.summary(self):
       self.log.say(line)
     if self.resumed_from:
       self.log.say(f"  resumed after step {self.resumed_from}")
     self.clock.start()
     if self.step == 0:
-      self.evaluate()
+      with self._free_to_leave():
+        self.evaluate()
 
   def models(self) -> dict[str, Any]:
     """Returns the parameters of the recipe's models as they are now, by name."""
@@ -148,7 +160,8 @@ class Run:
   def programs(self, shape: StepShape) -> dict[str, jax.stages.Compiled]:
     """Returns a shape's compiled programs, by name; those of the next new shape begin to compile in the background."""
     self.clock.lap("other")
-    programs = self.compiled.at(shape)
+    with self._free_to_leave():
+      programs = self.compiled.at(shape)
     self.clock.lap("compile")
     self._compile_ahead(shape)
     return programs
@@ -212,6 +225,7 @@ class Run:
     """
     self.step = step + 1
     self.tokens += learned["step_tokens"]
+    self.outcome.count(learned)
     self._positions = {k: position for k, position in self._positions.items() if k > step}
     self.clock.lap("other")
     times = {"seconds": self.clock.step(), "elapsed": self.clock.elapsed, "wall": self.clock.wall}
@@ -253,13 +267,18 @@ class Run:
       "prompts": self._positions.get(self.step) or self.prompts.state(),
       "lengths": self.log.lengths(),
       "seconds": self.clock.totals,
+      "outcome": dataclasses.asdict(self.outcome),
     }
     self._describe([record for part in self._program_sources for record in part.compiled])
     self._checkpoints.save(self.step, self.state, position | remembered)
 
   def finish(self) -> None:
-    """Waits for the last checkpoint."""
+    """Waits for the last checkpoint, and says how the run ended."""
     self._checkpoints.wait()
+    if self.step > self.resumed_from:
+      self.log.say(f"complete: {self.step} of {self.config.steps} steps, saved in {self.workdir.name}")
+    for line in self.outcome.lines():
+      self.log.say(f"  note: {line}")
 
   def save_and_stop(self) -> NoReturn:
     """Saves, unless it has been done at this step, and ends the run.
@@ -270,13 +289,33 @@ class Run:
     if self.step > self.resumed_from and self._checkpoints.latest() != self.step:
       self.save()
     self._checkpoints.wait()
-    raise StopRequested(f"asked to stop: saved after step {self.step} of {self.config.steps} in {self.workdir.name}")
+    status = self.preemption.status() if self.preemption else RESUME
+    if not self.step:
+      raise StopRequested(f"asked to stop before the first step: nothing is saved in {self.workdir.name}", status)
+    raise StopRequested(
+      f"asked to stop: saved after step {self.step} of {self.config.steps} in {self.workdir.name}", status
+    )
+
+  def _kept(self) -> str:
+    return workdirs.kept(self.workdir)
+
+  def _free_to_leave(self) -> contextlib.AbstractContextManager[None]:
+    """Lets Ctrl-C end the process at once meanwhile, where all finished steps are saved; several processes stop at a step.
+
+    Raises:
+      StopRequested: a run of one process has been asked before.
+    """
+    if hosts.several() or self.step not in (self.resumed_from, workdirs.saved_step(self.workdir)):
+      return contextlib.nullcontext()
+    if self.stop_requested:
+      self.save_and_stop()
+    return interrupts.answered(self._kept)
 
   def _stop_broken(self, skipped: int) -> NoReturn:
     self._checkpoints.wait()
     last = self._checkpoints.latest()
     raise InputError(
-      f"{skipped} updates in a row had a NaN or Inf in the loss or the gradient (last: step {self.step}); the run "
+      f"{skipped} updates in a row had a NaN or Inf in the loss, the gradient or the new weights (last: step {self.step}); the run "
       f"stops and keeps its last checkpoint ({'none yet' if last is None else f'step {last}'}) in {self.workdir.path}. "
       "Lower config.optimizer.lr or add warm-up."
     )
@@ -284,7 +323,7 @@ class Run:
   def _describe(self, programs: list[dict]) -> None:
     """Writes run.json, and in a bucket all that was written so far."""
     if hosts.first():
-      workdirs.describe(self.workdir.path, self.stages, programs, self.resumed_from)
+      workdirs.describe(self.workdir.path, self.stages, programs, self.resumed_from, dataclasses.asdict(self.outcome))
       self.workdir.push()
 
   def _due(self, every: int, step: int) -> bool:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ import jax
 from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.errors import InputError
+from opd_jax.runtime import hosts
 from opd_jax.runtime.bucket import MirroredDir
+from opd_jax.runtime.outcome import Outcome
 from opd_jax.runtime.version import __version__
 
-# A run may be resumed with other values of these: they do not change what the steps before would have done.
-FREE = (
+# What a digest of a run's rollouts leaves out. Digests stand on disk, so this list stays as it is.
+UNHASHED = (
   "steps",
   "mesh.data",
   "mesh.fsdp",
@@ -34,57 +37,204 @@ FREE = (
   "log.wandb",
   "log.samples",
 )
+# A run may be resumed with other values of these: they change no step, neither those that are done nor those to come.
+FREE = (
+  *UNHASHED,
+  "eval.every",
+  "eval.path",
+  "eval.prompts",
+  "eval.k",
+  "eval.pass_at",
+  "eval.max_tokens",
+  "eval.temperature",
+  "eval.batch",
+  "optimizer.max_skipped",
+  "allow_mismatch",
+)
+BREAKS = ("eval.every", "checkpoint.every")  # with rollout.ahead no rollout begins before these, so they change steps
+SOURCE = ("data.", "batch", "seed")  # with another one of these the prompts begin anew
+REPLIES = ("data.", "context.", "sampling.", "seed")  # what the replies of saved conversations are made by
+SCHEDULES = ("full", "truncated", "progressive", "geometric")  # horizons that remember nothing
+FIXED = {  # what a run cannot go on with, by the beginning of the key
+  "recipe": "another method trains another state",
+  "student": "the checkpoint holds the weights of that model",
+  "lora.": "the checkpoint holds the weights of that adapter",
+  "optimizer.kind": "the checkpoint holds the state of that optimiser",
+}
+
+Change = dict[str, Any]  # of a key: "step" from which on, "key", "from", "to"
 
 
-def check(directory: MirroredDir, config: Config) -> None:
-  """Refuses a workdir that belongs to another config, a file, or a path that cannot be written."""
+def check(directory: MirroredDir, config: Config, allow: Sequence[str] = ()) -> list[Change]:
+  """Refuses a workdir that belongs to another config, a file, or a path that cannot be written.
+
+  Args:
+    allow: keys, or names of groups, that may differ from the config that the workdir has, beside those of FREE.
+
+  Returns:
+    What differs and may.
+  """
   path = directory.path
   if path.exists() and not path.is_dir():
     raise InputError(f"--workdir={path} is a file; give a directory.")
   existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
   if not os.access(existing, os.W_OK):
     raise InputError(f"--workdir={path} cannot be written: there is no permission in {existing}.")
-  saved = path / "config.json"
-  has_checkpoint = any((directory.root / "checkpoints").glob("[0-9]*"))
-  if saved.exists() and has_checkpoint:  # before the first checkpoint nothing is lost
-    differences = configs.difference(saved.read_text(), configs.to_json(config), FREE)
-    if differences:
-      others = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-      raise InputError(
-        f"The workdir {directory.name} belongs to another config: {'; '.join(differences[:5])}{others}. "
-        "Give the config that it began with to resume it, or another --workdir."
-      )
+  allowed = _keys_of(config, allow)
+  saved, step = path / "config.json", _last_checkpoint(directory)
+  if step is None or not saved.exists():  # before the first checkpoint nothing is lost
+    return []
+  differing = configs.different(saved.read_text(), configs.to_json(config))
+  ahead = config.rollout.ahead or "rollout.ahead" in differing
+  kinds = {config.horizon.kind, *differing.get("horizon.kind", ())}
+  free = {
+    key for key, pair in differing.items() if (key in FREE and not (ahead and key in BREAKS)) or _same_path(*pair)
+  }
+  fixed = {key: why for key in differing.keys() - free if (why := _why_fixed(key, kinds))}
+  if named := sorted(fixed.keys() & allowed):
+    was, now = differing[named[0]]
+    raise InputError(
+      f"config.{named[0]} cannot change from {was!r} to {now!r} in the workdir {directory.name}: {fixed[named[0]]}; "
+      "give the former value, or another --workdir."
+    )
+  if refused := [key for key in differing if key not in free and key not in allowed]:
+    parts = [f"{key}: {differing[key][0]} -> {differing[key][1]}" for key in refused]
+    others = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
+    way = "" if fixed else f"--allow-change={','.join(refused[:5])} to go on with other values from step {step} on, "
+    raise InputError(
+      f"The workdir {directory.name} belongs to another config: {'; '.join(parts[:5])}{others}. "
+      f"Give the config that it began with to resume it, {way}or another --workdir."
+    )
+  return [{"step": step, "key": key, "from": was, "to": now} for key, (was, now) in differing.items()]
 
 
-def digest(config: Config, source: dict[str, Any]) -> str:
-  """Hashes everything in a config that a run may not be resumed without, and the fingerprint of its prompts."""
-  content = json.dumps([configs.changed(config, FREE), source], sort_keys=True)
+def _keys_of(config: Config, names: Sequence[str]) -> set[str]:
+  """The config keys that --allow-change names, each by itself or with its group."""
+  keys = configs.flat(config)
+  found = {name: {key for key in keys if key == name or key.startswith(f"{name}.")} for name in names}
+  if unknown := [name for name, own in found.items() if not own]:
+    raise configs.unknown_key(config, unknown[0])
+  return set().union(*found.values())
+
+
+def _last_checkpoint(directory: MirroredDir) -> int | None:
+  steps = [int(p.name) for p in (directory.root / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+  return max(steps, default=None)
+
+
+def _same_path(was: Any, now: Any) -> bool:
+  """Whether two values name the same file: one in full, one from the home directory."""
+  return isinstance(was, str) and isinstance(now, str) and configs.expanded(was) == configs.expanded(now)
+
+
+def _why_fixed(key: str, kinds: set[str]) -> str | None:
+  """Why a run cannot go on with another value of a key; None where it can."""
+  if key.startswith("horizon.") and not kinds <= set(SCHEDULES):
+    return "a horizon that is chosen while training remembers what it saw under the former one"
+  return next(
+    (why for start, why in FIXED.items() if key == start or (start[-1] == "." and key.startswith(start))), None
+  )
+
+
+def saved_step(directory: MirroredDir) -> int | None:
+  """Finds the last complete checkpoint of a local workdir; None where there is none."""
+  names = [entry.name for entry in (directory.path / "checkpoints").glob("[0-9]*")]
+  return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def kept(directory: MirroredDir) -> str:
+  """Makes the sentence for a run that ends before its time: what of it is saved."""
+  if directory.remote:  # a bucket may take longer to ask than the user has
+    return f"stopped: the same command goes on from the last checkpoint in {directory.name}, if there is one"
+  step = saved_step(directory)
+  if step is None:
+    return f"stopped: nothing is saved in {directory.name} yet, and the same command begins anew"
+  return f"stopped: step {step} is kept in {directory.name}, and the same command goes on from there"
+
+
+def changes(directory: MirroredDir) -> list[Change]:
+  """Reads what has changed since the run began, the same on every process."""
+  saved = _load_record(directory.path / "run.json").get("changes", []) if hosts.first() else []
+  return json.loads(hosts.text_of_first(json.dumps(saved)))
+
+
+def prompts_begin_anew(changes: Sequence[Change], step: int) -> bool:
+  """Tells whether a key that the order of prompts depends on has changed since the checkpoint of this step."""
+  return any(c["step"] >= step and c["key"].startswith(SOURCE) for c in changes)
+
+
+def digest(config: Config, source: dict[str, Any], changes: Sequence[Change] = ()) -> str:
+  """Hashes everything in a config that a run may not be resumed without, and the fingerprint of its prompts.
+
+  A run whose config was changed on purpose keeps the digest that it began with, unless what its replies are made by changed.
+  """
+  for change in reversed(changes):
+    lasting = change["key"].startswith(REPLIES) and not _same_path(change["from"], change["to"])
+    if not lasting and configs.has(config, change["key"]):
+      config = configs.override(config, {change["key"]: change["from"]})
+  content = json.dumps([configs.changed(config, UNHASHED), source], sort_keys=True)
   return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def open_(path: pathlib.Path, config: Config) -> None:
-  """Makes the workdir and saves the config."""
+def open_(directory: MirroredDir, config: Config, new: Sequence[Change] = ()) -> None:
+  """Makes the workdir, and saves the config and what `check` found to be changed in it.
+
+  Changes of a key at the same step are one; a run that has no checkpoint has changed nothing.
+  """
+  path, file = directory.path, directory.path / "run.json"
   try:
     path.mkdir(parents=True, exist_ok=True)
+    record = _load_record(file)
+    before = record.get("changes", [])
+    now = _joined([*before, *new]) if _last_checkpoint(directory) is not None else []
+    if now != before:
+      _write(file, json.dumps(record | {"changes": now}, indent=2))
     _write(path / "config.json", configs.to_json(config))
   except OSError as e:
     raise InputError(f"The workdir {path} cannot be written ({e.strerror}); give another --workdir.") from None
 
 
-def describe(path: pathlib.Path, stages: list[dict], programs: list[dict], resumed: int) -> None:
+def _joined(changes: Sequence[Change]) -> list[Change]:
+  """Makes one change of those of a key at the same step, and none of one that was taken back."""
+  joined: dict[tuple, Change] = {}
+  for change in changes:
+    at = change["step"], change["key"]
+    joined[at] = change | {"from": joined.get(at, change)["from"]}
+  return [change for change in joined.values() if change["from"] != change["to"]]
+
+
+def describe(
+  path: pathlib.Path, stages: list[dict], programs: list[dict], resumed: int, outcome: dict[str, int]
+) -> None:
   """Writes run.json: stages, compiled programs, and the versions, commit and devices of every session of the run.
 
   Args:
     programs: compiled by this session; those of the sessions before it stay.
     resumed: the step that this session went on from.
+    outcome: counts of what became of the updates so far, see runtime/outcome.py.
   """
   file = path / "run.json"
-  before = json.loads(file.read_text()) if file.exists() else {}
+  before = _load_record(file)
   earlier = [s for s in before.get("sessions", []) if s["from_step"] < resumed]
   now = {"from_step": resumed, **provenance(), "programs": programs}
   sessions = [*earlier, now]
   compiled = [p for session in sessions for p in session["programs"]]
-  _write(file, json.dumps({**provenance(), "stages": stages, "programs": compiled, "sessions": sessions}, indent=2))
+  changed = {"changes": before["changes"]} if before.get("changes") else {}
+  found = {"stages": stages, "outcome": outcome, "programs": compiled, "sessions": sessions}
+  _write(file, json.dumps(provenance() | found | changed, indent=2))
+
+
+def _load_record(file: pathlib.Path) -> dict[str, Any]:
+  """Loads run.json; empty where there is none yet."""
+  try:
+    return json.loads(file.read_text()) if file.exists() else {}
+  except ValueError:
+    raise InputError(f"{file} is not JSON; restore it, or delete it to go on without the run's history.") from None
+
+
+def outcome(path: pathlib.Path) -> Outcome:
+  """Reads the counts that `describe` wrote; of a run from before there were any, none."""
+  return Outcome(**_load_record(path / "run.json").get("outcome", {}))
 
 
 def provenance() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from opd_jax.config import expanded_path
 from opd_jax.reports.runs import Run, load
 from opd_jax.studies import flops
 
@@ -63,7 +64,7 @@ class Results:
   """
 
   def __init__(self, out: str | pathlib.Path, seeds: Iterable[int]):
-    self.out, self._seeds = pathlib.Path(out), tuple(seeds)
+    self.out, self._seeds = expanded_path(out), tuple(seeds)
     self._runs: dict[tuple[str, int], Run] = {}
     self._flops: dict[tuple[str, int], tuple[list[int], list[float]]] = {}
 

@@ -40,7 +40,7 @@ def check_all(
 
 
 def check(path: pathlib.Path, config: Config) -> None:
-  """Refuse a workdir of another config, of another number of steps too: a study compares runs after equally many.
+  """Refuse a workdir of another config, of other steps or evaluations too: a study compares runs by them.
 
   Raises:
     InputError: says what differs.
@@ -48,11 +48,10 @@ def check(path: pathlib.Path, config: Config) -> None:
   workdirs.check(MirroredDir(path), config)
   if not any((path / "checkpoints").glob("[0-9]*")):
     return
-  steps = workdirs.load_config(path).steps
-  if steps != config.steps:
+  free = tuple(key for key in workdirs.UNHASHED if key != "steps")
+  if differences := configs.difference((path / "config.json").read_text(), configs.to_json(config), free):
     raise InputError(
-      f"The workdir {path} belongs to another config: steps: {steps} -> {config.steps}. "
-      "Delete it, or give another --out."
+      f"The workdir {path} belongs to another config: {'; '.join(differences[:5])}. Delete it, or give another --out."
     )
 
 
@@ -95,6 +94,6 @@ def measure(
 
 def digest(configs_used: Iterable[Config]) -> str:
   """Hash everything in these configs that the trained students depend on; 16 hex digits."""
-  free = tuple(key for key in workdirs.FREE if key != "steps")
+  free = tuple(key for key in workdirs.UNHASHED if key != "steps")
   dependencies = [configs.changed(config, free) for config in configs_used]
   return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.reports import page as report_page
 from opd_jax.reports import plotting
@@ -45,7 +46,7 @@ def write(
   Raises:
     InputError: the folder cannot be made.
   """
-  folder = pathlib.Path(folder)
+  folder = expanded_path(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as e:

@@ -3,11 +3,11 @@
 A task has a generator of problems and a verifier; a file of prompts needs a verifier only. Both are looked up by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from opd_jax.errors import InputError
 from opd_jax.tasks import chain, gsm8k, relay
-from opd_jax.tasks.problem import Task
+from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
 
 TASKS: tuple[Task, ...] = (
   chain.CHAIN,
@@ -20,13 +20,15 @@ TASKS: tuple[Task, ...] = (
 )
 GENERATORS = {task.name: task for task in TASKS}
 
-Verifier = Callable[[str, str], bool]  # (response, answer) -> correct
-AnswerExtractor = Callable[[str], str | None]  # response -> the answer that it claims, right or wrong; None if none
 VERIFIERS: dict[str, Verifier] = {name: task.verify for name, task in GENERATORS.items()} | {"gsm8k": gsm8k.verify}
 
 ANSWER_EXTRACTORS: dict[str, AnswerExtractor] = {
   task.name: task.extract_answer for task in (relay.RELAY, relay.TIMES, relay.LONG)
 } | {"gsm8k": gsm8k.extract_answer}
+
+FINAL_ANSWERS: dict[str, Callable[[str], str]] = {"gsm8k": gsm8k.gold}  # reference -> its answer; elsewhere it is that
+# References -> the numbers of those that no response would match but in the same words, and how many were examined.
+UNMATCHED: dict[str, Callable[[Sequence[str]], tuple[list[int], int]]] = {"gsm8k": gsm8k.unmatched}
 
 
 def generator(name: str) -> Task:

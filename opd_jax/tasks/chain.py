@@ -25,6 +25,7 @@ import random
 import zlib
 from collections.abc import Generator, Sequence
 
+from opd_jax.tasks import thoughts
 from opd_jax.tasks.problem import Problem
 from opd_jax.tasks.symbols import CharTokenizer
 
@@ -117,9 +118,13 @@ class Chain:
     letters = letter(a) + letter(b)
     return letters, f"{text}>{letters}"
 
-  def verify(self, response: str, answer: str) -> bool:
-    """Tell whether the response closes with '#' and the right digits (PHASE: digits, '>' and the right letters)."""
-    _, mark, final = response.rpartition("#")
+  def verify(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
+    """Tell whether the response closes with '#' and the right digits (PHASE: digits, '>' and the right letters).
+
+    A response that a limit cut has not closed, and what stands in a thought closes nothing.
+    """
+    text = thoughts.conclusion(response, prompt) if ended else None
+    _, mark, final = (text or "").rpartition("#")
     if self.letters:
       final = final[3:] if final[2:3] == ">" else ""
     return bool(mark) and final == answer

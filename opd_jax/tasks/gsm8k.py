@@ -1,22 +1,31 @@
 """Verify final answers of grade-school problems (GSM8K, Cobbe et al. 2021) and of files like them.
 
 A response counts only when its answer can be read without a guess: a wrong response that is rewarded costs more
-than a right one that is not. Numbers are compared exactly; other answers by math-verify.
+than a right one that is not. How numbers are read is in numbers.py, how other answers are compared in expressions.py.
 """
 
-import functools
 import re
-import threading
+import time
+from collections.abc import Sequence
 from fractions import Fraction
 
+from opd_jax.tasks import thoughts
+from opd_jax.tasks.expressions import is_comparable, is_constant, same_answer
+from opd_jax.tasks.numbers import SCALES, number, plain, western
 
-def verify(response: str, answer: str) -> bool:
+
+def verify(response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
   """Tell whether the final answer of `response` is `answer`.
 
   Args:
     response: the student's text. Its final answer is the last \\boxed{...}, else the last "#### ...", else what
       follows the last "answer is", else its last number.
-    answer: as GSM8K writes it ("... #### 18") or bare ("18").
+    answer: the reference, as GSM8K writes it ("... #### 18"), bare ("18"), or as a response states it, see `gold`.
+    ended: by a stop token. Of a response that a limit cut counts only what reads the same whatever would have followed: a
+      closed box; a line of "####" or an answer in words with the end of its line behind it; a number behind "answer is" with
+      the end of its sentence or line. Its last number never counts, and nothing does where another announcement has begun.
+    prompt: the end of what the response goes on from; a thought that is opened there or in the response and has no end has
+      no answer.
 
   Units, currency and percent signs are ignored: 18 == $18.00 == 18 eggs. A response without a final answer, cut
   inside it, or naming two ("18 or 20") is wrong.
@@ -25,140 +34,190 @@ def verify(response: str, answer: str) -> bool:
   if not wanted:
     return False
   value = number(wanted)
-  stated, unannounced = _stated(_conclusion(response), numeric=value is not None)
+  text = _conclusion(response, ended, prompt, numeric=value is not None)
+  stated, unannounced = _stated(text, numeric=value is not None)
   if value is None:
-    return stated is not None and _same_expression(stated, wanted)
-  if stated is not None:
+    if unannounced:
+      return ended and not _unanswered(text) and _is_whole(text, wanted)
+    return stated is not None and same_answer(stated, wanted)
+  if stated is not None and number(stated) is not None:
     return number(stated) == value
-  return unannounced and _last_number(_conclusion(response)) == value
+  expression, _ = _stated(_conclusion(response, ended, prompt, numeric=False), numeric=False)
+  if expression is not None and is_constant(expression) and same_answer(expression, wanted):
+    return True  # \sqrt{4} is 2, too
+  return ended and unannounced and not _unanswered(text) and _last_number(text) == value
 
 
-def extract_answer(response: str) -> str | None:
-  """Find the number that a response announces as its answer (boxed, behind "####" or "answer is"); None: none."""
-  stated, _ = _stated(_conclusion(response), numeric=True)
+def _is_whole(text: str, wanted: str) -> bool:
+  """Tell whether an answer that is no number is all that a response says, or as a constant, its last number."""
+  if same_answer(_trim(_markup(text)), wanted):
+    return True
+  last = _last_number(text) if is_constant(wanted) else None
+  return last is not None and same_answer(str(last), wanted)
+
+
+def extract_answer(response: str, *, ended: bool = True, prompt: str = "") -> str | None:
+  """Find the number that a response announces as its answer (boxed, behind "####" or "answer is"); None: none.
+
+  For `ended` and `prompt` see `verify`.
+  """
+  stated, _ = _stated(_conclusion(response, ended, prompt, numeric=True), numeric=True)
   return stated if stated is not None and number(stated) is not None else None
 
 
 def gold(answer: str) -> str:
-  """Find the final answer within a reference solution."""
-  if "####" in answer:
-    return answer.rsplit("####", 1)[1].strip()
-  boxed, _ = _last_box(answer)
-  return (boxed if boxed is not None else answer).strip()
+  """Find the final answer within a reference, by the rules of a response; a text that announces none is the answer.
 
-
-def number(text: str) -> Fraction | None:
-  """The number that the whole text states, up to a unit; None if it states anything else.
-
-  Reads 1,080  $18.00  -3  .5  3/4  1 1/2  \\frac{3}{4}  1.5e3  1.5 \\times 10^3  25%  5 million  18 apples.
+  It is what stands behind the last "####", in the last \\boxed{...}, or behind the last "answer is"; tokens of control
+  at the end are no part of it. The final answer of a final answer is itself.
   """
-  if len(text) > 300:
-    return None
-  left, _, text = _plain(text).rpartition("=")
-  if _NOT_EQUATION.search(left):
-    return None
-  match = _NUMBER.fullmatch(_CURRENCY.sub(" ", text).lstrip(" :*_`\n").rstrip(" .:;,*_`\n"))
-  if not match or not _is_unit(match["unit"], glued=match["gap"] == ""):
-    return None
-  try:
-    value = _value(match)
-  except ZeroDivisionError:
-    return None
-  words = match["unit"].split()
-  scale = _SCALES.get(words[0].lower(), 1) if words else 1
-  return (-value if match["sign"] == "-" else value) * scale
+  text = western(_conclusion(answer, True, "", numeric=False)).strip()
+  while len(final := _final(text)) < len(text):
+    text = final
+  return text if number(text) is None else text.rstrip(". \n")
 
 
-_NOT_EQUATION = re.compile(r"[,;]\s|,[A-Za-z]|\b(?:and|or)\b|[!<>≠]$")  # a = 18, b = 20
-# A run of 40 digits is no answer to anything here, and long ones are slow (and past 4300 an error) to convert.
-_INT = r"(?:\d{1,3}(?:,\d{3}){1,12}|\d{1,40})(?![\d])"
-_NUMBER = re.compile(
-  rf"""(?P<sign>[-+]?)\s*
-  (?:
-    (?:(?P<whole>\d{{1,40}})\s+)?(?P<over>{_INT})\s*/\s*(?P<under>{_INT})
-  | (?P<decimal>{_INT}(?:\.\d{{0,40}})?|\.\d{{1,40}})
-    (?:[eE](?P<e>[-+]?\d{{1,2}})|\s*(?:\\times|×|\*|x)\s*10\s*\^\s*\{{?(?P<power>[-+]?\d{{1,2}})\}}?)?
-  )
-  (?P<gap>\s*)(?P<unit>.*)""",
-  re.VERBOSE | re.DOTALL,
-)
-_CURRENCY = re.compile(r"\\?\$|[€£¥₹]|\bUSD?\b(?=\s*\\?[$\d])|\bRs\.?(?=\s*\d)")
-_SCALES = {
-  "hundred": 10**2,
-  "thousand": 10**3,
-  "k": 10**3,
-  "million": 10**6,
-  "billion": 10**9,
-  "trillion": 10**12,
-}
+def _final(text: str) -> str:
+  """Read a reference once; a piece of the text, or all of it."""
+  lines = _marked_lines(text)
+  if lines:
+    return lines[-1].strip()
+  announced, _ = _stated(text, numeric=True)
+  if announced is None or number(announced) is None:
+    announced, _ = _stated(text, numeric=False)
+  return _without_end_tokens(text) if announced is None else announced.strip()
 
 
-def _value(match: re.Match) -> Fraction:
-  """The value of a match of `_NUMBER`, without its sign and unit."""
-
-  def digits(group: str) -> str:
-    return match[group].replace(",", "")
-
-  if match["over"]:
-    return Fraction(int(match["whole"] or 0)) + Fraction(int(digits("over")), int(digits("under")))
-  decimal = digits("decimal").removesuffix(".")
-  return Fraction(decimal) * Fraction(10) ** int(match["e"] or match["power"] or 0)
+def _without_end_tokens(text: str) -> str:
+  """Remove the tokens of control at the end of a text: <|im_end|>, </s>."""
+  text = text.rstrip()
+  while token := _END_TOKEN.search(text, max(0, len(text) - 50)):
+    text = text[: token.start()].rstrip()
+  return text.strip()
 
 
-_UNIT = re.compile(
-  r"(?:[^\W\d_]|[\s.'’°%¢()]|/(?=\s*[^\W\d_])|(?<=[^\W\d_])-(?=[^\W\d_])|\^\s*\{?(?:2|3|\\circ)\}?|[²³]|\\circ\b)*"
-)
-_SHORT_UNIT = re.compile(
-  "[mghsLlCFWVJNkK]|[kmcd]?[gmlL]|[kK]g|lbs?|oz|ft|in|yd|mi|hrs?|mins?|secs?|mph|kph|kmh|gal|pt|qt|[ap]m"
-)
-# Words after which the number is no longer the answer: 18 or nineteen, 18 and a half, 5 squared, 3 over 4.
-_NOT_UNIT = re.compile("or|and|to|not|plus|minus|times|over|squared|cubed|point|pi|half|e|i", re.IGNORECASE)
+_END_TOKEN = re.compile(r"(?:<\|[^|<>\n]{1,40}\|>|</?[A-Za-z][\w-]{0,20}>)\Z")
 
 
-def _is_unit(text: str, glued: bool) -> bool:
-  """Tell whether what follows a number leaves its value alone; a variable does not (5x, 5 x)."""
-  if len(text) > 80 or not _UNIT.fullmatch(text):
-    return False
-  words = re.findall(r"[^\W\d_]+", text)
-  if not words:
+def unmatched(references: Sequence[str], seconds: float = 5.0) -> tuple[list[int], int]:
+  """Find the references that a response matches in the very same words at best: neither numbers nor expressions.
+
+  Names and other words are what they are; words with a number in them, long texts, and answers that are cut are found.
+
+  Args:
+    seconds: after these no more references are examined.
+
+  Returns:
+    the numbers of such references, and how many were examined.
+  """
+  found, end = [], time.monotonic() + seconds
+  for i, reference in enumerate(references):
+    if time.monotonic() > end:
+      return found, i
+    final = gold(reference)
+    if not (_can_be_stated(final) and verify(reference, final) and verify(f"The answer is {final}.", final)):
+      found.append(i)
+  return found, len(references)
+
+
+def _can_be_stated(final: str) -> bool:
+  if number(final) is not None:
     return True
-  if any(map(_NOT_UNIT.fullmatch, words)):
+  if len(final) > 200 or re.search(r"[a-z]{3}[.!?]\s+[A-Z]", final):  # sentences
     return False
-  if _SHORT_UNIT.fullmatch(words[0]):
-    return True
-  if glued and text[0].isalpha():
-    return len(words[0]) > 3  # 18apples, but not 2ab or 2nd
-  return len(words[0]) > 1 or words[0] in "aA"  # 18 a day
+  return not re.search(r"\d", final) or is_comparable(final)
 
 
-def _conclusion(response: str) -> str:
-  """The text behind the model's thinking; "" if the thinking was cut."""
-  _, _, after = response.rpartition("</think>")
-  return "" if "<think>" in after else after
+def _conclusion(response: str, ended: bool, prompt: str, numeric: bool) -> str:
+  """The text behind the thoughts, without control tokens, and of a cut response as far as it is finished."""
+  # A space in their place, so that nothing on their two sides becomes one number.
+  text = _CONTROL.sub(" ", thoughts.conclusion(response, prompt) or "")
+  text = text.replace("</answer>", "\n")  # the answer in it ends there, like a line
+  return text if ended else _finished(text, numeric)
+
+
+_CONTROL = re.compile(
+  r"<[|｜][^|｜<>\n]{1,40}[|｜]>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_turn)>"
+  r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_(?:CALLS|RESULTS)|AVAILABLE_TOOLS|CLS|SEP|PAD|UNK|MASK|gMASK|BOS|EOS)\]"
+)
+
+
+def _finished(text: str, numeric: bool) -> str:
+  """The beginning of a cut text that reads the same whatever would have followed; "" where an announcement has begun."""
+  end = line = text.rfind("\n") + 1
+  if numeric and not re.match(r"[ \t]*####", text[line:]):  # "#### 3." may become the heading "#### 3. Add up"
+    end = max((match.end() for match in _SENTENCE.finditer(text, line)), default=line)
+  box, _ = _last_box(text)
+  if box is not None:
+    begin = _BOX.match(text, max(text.rfind("\\boxed"), text.rfind("\\fbox")))
+    assert begin
+    end = max(end, begin.end() + len(box) + 1)
+  return "" if _BEGUN.search(text, end) else text[:end]
+
+
+_SENTENCE = re.compile(r"[.?](?=\s)")  # not "!": 5! = 120
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{?")
+_BEGUN = re.compile(r"#|\\|answer", re.IGNORECASE)  # what may become another announcement
+
+
+def _unanswered(text: str) -> bool:
+  """Tell whether a text ends with the announcement of an answer that does not come."""
+  bare = text.rstrip(" \t\n*_:$([{`")
+  announced = [match.end() for match in _ANNOUNCED.finditer(text)]
+  return bare.endswith("####") or bool(announced and len(bare) <= announced[-1])
 
 
 def _stated(text: str, numeric: bool) -> tuple[str | None, bool]:
   """The answer that the text announces, or None and whether its last number may stand for it."""
+  text = western(text)
   box, complete = _last_box(text)
   if not complete:
     return None, False
   if box is not None:
     return box, False
-  for line in reversed(re.findall(r"^[ \t]*####(?!#)[ \t]*(\S[^\n]*)", text, re.MULTILINE)):
-    # "#### 3. Add up" is a heading, "#### 18" the answer.
-    line = _markup(line)
-    if not numeric or (number(line) is not None and not re.match(r"\d+[.):]\s+\w", line)):
+  for line in reversed(_marked_lines(text)):
+    if not numeric or number(line) is not None:
       return line, False
     break
   announced = [match.end() for match in _ANNOUNCED.finditer(text)]
   if not announced:
     return None, True
-  line = _plain(_markup(text[announced[-1] :])).lstrip(" \t\n*_:$([{").split("\n", 1)[0]
-  return _first(line) if numeric else (line.strip(" .*_`$"), False)
+  line = _trim(_markup(text[announced[-1] :]), one_line=True)
+  if not numeric:
+    return line, False
+  if _SEVERAL.match(line[:200]):
+    return None, False  # (1, 2) does not state 1
+  return _first(plain(line).lstrip(" $([{"))
+
+
+def _marked_lines(text: str) -> list[str]:
+  """The lines behind "####", without those that only head what follows: "#### 3. Add up", "#### Final answer"."""
+  lines = map(_markup, re.findall(r"(?<!#)####(?!#)[ \t]*+(?:\n[ \t]*+)?(\S(?:(?!####)[^\n])*)", text))
+  return [line for line in lines if not _HEADING.match(line)]
+
+
+_HEADING = re.compile(r"\d+[.):]\s+\w|\W*(?:final\s)?answer\W*\Z", re.IGNORECASE)
+
+
+def _trim(text: str, one_line: bool = False) -> str:
+  """Remove what only marks an answer: $, \\( and \\[, asterisks, quotes, and brackets that were opened before it."""
+  text = re.sub(r"\\?\$|(?<!\\)\\[()\[\]]", " ", text).lstrip(' \t\n*_:`"“')
+  text = (text.split("\n", 1)[0] if one_line else text).rstrip(_AROUND)
+  closed_before = len(re.findall(r"[)\]}]", text)) - len(re.findall(r"[(\[{]", text))
+  for _ in range(min(closed_before, 9)):
+    text = (text[:-1] if text.endswith((")", "]", "}")) else text).rstrip(_AROUND)
+  return text
+
+
+_AROUND = ' \t\n.*_`"”'
+_SEVERAL = re.compile(
+  r"\\?[(\[{](?:(?!(?<!\\)\b[A-Za-z]{2,})[^()\[\]{}])*(?:;|,(?!\d{3}))(?:(?!(?<!\\)\b[A-Za-z]{2,})[^()\[\]{}])*[)\]}]"
+)
 
 
 _ANNOUNCED = re.compile(
-  r"<answer>|\banswer\b[^\w\s]{0,4}\s{0,2}(?:\bis\b|\bwould be\b|[:=])|^[#*\s]{0,8}(?:final\s)?answer[*:]{0,4}\s*?\n",
+  r"<answer>|答案\s*(?:是|为|為|[:=])|\banswer\b[^\w\s]{0,4}\s{0,2}(?:\bis\b|\bwould be\b|[:=])"
+  r"|^[#*\s]{0,8}(?:final\s)?answer[*:]{0,4}\s*?\n",
   re.IGNORECASE | re.MULTILINE,
 )
 
@@ -172,9 +231,11 @@ def _first(sentence: str) -> tuple[str | None, bool]:
     sentence = sentence.rsplit("=", 1)[1].strip()
     match = _LEADING.match(sentence)
   if not match:
-    return None, True
+    return None, not re.match(r"not\b", sentence, re.IGNORECASE)
   rest = sentence[match.end() :]
-  if _HEDGE.match(rest) or re.search(r"\b(?:or|and|to)\s+[-$€£¥₹\\]*\d", rest):
+  if (
+    _HEDGE.match(rest) or re.match(r"\s*,\s*[-$€£¥₹\\]*\d", rest) or re.search(r"\b(?:or|and|to)\s+[-$€£¥₹\\]*\d", rest)
+  ):
     return None, False
   # Words after the number may go on for a while: $18 a day at the market with 4 stalls.
   words = re.split(
@@ -193,7 +254,7 @@ _HEDGE = re.compile(r"\s*(?:[-+*/^×÷–—]|\\times|\\cdot|\\div|x\s)\s*[($\\]
 
 def _last_number(text: str) -> Fraction | None:
   """The value of the last word with a digit in it, if that word is a number and not a part of something longer."""
-  text = _plain(text[-2000:] if len(text) <= 2000 else " " + text[-2000:].partition(" ")[2])
+  text = plain(text[-2000:] if len(text) <= 2000 else " " + text[-2000:].partition(" ")[2])
   words = _ENUMERATOR.sub("", _markup(text)).split()
   at = next((i for i in reversed(range(len(words))) if re.search(r"\d", words[i])), None)
   if at is None:
@@ -208,7 +269,7 @@ def _last_number(text: str) -> Fraction | None:
     word = f"{before} {word}"  # 1 1/2
   elif re.fullmatch(r"\d{3}", word) and re.fullmatch(r"[-$]*\d{1,3}", before):
     return None  # 1 000, or two numbers
-  if after in _SCALES:
+  if after in SCALES:
     word = f"{word} {after}"
   elif after == "and" and at + 2 < len(words) and words[at + 2].lower() == "a":
     return None  # 18 and a half
@@ -240,64 +301,3 @@ def _last_box(text: str) -> tuple[str | None, bool]:
 def _markup(text: str) -> str:
   """Remove calculator notes <<2*9=18>>, tags and tokens of control."""
   return re.sub(r"<\|[^|<>\n]{1,40}\|>|</?[A-Za-z][\w-]{0,20}>", " ", re.sub(r"<<[^<>\n]{0,200}>>", "", text))
-
-
-_FORMATTED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|operatorname)\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)(\d))")
-_SPACING = re.compile(r"\\[,!;:](?=\s*\d{3}(?!\d))")  # 10\,000
-
-
-def _plain(text: str) -> str:
-  """Rewrite LaTeX's ways to write a number as plain text."""
-  text = text.replace("−", "-").replace("\u2013", "-").replace("\u00a0", " ").replace("\u202f", " ")
-  text = _SPACING.sub("", text.replace("{,}", ","))
-  text = re.sub(r"\\(?:left|right|displaystyle)\b|\\[,!;:() \[\]]|~", " ", text)
-  text = _FORMATTED.sub(r" \1 ", text)
-  text = _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", text)
-  return re.sub(r"-\s+(?=\d+/\d)", "-", text.replace("\\%", "%").replace("\\approx", "=").replace("≈", "="))
-
-
-_sympy = threading.Lock()  # its caches and math-verify's are not made for threads
-_SECONDS = 5
-# Each of these lets a short text ask for minutes of work, where no alarm interrupts it: in a thread, or inside one long
-# multiplication. Factorials, sums, long integers, high powers, powers of powers, sums to a high power.
-_ENDLESS = re.compile(
-  r"!|\\(?:sum|prod|int|lim|binom)|\d{13}|\^\s*\{?[^\s{}^]*\d{3}|\^\s*(?:\{[^{}]*|\w+\s*)\^"
-  r"|[)}\]]\s*\^.*[)}\]]\s*\^|[)}\]]\s*\^\s*\{?[^\s{}^]*\d{2}"
-)
-
-
-def _same_expression(stated: str, wanted: str) -> bool:
-  """Tell whether two answers that are not both numbers are the same text, or the same mathematics."""
-  a, b = (" ".join(_CURRENCY.sub(" ", _plain(text)).strip(" .").casefold().split()) for text in (stated, wanted))
-  if a == b:
-    return True
-  # To LaTeX, words are products of letters: Mary would be the same as army.
-  if any(len(t) > 200 or _ENDLESS.search(t) or re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,}", t) for t in (a, b)):
-    return False
-  # Answers in other variables are not equal, and take longest to compare.
-  letters = [set(re.sub(r"\\[a-z]+|^[a-z]\s*=", " ", t)) & set("abcdfghjklmnopqrstuvwxyz") for t in (a, b)]
-  if not letters[0] <= letters[1]:
-    return False
-  import math_verify  # half a second, and only needed here
-  from math_verify.errors import TimeoutException
-
-  # Its timeouts are signals, which only the main thread may set.
-  limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
-  with _sympy:
-    _silence_math_verify()
-    try:
-      latex = [f"${text.strip('$ ')}$" for text in (wanted, stated)]
-      parse = functools.partial(math_verify.parse, parsing_timeout=limit)  # pyright: ignore[reportArgumentType]
-      expected, found = map(parse, latex)
-      return bool(expected and found and math_verify.verify(expected, found, timeout_seconds=limit))
-    except (Exception, TimeoutException):
-      return False
-
-
-def _silence_math_verify() -> None:
-  """Silence math-verify's warning that a thread has no timeout, whose place `_ENDLESS` takes."""
-  import logging
-
-  for name in ("math_verify.parser", "math_verify.grader", "math_verify.utils"):
-    logging.getLogger(name).setLevel(logging.ERROR)

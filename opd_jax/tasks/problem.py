@@ -1,7 +1,31 @@
 """A problem with its answer and solution, and what a built-in task has to offer."""
 
 import dataclasses
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Response(NamedTuple):
+  """A response as a verifier is given it."""
+
+  text: str  # with the marks of its thoughts, without what ended it
+  ended: bool = True  # by a stop token; False: a limit cut it
+  prompt: str = ""  # the end of what it goes on from, where a chat template may have opened a thought
+
+
+class Verifier(Protocol):
+  """Tells whether a response's answer is the right one."""
+
+  def __call__(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
+    """Verify a response against the reference `answer`; for the other arguments see `Response`."""
+    ...
+
+
+class AnswerExtractor(Protocol):
+  """Finds the answer that a response claims, right or wrong."""
+
+  def __call__(self, response: str, *, ended: bool = True, prompt: str = "") -> str | None:
+    """Return the claimed answer, or None; for the arguments see `Response`."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +60,6 @@ class Task(Protocol):
     """Draw n problems from the training or the held-out part, the same for the same arguments."""
     ...
 
-  def verify(self, response: str, answer: str) -> bool:
-    """Tell whether the response's answer is `answer`."""
+  def verify(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
+    """Tell whether the response's answer is `answer`; for the other arguments see `Response`."""
     ...

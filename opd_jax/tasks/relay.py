@@ -23,6 +23,7 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 
+from opd_jax.tasks import thoughts
 from opd_jax.tasks.problem import Problem
 from opd_jax.tasks.symbols import CharTokenizer
 
@@ -78,15 +79,24 @@ class Relay:
     rng = random.Random(f"{self.name} {seed} {held_out}")
     return [self.problem(rng, held_out) for _ in range(n)]
 
-  def verify(self, response: str, answer: str) -> bool:
-    """Tell whether the response closes with '#' and the right digit."""
-    _, mark, final = response.rpartition("#")
+  def verify(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
+    """Tell whether the response closes with '#' and the right digit.
+
+    A response that a limit cut has not closed, and what stands in a thought closes nothing.
+    """
+    mark, final = _closing(response, ended, prompt)
     return bool(mark) and final == answer
 
-  def extract_answer(self, response: str) -> str | None:
-    """The answer that a response closes with, a guess included; None where it waits or has none."""
-    _, mark, final = response.rpartition("#")
+  def extract_answer(self, response: str, *, ended: bool = True, prompt: str = "") -> str | None:
+    """The answer that a response closes with, a guess included; None where it waits, has none or was cut."""
+    mark, final = _closing(response, ended, prompt)
     return final if mark and len(final) == 1 and final.isdecimal() else None
+
+
+def _closing(response: str, ended: bool, prompt: str) -> tuple[str, str]:
+  """The last '#' of what was said to the end, and the text behind it."""
+  text = thoughts.conclusion(response, prompt) if ended else None
+  return (text or "").rpartition("#")[1:]  # pyright: ignore[reportReturnType]
 
 
 RELAY = Relay("relay")
@@ -148,6 +158,8 @@ def transcript(kind: str, problem: Problem, rng: random.Random, drift: float) ->
   question, *facts = problem.turns
   if kind == "raw":
     return list(zip(problem.turns, replies(facts, rng, drift, WAITS), strict=True))
+  if kind not in ("full", "concat", "again", "hinted"):
+    raise ValueError(f"there is no conversation of kind {kind!r}")
   if kind in ("full", "concat"):
     return [(problem.prompt if kind == "full" else "\n".join(problem.turns), problem.solution)]
   claim = problem.answer if rng.random() < 0.5 else str(rng.randrange(10))

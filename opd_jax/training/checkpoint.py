@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from opd_jax.errors import InputError
+from opd_jax.models import finite
 from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.types import TrainState
 
@@ -44,7 +45,16 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
-    """Starts saving; the arrays may be donated as soon as this returns."""
+    """Starts saving; the arrays may be donated as soon as this returns.
+
+    Raises:
+      InputError: a weight is NaN or Inf, or the disk is full.
+    """
+    if broken := first_broken_weights(state):
+      raise InputError(
+        f"The weights {broken!r} have a NaN or Inf after step {step}, so they are not saved; {self._path} keeps what it has. "
+        "Lower config.optimizer.lr or add warm-up."
+      )
     try:
       self._manager.save(
         step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
@@ -80,6 +90,11 @@ class Checkpoints:
         f"The checkpoint of step {step} in {self._path} cannot be read ({str(e).splitlines()[0]}); "
         f"delete {self._path / str(step)} to go on from the one before, or give a new workdir."
       ) from e
+    if broken := first_broken_weights(got["state"]):
+      raise InputError(
+        f"The checkpoint of step {step} in {self._path} has a NaN or Inf in the weights {broken!r}, so nothing can be "
+        f"learned or exported from it; name an earlier step, or delete {self._path / str(step)} to go on from the one before."
+      )
     return got["state"], got["position"]
 
   def wait(self) -> None:
@@ -92,6 +107,15 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for saves, and closes the files."""
     self._manager.close()
+
+
+def first_broken_weights(state: Any) -> str | None:
+  """Names the first array of a train state that has a NaN or Inf, an optimiser's moments left out; None: there is none."""
+
+  def weights(path: Any, a: Any) -> Any:
+    return None if "opt_state" in jax.tree_util.keystr(path) else a
+
+  return finite.first_broken(jax.tree_util.tree_map_with_path(weights, state))
 
 
 def check_space(directory: MirroredDir, state_bytes: int, keep: int) -> None:

@@ -64,6 +64,10 @@ class DistillationStep:
   bins: int = 16
   seed: int = 0  # of the mask of random tokens
 
+  def __post_init__(self):
+    if self.behavior not in ("student", "teacher", "data"):
+      raise ValueError(f"behavior {self.behavior!r} is not one of student, teacher, data")
+
   @classmethod
   def from_specs(cls, s: specs.Specs) -> "DistillationStep":
     """Makes the step that a run's specs describe."""
@@ -128,8 +132,10 @@ class DistillationStep:
     else:
       loss, stats, grads = microbatch.accumulate(gradient_of, self.split(rows))
     trained = jnp.sum(token_weights.trained > 0, dtype=jnp.int32)
+    empty_before = state.empty
     state, norm = optim.apply(self.optimizer, state, grads, loss)
-    counts = {"skipped": state.skipped, "empty": state.empty, "trained": trained}
+    updated = (state.skipped == 0) & (state.empty == empty_before)
+    counts = {"skipped": state.skipped, "empty": state.empty, "updated": updated, "trained": trained}
     return state, {"loss": loss, "grad_norm": norm, "sums": stats, **counts, **_lengths(rollout)}
 
   def loss_of(self, params: Params, frozen_models: FrozenModels, part: "Rows") -> tuple[jax.Array, tuple]:

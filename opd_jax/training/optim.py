@@ -5,8 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
+from opd_jax.models import finite
 from opd_jax.types import TrainState
 
 
@@ -42,26 +44,42 @@ def _chain(lr, warmup, clip, b1, b2, eps, weight_decay) -> optax.GradientTransfo
 def apply(
   optimizer: optax.GradientTransformation, state: TrainState, grads, loss: Float[Array, ""]
 ) -> tuple[TrainState, Float[Array, ""]]:
-  """Makes one update, or none where the loss or the gradient is not finite, or where the gradient is exactly zero.
+  """Makes one update, or none where it would not be finite, or where the gradient is exactly zero.
 
-  Zero is what is left where no token counts, where all are clipped, or where all rollouts of each prompt earn the same;
-  an update would still move weights, by momentum and decay.
+  Not finite: a NaN or Inf in the loss, in the gradient, in a new parameter or in a new moment of the optimiser. So
+  parameters that are finite stay it. Zero is what is left where no token counts, where all are clipped, or where all
+  rollouts of each prompt earn the same; an update would still move weights, by momentum and decay.
 
   Returns:
     The next state, and the gradient's global norm before clipping.
   """
   norm = optax.global_norm(grads)
-  good = jnp.isfinite(loss) & jnp.isfinite(norm)
   wanted = norm != 0
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  good = jnp.isfinite(loss) & jnp.isfinite(norm) & (~wanted | _stays_finite(optimizer, state, grads))
+  params, opt_state = _updated(optimizer, state, grads)
 
   def if_updated(new, old):
     return jnp.where(good & wanted, new, old)
 
   return TrainState(
-    params=jax.tree.map(if_updated, optax.apply_updates(state.params, updates), state.params),
+    params=jax.tree.map(if_updated, params, state.params),
     opt_state=jax.tree.map(if_updated, opt_state, state.opt_state),
     step=state.step + 1,
     skipped=jnp.where(good, 0, state.skipped + 1),
     empty=state.empty + ~wanted,
   ), norm
+
+
+def _updated(optimizer: optax.GradientTransformation, state: TrainState, grads):
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return optax.apply_updates(state.params, updates), opt_state
+
+
+def _stays_finite(optimizer: optax.GradientTransformation, state: TrainState, grads) -> Bool[Array, ""]:
+  """Tells whether the new parameters and moments have neither NaN nor Inf; they are computed for this alone.
+
+  Computed once, they would lie in memory until the last of them is looked at: twice the parameters' bytes on a TPU.
+  Behind the barrier the compiler computes them again, in the pass that reduces them.
+  """
+  state, grads = lax.optimization_barrier((state, grads))
+  return finite.all_finite(_updated(optimizer, state, grads))

@@ -80,7 +80,7 @@ class Specs:
 
     shardings = model_sharding.parameter_shardings(self.mesh, model.cfg, layout)
     params = jax.jit(make, out_shardings=shardings)(jax.random.key(self.models.index(model)))
-    return frozen.quantised(params, self.mesh, layout) if precision == "int8" else params
+    return frozen.in_precision(precision, params, self.mesh, layout)
 
 
 def from_architectures(
@@ -139,7 +139,7 @@ def architecture(name: str) -> DecoderConfig:
   Raises:
     InputError: where there is none, or where it describes a model that decoder.py does not follow.
   """
-  path = pathlib.Path(name).expanduser()
+  path = configs.expanded_path(name)
   known = None if path.exists() else architectures.config(name)
   if known is None and not path.is_file():
     return hf.read_config(hf.resolve(name))

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from opd_jax.config import Config
+from opd_jax.config import Config, expanded_path
 from opd_jax.models import decoder, hf, lora, model_sharding
 from opd_jax.runtime import keys
 from opd_jax.runtime import mesh as meshes
@@ -35,7 +35,7 @@ def untrained_params(config: Config, path: pathlib.Path, cfg: decoder.DecoderCon
   layout = meshes.shardings(mesh, jax.eval_shape(lambda: random_params(config, cfg)))
   if not config.lora.path:
     return jax.jit(lambda: random_params(config, cfg), out_shardings=layout)()
-  host = lora.load(pathlib.Path(config.lora.path), cfg, adapter)
+  host = lora.load(expanded_path(config.lora.path), cfg, adapter)
   return jax.tree.map(lambda a, s: jax.make_array_from_callback(a.shape, s, lambda i: a[i]), host, layout)
 
 

@@ -17,6 +17,7 @@ from opd_jax.models import decoder
 from opd_jax.tasks import relay
 from opd_jax.types import Batch, Rollout
 from tests.conftest import STUDENT
+from tests.helpers.reciter import DROPS, template, write_reciter
 
 
 def test_every_token_of_a_conversation_has_its_speaker(tmp_path):
@@ -33,6 +34,15 @@ def test_every_token_of_a_conversation_has_its_speaker(tmp_path):
     wanted += [0] + [attention_ratio.USER] * len(turn) + [0]
     wanted += [] if reply is None else [attention_ratio.OWN] * len(reply) + [0]
   assert speakers == wanted
+
+
+def test_of_a_turn_without_its_thought_the_conclusion_is_the_students_own(tmp_path):
+  """The template leaves the thought out, so the turn does not stand in the text word by word."""
+  tokenizer = tokenizers.load(write_reciter(tmp_path / "m", "Q F Yes No", chat_template=template(DROPS)))
+  messages = [("user", "Q"), ("assistant", "<think> No </think> Yes"), ("user", "F")]
+  ids, speakers = attention_ratio.speakers([{"role": role, "content": text} for role, text in messages], tokenizer)
+  assert tokenizer.convert_ids_to_tokens(ids) == ["<user>", "Q", "<bot>", "Yes", "<eos>", "<user>", "F", "<bot>"]
+  assert speakers == [0, attention_ratio.USER, 0, attention_ratio.OWN, 0, 0, attention_ratio.USER, 0]
 
 
 @pytest.fixture

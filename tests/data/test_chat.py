@@ -144,3 +144,11 @@ def test_what_a_template_puts_behind_a_reply(after, ends):
   template = "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
   assert chat.end_of_turn(tokenizer(template=template)) == ends
   assert chat.end_of_turn(tokenizer(template=template.replace("<bot> {% endif", "<bot> a {% endif"))) is None
+
+
+def test_a_text_that_begins_with_bos_has_one():
+  """As a prompt that was rendered beforehand does."""
+  made = tokenizer(form="<bos> $A", bos="<bos>")
+  (bos,) = made("", add_special_tokens=True)["input_ids"]
+  assert render("a", made, chat_template=False) == [bos, A]
+  assert render("<bos> a", made, chat_template=False) == [bos, A]

@@ -10,6 +10,7 @@ import pytest
 
 from opd_jax.data import tokenizer as tok_lib
 from opd_jax.errors import InputError
+from opd_jax.models import directory
 
 WORDS = ("<unk>", "<pad>", "<end>", "<stop>", "a", "b", "c", "d", "e")
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
@@ -149,8 +150,45 @@ def test_each_difference_needs_its_own_name(make):
   compare(s, t, stops, names)
 
 
+@pytest.mark.parametrize(
+  ("ids", "vocab", "ranges"),
+  [
+    ((0, 1, 2), 3, ()),
+    ((0, 1, 2), 8, ((3, 8),)),
+    ((1, 2, 5, 6), 10, ((0, 1), (3, 5), (7, 10))),
+    ((0, 1, 9), 5, ((2, 5),)),
+  ],
+)
+def test_ids_that_no_token_has(ids, vocab, ranges):
+  class Tokenizer:
+    def get_vocab(self):
+      return {f"t{i}": i for i in ids}
+
+  assert tok_lib.ids_without_token(Tokenizer(), vocab) == ranges  # pyright: ignore[reportArgumentType]
+
+
 def test_pad_id_falls_back(make):
   assert tok_lib.pad_id(tok_lib.load(make("a")), (3,)) == 1
   assert tok_lib.pad_id(tok_lib.load(make("b", pad_token=None)), (3,)) == 2
   assert tok_lib.pad_id(tok_lib.load(make("c", pad_token=None, eos_token=None)), (3,)) == 3
   assert tok_lib.pad_id(tok_lib.load(make("d", pad_token=None, eos_token=None)), ()) == 0
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "qwen.tiktoken", "other.model"])
+def test_a_vocabulary_that_the_family_does_not_read_is_no_empty_tokenizer(file, tmp_path):
+  """transformers makes a Qwen2Tokenizer of one token, for which every text is empty, and says nothing."""
+  (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+  (tmp_path / file).write_text("a\nb\n")
+  with pytest.raises(InputError, match=r"finds no vocabulary in|cannot be read as a tokenizer"):
+    tok_lib.load(tmp_path)
+
+
+def test_templates_by_name_come_with_a_copy(make, tmp_path):
+  path = make(template=TEMPLATE)
+  (path / "additional_chat_templates").mkdir()
+  (path / "additional_chat_templates" / "tool_use.jinja").write_text("x")
+  (tmp_path / "copy").mkdir()
+  directory.copy(path, tmp_path / "copy", directory.TOKENIZER)
+  copied = tok_lib.load(tmp_path / "copy")
+  assert copied.chat_template == tok_lib.load(path).chat_template == {"default": TEMPLATE, "tool_use": "x"}
+  assert copied("a b e")["input_ids"] == [4, 5, 8]

@@ -6,10 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
+from opd_jax.analysis import notebook
 from opd_jax.errors import InputError
 from opd_jax.evaluation import single_turn
 from opd_jax.rollout import generate
-from opd_jax.runtime import cli
+from opd_jax.runtime import cli, metrics, outcome
 
 evaluate = importlib.import_module("opd_jax.evaluate")  # the command; the package has a function of this name
 
@@ -72,7 +73,48 @@ def test_text_leaves_the_stop_token_out():
   assert generate.decode(Tokenizer(), response, mask, (1,)) == ["5 6", "7 8 9 9"]
 
 
+def test_text_keeps_special_tokens_and_words_that_only_fill_rows():
+  """Where a tokenizer has no padding token, the id that fills rows is a word of the vocabulary."""
+
+  class Tokenizer:
+    pad_token_id: int | None = None
+
+    def batch_decode(self, rows, skip_special_tokens):
+      assert not skip_special_tokens
+      return [" ".join(map(str, row)) for row in rows]
+
+  tokenizer, response, mask = Tokenizer(), np.array([[0, 5, 3, 1]]), np.ones((1, 4), bool)
+  assert generate.decode(tokenizer, response, mask, (1,)) == ["0 5 3"]
+  tokenizer.pad_token_id = 3
+  assert generate.decode(tokenizer, response, mask, (1,)) == ["0 5"]
+
+
 def test_a_deviation_needs_a_conversation():
   values, c = cli.parse(["evaluate", "--model=builtin:student", "--deviation"], "", evaluate.define, cli.of_method)
   with pytest.raises(InputError, match="--deviation"):
     evaluate.run(values, c)
+
+
+def record(ended: float, **more):
+  return {"k": 2, "prompts": 64, "ended": ended, "length": {"max": 128}} | more
+
+
+def test_answers_that_the_limit_cut_are_told_where_they_are_many():
+  """Of an accuracy of 0 nothing else says that the limit made it."""
+  assert outcome.answers_cut(record(0.125)) == "112 of 128 answers were cut at 128 tokens: raise eval.max_tokens"
+  assert outcome.answers_cut(record(0.95)) == ""
+  turns = record(1.0, replies_cut=0.5)
+  assert outcome.answers_cut(turns) == "50% of the earlier replies were cut: raise context.turn_tokens"
+
+
+def test_an_evaluation_says_how_many_answers_were_cut(small, capsys):
+  """In the log, in what the command prints, and sample by sample."""
+  c = small("opd", **{"eval.max_tokens": 2, "eval.prompts": 4})
+  model = notebook.load_model(c.student)
+  found = notebook.evaluate(model, c)
+  assert [sample["ended"] for sample in found["samples"]] == [False, False]
+  cut = "4 of 4 answers were cut at 2 tokens: raise eval.max_tokens"
+  assert f"  {cut}" in list(evaluate.summary_lines(c, {"of": "x", **found}, 0))
+  bar = metrics.ProgressBar(1, 0, "run")
+  bar.evaluation(found | {"step": 0, "elapsed": 0.0, "tokens": 0})
+  assert f"note: {cut}" in capsys.readouterr().err

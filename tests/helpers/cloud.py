@@ -117,7 +117,7 @@ if args[:2] == ["-m", "opd_jax.train"]:
   print("hello from the trainer", flush=True)
   ends = next((a.removeprefix("--ends=") for a in args if a.startswith("--ends=")), "")
   if "--fail" in args:
-    leave("error: a wrong input", 3)
+    leave("error: a wrong input", 4)
   if ends:
     restarts = int(open("logs/restarts").read()) if os.path.exists("logs/restarts") else 0
     end = int(ends.split(",")[restarts])

@@ -45,14 +45,22 @@ RUNS = {  # name: method, devices, mesh, what else
 }
 
 
+NEVER = ((0, 70), (300, 301), (768, 1024))  # [first, end) of 1024 ids
+
+
 def drawn() -> dict[str, list]:
-  """Tokens and log-probabilities drawn from the same logits, whole and with their ids over four devices."""
+  """Tokens and log-probabilities drawn from the same logits, whole and with their ids over four devices.
+
+  Ids without a token are left out: some of one device, and all of another.
+  """
   logits = 3 * jax.random.normal(jax.random.key(1), (8, 1024))
   keys = jax.random.split(jax.random.key(2), 8)
   mesh, how = meshes.make(data=2, tensor=4), sample.Sampling((), 0, 1024, temperature=0.7)
   place = NamedSharding(mesh, PartitionSpec(meshes.ROWS, "tensor"))
-  split = jax.jit(lambda k, x: sample.draw_on(mesh, meshes.ROWS, "tensor")(k, x, how))
-  several, alone = split(keys, jax.device_put(logits, place)), sample.draw(keys, logits, how)
+  draw = sample.draw_on(mesh, meshes.ROWS, "tensor")
+  split = jax.jit(lambda k, x: draw(k, sample.leave_out(x, NEVER), how))
+  several = split(keys, jax.device_put(logits, place))
+  alone = sample.draw(keys, sample.leave_out(logits, NEVER), how)
   assert "all-gather" in str(split.lower(keys, jax.device_put(logits, place)).compile().as_text())
   return {name: [a.tolist() for a in pair] for name, pair in (("several", several), ("alone", alone))}
 

@@ -92,6 +92,12 @@ def test_the_gap_is_summed_over_positions():
   assert rule.agreed(observation(80, kl=[0.01] * 8)) == math.inf
 
 
+def test_a_measure_that_does_not_exist_is_no_other_one():
+  observation = adaptive.StepObservation(8, [0, 8], [1], {"overlap": [1.0], "kl": [0.0]}, 1.0)
+  with pytest.raises(KeyError, match="cosine"):
+    adaptive.Drift(measure="cosine").agreed(observation)
+
+
 def test_saturation_grows_when_the_divergence_stops_falling():
   rule = Saturation(window=4)
   falling = [observation(10, kl=[v] * 8) for v in (1.0, 0.8, 0.6, 0.5)]

@@ -1,5 +1,6 @@
 """Which teacher each prompt listens to."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -76,3 +77,8 @@ def test_weights_of_one_teacher_are_looked_at_too():
   for weights in ((1.0, 1.0), (0.0,), (-1.0,)):
     with pytest.raises(InputError, match=r"config\.teacher_weights"):
       requested(["a"], weights, (), 1)
+
+
+def test_a_precision_that_does_not_exist_is_no_other_one():
+  with pytest.raises(ValueError, match="'int4' is neither compute nor int8"):
+    frozen.in_precision("int4", {}, jax.make_mesh((1,), ("data",)), "teacher:fsdp")

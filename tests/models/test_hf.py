@@ -28,6 +28,7 @@ LLAMA3 = {
   "high_freq_factor": 4.0,
   "original_max_position_embeddings": 16,
 }
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 FAMILIES = {
   "qwen3": {"qk_norm": True},
   "qwen3-moe": {"qk_norm": True, "moe": MoE(5, 2, renormalise=True)},
@@ -241,12 +242,76 @@ def test_a_copy_keeps_the_tokenizer_and_names_its_dtype(directory, tmp_path):
   assert hf.stop_ids(tmp_path / "out") == hf.stop_ids(directory)
 
 
+BESIDE = (
+  "vocab.txt",
+  "qwen.tiktoken",
+  "tekken.json",
+  "sentencepiece.bpe.model",
+  "tokenizer.model.v3",
+  "tokenizer.4.json",
+  "special_tokens_map.json",
+  "additional_chat_templates/tool_use.jinja",
+  "processor_config.json",
+  "tokenization_own.py",
+  "LICENSE.txt",
+  "license",
+  "NOTICE",
+)
+
+
+def test_a_copy_has_all_that_belongs_to_the_model_and_nothing_that_was_measured_with_other_weights(directory, tmp_path):
+  left = ("README.md", "pytorch_model.bin", "consolidated.safetensors", "training_args.bin", "original/LICENSE")
+  for name in (*BESIDE, *left):
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text(name)
+  hf.write(tmp_path / "out", TINY, randomised(TINY), like=directory)
+  copied = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+  assert copied == {*BESIDE, "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+  for name in BESIDE:
+    assert (tmp_path / "out" / name).read_text() == name
+
+
+@pytest.mark.parametrize("changes", [{"architectures": None}, {"architectures": "absent"}, {"model_type": "absent"}])
+def test_an_architecture_that_is_left_out_follows_from_the_other_name_and_is_written(changes, directory, tmp_path):
+  edit(directory, **changes)
+  assert hf.read_config(directory) == TINY
+  hf.write(tmp_path / "out", TINY, randomised(TINY), like=directory)
+  raw = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert (raw["architectures"], raw["model_type"]) == (["Qwen3ForCausalLM"], "qwen3")
+
+
+def test_pytorch_loads_a_copy_of_a_directory_that_names_no_model_type(directory, pt, tmp_path):
+  _, transformers = pt
+  params = randomised(TINY)
+  edit(directory, model_type="absent")
+  hf.write(tmp_path / "out", TINY, params, like=directory, dtype="float32")
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+  np.testing.assert_array_equal(model.get_output_embeddings().weight.detach().numpy(), params["head"])
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
   params = randomised(TINY)
   params["norm"] = params["norm"][:-1]
   with pytest.raises(ValueError, match=r"model\.norm\.weight"):
     hf.write(tmp_path / "out", TINY, params, pad_id=0, eos_id=1)
   assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path):
+  from safetensors.numpy import load_file, save_file
+
+  good = randomised(TINY)
+  broken = good | {"layers": good["layers"] | {"q": good["layers"]["q"].at[0, 0].set(jnp.nan)}}
+  with pytest.raises(InputError, match=r"'layers/q' have a NaN or Inf, so nothing is written to .*out"):
+    hf.write(tmp_path / "out", TINY, broken, pad_id=0, eos_id=1)
+  assert not list(tmp_path.iterdir())
+  hf.write(tmp_path / "in", TINY, good, pad_id=0, eos_id=1, dtype="float32")
+  file = tmp_path / "in" / "model.safetensors"
+  tensors = load_file(file)
+  tensors["model.norm.weight"][0] = np.inf
+  save_file(tensors, file)
+  with pytest.raises(InputError, match=r"The weights of .*in have a NaN or Inf in 'norm'"):
+    hf.load(tmp_path / "in")
 
 
 def test_a_directory_is_never_written_over(directory):
@@ -408,6 +473,17 @@ def test_no_such_directory(tmp_path):
   assert "nowhere" in refused(tmp_path / "nowhere")
 
 
+def test_an_adapter_is_no_model(directory):
+  (directory / "config.json").rename(directory / "adapter_config.json")
+  assert re.search(r"is a PEFT adapter and not a model.*config\.lora\.path", refused(directory))
+
+
+@pytest.mark.parametrize("rows", [12, 14])
+def test_rows_that_are_not_vocab_size_name_the_key(rows, directory):
+  edit(directory, vocab_size=rows)
+  assert "config.json has to say vocab_size 13" in refused(directory)
+
+
 def test_config_missing_or_broken(directory):
   (directory / "config.json").write_text('{"vocab_size": ')
   assert "config.json is not JSON" in refused(directory)
@@ -421,7 +497,10 @@ def test_config_missing_or_broken(directory):
   ("changes", "says"),
   [
     ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM is not supported.*Qwen3ForCausalLM"),
-    ({"architectures": "absent"}, "no architecture is not supported"),
+    ({"architectures": "absent", "model_type": "absent"}, "no architecture is not supported"),
+    ({"architectures": None, "model_type": "mistral"}, "model_type 'mistral' is not supported"),
+    ({"model_type": "qwen2"}, "Qwen3ForCausalLM, whose model_type is 'qwen3', and model_type is 'qwen2'"),
+    ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map names code for AutoModelForCausalLM"),
     ({"hidden_size": "absent"}, "hidden_size is None"),
     ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
     ({"num_key_value_heads": 3}, "2 query heads cannot share 3"),
@@ -429,8 +508,8 @@ def test_config_missing_or_broken(directory):
     ({"use_sliding_window": True}, "use_sliding_window is true"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
     ({"attention_bias": True}, "attention_bias is true"),
-    ({"architectures": ["LlamaForCausalLM"], "attention_bias": True}, "attention_bias is true.*LlamaForCausalLM"),
-    ({"architectures": ["LlamaForCausalLM"], "mlp_bias": True}, "mlp_bias is true"),
+    (LLAMA | {"attention_bias": True}, "attention_bias is true.*LlamaForCausalLM"),
+    (LLAMA | {"mlp_bias": True}, "mlp_bias is true"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantized .fp8."),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear' is not supported"),
@@ -438,7 +517,7 @@ def test_config_missing_or_broken(directory):
     ({"rope_scaling": LLAMA3 | {"factor": None}}, "config.json"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no low_freq_factor"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-    ({"head_dim": "absent", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 3}, "there is no head_dim"),
+    (LLAMA | {"head_dim": "absent", "num_attention_heads": 3}, "there is no head_dim"),
   ],
 )
 def test_models_that_would_not_be_followed_exactly(changes, says, directory):
@@ -465,7 +544,7 @@ def test_rope_is_read_wherever_it_stands(directory):
 def test_defaults_of_config(directory):
   edit(directory, head_dim="absent", tie_word_embeddings="absent")
   assert hf.read_config(directory) == dataclasses.replace(TINY, head_width=128)  # Qwen3's own default
-  edit(directory, architectures=["LlamaForCausalLM"], num_key_value_heads="absent")
+  edit(directory, **LLAMA, num_key_value_heads="absent")
   cfg = hf.read_config(directory)
   assert (cfg.head_width, cfg.kv_heads, cfg.tied) == (4, 2, False)
 
@@ -475,6 +554,9 @@ def test_no_safetensors(directory, many):
   assert "has no model.safetensors" in refused(directory)
   (directory / "pytorch_model.bin").write_bytes(b"x")
   assert "only pytorch_model.bin" in refused(directory)
+  (directory / "pytorch_model.bin").unlink()
+  (directory / "consolidated.safetensors").write_bytes(b"x")
+  assert "only consolidated.safetensors, whose tensors have other names" in refused(directory)
   (many / safetensors_io.INDEX).unlink()
   assert "no model.safetensors.index.json, only model-00001" in refused(many)
 
@@ -559,6 +641,35 @@ def test_a_tied_model_may_hold_its_head_twice(tmp_path):
   assert "tie_word_embeddings" in refused(path)
 
 
+def test_a_tied_model_may_be_saved_under_its_heads_name(pt, tmp_path):
+  """transformers takes the head for the embedding too."""
+  _, transformers = pt
+  cfg = dataclasses.replace(TINY, tied=True)
+  path, params = tmp_path / "tied", randomised(cfg)
+  hf.write(path, cfg, params, pad_id=0, eos_id=1, dtype="float32")
+  (path / "tokenizer.json").write_text("{}")
+  head_alone(path)
+  hf.check_directory(path)
+  assert_same(hf.load(path), params)
+  model, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+  assert not info["missing_keys"]
+  np.testing.assert_array_equal(model.get_input_embeddings().weight.detach().numpy(), params["embed"])
+  hf.write(tmp_path / "out", cfg, params, like=path, dtype="float32")
+  assert_same(hf.load(tmp_path / "out"), params)
+
+
+def head_alone(path):
+  def rename(tensors):
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+  rewrite(path / safetensors_io.FILE, rename)
+
+
+def test_an_untied_model_has_to_have_its_embedding(directory):
+  rewrite(directory / safetensors_io.FILE, lambda t: t.pop("model.embed_tokens.weight"))
+  assert "no tensor model.embed_tokens.weight" in refused(directory)
+
+
 def test_no_tokenizer(directory):
   (directory / "tokenizer.json").unlink()
   assert "tokenizer.json" in refused(directory)
@@ -572,6 +683,14 @@ def test_stop_ids(directory):
   edit(directory, eos_token_id=None)
   (directory / "generation_config.json").unlink()
   assert hf.stop_ids(directory) == ()
+
+
+@pytest.mark.parametrize("eos", ["2", ["2"], -1, [2, -1], [2, None], [[2]], True, 2.0, {"id": 2}, float("nan")])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_end_that_is_no_token_id_is_refused(eos, name, tmp_path):
+  (tmp_path / name).write_text(json.dumps({"eos_token_id": eos}))
+  with pytest.raises(InputError, match=rf"{name}: eos_token_id is .*; it has to be a token's id, or a list of ids\."):
+    hf.stop_ids(tmp_path)
 
 
 def test_resolve(directory, monkeypatch):

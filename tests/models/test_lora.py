@@ -95,7 +95,19 @@ def test_a_directory_comes_back_as_it_was(adapter, tmp_path):
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
     ({"target_modules": "all-linear"}, "target_modules"),
     ({"target_modules": ["c_attn"]}, "target_modules"),
-    ({"r": "many"}, "have to be numbers"),
+    ({"r": "many"}, "have to be numbers above 0"),
+    ({"r": 0}, "have to be numbers above 0.*they are 0 and"),
+    ({"r": 2.5}, "and r a whole one"),
+    ({"r": True}, "and r a whole one"),
+    ({"lora_alpha": 0}, "have to be numbers above 0"),
+    ({"lora_alpha": None}, "have to be numbers above 0"),
+    ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"kasa_config": {"beta": 1.0}}, "kasa_config"),
+    ({"a_switch_of_a_later_peft": True}, "a_switch_of_a_later_peft"),
+    ({"init_lora_weights": "lora_ga"}, "changes the base model too"),
+    ({"init_lora_weights": "pissa_niter_4"}, "changes the base model too"),
+    ({"target_modules": r".*\.q_proj"}, "target_modules"),
   ],
 )
 def test_what_would_not_be_followed_is_refused(change, why, adapter, tmp_path):
@@ -104,6 +116,22 @@ def test_what_would_not_be_followed_is_refused(change, why, adapter, tmp_path):
   file.write_text(json.dumps(json.loads(file.read_text()) | change))
   with pytest.raises(InputError, match=why):
     lora.read_config(tmp_path)
+
+
+def test_an_adapters_directory_has_the_tokenizer_and_the_licence_of_its_base(adapter, tmp_path):
+  (tmp_path / "base").mkdir()
+  for name in ("tokenizer.json", "chat_template.jinja", "LICENSE", "config.json", "README.md"):
+    (tmp_path / "base" / name).write_text(name)
+  lora.write(tmp_path / "out", STUDENT, LORA, adapter, "BASE", tmp_path / "base")
+  copied = {path.name for path in (tmp_path / "out").iterdir()}
+  assert copied == {lora.CONFIG, lora.WEIGHTS, "tokenizer.json", "chat_template.jinja", "LICENSE"}
+
+
+def test_weights_that_are_not_safetensors_are_named(adapter, tmp_path):
+  lora.write(tmp_path, STUDENT, LORA, adapter, "BASE")
+  (tmp_path / lora.WEIGHTS).rename(tmp_path / "adapter_model.bin")
+  with pytest.raises(InputError, match=r"only adapter_model\.bin, which is not read"):
+    lora.load(tmp_path, STUDENT, LORA)
 
 
 def test_weights_of_another_model_are_refused(adapter, tmp_path):
@@ -145,6 +173,16 @@ def test_peft_reads_ours_and_computes_the_same(base, student, adapter, tmp_path)
 
 
 @needs_peft
+def test_what_peft_writes_of_itself_is_known():
+  """A new key of PEFT's is either off by default or in one of the lists."""
+  from peft import LoraConfig
+
+  raw = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM").to_dict()
+  on = {key for key, value in raw.items() if value not in (None, False, "none", [], {}, "")}
+  assert on - lora.FOLLOWED - lora.WITHOUT_EFFECT == set()
+
+
+@needs_peft
 def test_ours_reads_pefts_and_computes_the_same(base, student, tmp_path):
   import torch
   from peft import LoraConfig, get_peft_model
@@ -167,3 +205,19 @@ def test_ours_reads_pefts_and_computes_the_same(base, student, tmp_path):
   with torch.no_grad():
     expected = model(torch.tensor(np.asarray(TOKENS)).long()).logits.numpy()
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_an_adapter_that_is_not_finite_is_neither_written_nor_loaded(adapter, tmp_path):
+  from safetensors.numpy import load_file, save_file
+
+  broken = jax.tree.map(lambda a: a.at[(0,) * a.ndim].set(jnp.nan), adapter)
+  with pytest.raises(InputError, match="has a NaN or Inf, so nothing is written"):
+    lora.write(tmp_path / "out", STUDENT, LORA, broken, "BASE")
+  assert not (tmp_path / "out").exists()
+  lora.write(tmp_path / "in", STUDENT, LORA, adapter, "BASE")
+  file = tmp_path / "in" / lora.WEIGHTS
+  tensors = load_file(file)
+  next(iter(tensors.values()))[0] = np.inf
+  save_file(tensors, file)
+  with pytest.raises(InputError, match="has a NaN or Inf in the adapter of"):
+    lora.load(tmp_path / "in", STUDENT, LORA)

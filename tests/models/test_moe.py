@@ -144,6 +144,11 @@ def test_half_precision(kind):
   assert error(up(found), expected) < 0.03
 
 
+def test_a_form_that_does_not_exist_is_no_other_one():
+  with pytest.raises(ValueError, match="'padded' is not one of"):
+    moe.feed_forward(None, jnp.zeros((1, 2, 4)), {}, MOE, kind="padded")
+
+
 def test_routing_is_in_fp32():
   """bfloat16 inputs are routed as the same numbers in fp32: rounded logits would tie experts that differ."""
   x, router = (a.astype(jnp.bfloat16) for a in (tokens(8, 9)[0].reshape(-1, D), layer()["router"]))

@@ -1,9 +1,11 @@
 """Objectives that are tested in every way, and arrays to test them on."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax.objectives.divergence import Coefficients, FrozenInputs, HiddenAndHead, Objective
+from opd_jax.objectives.divergence import DIVERGENCES, Coefficients, FrozenInputs, HiddenAndHead, Objective
 
 V = 9
 TOPK = [
@@ -11,23 +13,32 @@ TOPK = [
   for support in ("student_topk", "teacher_topk", "both_topk")
   for tail in ("bucket", "renormalise")
 ]
-OBJECTIVES = [
-  Objective(V),
-  Objective(V, kind="forward_kl"),
-  Objective(V, kind="jsd"),
-  Objective(V, kind="jsd", beta=0.1, normalised=True),
-  Objective(V, kind="jsd", beta=0.0, normalised=True),
-  Objective(V, kind="jsd", beta=1.0, normalised=True),
-  Objective(V, kind="mixture", beta=0.3),
-  Objective(V, student_temperature=1.3, teacher_temperature=0.7, sampling_temperature=0.8),
-  Objective(V, entry_clip=0.05),
-  Objective(V, kind="forward_kl", entry_clip=0.05),
-  Objective(V, kind="jsd", beta=0.3, entry_clip=0.02),
+
+
+def of_kind(kind: str) -> list[Objective]:
+  """List the objectives that every entry of `DIVERGENCES` is tested by, whatever it is."""
+  changes: list[dict[str, Any]] = [{}]
+  if "beta" in DIVERGENCES[kind].parameters:
+    changes.append({"beta": 0.3})
+  if "normalised" in DIVERGENCES[kind].parameters:
+    changes += [{"beta": beta, "normalised": True} for beta in (0.0, 0.1, 1.0)]
+  changes += [
+    {"entry_clip": 0.05},
+    {"student_temperature": 1.3, "teacher_temperature": 0.7, "sampling_temperature": 0.8},
+    {"support": "student_topk", "k": 3},
+    {"support": "both_topk", "tail": "renormalise", "k": 3},
+  ]
+  return [Objective(V, kind=kind, **change) for change in changes]
+
+
+_ALL = [
+  *(objective for kind in DIVERGENCES for objective in of_kind(kind)),
   *TOPK,
-  Objective(V, support="both_topk", kind="jsd", k=3),
+  Objective(V, kind="jsd", beta=0.3, entry_clip=0.02),
   Objective(V, support="student_topk", kind="forward_kl", k=3, entry_clip=0.1),
   Objective(V, support="student_topk", tail="reweight", k=3),
 ]
+OBJECTIVES = list(dict.fromkeys(_ALL))
 
 
 def name(o: Objective) -> str:

@@ -29,6 +29,8 @@ def entries(kind, student, teacher, beta=0.5, normalised=False):
       per_id.append(forward)
     elif kind == "mixture":
       per_id.append(beta * reverse + (1 - beta) * forward)
+    elif kind != "jsd":
+      raise ValueError(f"no formula for {kind!r}")
     elif normalised and beta == 0:
       per_id.append(forward)
     elif normalised and beta == 1:

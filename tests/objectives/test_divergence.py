@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_jax.objectives import divergence
+from opd_jax.objectives import divergence, fused
 from opd_jax.objectives.divergence import Objective
 from tests.objectives import reference
-from tests.objectives.cases import OBJECTIVES, TOPK, V, name
+from tests.objectives.cases import OBJECTIVES, TOPK, V, name, random_coefficients, random_inputs
 
 S, T = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.5, 0.3])
 FORWARD, REVERSE = 0.5372, 0.5838
@@ -85,6 +85,40 @@ def test_value_and_gradient_are_those_of_plain_float64(objective, seed, scale):
     s, t = student[row].astype(float).tolist(), teacher[row].astype(float).tolist()
     np.testing.assert_allclose(value[row], reference.divergence(objective, s, t), rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(gradient[row], reference.gradient(objective, s, t), rtol=1e-4, atol=3e-6)
+
+
+def test_every_support_and_tail_is_among_the_cases():
+  assert {o.support for o in OBJECTIVES} | {"sampled"} == set(divergence.SUPPORTS)
+  assert {o.tail for o in OBJECTIVES} == set(divergence.TAILS)
+
+
+@pytest.mark.parametrize("changes", [{"kind": "kl"}, {"support": "teacher"}, {"tail": "clamp"}])
+def test_what_does_not_exist_is_nothing_else(changes):
+  with pytest.raises(ValueError, match="is not one of"):
+    Objective(V, **changes)
+
+
+@pytest.mark.parametrize(
+  "changes", [{"support": "middle"}, {"support": "middle_topk"}, {"support": "student_topk", "tail": "forget"}], ids=str
+)
+def test_a_support_or_tail_that_is_named_and_not_made_is_no_other_one(changes, monkeypatch):
+  monkeypatch.setattr(divergence, "SUPPORTS", (*divergence.SUPPORTS, "middle", "middle_topk"))
+  monkeypatch.setattr(divergence, "TAILS", (*divergence.TAILS, "forget"))
+  objective = Objective(V, k=3, chunk=3, **changes)
+  for module in (divergence, fused):
+    with pytest.raises(NotImplementedError, match=r"middle|forget"):
+      module.weighted_sum(objective, *random_inputs(), random_coefficients())
+
+
+@pytest.mark.parametrize("kind", divergence.DIVERGENCES)
+@pytest.mark.parametrize("changes", [{}, {"beta": 0.3}, {"beta": 0.0, "normalised": True}, {"entry_clip": 0.05}])
+def test_slopes_are_the_derivatives_of_the_entries_up_to_a_multiple_of_the_student(kind, changes):
+  o = Objective(V, kind=kind, **changes)
+  s, t = jax.nn.log_softmax(jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, V)), jnp.float32))
+  _, derivative = jax.jvp(lambda s: divergence.clip(o, divergence.entries(o, s, t)), (s,), (jnp.ones_like(s),))
+  multiple = divergence.DIVERGENCES[kind].multiple(o)
+  np.testing.assert_allclose(divergence.slopes(o, s, t), derivative + multiple * jnp.exp(s), atol=2e-6)
+  np.testing.assert_array_equal(divergence.slopes(o, s, s), 0)
 
 
 @EVERY

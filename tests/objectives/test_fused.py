@@ -57,6 +57,27 @@ def test_fused_is_dense_in_value_statistics_and_gradient(objective, seed):
   agree(graded(fused.weighted_sum, objective, *args), graded(divergence.weighted_sum, dense, *args))
 
 
+def alpha_divergence(o: Objective, s, t):
+  """Amari's, sum (s - s^a t^(1 - a)) / (a (1 - a)); its derivative is nowhere written down."""
+  return (jnp.exp(s) - jnp.exp(o.beta * s + (1 - o.beta) * t)) / (o.beta * (1 - o.beta))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{}, {"vocab_chunk": 4}, {"entry_clip": 0.05}, {"support": "both_topk", "k": 3}, {"student_temperature": 1.3}],
+  ids=str,
+)
+def test_a_new_divergence_is_declared_once_and_gets_its_own_gradient(changes, monkeypatch):
+  monkeypatch.setitem(divergence.DIVERGENCES, "alpha", divergence.Divergence(alpha_divergence))
+  objective = Objective(V, kind="alpha", beta=0.3, chunk=3, **changes)
+  args = arguments(objective)
+  dense = dataclasses.replace(objective, chunk=0, vocab_chunk=0)
+  got, want = graded(fused.weighted_sum, objective, *args), graded(divergence.weighted_sum, dense, *args)
+  agree(got, want)
+  jsd = graded(fused.weighted_sum, dataclasses.replace(objective, kind="jsd"), *args)
+  assert not np.allclose(jsd[1].hidden, got[1].hidden, atol=1e-4), "the gradient is of no other kind"
+
+
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
   *(st.integers(1, n) for n in (3, 7, 6, 6)),

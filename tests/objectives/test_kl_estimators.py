@@ -353,3 +353,15 @@ def test_the_policy_itself_weighs_exactly_one_whatever_lies_behind_the_end(kind,
     for junk in (np.nan, np.inf, -np.inf):
       got = kl_estimators.importance(jnp.where(mask, 0.0, junk), mask, kind, level, cap)
       np.testing.assert_array_equal(got, mask)
+
+
+def test_what_does_not_exist_is_no_other_estimator_or_weight():
+  r, mask = jnp.zeros((1, 2)), jnp.ones((1, 2), bool)
+  for call in (
+    lambda: kl_estimators.value("k4", r),
+    lambda: kl_estimators.coefficient("k4", r, mask),
+    lambda: kl_estimators.importance(r, mask, "clipped", "token", 2.0),
+    lambda: kl_estimators.importance(r, mask, "masked", "turn", 2.0),
+  ):
+    with pytest.raises(ValueError):  # noqa: PT011
+      call()

@@ -264,3 +264,16 @@ def test_counts_are_exact_where_half_precision_is_not(length):
   np.testing.assert_array_equal(last, np.arange(1, length))
   np.testing.assert_allclose(token_weights.rising(mask), on_rows(rising, mask, mask), rtol=1e-5)
   np.testing.assert_allclose(token_weights.relative(np.float32(0.5) * mask, mask), mask, rtol=1e-6)
+
+
+def test_a_kind_that_is_named_and_not_made_is_no_uniform_weight(monkeypatch):
+  with pytest.raises(ValueError, match="are not one of"):
+    token_weights.TokenWeighting(kind="middle")
+  monkeypatch.setattr(token_weights, "KINDS", (*token_weights.KINDS, "middle"))
+  monkeypatch.setattr(token_weights, "MASKS", (*token_weights.MASKS, "centre"))
+  mask = jnp.ones((1, 2), bool)
+  with pytest.raises(NotImplementedError):
+    token_weights.TokenWeighting(kind="middle").weight(mask, {})
+  monkeypatch.setattr(token_weights, "KINDS", (*token_weights.KINDS, "centre"))
+  with pytest.raises(NotImplementedError):
+    token_weights.TokenWeighting(kind="centre").choose(mask, jax.random.key(0))

@@ -228,7 +228,9 @@ def test_both_sides_end_a_turn_with_the_same_token(talker, tmp_path):
   mended = {"eos_token_id": [relay.TOKENIZER.ids["\n"]]}
   for name in ("config.json", "generation_config.json"):
     (other / name).write_text(json.dumps(json.loads((other / name).read_text()) | mended))
-  assert any("ends an assistant's turn with '<eos>'" in warning for warning in inputs.load(small(str(other))).warnings)
+  loaded = inputs.load(small(str(other)))
+  assert any("is named differently" in warning and "'<eos>'" in warning for warning in loaded.warnings)
+  assert set(loaded.student.stop_ids) == {relay.TOKENIZER.ids["\n"], relay.TOKENIZER.ids["<eos>"]}
 
 
 @pytest.mark.parametrize(

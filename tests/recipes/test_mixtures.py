@@ -32,7 +32,7 @@ def even_is_right(monkeypatch):
   monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
 
 
-def even(response: str, answer: str) -> bool:
+def even(response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
   return (len(response) + sum(map(ord, answer))) % 2 == 0
 
 
@@ -81,7 +81,7 @@ def test_advantages_are_relative_to_the_other_rollouts_of_a_prompt(std, small, t
 def problems(tmp_path):
   """Eight prompts that name their teachers."""
   path = tmp_path / "train.jsonl"
-  lines = [{"prompt": f"S:{i % 10}+1=", "answer": "1", "who": "teacher" if i % 2 else "0"} for i in range(8)]
+  lines = [{"prompt": f"1:{i % 10}+1=", "answer": "1", "who": "teacher" if i % 2 else "0"} for i in range(8)]
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   return str(path)
 
@@ -118,7 +118,8 @@ def test_mixed_teachers(small, tiny, problems, tmp_path):
     ({"data.teacher_field": "teacher"}, r"no field 'teacher'.*data.teacher_field"),
     ({"data.teacher_field": "who", "teacher_weights": (0.5, 0.5)}, "set only one of the two"),
     ({"data.teacher_field": "who", "data.path": "task:chain"}, "whose problems name no teacher"),
-    ({"teacher_weights": (1.0, -1.0)}, "one weight of 0 or more for each of the 2"),
+    ({"teacher_weights": (1.0, -1.0)}, "teacher_weights holds -1.0; it has to be"),
+    ({"teacher_weights": (1.0,)}, "one weight of 0 or more for each of the 2"),
   ],
 )
 def test_teachers_that_do_not_fit(changes, says, small, tiny, problems, tmp_path):
@@ -129,7 +130,7 @@ def test_teachers_that_do_not_fit(changes, says, small, tiny, problems, tmp_path
 
 def test_teacher_that_no_directory_has(small, tiny, tmp_path):
   path = tmp_path / "one.jsonl"
-  path.write_text(json.dumps({"prompt": "S:1+1=", "answer": "2", "who": "nobody"}) + "\n")
+  path.write_text(json.dumps({"prompt": "1:1+1=", "answer": "2", "who": "nobody"}) + "\n")
   with pytest.raises(InputError, match=r"the teacher 'nobody'.*0 \(student\), 1 \(teacher\)"):
     open_run(small("topd", **of_two(tiny, str(path), **{"data.teacher_field": "who"})), tmp_path / "w")
 

@@ -60,6 +60,18 @@ def test_says_how_it_was_made(page, study):
   assert "optimizer.lr = 1e-4" in text
 
 
+def test_what_was_changed_on_the_way_stands_with_the_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(figures, "draw", lambda *_: [])
+  changes = [{"step": 40, "key": "optimizer.lr", "from": 1e-4, "to": 1e-5}]
+  text = write(
+    compare(load([workdir(tmp_path / "a", [0.1, 0.9], info={"changes": changes})])), tmp_path / "out"
+  ).read_text()
+  assert "changed on the way" in text
+  assert "from step 40: optimizer.lr 1e-4 -&gt; 1e-5" in text
+  text = write(compare(load([workdir(tmp_path / "b", [0.1, 0.9])])), tmp_path / "out").read_text()
+  assert "changed on the way" not in text
+
+
 def test_warnings(tmp_path, monkeypatch):
   monkeypatch.setattr(figures, "draw", lambda *_: [])
   a = workdir(

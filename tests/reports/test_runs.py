@@ -1,10 +1,14 @@
 """Workdirs loaded, sound and damaged, and their arms named."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from opd_jax.errors import InputError
+from opd_jax.reports import table
+from opd_jax.reports.comparison import compare
 from opd_jax.reports.runs import load
 from tests.helpers.report_runs import workdir
 
@@ -89,6 +93,29 @@ class TestLoad:
     (run,) = load([path])
     assert run.step == 10
     assert "last line of metrics.jsonl was cut short" in run.notes[0]
+
+  def test_a_run_without_a_step_is_noted_on_the_terminal_too(self, tmp_path):
+    path = workdir(tmp_path / "a", [0.1], total=10)
+    (run,) = load([path])
+    assert run.notes == ["no step is made yet: the accuracy is that of the untrained student"]
+    out = io.StringIO()
+    table.show(compare([run]), Console(file=out, width=80))
+    assert f"note: {path}: {run.notes[0]}" in out.getvalue()
+
+  def test_what_a_run_did_not_learn_is_noted(self, tmp_path):
+    """Skipped and empty updates are counted, and answers that the last evaluation's own limit cut."""
+    path = workdir(tmp_path / "a", [0.0, 0.0], info={"outcome": {"steps": 10, "updated": 0, "skipped": 1, "empty": 9}})
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    records[-1] |= {"prompts": 128, "ended": 0.125, "length": {"max": 128}}
+    records[-2] |= {"skipped": 1, "empty": 9}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (run,) = load([path])
+    assert run.notes == [
+      "1 logged step(s) skipped an update because of a NaN or Inf",
+      "9 update(s) were left out because the gradient was exactly zero",
+      "nothing was learned: every update was skipped or left out, so the student is as it was",
+      "at the last evaluation 112 of 128 answers were cut at 128 tokens: raise eval.max_tokens",
+    ]
 
   @pytest.mark.parametrize("line", ['{"kind": "tr', '{"kind": "eval", "step": 1}', "3"])
   def test_broken_line_in_the_middle_is_refused(self, tmp_path, line):

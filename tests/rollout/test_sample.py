@@ -125,6 +125,32 @@ def test_ids_beyond_the_vocabulary_are_never_drawn(student, prompts):
   assert rollout.response.max() < 20
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 30}], ids=str)
+def test_ids_without_a_token_are_never_drawn(settings, student, prompts):
+  """Neither the tail of a padded embedding nor a hole, and the log-probability is that of the draw."""
+  never = ((3, 5), (9, 10), (20, 37))
+  sampling = dataclasses.replace(SAMPLING, stop_ids=(), never=never, **settings)
+  rollout = run(student, prompts, sampling=sampling, n=4)
+  drawn = set(rollout.response.ravel().tolist())
+  assert not drawn & {i for first, end in never for i in range(first, end)}
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 37)), jnp.float32)
+  keys = jax.random.split(jax.random.key(1), 2000)
+  token, logprob = sample.draw(keys, sample.leave_out(logits, never), SAMPLING)
+  allowed = np.ones(37, bool)
+  for first, end in never:
+    allowed[first:end] = False
+  expected = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
+  np.testing.assert_allclose(
+    logprob, np.take_along_axis(np.asarray(expected), np.asarray(token)[:, None], 1)[:, 0], atol=1e-5
+  )
+  assert set(token.tolist()) == set(np.flatnonzero(allowed).tolist())
+
+
+def test_nothing_is_computed_where_every_id_has_a_token():
+  """So that former runs have the program, and the tokens, that they had."""
+  assert not jax.make_jaxpr(functools.partial(sample.leave_out, never=()))(jnp.zeros((2, 37))).eqns
+
+
 def test_greedy_takes_the_most_likely(student, prompts):
   rollout = run(student, prompts, sampling=dataclasses.replace(SAMPLING, temperature=0.0))
   response, mask = jnp.asarray(rollout.response), jnp.asarray(rollout.mask)

@@ -178,6 +178,22 @@ def test_killed_stopped_and_resumed_on_other_processes(arguments, alone, tmp_pat
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("pressed", [(0, 1), (1,)], ids=["on all", "on one"])
+def test_ctrl_c_saves_before_the_same_step_on_all(pressed, arguments, tmp_path):
+  """A terminal sends it to each process and its supervisor; by hand it may reach one. All leave with 130, and none twice."""
+  path = tmp_path / "run"
+  run = Run("train", 2, 1, f"--workdir={path}", *arguments, "--config.steps=400", "--config.checkpoint.every=3")
+  wait_for(path, 3, run)
+  for i in pressed:
+    os.killpg(run.processes[i].pid, signal.SIGINT)
+  ended = run.end()
+  for status, output in ended:
+    assert status == 130, output
+    assert f"asked to stop: saved after step {saved(path)} of 400" in output
+  assert all("stopping after this step" in ended[i][1] for i in pressed)
+
+
+@pytest.mark.long
 def test_the_coordinator_is_killed(arguments, alone, tmp_path):
   """JAX aborts a process whose coordinator is gone; its supervisor says so, and what to do."""
   path = tmp_path / "run"

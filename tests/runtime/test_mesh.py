@@ -13,7 +13,7 @@ from opd_jax.runtime import mesh as meshes
 from opd_jax.training import specs
 from tests.conftest import STUDENT
 from tests.helpers.eight_devices import json_from_eight_devices
-from tests.helpers.mesh_runs import RUNS
+from tests.helpers.mesh_runs import NEVER, RUNS
 
 FIRST = (
   "popd 1",
@@ -55,6 +55,7 @@ def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
   several, alone = runs["drawn"]["several"], runs["drawn"]["alone"]
   assert several[0] == alone[0]
   assert len(set(alone[0])) > 4
+  assert not any(first <= token < end for token in alone[0] for first, end in NEVER)
   np.testing.assert_allclose(several[1], alone[1], rtol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from opd_jax.errors import InputError
 from opd_jax.studies import run
 from tests.helpers.synthetic_study import finished_opd
 
@@ -15,6 +16,12 @@ def opd(tmp_path):
 def test_the_same_config_passes(opd, tmp_path):
   run.check_all([opd], [20, 21], tmp_path)
   run.check_all([opd], [20], tmp_path, {"compile_cache": "elsewhere"})
+
+
+def test_other_evaluations_make_another_run_of_a_study(opd, tmp_path):
+  """A run may change them on the way; a study compares by them."""
+  with pytest.raises(InputError, match=r"belongs to another config: eval.k: 1 -> 4"):
+    run.check_all([opd], [20], tmp_path, {"eval.k": 4})
 
 
 def test_a_run_is_done_with_its_last_evaluation_and_checkpoint(opd, tmp_path):

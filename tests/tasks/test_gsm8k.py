@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from opd_jax.tasks.gsm8k import gold, number, verify
+from opd_jax.tasks.gsm8k import extract_answer, gold, number, unmatched, verify
 
 GSM8K = pathlib.Path(__file__).resolve().parents[3] / "shared/data/gsm8k"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason=f"the GSM8K files are not at {GSM8K}")
@@ -79,6 +79,57 @@ RIGHT = [
   (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"),
   (r"\boxed{(1, 2)}", "(1,2)"),
   (r"\boxed{x = 3 + \sqrt{8}}", r"2\sqrt{2}+3"),
+  ("x^2 + 1", "x^2+1"),
+  ("**Mary**", "Mary"),
+  ("(The answer is Mary)", "Mary"),
+  ('The answer is "Mary".', "Mary"),
+  # Exact expressions, whichever side they are on.
+  (r"\boxed{\frac{2}{4}}", "1/2"),
+  (r"\boxed{\sqrt{4}}", "2"),
+  ("#### \\sqrt{4}", "2"),
+  (r"The answer is $2\sqrt{2}/\sqrt{2}$.", "2"),
+  (r"The answer is \(x = \sqrt{4}\).", "2"),
+  (r"\boxed{18 - 3}", "15"),
+  (r"\boxed{4}", r"\sqrt{16}"),
+  ("The answer is 4 apples.", r"\sqrt{16}"),
+  ("It is 4.", r"\sqrt{16}"),
+  # Brackets that belong to the answer, and one pair around all of it.
+  ("The answer is (B).", "B"),
+  ("The answer is **(B)**.", "(B)"),
+  ("#### (B)", "B"),
+  ("The answer is (1, 2).", "(1, 2)"),
+  ("The answer is $(1, 2)$.", "(1,2)"),
+  ("The answer is (-1, 3).", "(-1,3)"),
+  ("The answer is [0, 1).", "[0, 1)"),
+  ("Answer: [1, 2]", "[1, 2]"),
+  ("The answer is {1, 2}.", "{1, 2}"),
+  (r"The answer is $(x+1)(x-1)$.", "x^2-1"),
+  ("#### (x+1)(x-1)", "x^2-1"),
+  ("The answer is (x+1)/2.", "(x+1)/2"),
+  (r"\boxed{(18)}", "18"),
+  (r"\boxed{{18}}", "18"),
+  # Other scripts.
+  ("The answer is １８。", "18"),
+  ("The answer is 18。She is glad.", "18"),
+  ("答案是18。", "18"),
+  ("答案：１８个苹果。", "18"),
+  ("答案是18，因为她卖了。", "18"),
+  ("The answer is १८।", "18"),
+  ("The answer is ১৮.", "18"),
+  ("The answer is ١٨.", "18"),
+  ("#### 18", "１８"),
+  # The reference in the words of a response.
+  ("18", "The answer is 18."),
+  ("#### 18", "... #### 18\nNote: in dollars"),
+  (r"\boxed{18}", "Answer: 18"),
+  ("It is 18.", "**Final Answer**\n\n18"),
+  ("18", "18<|endoftext|>"),
+  ("18", "#### 18 </s>"),
+  ("18", "18<|im_end|>\n<|endoftext|>"),
+  ("18", "18<｜end▁of▁sentence｜>"),
+  ("18", r"#### \boxed{18}"),
+  ("18", "<think>Is it 4?</think> The answer is 18."),
+  (r"\boxed{\frac{\sqrt{3}}{2}}", r"So 5. The answer is $\frac{\sqrt{3}}{2}$.<|im_end|>"),
 ]
 
 WRONG = [
@@ -122,6 +173,8 @@ WRONG = [
   (r"\boxed{18x}", "18"),
   (r"\boxed{18\pi}", "18"),
   (r"\boxed{18 squared}", "18"),
+  (r"\boxed{18^2}", "18"),
+  ("It is 18².", "18"),
   (r"\boxed{18!}", "18"),
   (r"\boxed{18,20}", "18"),
   (r"\boxed{x \neq 18}", "18"),
@@ -139,6 +192,52 @@ WRONG = [
   ("18", "x"),
   (r"\boxed{army}", "Mary"),
   (r"\boxed{x+1}", "x+2"),
+  ("Mary\nJohn", "Mary"),
+  ("Mary and John", "Mary"),
+  # Near an expression, and not it; what math-verify reads as something else.
+  (r"\boxed{\sqrt{5}}", "2"),
+  (r"\boxed{4}", r"\sqrt{15}"),
+  (r"\boxed{1 2}", "3"),
+  (r"\boxed{4 -}", r"\sqrt{16}"),
+  (r"\boxed{0}", r"0.\overline{3}"),
+  (r"\boxed{0.\overline{9}}", "0"),
+  (r"\boxed{4!}", "24"),
+  (r"\boxed{\pm 2}", "2"),
+  (r"\boxed{2 \pm 0}", "2"),
+  (r"\boxed{2x/x}", "2"),
+  (r"\boxed{\sqrt{4}, 3}", "2"),
+  (r"\boxed{\sqrt{4} or 3}", "2"),
+  (r"\boxed{x > \sqrt{4}}", "2"),
+  (r"\boxed{a = \sqrt{4}, b = 3}", "2"),
+  (r"The answer is \sqrt{16} or 3.", "4"),
+  (r"The answer is x^\frac{1}{2}.", "x/2"),
+  ("The answer is 18 - 3", "3"),
+  # Brackets.
+  ("The answer is (1, 2).", "1"),
+  ("The answer is (1, 2).", "2"),
+  ("The answer is (1, 2).", "(2, 1)"),
+  ("The answer is [0, 1).", "0"),
+  ("The answer is (0, 1].", "[0, 1)"),
+  ("The answer is [1, 2].", "(1, 2)"),
+  ("The answer is (A) or (B).", "A"),
+  ("The answer is (A).", "B"),
+  ("The answer is (x+1)(x+1).", "x^2-1"),
+  # Two answers, or none of it.
+  ("The answer is 18, 20.", "18"),
+  ("The answer is not 18.", "18"),
+  # Other scripts.
+  ("答案是18又二分之一", "18"),
+  ("答案是18万", "18"),
+  ("答案是18或20", "18"),
+  ("答案是18、20。", "18"),
+  ("The answer is １８，２０。", "18"),
+  ("１，８", "18"),
+  # References.
+  ("19", "The answer is 18."),
+  ("18", "The answer is 18 or 20."),
+  ("18", "She sold 18 eggs."),
+  ("1", "The answer is (1, 2)."),
+  ("18", "<think> It is 18."),
   ("It is Mary", "Mary"),
 ]
 
@@ -170,6 +269,15 @@ def test_wrong(response, answer):
     ("18apples", 18),
     ("5 km", 5),
     ("5km", 5),
+    ("5 cm²", 5),
+    ("5²", None),
+    ("(5)", 5),
+    ("(5, 6)", None),
+    ("５．５", Fraction(11, 2)),
+    ("𝟏𝟖", 18),
+    ("5个苹果", 5),
+    ("5万", None),
+    ("5又三分之一", None),
     ("1,08", None),
     ("1,00,018", None),
     ("3/0", None),
@@ -185,10 +293,62 @@ def test_number(text, value):
 
 @pytest.mark.parametrize(
   ("answer", "final"),
-  [("a #### 1\n#### 18", "18"), (" 18 ", "18"), (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), ("", "")],
+  [
+    ("a #### 1\n#### 18", "18"),
+    (" 18 ", "18"),
+    (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+    ("", ""),
+    ("The answer is 18.", "18"),
+    ("#### 18\nThat is all.", "18"),
+    ("Answer: $x+1$", "x+1"),
+    ("18</s>", "18"),
+    ("18.", "18"),
+    ("１８", "18"),
+    ("#### 3. Add up\nThe answer is 18.", "18"),
+    ("#### Final Answer\n18", "18"),
+    (r"\boxed{3}, and then #### 18", "18"),
+    ("The answer is (1, 2).", "(1, 2)"),
+    ("(x+1)(x-1)", "(x+1)(x-1)"),
+    ("3:45", "3:45"),
+    ("It is Mary", "It is Mary"),
+  ],
 )
 def test_gold(answer, final):
   assert gold(answer) == final
+  assert gold(final) == final
+
+
+@pytest.mark.parametrize("reference", [pair[1] for pair in RIGHT])
+def test_a_reference_verifies_itself_and_what_states_its_answer(reference):
+  assert unmatched([reference]) == ([], 1)
+  for text in (reference, rf"\boxed{{{gold(reference)}}}", f"The answer is {gold(reference)}.", gold(reference)):
+    assert verify(text, reference)
+
+
+@pytest.mark.parametrize(
+  "reference",
+  [
+    "She sold 18 eggs.",  # no mark says that it is 18
+    "5 hours and 30 minutes",
+    "Answer 18",
+    "First she sold eggs. Then she went home.",
+    "A word " * 40,
+    r"\boxed{18",
+    r"\boxed{5} #### 18",  # a response's box counts before its ####
+    "<think> It is 18.",
+    "####",
+  ],
+)
+def test_a_reference_that_only_its_own_words_match_is_found(reference):
+  assert unmatched(["18", reference, "Mary", "x+1"]) == ([1], 4)
+
+
+def test_looking_for_such_references_ends_in_time():
+  begun = time.perf_counter()
+  found, examined = unmatched([rf"\frac{{{i}\sqrt{{5}}}}{{3}} + x" for i in range(100_000)], seconds=0.2)
+  assert found == []
+  assert 0 < examined < 100_000
+  assert time.perf_counter() - begun < 2
 
 
 @pytest.mark.parametrize(
@@ -211,12 +371,35 @@ def test_gold(answer, final):
     r"\boxed{(x+1)^{999}}",
     r"\boxed{(x+y+z+a+b+c+d)^9}",
     r"\boxed{\sum_{k=1}^{99999} k^k}",
+    "answer is " + ")" * 100_000,
+    "answer is (" + "1," * 50_000,
+    "answer is not" + " " * 100_000 + "18",
+    "#### 1" + " " * 100_000 + "<|",
+    "####" + " " * 100_000,
+    "答案是" + "１" * 100_000,
+    "18" + "<|a|>" * 20_000 + "1",
+    r"\boxed{" + r"\frac{1}{1+" * 12 + "1" + "}" * 13,
+    r"\boxed{" + "1/(1+" * 30 + "1" + ")" * 30 + "}",
+    r"\boxed{" + "+".join(rf"\frac{{\sqrt{{{p}}}}}{{1+\sqrt{{{p + 2}}}}}" for p in (3, 5, 11, 17, 29, 41)) + "}",
+    r"\boxed{" + "".join(rf"\sin({p})" for p in range(1, 18)) + "}",
+    r"\boxed{(2^{1/97}+3^{1/89}+5^{1/83})^9}",
   ],
 )
-@pytest.mark.parametrize("answer", ["18", "x^2+1"])
+@pytest.mark.parametrize("answer", ["18", "x^2+1", r"\sqrt{17}"])
 def test_no_response_stalls_the_run(response, answer):
   start = time.perf_counter()
   assert not verify(response, answer)
+  assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+  "reference",
+  ["18" + "<|a|>" * 20_000, "####" + " " * 100_000, "answer is " * 20_000, " \n" * 50_000, r"\boxed{" * 20_000],
+)
+def test_no_reference_stalls_the_run(reference):
+  start = time.perf_counter()
+  assert len(gold(reference)) <= len(reference)
+  assert not verify("19", reference)
   assert time.perf_counter() - start < 5
 
 
@@ -266,3 +449,56 @@ def test_reasoning_alone_mostly_ends_with_its_answer():
   plain = [re.sub(r"<<.*?>>", "", answer.rsplit("####", 1)[0]) for answer in answers]
   right = sum(verify(text, answer) for text, answer in zip(plain, answers, strict=True))
   assert right / len(answers) > 0.85
+
+
+# Responses that a limit cut.
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "The answer is 18 dollars.\nThat is all.",
+    "9 * 2 = 18\n#### 18\n",
+    r"So \boxed{18} dollars.",
+    "<answer>18</answer> and",
+    "The final answer is $18.00. Let me see",
+    "Answer: 18\nBecause of 9",
+  ],
+)
+def test_of_a_cut_response_counts_what_it_stated_to_the_end(text):
+  assert verify(text, "18", ended=False)
+  stated = [n for n in range(len(text) + 1) if verify(text[:n], "18", ended=False)]
+  assert stated, "the whole"
+  assert text[: stated[0]].rstrip().endswith((".", "18", "}", ">")), "from the end of the statement on"
+  for n in range(len(text) + 1):
+    for part in ("1", "8", "9", "2"):
+      assert not verify(text[:n], part, ended=False), "no cut of it is another number"
+      claimed = extract_answer(text[:n], ended=False)
+      assert claimed is None or number(claimed) == 18
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "The answer is 18",
+    "The answer is 18.",  # 18.5?
+    "#### 18",
+    r"\boxed{18",
+    "There are 9 * 2 = 18 eggs.\n",  # a step, as far as anybody can tell
+    "The answer is 18. No, the answer is",
+    "The answer is 18. Wait, \\box",
+    "#### 18\n#",
+    "",
+  ],
+)
+def test_of_a_cut_response_nothing_counts_that_may_go_on(text):
+  assert not verify(text, "18", ended=False)
+  assert extract_answer(text, ended=False) is None
+
+
+def test_no_cut_inside_a_final_number_is_an_answer():
+  """Every prefix of a number at the end of a solution, in the form of GSM8K, as its answer."""
+  for answer in ("18", "1,080", "2.50", "70000", "-3"):
+    for n in range(1, len(answer) + 1):
+      cut = f"She earns 9 * 2 = <<9*2=18>>18 dollars.\n#### {answer[:n]}"
+      assert not verify(cut, answer[:n], ended=False)

@@ -95,6 +95,11 @@ def test_what_was_claimed_is_fallen_back_on(kind):
       assert drift or reply == p.solution
 
 
+def test_a_conversation_of_a_kind_that_does_not_exist_is_no_other_one():
+  with pytest.raises(ValueError, match="no conversation of kind 'twice'"):
+    relay.transcript("twice", relay.RELAY.problem(random.Random(0), held_out=False), random.Random(0), 0.0)
+
+
 def test_the_template_renders_what_the_model_was_pretrained_on(tmp_path):
   kinds = (*relay.TOLD_AT_ONCE, "raw")
   relay.TOKENIZER.save(tmp_path)

@@ -48,7 +48,7 @@ def test_manifest(cloud):
   assert (spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (4, 4, 0)
   rules = spec["podFailurePolicy"]["rules"]
   codes = {tuple(r["onExitCodes"]["values"]): r["action"] for r in rules if "onExitCodes" in r}
-  assert codes == {(2, 130): "FailJob", (75,): "Ignore"}
+  assert codes == {(2, 3, 130): "FailJob", (75,): "Ignore"}
   assert rules[2] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
   pod = spec["template"]["spec"]
   assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 900)

@@ -95,9 +95,9 @@ def test_a_run_from_launch_to_logs(cloud, homes):
 def test_a_run_that_fails_at_once(cloud, homes):
   homes()
   result = cloud.run("launch", *LOCATION, "--", "--fail")
-  assert result.returncode == 3
+  assert result.returncode == 4
   assert "error: a wrong input" in result.stdout
-  assert "ended with status 3 (failed)." in result.stderr
+  assert "ended with status 4 (failed)." in result.stderr
 
 
 def test_a_run_that_stays(cloud, homes, checkout):
@@ -195,12 +195,12 @@ def test_all_workers_of_all_slices(cloud, homes):
   assert [trained(home) for home in every] == [[[*TRAIN[1:], "it's"]]] * 4
   shutil.rmtree(every[2] / "opd_jax")
   result = cloud.run("launch", *LOCATION, "--", "--fail")
-  assert result.returncode == 3  # of the first slice
+  assert result.returncode == 4  # of the first slice
   assert "opd_jax is not installed on the TPU opd-1; run setup.sh first." in result.stderr
   lines = cloud.run("status", *LOCATION).stdout.splitlines()
   assert lines[:3] == ["request opd: ACTIVE", *(f"opd-{i}: READY (v5litepod-16, 2 worker(s))" for i in range(2))]
   assert sorted(lines[3:]) == [
-    f"opd-{s} w-{w}: ended with status 3 (failed): error: a wrong input" for s, w in ((0, 0), (0, 1), (1, 1))
+    f"opd-{s} w-{w}: ended with status 4 (failed): error: a wrong input" for s, w in ((0, 0), (0, 1), (1, 1))
   ]
 
 

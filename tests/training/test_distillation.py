@@ -258,6 +258,11 @@ def test_nothing_left_to_learn_is_left_out_and_what_is_left_is_not(student, teac
   assert any(np.any(g) for g in jax.tree.leaves(grads))
 
 
+def test_rollouts_of_nobody_are_not_the_students():
+  with pytest.raises(ValueError, match="behavior 'peer' is not one of"):
+    dataclasses.replace(STEP, behavior="peer")
+
+
 def test_random_tokens_are_others_at_the_next_step(student, teacher, prompts, rollout):
   step = with_loss({"weights": TokenWeighting("random", tokens=2)})
   update, frozen_models = programs(step)[1], FrozenModels((teacher,))

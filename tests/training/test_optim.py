@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from opd_jax import config
+from opd_jax.planning import topology
 from opd_jax.training import optim
 from opd_jax.types import TrainState
 
@@ -72,3 +74,46 @@ def test_nothing_to_learn_from_moves_nothing_and_is_counted():
   state, _ = update(settings(weight_decay=0.1, lr=1.0), params, {"q": jnp.zeros(3)})
   np.testing.assert_array_equal(state.params["q"], params["q"])
   assert (int(state.step), int(state.skipped), int(state.empty)) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+  ("keys", "params", "grads"),
+  [
+    ({"eps": 0.0}, [1.0, 1.0], [0.0, 1.0]),  # 0 / 0 where there is no gradient
+    ({"lr": float("inf")}, [1.0, 1.0], [0.5, 1.0]),
+    ({"lr": 1e38}, [3e38, 1.0], [-1.0, 1.0]),  # the sum overflows
+    ({"clip": 0.0}, [1.0, 1.0], [1e25, 1.0]),  # its square is Inf
+    ({"clip": float("nan")}, [1.0, 1.0], [0.5, 1.0]),
+  ],
+  ids=["eps", "rate", "sum", "moment", "clip"],
+)
+def test_an_update_that_would_not_be_finite_is_skipped(keys, params, grads):
+  """Loss and gradient are; the parameters, or the optimiser's moments, would not be."""
+  before = {"q": jnp.array(params)}
+  state, _ = update(settings(**keys), before, {"q": jnp.array(grads)})
+  np.testing.assert_array_equal(state.params["q"], before["q"])
+  assert all(np.isfinite(a).all() for a in jax.tree.leaves(state.opt_state))
+  assert (int(state.step), int(state.skipped), int(state.empty)) == (1, 1, 0)
+
+
+@pytest.mark.long
+def test_looking_at_the_update_first_needs_no_memory_on_a_tpu():
+  """It is computed twice: otherwise the new parameters and moments would wait in memory for the last of them."""
+  pytest.importorskip("libtpu")
+  sharding = jax.sharding.SingleDeviceSharding(topology.get("v5e:1x1").devices[0])
+  optimizer, zero = optim.make(settings()), jnp.int32(0)
+  shapes = {f"q{i}": jax.ShapeDtypeStruct((1024, 1024), jnp.float32) for i in range(4)}
+
+  def step(params, grads):
+    state = TrainState(params=params, opt_state=optimizer.init(params), step=zero, skipped=zero, empty=zero)
+    return optim.apply(optimizer, state, grads, jnp.float32(1.0))[0]
+
+  state = jax.eval_shape(step, shapes, shapes)
+
+  def place(a):
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+
+  guarded = jax.jit(lambda s, g: optim.apply(optimizer, s, g, jnp.float32(1.0)), donate_argnums=0)
+  program = guarded.lower(jax.tree.map(place, state), jax.tree.map(place, shapes)).compile()
+  parameters = sum(4 * a.size for a in shapes.values())
+  assert program.memory_analysis().temp_size_in_bytes < parameters / 4

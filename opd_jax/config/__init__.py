@@ -1,0 +1,71 @@
+"""Every key that a run understands, and the config that is made of them.
+
+    keys       the table: each key's default, meaning and values; read this first
+    allowed    the notation of the values
+    recipes    the keys that a method adds
+    values     a config: default, override, check
+    methods    configs/*.py, by name and scale
+    saved      a config in a workdir, and how two differ
+    paths      ~ in paths
+
+A method is a file in configs/ that starts from `default()` and answers the five questions. The config is
+locked: a key that does not exist is refused. It is saved in the workdir and decides whether a run may resume there.
+"""
+
+from opd_jax.config.methods import at_scale, configs_dir, load
+from opd_jax.config.paths import expanded, expanded_path
+from opd_jax.config.recipes import Key, implied_recipe, recipe_keys, recipe_module, recipe_names, table
+from opd_jax.config.saved import changed, difference, different, to_json, upgraded
+from opd_jax.config.values import (
+  BUILTIN,
+  INITIAL,
+  TASK,
+  Config,
+  check,
+  default,
+  flat,
+  get,
+  has,
+  meanings,
+  override,
+  put,
+  refusal,
+  teacher_names,
+  unknown_key,
+  with_recipe,
+)
+
+__all__ = [
+  "BUILTIN",
+  "INITIAL",
+  "TASK",
+  "Config",
+  "Key",
+  "at_scale",
+  "changed",
+  "check",
+  "configs_dir",
+  "default",
+  "difference",
+  "different",
+  "expanded",
+  "expanded_path",
+  "flat",
+  "get",
+  "has",
+  "implied_recipe",
+  "load",
+  "meanings",
+  "override",
+  "put",
+  "recipe_keys",
+  "recipe_module",
+  "recipe_names",
+  "refusal",
+  "table",
+  "teacher_names",
+  "to_json",
+  "unknown_key",
+  "upgraded",
+  "with_recipe",
+]

@@ -1,0 +1,288 @@
+"""The table of every key that all methods have: its default, what it means, and the values that it may have.
+
+A recipe declares its own keys the same way, as a literal KEYS (recipes.py). The table is what `default()` makes a config of, what
+`check` holds every config against, what --help prints and what docs/configuration.md lists. The notation of the values is
+explained in allowed.py; a tuple is what the default is.
+
+The bounds above are what no run means: beyond them a start takes hours, or a count no longer fits its 32 bits.
+"""
+
+from typing import Any
+
+KEYS: dict[str, tuple[Any, str, str]] = {
+  "recipe": ("opd", "the method: a file of opd_jax/recipes, or the dotted path of a module", "text"),
+  "steps": (100, "rollout batches", "[1, 10**6]"),
+  "seed": (0, "of the order of prompts and of sampling, in training and in evaluation", "[-2**31, 2**32)"),
+  "student": ("builtin:student", "a Hugging Face directory, or builtin:NAME", "path"),
+  "teacher": ("builtin:teacher", 'or "initial": the student as it was before training', "path"),
+  "teachers": ((), "several teachers, instead of `teacher`; together they are one mixed distribution", "paths"),
+  "teacher_precision": (
+    "compute",
+    "of the teachers' weights: compute (as `precision`), int8 (less memory, needs qwix)",
+    "one of compute, int8",
+  ),
+  "teacher_offload": (False, "keep teachers in host memory between updates", "True or False"),
+  "teacher_weights": (
+    (),
+    "of the mixture, one per teacher; (): equal. See data.teacher_field for one per example",
+    "numbers in [0, 10**6]",
+  ),
+  "allow_mismatch": (
+    (),
+    "differences between student and teacher that are intended",
+    "some of tokenizer, eos, chat_template",
+  ),
+  # low-rank adapters, models/lora.py
+  "lora.rank": (0, "0: all weights are trained", "[0, 2**16]"),
+  "lora.alpha": (32.0, "A B counts alpha / rank", "(0, 10**6]"),
+  "lora.targets": (
+    ("q", "k", "v", "o", "gate", "up", "down"),
+    "the layers' matrices that have one",
+    "some of q, k, v, o, gate, up, down",
+  ),
+  "lora.path": ("", "a PEFT directory to begin with; its rank, alpha and targets count", "path"),
+  # what each side reads
+  "context.kind": (
+    "same",
+    "same; canonical (recipe ccopd): the student a conversation, the teacher everything at once",
+    "one of same, canonical",
+  ),
+  # how much is trained
+  "batch": (32, "prompts per step", "[1, 2**20]"),
+  "rollouts_per_prompt": (1, "responses to each prompt of a step", "[1, 2**16]"),
+  "updates_per_rollout": (1, "optimiser updates on each rollout batch", "[1, 1000]"),
+  "micro_batch": (
+    0,
+    "rows per gradient-accumulation slice, at least one for each row shard; 0: all rows at once",
+    "[0, 2**31)",
+  ),
+  "buckets": (1, "response widths of an update: each slice runs at the least that holds its longest row", "[1, 1000]"),
+  "data.path": ("task:chain", "a JSONL file, or task:NAME", "path"),
+  "data.prompt_field": ("prompt", "a string, or a list of chat messages", "text"),
+  "data.answer_field": ("answer", "of what a verifier compares with", "text"),
+  "data.solution_field": ("", "of a file, with rollout.by=data: the response that is learned", "text"),
+  "data.canonical_field": (
+    "",
+    'of conversations: the prompt that says everything at once; "": all turns as one',
+    "text",
+  ),
+  "data.teacher_field": (
+    "",
+    "of a file: the example's teacher, as an index into `teachers` or a directory's last name",
+    "text",
+  ),
+  "data.max_prompt": (1024, "tokens", "[1, 2**24]"),
+  "data.on_bad_line": (
+    "refuse",
+    "refuse, skip (with a count), or truncate (too long prompts lose their beginning)",
+    "one of refuse, skip, truncate",
+  ),
+  "data.widths": (
+    1.5,
+    "largest step between two compiled prompt widths, so that at most 1/3 is padding; 0: one width",
+    "0 or (1, 1000]",
+  ),
+  "data.chat_template": (
+    True,
+    "wrap prompts in the student's chat template where its tokenizer has one",
+    "True or False",
+  ),
+  "data.system": ("", "a system message put before every prompt, with a chat template only", "text"),
+  "data.verifier": ("auto", "auto (the task's own; gsm8k for files), or a name in opd_jax/tasks", "text"),
+  # how long the student speaks, horizon/
+  "horizon.kind": (
+    "full",
+    "a schedule: full, truncated, progressive, geometric; or chosen while training: agreement, drift, saturation, look",
+    "one of full, truncated, progressive, geometric, agreement, drift, saturation, look",
+  ),
+  "horizon.max": (256, "T: the longest rollout, tokens", "[1, 2**24]"),
+  "horizon.length": (0, "truncated: tokens; 0: use ratio", "[0, 2**24]"),
+  "horizon.ratio": (0.0, "truncated: fraction of max; 0: use length", "[0, 1]"),
+  "horizon.start": (
+    0,
+    "progressive, geometric: H_0, tokens; chosen ones: the shortest width, from which they double",
+    "[0, 2**24]",
+  ),
+  "horizon.growth": (0, "progressive: dH, tokens", "[0, 2**24]"),
+  "horizon.factor": (0.0, "geometric: H_k+dk over H_k", "0 or (1, 10**6]"),
+  "horizon.every": (
+    1,
+    "steps: progressive, geometric: dk; agreement: between probes; look: between looks",
+    "[1, 10**9]",
+  ),
+  "horizon.quantum": (64, "progressive, geometric: compiled widths are multiples of this (and max)", "[1, 2**24]"),
+  "horizon.widths": (
+    (),
+    "chosen ones: the compiled widths below max, tokens; (): doubled from start",
+    "whole numbers in [1, 2**24]",
+  ),
+  "horizon.threshold": (
+    0.0,
+    "chosen ones: of the cosine, the overlap or the gap, the ratio; 0: the rule's own",
+    "[0, 10**6]",
+  ),
+  "horizon.measure": (
+    "overlap",
+    "drift: of the top log.overlap_k; or gap, the divergence summed over positions",
+    "one of overlap, gap",
+  ),
+  "horizon.window": (8, "saturation: steps", "[2, 10**6]"),
+  "horizon.probes": (8, "agreement: prompts that a probe answers to full length", "[1, 2**20]"),
+  "sampling.temperature": (1.0, "of the rollouts", "[10**-6, 1000]"),
+  "sampling.top_p": (1.0, "below 1, and top_k above 0, the rollout is no longer on-policy", "[10**-6, 1]"),
+  "sampling.top_k": (0, "0: off", "[0, 2**24]"),
+  # how the token loop is cut, rollout/segments.py
+  "rollout.by": (
+    "student",
+    "who writes responses; off-policy baselines: teacher (to its own prompts), data (data.solution_field)",
+    "one of student, teacher, data",
+  ),
+  "rollout.segment": (
+    64,
+    "tokens, at least, between two growths of the cache; 0: the whole cache from the beginning",
+    "[0, 2**24]",
+  ),
+  "rollout.segments": (8, "at most; each is compiled", "[1, 1000]"),
+  "rollout.shrink": (
+    (),
+    "divisors of the batch, such as (2, 4): gather the rows that have not ended into 1/2, 1/4, ... of it",
+    "whole numbers in [2, 2**20]",
+  ),
+  "rollout.ahead": (
+    False,
+    "sample step k+1 while step k is verified: one update off-policy, importance-weighted",
+    "True or False",
+  ),
+  # the distance between student and teacher at a token, objectives/divergence.py
+  "objective.kind": (
+    "reverse_kl",
+    "reverse_kl, forward_kl, jsd, mixture (of the two KLs)",
+    "one of reverse_kl, forward_kl, jsd, mixture",
+  ),
+  "objective.support": (
+    "full",
+    "the tokens that are compared",
+    "one of full, student_topk, teacher_topk, both_topk, sampled",
+  ),
+  "objective.k": (16, "of the top-k supports", "[1, 2**24]"),
+  "objective.tail": (
+    "bucket",
+    "what a top-k leaves out: bucket, renormalise, reweight (the paper's runs)",
+    "one of bucket, renormalise, reweight",
+  ),
+  "objective.beta": (0.5, "jsd: the teacher's share of the mean; mixture: the reverse KL's", "[0, 1]"),
+  "objective.normalised": (
+    False,
+    "jsd divided by beta (1 - beta), so that it meets the two KLs at 0 and 1",
+    "True or False",
+  ),
+  "objective.student_temperature": (1.0, "of the student's distribution in the divergence", "[10**-6, 1000]"),
+  "objective.teacher_temperature": (1.0, "of the teacher's distribution in the divergence", "[10**-6, 1000]"),
+  "objective.entry_clip": (0.0, "largest entry of a divergence, nats; 0: off", "[0, 10**6]"),
+  "objective.token_clip": (
+    0.0,
+    "largest divergence of a token, or |log-ratio| of a drawn one, nats; 0: off",
+    "[0, 10**6]",
+  ),
+  "objective.estimator": (
+    "auto",
+    "sampled: k1 (policy gradient), k2, k3, nll (see rollout.by); auto: k1, forward KL k3",
+    "text",
+  ),
+  "objective.discount": (0.0, "sampled k1: 0 token level, 1 sequence level", "[0, 1]"),
+  "objective.normaliser": (
+    "token",
+    'mean over tokens of the batch, over rows of means ("sequence"), over a "constant"',
+    "one of token, sequence, constant",
+  ),
+  "objective.constant": (0, "tokens per row; 0: horizon.max", "[0, 2**24]"),
+  "objective.chunk": (
+    0,
+    "tokens per chunk of logits; 0: as many as measured well, see objectives/fused.py",
+    "[0, 2**24]",
+  ),
+  "objective.vocab_chunk": (
+    0,
+    "ids per block of the vocabulary, without log.overlap_k; 0: all at once",
+    "[0, 2**24]",
+  ),
+  # how much each token's distance counts, objectives/token_weights.py
+  "weights.kind": (
+    "uniform",
+    "which tokens count, and how much",
+    "one of uniform, first, last, segment, random, linear, rising, gap, student_entropy, teacher_entropy",
+  ),
+  "weights.tokens": (0, "masks: how many tokens of each row", "[0, 2**24]"),
+  "weights.start": (0, "segment: first position, from 0", "[0, 2**24]"),
+  "weights.end": (0.0, "linear: the weight at horizon.max", "[0, 10**6]"),
+  "weights.gamma": (0.5, "gap: the first token counts 1 + gamma", "[0, 10**6]"),
+  "weights.mean_one": (False, "weights divided by their mean over the row: no change of step size", "True or False"),
+  # for rollouts that the student of another update wrote, objectives/kl_estimators.py
+  "importance.kind": (
+    "auto",
+    "auto: truncated where rollouts are not the student's",
+    "one of auto, none, truncated, masked",
+  ),
+  "importance.level": ("token", "whose probability ratio", "one of token, prefix, sequence"),
+  "importance.cap": (2.0, "largest importance weight", "(0, 10**6]"),
+  # coefficients of the loss's terms, objectives/loss.py
+  "mixture.divergence": (1.0, "the distance between student and teacher", "[0, 10**6]"),
+  "mixture.reward": (0.0, "policy gradient of the verifier's verdict, group-relative", "[0, 10**6]"),
+  "mixture.initial": (0.0, "KL(student || student before training), full vocabulary", "[0, 10**6]"),
+  "mixture.reward_std": (
+    False,
+    "divide group-relative advantages by the group's standard deviation",
+    "True or False",
+  ),
+  "optimizer.kind": ("adamw", "the only one", "one of adamw"),
+  "optimizer.lr": (1e-4, "learning rate", "(0, 1000]"),
+  "optimizer.warmup": (0, "updates from 0 to lr, then constant", "[0, 10**9]"),
+  "optimizer.clip": (1.0, "global norm; 0: off", "[0, 10**6]"),
+  "optimizer.b1": (0.9, "decay of the mean of gradients", "[0, 0.999999]"),
+  "optimizer.b2": (0.999, "decay of the mean of their squares", "[0, 0.999999]"),
+  "optimizer.eps": (1e-8, "added to the root of that mean", "[10**-30, 1]"),
+  "optimizer.weight_decay": (0.0, "matrices only", "[0, 1000]"),
+  "optimizer.max_skipped": (10, "updates in a row with a NaN or Inf before the run stops", "[1, 10**9]"),
+  "eval.every": (10, "steps, also before the first and after the last; 0: never", "[0, 10**9]"),
+  "eval.path": ("", '"": the task\'s held-out problems; a file has to be named', "path"),
+  "eval.prompts": (128, "held-out problems", "[1, 10**6]"),
+  "eval.k": (1, "samples per prompt", "[1, 2**16]"),
+  "eval.pass_at": ((1,), "pass@k for each of these, none above eval.k", "whole numbers in [1, 2**16]"),
+  "eval.max_tokens": (0, "0: horizon.max. Evaluation is never cut by the horizon", "[0, 2**24]"),
+  "eval.temperature": (1.0, "0: greedy", "0 or [10**-6, 1000]"),
+  "eval.batch": (128, "prompts per call of the evaluation program", "[1, 2**20]"),
+  "checkpoint.every": (50, "steps, also after the last; 0: only after the last", "[0, 10**9]"),
+  "checkpoint.keep": (2, "checkpoints", "[1, 10**6]"),
+  # devices, runtime/mesh.py
+  "mesh.data": (-1, "-1: the devices that the other axes leave", "-1 or [1, 2**20]"),
+  "mesh.fsdp": (1, "devices that rows and the width of matrices are split over", "-1 or [1, 2**20]"),
+  "mesh.expert": (1, "experts of a mixture-of-experts teacher; rows too, as fsdp", "-1 or [1, 2**20]"),
+  "mesh.tensor": (1, "devices that heads, feed-forward width and vocabulary are split over", "-1 or [1, 2**20]"),
+  "mesh.teacher": (
+    "fsdp",
+    "teachers' weights lie, beside tensor, over: none, fsdp, all (data too)",
+    "one of none, fsdp, all",
+  ),
+  "precision": (
+    "auto",
+    "compute type; auto: float32 on CPU, bfloat16 on accelerators",
+    "one of auto, float32, bfloat16",
+  ),
+  "attention": (
+    "auto",
+    "xla, blocks (CPU), cudnn (GPU), splash (TPU); auto: the platform's own, models/kernels.py",
+    "one of auto, xla, blocks, cudnn, splash",
+  ),
+  "remat": (
+    "none",
+    "what the backward pass computes again: none, dots (all but products with weights), layer",
+    "one of none, dots, layer",
+  ),
+  "compile_cache": ("auto", 'a directory, "off", or auto: .jax_cache beside the workdir', "path"),
+  "log.every": (1, "steps", "[1, 10**9]"),
+  "log.bins": (16, "position bins over horizon.max", "[1, 2**16]"),
+  "log.overlap_k": (8, "top-k overlap of student and teacher; 0: off", "[0, 2**24]"),
+  "log.tensorboard": (True, "TensorBoard files in the workdir", "True or False"),
+  "log.wandb": ("", 'a Weights & Biases project; "": off', "text"),
+  "log.samples": (2, "rollouts written as text into samples.jsonl at every evaluation", "[0, 10**6]"),
+}

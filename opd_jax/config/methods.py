@@ -1,0 +1,85 @@
+"""The configs of the methods: files of configs/, and what they have in common at each scale."""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+from opd_jax.config.allowed import shown
+from opd_jax.config.paths import expanded_path
+from opd_jax.config.values import Config, default
+from opd_jax.errors import InputError
+
+
+def load(spec: str) -> Config:
+  """The config of 'configs/popd.py:hf', or of a method's name alone, 'popd:hf'."""
+  name, _, scale = spec.partition(":")
+  path = expanded_path(name)
+  if not path.suffix:
+    path = configs_dir() / f"{name}.py"
+  if not path.is_file():
+    known = ", ".join(sorted(p.stem for p in configs_dir().glob("*.py")))
+    raise InputError(f"There is no config file {path}; the methods in {configs_dir()} are: {known}.")
+  try:
+    get_config = runpy.run_path(str(path))["get_config"]
+    config = get_config(scale) if scale else get_config()
+  except InputError:
+    raise
+  except Exception as e:
+    raise InputError(f"The config file {path} fails: {type(e).__name__}: {' '.join(str(e).split())}") from e
+  if not isinstance(config, ConfigDict):
+    raise InputError(f"In the config file {path} get_config() returns {shown(config)}; make it return its config.")
+  return config
+
+
+def configs_dir() -> pathlib.Path:
+  """Finds configs/ of the checkout, or its copy inside an installed wheel."""
+  here = pathlib.Path(__file__).resolve().parents[1]
+  return here.parent / "configs" if (here.parent / "configs").is_dir() else here / "configs"
+
+
+def at_scale(scale: str, recipe: str = "opd") -> Config:
+  """Makes what OPD, TOPD and POPD share at each scale.
+
+  cpu: the built-in task, minutes on two cores. hf: any two Hugging Face directories and a JSONL file, small enough for
+  a first try. paper: the published hyper-parameters of arXiv:2605.31490 (pair A); optimiser betas, clipping and
+  warm-up are not stated there and are ours.
+  """
+  c = default(recipe)
+  if scale == "cpu":
+    c.steps = 60
+    c.optimizer.warmup = 10
+    return c
+  if scale == "hf":
+    c.student = c.teacher = "DIR"  # to be overridden
+    c.data.path = "train.jsonl"
+    c.horizon.max = 1024
+    c.batch = 16
+    c.eval.every = 0
+    c.optimizer.lr = 1e-6
+    return c
+  if scale == "paper":
+    c.student = "DeepSeek-R1-Distill-Qwen-1.5B"  # local copies of the hub directories
+    c.teacher = "JustRL-DeepSeek-1.5B"
+    c.data.path = "dapo-math-17k.jsonl"
+    c.data.max_prompt = 1024
+    c.steps = 558
+    c.batch = 64
+    c.rollouts_per_prompt = 4
+    c.micro_batch = 8
+    c.horizon.max = 15360
+    c.objective.support = "student_topk"
+    c.objective.tail = "reweight"
+    c.objective.k = 16
+    c.optimizer.lr = 1e-6
+    c.eval.every = 5
+    c.eval.path = "aime24.jsonl"
+    c.eval.prompts = 30
+    c.eval.k = 16
+    c.eval.batch = 30
+    c.mesh.fsdp = -1
+    c.mesh.data = 1
+    c.remat = "layer"
+    c.buckets = 2
+    return c
+  raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")

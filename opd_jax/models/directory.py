@@ -1,0 +1,45 @@
+"""The files of a Hugging Face directory beside its config and its weights: which are a tokenizer, which go with a copy.
+
+All are patterns of `pathlib.Path.glob`. A README goes with no copy: what it says was measured with other weights.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+# Without any of these, transformers makes an empty tokenizer of the family that config.json names, and says nothing.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
+TOKENIZER = (
+  *VOCABULARIES,
+  "tokenizer.*.json",  # for other versions of transformers, named in tokenizer_config.json
+  "*.model.v*",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "merges.txt",
+  "chat_template.jinja",
+  "chat_template.json",
+  "additional_chat_templates/*.jinja",  # by name
+)
+LICENCES = ("LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*", "USE_POLICY*")
+COMPANIONS = (  # of a whole model
+  "generation_config.json",
+  *TOKENIZER,
+  "processor_config.json",
+  "preprocessor_config.json",
+  "*.py",  # never run here; a tokenizer's auto_map may name them
+  *LICENCES,
+)
+
+
+def find(directory: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
+  """List the files of a directory that match a pattern, sorted; a link is the file that it leads to."""
+  return sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
+
+
+def copy(source: pathlib.Path, target: pathlib.Path, patterns: Sequence[str]) -> None:
+  """Copy the files that match into another directory, which is there, under the same names."""
+  for path in find(source, patterns):
+    copied = target / path.relative_to(source)
+    copied.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, copied)
