@@ -4,7 +4,8 @@ import importlib.util
 import math
 
 from opd_jax import config as configs
-from opd_jax.config import INITIAL, TASK, Config, get, teacher_names
+from opd_jax.config import INITIAL, MAPPINGS, TASK, Config, get, teacher_names
+from opd_jax.data import rendering
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizon
 from opd_jax.models import lora
@@ -39,6 +40,13 @@ def check(config: Config) -> None:
     raise InputError(
       "config.teacher_weights mixes the teachers of every example and config.data.teacher_field chooses one; set only one "
       "of the two."
+    )
+  for key in MAPPINGS:
+    rendering.check_args(f"config.{key}", get(config, key).to_dict())
+  if config.data.teacher_template_args and config.context.kind == "same":
+    raise InputError(
+      "config.data.teacher_template_args is set, but config.context.kind is 'same', where teachers read the student's own token "
+      "ids; use config.data.template_args, which is for both."
     )
   if config.context.kind == "canonical" and not configs.has(config, "context.turn_tokens"):
     raise InputError(

@@ -6,7 +6,8 @@
     python -m opd_jax.evaluate --workdir=runs/ccopd --deviation         conversations: analysis/deviation.py too, which reads
                                                                         eval.batch whole sequences at once
 
-Neither the teacher nor the training data is needed. The result is printed, and written as JSON to --out (by default
+Neither the teacher nor the training data is needed. A chat template that writes the date writes that of the run's first start, and
+today's with --model. The result is printed, and written as JSON to --out (by default
 evaluation.json in the workdir).
 """
 
@@ -47,9 +48,10 @@ def run(values: flags.FlagValues, config) -> None:
 
   from opd_jax import checks, inputs
   from opd_jax.data import tokenizer as tokenizers
+  from opd_jax.data.rendering import Rendering
   from opd_jax.models import hf
   from opd_jax.recipes import base as recipes
-  from opd_jax.runtime import bucket, hosts
+  from opd_jax.runtime import began, bucket, hosts
   from opd_jax.runtime import mesh as meshes
   from opd_jax.runtime.programs import use_cache
 
@@ -67,6 +69,7 @@ def run(values: flags.FlagValues, config) -> None:
       "--deviation compares a conversation with what is told at once, and config.context.kind is 'same'."
     )
   mesh = meshes.for_reading(config.mesh)
+  moment = began.of_run(directory) if directory else began.of_process()
   if directory:
     use_cache(config.compile_cache, directory.root)
     recipe = recipes.make(inputs.load_student(config, mesh))
@@ -74,13 +77,13 @@ def run(values: flags.FlagValues, config) -> None:
     where = f"{directory.name}, step {step}"
     evaluated = [(name, recipe.spec(name), params) for name, params in models.items()]
   else:
-    recipe, model = None, inputs.model(values.model, chat_template=config.data.chat_template)
+    recipe, model = None, inputs.model(values.model, rendering=Rendering.from_config(config, moment))
     params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
     where, evaluated = values.model, [("model", model, params)]
   console = Console(highlight=False, soft_wrap=True)
   results = {}
   for name, model, params in evaluated:
-    found = inputs.load_evaluation(config, model, tokenizers.load(model.path), mesh, model.cfg.vocab)
+    found = inputs.load_evaluation(config, model, tokenizers.load(model.path), mesh, model.cfg.vocab, moment)
     for note in found.problems.notes if hosts.first() else ():
       console.print(f"  note: {note}")
     what = where if len(evaluated) == 1 else f"{where}, {name}"

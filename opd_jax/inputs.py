@@ -1,6 +1,7 @@
 """Everything a config names, read and checked before anything is compiled or written."""
 
 import dataclasses
+import datetime
 import functools
 from typing import Any
 
@@ -15,6 +16,7 @@ from opd_jax.context import canonical
 from opd_jax.data import pipeline, problems, stop_tokens
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.problems import Problems
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.horizon import schedule as horizon
@@ -32,6 +34,7 @@ class Inputs(specs.Specs):
 
   teacher_weight: Float[np.ndarray, "prompts K"] | None = None  # how much each prompt weighs each of several teachers
   tokenizer: Any = None  # of transformers
+  rendering: Rendering = dataclasses.field(default_factory=Rendering)  # of every prompt of the run
   train: Problems = dataclasses.field(default_factory=lambda: Problems([], []))
   prompt_widths: tuple[int, ...] = ()  # rising, tokens; a batch takes the first that holds its longest prompt
   evaluation: EvaluationInputs | None = None  # None where config.eval.every is 0
@@ -49,11 +52,15 @@ class Inputs(specs.Specs):
       self.config.seed,
       rows=rows,
       teacher_ids=train.ids if train.conversations else None,
+      origin=train.origin,
     )
 
 
-def load(config: Config) -> Inputs:
+def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
   """Reads the models' headers, both tokenizers and all prompts.
+
+  Args:
+    began: when the run began, for chat templates that write the date; None: now.
 
   Raises:
     InputError: the first thing that is wrong, in one sentence.
@@ -62,13 +69,14 @@ def load(config: Config) -> Inputs:
   horizon.from_config(config.horizon)
   mesh = meshes.from_config(config.mesh)
   meshes.check_rows(mesh, config.batch, "config.batch")
+  rendering = Rendering.from_config(config, began)
   student, names = learner(config), configs.teacher_names(config)
   tokenizer = tokenizers.load(student.path)
-  find = functools.partial(teacher, chat_template=config.data.chat_template)
+  find = functools.partial(teacher, rendering=rendering)
   teachers = tuple(find(name, student, tokenizer, config.allow_mismatch) for name in names)
   vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
-  train = load_problems(config, config.data.path, tokenizer, held_out=False)
+  train = load_problems(config, config.data.path, tokenizer, rendering, held_out=False)
   if config.rollout.by == "data":
     problems.check_solutions(train)
   teacher_weight = frozen.teacher_weights(names, config.teacher_weights, train.teachers, len(train.ids))
@@ -89,7 +97,7 @@ def load(config: Config) -> Inputs:
     top_k=config.sampling.top_k,
     never=tokenizers.ids_without_token(tokenizer, vocab),
   )
-  evaluation = load_evaluation(config, student, tokenizer, mesh, vocab) if config.eval.every else None
+  evaluation = load_evaluation(config, student, tokenizer, mesh, vocab, rendering.moment) if config.eval.every else None
   return Inputs(
     config=config,
     student=student,
@@ -97,6 +105,7 @@ def load(config: Config) -> Inputs:
     teacher_weight=teacher_weight,
     mesh=mesh,
     tokenizer=tokenizer,
+    rendering=rendering,
     train=train,
     sampling=sampling,
     prompt_widths=train.prompt_lens,
@@ -124,21 +133,27 @@ def load_student(config: Config, mesh: jax.sharding.Mesh) -> specs.Specs:
   )
 
 
-def load_problems(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
+def load_problems(config: Config, path: str, tokenizer, rendering: Rendering, *, held_out: bool) -> Problems:
   """Loads problems as `config.context` shows them to the student: as prompts, or turn by turn."""
   load = {"same": problems.load, "canonical": canonical.load}[config.context.kind]
-  found = load(config, path, tokenizer, held_out=held_out)
+  found = load(config, path, tokenizer, rendering, held_out=held_out)
   verified = held_out or config.mixture.reward > 0
   return problems.read_references(found, verifier_name(config, path), path, verified=verified)
 
 
 def load_evaluation(
-  config: Config, model: ModelSpec, tokenizer, mesh: jax.sharding.Mesh, vocab: int
+  config: Config,
+  model: ModelSpec,
+  tokenizer,
+  mesh: jax.sharding.Mesh,
+  vocab: int,
+  began: datetime.datetime | None = None,
 ) -> EvaluationInputs:
   """Loads held-out problems and their verifier: of the file `eval.path`, or of the built-in task that is trained on.
 
   Args:
     vocab: ids at or above this are never drawn.
+    began: when the run began, for chat templates that write the date; None: now.
   """
   path = config.eval.path or (config.data.path if config.data.path.startswith(configs.TASK) else "")
   if not path:
@@ -146,7 +161,8 @@ def load_evaluation(
       "config.eval.path is empty, so there is nothing to evaluate on: name a JSONL file of held-out problems with "
       "answers, or set config.eval.every=0 to train without evaluation."
     )
-  held_out = load_problems(config, path, tokenizer, held_out=True)
+  rendering = Rendering.from_config(config, began)
+  held_out = load_problems(config, path, tokenizer, rendering, held_out=True)
   max_tokens = config.eval.max_tokens or config.horizon.max
   width = max(pipeline.padded_len(held_out.ids), held_out.prompt_lens[-1])
   if width + max_tokens > model.cfg.max_positions:
@@ -171,6 +187,7 @@ def load_evaluation(
     attention=specs.attention(config, mesh, [model.cfg]),
     mesh=mesh,
     dtype=specs.compute_dtype(config.precision, mesh),
+    rendering=rendering,
     extract_answer=tasks.ANSWER_EXTRACTORS.get(verifier_name(config, path)),
   )
 
@@ -199,30 +216,30 @@ def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
     )
 
 
-def model(name: str, *, chat_template: bool = True) -> ModelSpec:
+def model(name: str, *, rendering: Rendering | None = None) -> ModelSpec:
   """Checks a model directory by its headers, and finds what ends its responses.
 
   Args:
-    chat_template: prompts are written in the tokenizer's template, where it has one.
+    rendering: of prompts; None: in the tokenizer's chat template, where it has one.
   """
   path = hf.resolve(name)
   hf.check_directory(path)
-  stop = stop_tokens.find(hf.stop_ids(path), tokenizers.load(path), chat_template=chat_template)
+  stop = stop_tokens.find(hf.stop_ids(path), tokenizers.load(path), rendering or Rendering())
   return ModelSpec(path, hf.read_config(path), stop.ids, name, stop.note)
 
 
 def learner(config: Config) -> ModelSpec:
   """Finds `config.student`, with the scale of the adapter that it is trained through, if there is one."""
-  return specs.with_adapter(model(config.student, chat_template=config.data.chat_template), config)
+  return specs.with_adapter(model(config.student, rendering=Rendering.from_config(config)), config)
 
 
 def teacher(
-  name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...], *, chat_template: bool = True
+  name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...], *, rendering: Rendering | None = None
 ) -> ModelSpec:
   """Finds a teacher, which has to share the student's token ids; "initial" is the student before training."""
   if name == configs.INITIAL:
     return student
-  found = model(name, chat_template=chat_template)
+  found = model(name, rendering=rendering)
   theirs = tokenizers.load(found.path)
   tokenizers.compare(student.path, found.path, tokenizer, theirs, student.stop_ids, found.stop_ids, allow)
   return found
@@ -290,9 +307,7 @@ def _warnings(
   for m in (student, *teachers):
     if m.stop_note:
       out.append(f"{m.name}: {m.stop_note}")
-  out += train.notes
-  if evaluation:
-    out += evaluation.problems.notes
+  out += dict.fromkeys((*train.notes, *(evaluation.problems.notes if evaluation else ())))
   for path, skipped in (
     (config.data.path, train.skipped),
     (config.eval.path, evaluation.problems.skipped if evaluation else 0),
@@ -302,8 +317,8 @@ def _warnings(
   out += train.notes
   if evaluation:
     out += evaluation.problems.notes
-    trained_on = {tuple(ids) for ids in train.ids}
-    if both := sum(tuple(ids) in trained_on for ids in evaluation.problems.ids):
+    trained_on = set(_told(train))
+    if both := sum(prompt in trained_on for prompt in _told(evaluation.problems)):
       out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")
   return tuple(out)
 
@@ -316,3 +331,8 @@ def _by_drawn_tokens(config: Config) -> str:
   if losses.importance_kind(config) != "none":
     by.append("importance ratios are lower by the probability that the student gives them, at every token")
   return f" ({' and '.join(by)})" if by else ""
+
+
+def _told(problems: Problems) -> list[Any]:
+  """What each problem says: conversations by their words, since student and teachers may read them in other forms."""
+  return [repr(c.full) for c in problems.conversations] or [tuple(ids) for ids in problems.ids]

@@ -15,7 +15,8 @@ import argparse
 import collections
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from opd_jax.config import expanded_path
 from opd_jax.context.split_problem import CannotSplit, from_example
@@ -77,28 +78,37 @@ def numbers(text: str) -> list[str]:
   return sorted(re.findall(r"\d+(?:[.,]\d+)*", text))
 
 
-def load_rephraser(directory: str) -> Generate:
-  """Load a model on this machine that responds to prompts at temperature 1."""
+def load_rephraser(directory: str, template_args: Mapping[str, Any] | None = None) -> Generate:
+  """Load a model on this machine that responds to prompts at temperature 1.
+
+  Args:
+    template_args: what its chat template is told by name.
+  """
   import jax
 
   from opd_jax import inputs
   from opd_jax.context.replies import control_tokens, said
   from opd_jax.data import chat, lost_text, pipeline
+  from opd_jax.data import rendering as renderings
   from opd_jax.data import tokenizer as tokenizers
   from opd_jax.models import hf
   from opd_jax.rollout.generate import Generator, GeneratorConfig
   from opd_jax.rollout.sample import Sampling
   from opd_jax.rollout.segments import DEFAULT
+  from opd_jax.runtime import began
   from opd_jax.runtime import mesh as meshes
   from opd_jax.training import specs
 
-  model = inputs.model(directory)
+  rendering = renderings.Rendering(args=template_args or {}, moment=began.now())
+  model = inputs.model(directory, rendering=rendering)
   if model.stop_note:
     print(f"note: {model.stop_note}")
   tokenizer, mesh = tokenizers.load(model.path), meshes.make()
   control = control_tokens(tokenizer)
   dtype = specs.compute_dtype("auto", mesh)
   params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg), dtype)
+  if chat.uses_template(tokenizer, rendering):
+    renderings.check(rendering, tokenizer)
   never = tokenizers.ids_without_token(tokenizer, model.cfg.vocab)
   sampling = Sampling(model.stop_ids, tokenizers.pad_id(tokenizer, model.stop_ids), model.cfg.vocab, never=never)
   generator_config = GeneratorConfig(model.cfg, sampling, DEFAULT, "xla", mesh, dtype)
@@ -106,7 +116,7 @@ def load_rephraser(directory: str) -> Generate:
   def generate(prompts: Sequence[str]) -> list[str]:
     for note in lost_text.notes("turns", prompts, tokenizer):
       print(f"note: {note}")
-    ids = chat.render_all(prompts, tokenizer, chat_template=True)
+    ids = chat.render_all(prompts, tokenizer, rendering)
     prompt_lens = (pipeline.padded_len(ids),)
     generator = Generator(generator_config, tokenizer, batch=64, prompt_lens=prompt_lens, max_tokens=MAX_TOKENS)
     responses = generator(params, ids, jax.random.key(0)).responses
@@ -129,6 +139,9 @@ def main() -> None:
     "--out", type=expanded_path, help="a JSONL file of conversations; without it only the figures are printed"
   )
   parser.add_argument("--user", default="templates", help="templates, plain, or a model's directory")
+  parser.add_argument(
+    "--template-args", default="{}", help="""what a model's chat template is told: '{"enable_thinking": false}'"""
+  )
   parser.add_argument("--max-turns", type=int, default=8, help="problems of more facts have neighbours joined")
   parser.add_argument("--first", type=int, default=0, help="only so many problems")
   args = parser.parse_args()
@@ -143,6 +156,7 @@ def run(args: argparse.Namespace) -> None:
   Raises:
     InputError: --out exists or cannot be written, or a line of --data is bad.
   """
+  template_args = _template_args(args.template_args)
   if args.out and args.out.exists():
     raise InputError(f"{args.out} exists; name a new file.")
   if args.out and not args.out.parent.is_dir():
@@ -160,7 +174,9 @@ def run(args: argparse.Namespace) -> None:
   spread = collections.Counter(map(len, turns))
   print("  turns of the user: " + ", ".join(f"{k}: {n}" for k, n in sorted(spread.items())))
   if not by_rule:
-    turns, unchanged = rephrase([conversation for _, conversation in converted], load_rephraser(args.user))
+    turns, unchanged = rephrase(
+      [conversation for _, conversation in converted], load_rephraser(args.user, template_args)
+    )
     print(
       f"  in the words of {args.user}: all but {unchanged} of {sum(map(len, turns))} turns, "
       "which keep their numbers as they were"
@@ -177,6 +193,24 @@ def run(args: argparse.Namespace) -> None:
       }
       file.write(json.dumps(line, ensure_ascii=False) + "\n")
   print(f"written to {args.out}")
+
+
+def _template_args(text: str) -> dict[str, Any]:
+  """Reads --template-args.
+
+  Raises:
+    InputError: it is no dictionary of scalars.
+  """
+  from opd_jax.data import rendering
+
+  try:
+    values = json.loads(text)
+  except ValueError:
+    values = None
+  if not isinstance(values, dict):
+    raise InputError(f"""--template-args is {text!r}; write it as '{{"enable_thinking": false}}'.""")
+  rendering.check_args("--template-args", values)
+  return values
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from opd_jax import inputs
 from opd_jax.config import Config
 from opd_jax.recipes import base as recipes
 from opd_jax.recipes.base import Recipe
-from opd_jax.runtime import hosts, workdir
+from opd_jax.runtime import began, hosts, workdir
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.programs import ProgramCache, use_cache
@@ -79,18 +79,18 @@ def open_run(
   allow_change: Sequence[str] = (),
 ) -> Run:
   """Reads and checks everything, before the workdir is made and before any step is compiled; arguments as of `train`."""
-  directory, loaded = MirroredDir(path), inputs.load(config)
+  directory = MirroredDir(path)
+  loaded = inputs.load(config, began.of_run(directory))
   recipe = recipes.make(loaded)
   empty = recipe.abstract_state()
-  hosts.on_first(lambda: _open_workdir(directory, config, checkpoint.size(empty), allow_change))
+  hosts.on_first(lambda: _open_workdir(directory, loaded, checkpoint.size(empty), allow_change))
   changes = workdir.changes(directory)
   use_cache(config.compile_cache, directory.root)
   row_sharding = meshes.rows(loaded.mesh)
   prompts = loaded.prompts(hosts.rows_of(row_sharding, config.batch))
   same = json.dumps([configs.to_json(config), prompts.fingerprint, __version__])
   hosts.assert_same_on_all_hosts("configs, prompts or versions", same)
-  frozen = recipe.frozen()
-  checkpoints = checkpoint.Checkpoints(directory.root, config.checkpoint.keep)
+  frozen, checkpoints = recipe.frozen(), checkpoint.Checkpoints(directory.root, config.checkpoint.keep)
   state, position = None, None
   if checkpoints.latest() is not None:
     state, position = checkpoints.restore(empty)
@@ -113,8 +113,7 @@ def open_run(
   )
 
 
-def _open_workdir(directory: MirroredDir, config: Config, state_bytes: int, allow: Sequence[str]) -> None:
-  directory.fetch()
-  changes = workdir.check(directory, config, allow)
-  checkpoint.check_space(directory, state_bytes, config.checkpoint.keep)
-  workdir.open_(directory, config, changes)
+def _open_workdir(directory: MirroredDir, loaded: inputs.Inputs, state_bytes: int, allow: Sequence[str]) -> None:
+  changes = workdir.check(directory, loaded.config, allow)
+  checkpoint.check_space(directory, state_bytes, loaded.config.checkpoint.keep)
+  workdir.open_(directory, loaded.config, changes, loaded.rendering.moment)

@@ -51,6 +51,14 @@ def test_nothing_is_overwritten(file, monkeypatch, capsys):
   assert e.value.code == 2
 
 
+@pytest.mark.parametrize("args", ["no", "[1]", '{"tools": 1}', '{"x": null}'])
+def test_what_a_template_cannot_be_told_is_refused_before_the_file_is_read(args, monkeypatch, capsys):
+  with pytest.raises(SystemExit) as e:
+    run_command(monkeypatch, capsys, "--data=/no/file", f"--template-args={args}")
+  assert e.value.code == 2
+  assert capsys.readouterr().err.startswith("error: --template-args")
+
+
 def test_a_turn_stays_where_a_model_changes_its_numbers():
   turns = ("How many?", "Tom has 3 apples.", "He eats 1."), ("How?", "It is 2.5.")
   responses = ["So how many?", "3 apples are Tom's.", "He ate one.", "", "2.5, it is"]

@@ -19,7 +19,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.data.chat import Prompt
+from opd_jax.data import chat as chats
+from opd_jax.data.rendering import Rendering
 from opd_jax.models import decoder
 from opd_jax.models.attention import attend_causal
 from opd_jax.models.quantise import dense
@@ -30,13 +31,16 @@ EPS = 1e-6
 USER, OWN = 1, 2
 
 
-def speakers(messages: Prompt, tokenizer: Any) -> tuple[list[int], list[int]]:
+def speakers(messages: chats.Prompt, tokenizer: Any, rendering: Rendering) -> tuple[list[int], list[int]]:
   """Tokenise a conversation up to the reply that is asked for, and give each token its speaker: USER, OWN or 0.
 
   A turn that the template does not show word by word is nobody's; of one whose thought it leaves out, what stands behind it counts.
+
+  Args:
+    rendering: but for its system message, which conversations have in them.
   """
   chat = [dict(m) for m in messages if not isinstance(m, str)]
-  text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+  text = chats.as_text([chat], tokenizer, rendering.without_system())[0]
   by_character = np.zeros(len(text), np.int8)
   at = 0
   for m in chat:

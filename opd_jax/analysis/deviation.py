@@ -56,7 +56,7 @@ def deviation(evaluator: MultiTurnEvaluator, params: Params) -> dict[str, Any]:
   programs: _Programs = evaluator.program_cache[static]
   speakers: list[list[int]] = [[] for _ in raw]
   if inputs.tokenizer.is_fast:  # others know no offsets
-    speakers = [attention_ratio.speakers(messages, inputs.tokenizer)[1] for messages in raw]
+    speakers = [attention_ratio.speakers(messages, inputs.tokenizer, inputs.rendering)[1] for messages in raw]
   sums, ratios = programs(params, ids["raw"], ids["neutral"], ids["full"], speakers, evaluator.key)
   psi, neutral, tokens = sums
   means = {"psi": psi / tokens, "neutral": neutral / tokens, "own_turn": (psi - neutral) / tokens}

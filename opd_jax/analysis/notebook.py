@@ -22,8 +22,10 @@ from opd_jax import checks, inputs
 from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.data import chat, lost_text, pipeline
+from opd_jax.data import rendering as renderings
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.chat import Prompt
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 from opd_jax.evaluation import make_evaluator
 from opd_jax.models import hf, kernels, model_sharding
@@ -37,7 +39,7 @@ from opd_jax.reports import runs
 from opd_jax.rollout.generate import Completions, Generator, GeneratorConfig
 from opd_jax.rollout.sample import Sampling
 from opd_jax.rollout.segments import Segments
-from opd_jax.runtime import bucket, hosts, keys, workdir
+from opd_jax.runtime import began, bucket, hosts, keys, workdir
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import ProgramCache
 from opd_jax.training import specs
@@ -57,6 +59,7 @@ class Model:
     mesh: the devices.
     dtype: the compute type.
     attention: the kernel, see models/kernels.py.
+    rendering: how prompts are rendered: as the run does where the model is one's, otherwise in the chat template alone.
   """
 
   spec: ModelSpec
@@ -65,6 +68,7 @@ class Model:
   mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
   dtype: jnp.dtype
   attention: str
+  rendering: Rendering = dataclasses.field(default_factory=Rendering, repr=False)
 
 
 class TokenDivergence(NamedTuple):
@@ -143,20 +147,28 @@ def _load_student(directory: bucket.MirroredDir, step: int | None, mesh: jax.sha
     mesh=recipe.specs.mesh,
     dtype=recipe.specs.dtype,
     attention=recipe.specs.attention,
+    rendering=Rendering.from_config(config, began.of_run(directory)),
   )
 
 
 def generate(
-  model: Model, prompts: Sequence[Prompt], max_tokens: int = 256, temperature: float = 1.0, seed: int = 0
+  model: Model,
+  prompts: Sequence[Prompt],
+  max_tokens: int = 256,
+  temperature: float = 1.0,
+  seed: int = 0,
+  template_args: Mapping[str, Any] | None = None,
 ) -> Completions:
   """Samples a response to every prompt.
 
   A response depends on its prompt, its place in the list and the seed, and not on the other prompts.
 
   Args:
-    prompts: texts, or lists of chat messages; in the tokenizer's chat template where it has one.
+    prompts: texts, or lists of chat messages; in the tokenizer's chat template where it has one. The student of a run reads
+      them as in the run: with its system message, unless they have one, its template arguments and its date.
     max_tokens: the most tokens of a response, at least 1.
     temperature: 0 takes the most likely token always.
+    template_args: what the chat template is told by name, such as {"enable_thinking": False}; None: what the run tells it.
 
   Returns:
     As many `texts` (without the stop token, with other special tokens, which may mark thoughts), `lengths` (tokens, the stop
@@ -173,7 +185,7 @@ def generate(
       f"max_tokens is {max_tokens} and temperature {temperature}; they have to be at least 1 and at least 0."
     )
   _warn(lost_text.notes("prompts", prompts, model.tokenizer, chat_template=True))
-  ids = chat.render_all(prompts, model.tokenizer, chat_template=True)
+  ids = _render(model, prompts, template_args)
   prompt_len = _check_length(model, ids, max_tokens)
   generator_config = GeneratorConfig(
     cfg=model.spec.cfg,
@@ -202,7 +214,12 @@ def generate(
 
 
 def token_divergence(
-  student: Model, teacher: Model, prompt: Prompt, response: str | Sequence[int], kind: str = "reverse_kl"
+  student: Model,
+  teacher: Model,
+  prompt: Prompt,
+  response: str | Sequence[int],
+  kind: str = "reverse_kl",
+  template_args: Mapping[str, Any] | None = None,
 ) -> TokenDivergence:
   """Computes how far the teacher's distribution is from the student's at every token of a response, in nats.
 
@@ -211,6 +228,7 @@ def token_divergence(
     response: text, or token ids (which may end with a stop token; text has none).
     kind: of objectives/divergence.py: "reverse_kl", KL(student || teacher); "forward_kl", KL(teacher || student); "jsd"
       or "mixture", each with equal shares.
+    template_args: as for `generate`.
 
   Returns:
     A record of n tokens; every array is float32[n] but `ids`, which is int32[n].
@@ -221,7 +239,7 @@ def token_divergence(
   """
   vocab = _check_pair(student, teacher, kind)
   ids = _response_ids(student, response, vocab)
-  prompt_ids = chat.render(prompt, student.tokenizer, chat_template=True)
+  prompt_ids = _render(student, [prompt], template_args)[0]
   width = pipeline.padded_len([ids], 64)  # few widths, so that few programs are compiled
   prompt_len = min(_check_length(model, [prompt_ids], len(ids)) for model in (student, teacher))
   rows = meshes.row_shards(student.mesh)  # copies, so that every device has one
@@ -277,7 +295,9 @@ def evaluate(model: Model, config: Config) -> dict[str, Any]:
     InputError: a value of the config that cannot work, or no held-out problems.
   """
   checks.check(config)
-  found = inputs.load_evaluation(config, model.spec, model.tokenizer, model.mesh, model.spec.cfg.vocab)
+  found = inputs.load_evaluation(
+    config, model.spec, model.tokenizer, model.mesh, model.spec.cfg.vocab, model.rendering.moment
+  )
   _warn(found.problems.notes)
   record, samples = make_evaluator(config, found, model.params, _PROGRAMS)(model.params)
   return record | {"samples": samples} | ({"notes": list(found.problems.notes)} if found.problems.notes else {})
@@ -299,6 +319,24 @@ def read_metrics(path: str | os.PathLike) -> runs.Run:
 def _warn(notes: Sequence[str]) -> None:
   for note in notes:
     warnings.warn(note, stacklevel=3)
+
+
+def _render(model: Model, prompts: Sequence[Prompt], template_args: Mapping[str, Any] | None) -> list[list[int]]:
+  """Renders prompts as the model's run does; a system message of their own stands instead of the run's."""
+  rendering = model.rendering
+  if template_args is not None:
+    renderings.check_args("template_args", template_args)
+    rendering = dataclasses.replace(rendering, args=template_args)
+  if chat.uses_template(model.tokenizer, rendering):
+    renderings.check(rendering, model.tokenizer)
+
+  def has_system(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and any(m.get("role") == "system" for m in prompt)
+
+  return [
+    chat.render(prompt, model.tokenizer, rendering.without_system() if has_system(prompt) else rendering)
+    for prompt in prompts
+  ]
 
 
 def _pad_id(model: Model) -> int:

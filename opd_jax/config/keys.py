@@ -88,6 +88,16 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "True or False",
   ),
   "data.system": ("", "a system message put before every prompt, with a chat template only", "text"),
+  "data.template_args": (
+    {},
+    "what the chat template is told by name, e.g. enable_thinking: True, numbers, text",
+    "object",
+  ),
+  "data.teacher_template_args": (
+    {},
+    "the same for prompts that only teachers read (context.kind=canonical), besides",
+    "object",
+  ),
   "data.verifier": ("auto", "auto (the task's own; gsm8k for files), or a name in opd_jax/tasks", "text"),
   # how long the student speaks, horizon/
   "horizon.kind": (

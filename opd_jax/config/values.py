@@ -1,7 +1,10 @@
 """A config: made with its defaults, read, overridden, and held against the table of its keys."""
 
+import ast
+import contextlib
 import difflib
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +19,7 @@ Config = Any  # an ml_collections.ConfigDict, whose keys a type checker cannot k
 BUILTIN = "builtin:"  # student and teacher directories that ship with the package: "builtin:student"
 INITIAL = "initial"  # a teacher: the student before training
 TASK = "task:"  # prompts made by a generator in opd_jax/tasks: "task:chain"
-DICTS = tuple(name for name, key in recipes.GENERAL.items() if isinstance(key.default, dict))  # keys that hold one
+MAPPINGS = tuple(name for name, key in recipes.GENERAL.items() if isinstance(key.default, dict))  # keys that hold one
 
 
 def default(recipe: str = "opd") -> Config:
@@ -79,6 +82,8 @@ def override(config: Config, assignments: Mapping[str, Any]) -> Config:
     config = with_recipe(config, recipe)
   table = recipes.table(recipe)
   for name, value in assignments.items():
+    if (mapping := mapping_of(name)) and name != mapping:
+      name, value = mapping, {**get(config, mapping), name.removeprefix(f"{mapping}."): value}
     if name not in table:
       raise unknown_key(config, str(name))
     try:
@@ -121,7 +126,7 @@ def flat(tree: Mapping | ConfigDict, prefix: str = "") -> dict[str, Any]:
     name = f"{prefix}{k}"
     if isinstance(v, ConfigDict):
       v = v.to_dict()
-    if isinstance(v, Mapping) and name not in DICTS:
+    if isinstance(v, Mapping) and name not in MAPPINGS:
       out |= flat(v, f"{name}.")
     else:
       out[name] = list(v) if isinstance(v, tuple) else v
@@ -129,8 +134,29 @@ def flat(tree: Mapping | ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def has(config: Config, key: str) -> bool:
-  """Tells whether a dotted key exists."""
-  return key in flat(config)
+  """Tells whether a dotted key exists; any name may stand in a dictionary."""
+  return (mapping_of(key) or key) in flat(config)
+
+
+def mapping_of(key: str) -> str:
+  """Returns which of the keys whose value is a dictionary a dotted key is, or names an entry of; "" for none."""
+  return next((m for m in MAPPINGS if key == m or key.startswith(f"{m}.")), "")
+
+
+def parse_mapping(key: str, text: str) -> Any:
+  """Reads the value of a dictionary's key from a command line, or of one entry: JSON, Python, or else text as it is.
+
+  Raises:
+    InputError: the whole is no dictionary.
+  """
+  value: Any = text
+  for read in (json.loads, ast.literal_eval):
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+      value = read(text)
+      break
+  if key in MAPPINGS and not isinstance(value, dict):
+    raise InputError(f"""config.{key} cannot be {text!r}; write --config.{key}='{{"enable_thinking": false}}'.""")
+  return value
 
 
 def get(config: Config, key: str) -> Any:

@@ -19,8 +19,11 @@ from opd_jax.config import Config
 from opd_jax.context.replies import ReplyForm
 from opd_jax.context.split_problem import from_example
 from opd_jax.data import chat, pipeline, problems
+from opd_jax.data import rendering as renderings
 from opd_jax.data.conversation import CannotSplit, Conversation
 from opd_jax.data.problems import Problems
+from opd_jax.data.rendering import Rendering
+from opd_jax.data.sources import Example
 from opd_jax.errors import InputError
 from opd_jax.rollout.generate import Generator
 from opd_jax.runtime import hosts
@@ -30,12 +33,16 @@ AT_A_TIME = 1024  # conversations that are generated between two times that repl
 Prompts = dict[int, list[int]]  # token ids of the student's prompt, by the problem's number
 
 
-def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
+def load(config: Config, path: str, tokenizer, rendering: Rendering | None = None, *, held_out: bool) -> Problems:
   """Loads the problems of a file or of a built-in task, each as a conversation.
 
   Problems that cannot be told turn by turn, and conversations that are too long, are refused or left out as
   `data.on_bad_line` says. Of held-out ones, which need answers, the first `eval.prompts`.
+
+  Args:
+    rendering: how the run renders its prompts; None: as its config says, today.
   """
+  rendering = rendering or Rendering.from_config(config)
   examples, skipped = problems.load_examples(config, path, held_out=held_out)
   data, pairs = config.data, []
   for example in examples:
@@ -45,7 +52,7 @@ def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
         raise CannotSplit(
           f"it has {len(conversation.turns)} turns, and config.context.min_turns is {config.context.min_turns}"
         )
-      pairs.append((example, conversation.with_system(data.system) if data.system else conversation))
+      pairs.append((example, conversation.with_system(rendering.system) if rendering.system else conversation))
     except CannotSplit as e:
       if data.on_bad_line != "skip":
         raise InputError(
@@ -53,13 +60,21 @@ def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
         ) from None
   if not pairs:
     raise InputError(f"None of the {len(examples)} problems of {examples[0].where} and after can be told turn by turn.")
-  if not chat.uses_template(tokenizer, chat_template=data.chat_template):
+  if not chat.uses_template(tokenizer, rendering):
     raise InputError(
       "config.context.kind is 'canonical', and a conversation needs a chat template: use a tokenizer that has one, and "
       "config.data.chat_template=True."
     )
-  least, most = lengths([conversation for _, conversation in pairs], tokenizer, config.context.turn_tokens)
-  at_once = chat.render_all([conversation.full for _, conversation in pairs], tokenizer, chat_template=True)
+  renderings.check(rendering, tokenizer)
+  of_student = rendering.without_system()  # conversations have the system message in them
+  of_reader = of_student if held_out else of_student.for_teacher()  # who is told everything at once
+  pairs, at_once, turn_by_turn = _rendered(pairs, tokenizer, of_reader, of_student, data.on_bad_line)
+  left_out = (
+    *problems.shown(pairs[0][1].full, tokenizer, of_reader),
+    *problems.shown(pairs[0][1].raw(("Yes.",)), tokenizer, of_student),
+  )
+  least = np.array([len(row) for row in turn_by_turn])
+  most = least + np.array([len(c.turns) - 1 for _, c in pairs]) * config.context.turn_tokens
   most = np.maximum(most, [len(row) for row in at_once])
   fits = most <= data.max_prompt
   if not fits.all() and data.on_bad_line != "skip":
@@ -87,8 +102,37 @@ def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     tuple(e.solution for e in chosen_examples if e.solution),
     tuple(conversation for _, conversation in chosen),
     pipeline.padded_lens(ends, config.data.widths),
-    problems.text_notes(config, path, chosen_examples, tokenizer, [c for _, c in chosen], held_out=held_out),
+    (
+      *problems.text_notes(config, path, chosen_examples, tokenizer, [c for _, c in chosen], held_out=held_out),
+      *dict.fromkeys(left_out),
+    ),
+    problems.origin(examples, tokenizer, rendering),
   )
+
+
+def _rendered(
+  pairs: list[tuple[Example, Conversation]],
+  tokenizer,
+  at_once: Rendering,
+  turn_by_turn: Rendering,
+  on_bad_line: str,
+) -> tuple[list[tuple[Example, Conversation]], list[list[int]], list[list[int]]]:
+  """Render conversations at once, and turn by turn with blank replies; those that the template refuses are bad lines.
+
+  Returns:
+    What the template takes, and its token ids in both forms.
+  """
+  full, of_full = chat.render_each([c.full for _, c in pairs], tokenizer, at_once)
+  blank = [c.raw(("",) * (len(c.turns) - 1)) for _, c in pairs]
+  raw, of_raw = chat.render_each(blank, tokenizer, turn_by_turn)
+  refused = [a or b for a, b in zip(of_full, of_raw, strict=True)]
+  first = next((f"{e.where}: {reason}" for (e, _), reason in zip(pairs, refused, strict=True) if reason), "")
+  if first and on_bad_line != "skip":
+    raise InputError(f"{first}; or set data.on_bad_line=skip.")
+  kept = [i for i, reason in enumerate(refused) if not reason]
+  if not kept:
+    raise InputError(f"None of the {len(pairs)} conversations can be used; the first fault is at {first}.")
+  return [pairs[i] for i in kept], [full[i] or [] for i in kept], [raw[i] or [] for i in kept]
 
 
 @dataclasses.dataclass
@@ -98,6 +142,7 @@ class Histories:
   Attributes:
     conversations: of the run's problems.
     generate: answers prompts for the student.
+    rendering: how the run renders its prompts.
     key: of which every reply's random numbers are derived.
     refresh: steps between two generations of replies; 0: one, by the student before training.
     final: whether each prompt ends at the last turn of the user; else at a random one.
@@ -113,6 +158,7 @@ class Histories:
   conversations: Sequence[Conversation]
   generate: Generator
   tokenizer: Any
+  rendering: Rendering
   key: jax.Array
   refresh: int
   final: bool
@@ -184,7 +230,7 @@ class Histories:
     return ids
 
   def _render_within(self, prompts: Sequence[chat.Prompt]) -> tuple[list[list[int]], int]:
-    return chat.render_within(prompts, self.tokenizer, self.generate.prompt_lens[-1])
+    return chat.render_within(prompts, self.tokenizer, self.rendering, self.generate.prompt_lens[-1])
 
   def _file(self, step: int) -> epath.Path:
     return self.directory / f"{step:08d}.jsonl"
@@ -231,10 +277,3 @@ def converse(conversations: Sequence[Conversation], answer: Answer) -> list[tupl
 def _random_turn(problem: int, step: int, turns: int) -> int:
   """Draws a number below `turns`, the same at every call."""
   return zlib.crc32(f"{problem} {step}".encode()) % turns
-
-
-def lengths(conversations: Sequence[Conversation], tokenizer, turn_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-  """Counts the tokens of each conversation up to its last turn: with blank replies, and with the longest."""
-  blank = [c.raw(("",) * (len(c.turns) - 1)) for c in conversations]
-  least = np.array([len(ids) for ids in chat.render_all(blank, tokenizer, chat_template=True)])
-  return least, least + np.array([len(c.turns) - 1 for c in conversations]) * turn_tokens

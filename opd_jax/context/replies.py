@@ -6,9 +6,11 @@ way of the others, so that a conversation never reads half a thought as an answe
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from opd_jax.data import chat
+from opd_jax.data.rendering import Message, Rendering
 from opd_jax.tasks import thoughts
 from opd_jax.tasks.problem import Response
 
@@ -28,12 +30,16 @@ class ReplyForm:
   control: tuple[str, ...]
 
   @classmethod
-  def of(cls, tokenizer: Any, system: str = "") -> "ReplyForm":
-    """Find out what the template does by rendering turns with a thought."""
-    shown = {opening: chat.shows_thought(tokenizer, opening, closing, system) for opening, closing in thoughts.MARKS}
+  def of(cls, tokenizer: Any, rendering: Rendering, opening: Sequence[Message] = ()) -> "ReplyForm":
+    """Find out what the template does by rendering turns with a thought.
+
+    Args:
+      opening: the messages that stand before a conversation's first turn, where there are any.
+    """
+    shown = {mark: chat.shows_thought(tokenizer, mark, closing, rendering, opening) for mark, closing in thoughts.MARKS}
     return cls(
-      frozenset(opening for opening, how in shown.items() if how == "dropped"),
-      frozenset(opening for opening, how in shown.items() if how == "refused"),
+      frozenset(mark for mark, how in shown.items() if how == "dropped"),
+      frozenset(mark for mark, how in shown.items() if how == "refused"),
       control_tokens(tokenizer),
     )
 

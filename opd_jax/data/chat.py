@@ -1,8 +1,10 @@
 """What a model reads before it responds: a prompt in its chat template, or as plain text."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -11,35 +13,58 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[Mapping[str, Any]]  # text, or chat messages {role, content}
 
 
-def render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, system: str = "") -> list[int]:
+def render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[int]:
   """Tokenise a prompt up to where the response begins.
 
   Args:
     prompt: text becomes one user message under a chat template.
-    chat_template: use the tokenizer's template if it has one; plain text otherwise.
-    system: a system message put first; "" for none.
 
   Raises:
-    InputError: messages or a system message without a template, or a prompt that the template refuses.
+    InputError: messages, a system message or arguments without a template, or a prompt that the template refuses.
   """
-  return render_all([prompt], tokenizer, chat_template=chat_template, system=system)[0]
+  return render_all([prompt], tokenizer, rendering)[0]
 
 
 def render_all(
-  prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, system: str = ""
+  prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering
 ) -> list[list[int]]:
   """Tokenise many prompts as `render` does, in few calls of the tokenizer.
 
   Raises:
     InputError: as `render`; it does not name the prompt.
   """
-  to_ids = _templated if uses_template(tokenizer, chat_template=chat_template, system=system) else _plain
+  to_ids = _templated if uses_template(tokenizer, rendering) else _plain
   slices = (prompts[i : i + 2048] for i in range(0, len(prompts), 2048))  # its by-products are 10x the size of the ids
-  return [ids for part in slices for ids in to_ids(part, tokenizer, system)]
+  return [ids for part in slices for ids in to_ids(part, tokenizer, rendering)]
+
+
+def render_each(
+  prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering
+) -> tuple[list[list[int] | None], list[str]]:
+  """Tokenise many prompts as `render_all` does, those that can be.
+
+  Returns:
+    The token ids of each, None where it is refused, and the reasons, "" where it is not.
+
+  Raises:
+    InputError: a fault of the config and not of a prompt.
+  """
+  uses_template(tokenizer, rendering)
+  with contextlib.suppress(InputError):  # then one by one, to know which
+    return list(render_all(prompts, tokenizer, rendering)), [""] * len(prompts)
+  rows, refusals = [], []
+  for prompt in prompts:
+    try:
+      rows.append(render(prompt, tokenizer, rendering))
+      refusals.append("")
+    except InputError as e:
+      rows.append(None)
+      refusals.append(str(e))
+  return rows, refusals
 
 
 def render_within(
-  prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", max_len: int
+  prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering, max_len: int
 ) -> tuple[list[list[int]], int]:
   """Tokenise conversations under the chat template, cut to `max_len` tokens at their beginning.
 
@@ -47,6 +72,7 @@ def render_within(
   generated, so that a conversation outgrows the length that was reserved for it.
 
   Args:
+    rendering: but for its system message, which conversations have in them.
     max_len: at least 1.
 
   Returns:
@@ -55,92 +81,125 @@ def render_within(
   Raises:
     InputError: as `render_all`.
   """
-  rows = render_all(prompts, tokenizer, chat_template=True)
+  rows = render_all(prompts, tokenizer, rendering.without_system())
   cut = sum(len(ids) > max_len for ids in rows)
   return [ids[-max_len:] for ids in rows], cut
 
 
-def uses_template(tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, system: str = "") -> bool:
+def uses_template(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> bool:
   """Tell whether prompts are wrapped in the chat template.
 
   Raises:
-    InputError: there is a system message that nothing would wrap.
+    InputError: there is a system message that nothing would wrap, or an argument that nothing would read.
   """
-  wrapped = chat_template and bool(getattr(tokenizer, "chat_template", None))
-  if system and not wrapped:
+  wrapped = rendering.chat_template and bool(getattr(tokenizer, "chat_template", None))
+  if rendering.system and not wrapped:
     raise InputError(
-      f"config.data.system is set, but {_no_template(tokenizer, chat_template)}, so there is no place for a system "
+      f"config.data.system is set, but {_no_template(tokenizer, rendering.chat_template)}, so there is no place for a system "
       'message; set config.data.system="", or use a tokenizer with a chat template.'
+    )
+  if (rendering.args or rendering.teacher_args) and not wrapped:
+    key = "template_args" if rendering.args else "teacher_template_args"
+    raise InputError(
+      f"config.data.{key} is set, but {_no_template(tokenizer, rendering.chat_template)}, so there is nothing to read it; leave "
+      "it empty, or use a tokenizer with a chat template."
     )
   return wrapped
 
 
-def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int] | None:
+def as_text(chats: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[str]:
+  """Render chats, or texts as one user message each, up to where the response begins, as text.
+
+  Raises:
+    InputError: as `render`; it does not name the chat.
+  """
+  return rendering.apply([messages(chat, rendering) for chat in chats], tokenizer, tokenize=False)
+
+
+def messages(prompt: Prompt, rendering: Rendering) -> list[dict[str, Any]]:
+  """The messages that the template reads: a text as one user message, with the rendering's system message before it.
+
+  Raises:
+    InputError: two system messages, or messages without a role and words.
+  """
+  chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+  if not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) and "content" in m for m in chat):
+    raise InputError('the prompt has a message that is not {"role": ..., "content": ...}; write every message so')
+  chat = [dict(m) for m in chat]
+  if rendering.system:
+    if any(m["role"] == "system" for m in chat):
+      raise InputError(
+        'the prompt has a system message of its own; set config.data.system="", or remove the message from the prompt'
+      )
+    chat.insert(0, {"role": "system", "content": rendering.system})
+  return chat
+
+
+def end_of_turn(
+  tokenizer: "PreTrainedTokenizerBase", rendering: Rendering, opening: Sequence[Mapping[str, Any]] = ()
+) -> list[int] | None:
   """Find the token ids that the template puts behind an assistant's reply, up to the next reply.
 
   None where they cannot be found: the template begins a reply that is to be generated otherwise than one that is there.
+
+  Args:
+    opening: messages that stand before the user's first, such as a system message; where there are any, the rendering's is
+      left out.
+
+  Raises:
+    InputError: the template refuses a conversation.
   """
   user, assistant = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}
-
-  def as_text(chat: list[dict[str, str]]) -> Any:
-    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-
-  up_to_reply = f"{as_text([user])}{assistant['content']}"
-  two_turns = as_text([user, assistant, user])
-  if not isinstance(two_turns, str) or not two_turns.startswith(up_to_reply):
+  rendering = rendering.without_system() if opening else rendering
+  before, two_turns = as_text(([*opening, user], [*opening, user, assistant, user]), tokenizer, rendering)
+  up_to_reply = f"{before}{assistant['content']}"
+  if not two_turns.startswith(up_to_reply):
     return None
   encoded = tokenizer(two_turns[len(up_to_reply) :], add_special_tokens=False, **_plain_output())
   return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 
 
 def shows_thought(
-  tokenizer: "PreTrainedTokenizerBase", opening: str, closing: str, system: str = ""
+  tokenizer: "PreTrainedTokenizerBase",
+  mark: str,
+  closing: str,
+  rendering: Rendering,
+  opening: Sequence[Mapping[str, Any]] = (),
 ) -> Literal["kept", "dropped", "refused"]:
   """Find out what the template does with a thought between these marks in an earlier turn of the assistant.
 
   "refused" where it raises an error because of the marks; "kept" also where it shows no earlier turn at all.
+
+  Args:
+    opening: as for `end_of_turn`.
   """
   thought, asked = "zqxj", {"role": "user", "content": "Hello."}
-  begin = [{"role": "system", "content": system}] if system else []
+  rendering = rendering.without_system() if opening else rendering
 
-  def rendered(reply: str) -> Any:
-    turns = [*begin, asked, {"role": "assistant", "content": reply}, asked]
+  def rendered(reply: str) -> str | None:
+    turns = [*opening, asked, {"role": "assistant", "content": reply}, asked]
     try:
-      return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception:  # a template is a program: it raises what it likes
+      return as_text([turns], tokenizer, rendering)[0]
+    except InputError:
       return None
 
-  text = rendered(f"{opening}{thought}{closing}Yes.")
+  if not uses_template(tokenizer, rendering):
+    return "kept"
+  text = rendered(f"{mark}{thought}{closing}Yes.")
   if text is None:
     return "kept" if rendered("Yes.") is None else "refused"
-  return "kept" if thought in str(text) else "dropped"
+  return "kept" if thought in text else "dropped"
 
 
-def _templated(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", system: str) -> list[list[int]]:
-  chats = []
-  for prompt in prompts:
-    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    if system:
-      if any(m["role"] == "system" for m in chat):
-        raise InputError(
-          'the prompt has a system message of its own; set config.data.system="", or remove the message from the prompt'
-        )
-      chat.insert(0, {"role": "system", "content": system})
-    chats.append(chat)
-  try:
-    return tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
-      chats, add_generation_prompt=True, tokenize=True, return_dict=False, tokenizer_kwargs=_plain_output()
-    )
-  except Exception as e:  # a template is a program: it raises what it likes
-    reason = f"{type(e).__name__}: {e}".splitlines()[0]
-    raise InputError(
-      f"the chat template of {tokenizer.name_or_path} refuses the prompt ({reason}); change the roles of the prompt, "
-      "mend the template, or set config.data.chat_template=False"
-    ) from e
+def _templated(
+  prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering
+) -> list[list[int]]:
+  chats = [messages(prompt, rendering) for prompt in prompts]
+  return rendering.apply(chats, tokenizer, tokenize=True, return_dict=False, tokenizer_kwargs=_plain_output())
 
 
-def _plain(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", system: str) -> list[list[int]]:
-  del system  # `uses_template` has refused it
+def _plain(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[list[int]]:
+  del rendering  # `uses_template` has refused what only a template can show
   texts = []
   for prompt in prompts:
     if not isinstance(prompt, str):

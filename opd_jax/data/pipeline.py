@@ -3,7 +3,6 @@
 Dimensions: B prompts per step, b those of them that this process makes, P padded prompt length, H response length.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import math
@@ -15,12 +14,15 @@ import numpy as np
 from jaxtyping import Int
 
 from opd_jax.data import chat
+from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
 from opd_jax.errors import InputError
 from opd_jax.types import Batch, Rollout
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
+
+DATE = "date in began.json"  # what names the day in the origin of prompts, where the template writes it
 
 
 class Prompts:
@@ -46,6 +48,7 @@ class Prompts:
     shuffle: bool = True,
     rows: Int[np.ndarray, "b"] | None = None,
     teacher_ids: Sequence[Sequence[int]] | None = None,
+    origin: Mapping[str, str] | None = None,
   ):
     """Begins at the first batch.
 
@@ -58,6 +61,7 @@ class Prompts:
       shuffle: draw an order for each epoch; False keeps the order of `ids`.
       rows: which rows of every batch this process makes, where several share them; None: all.
       teacher_ids: token ids of the prompt that the teachers read for each of `ids`; None: the same.
+      origin: what the ids were made of, each with a digest, to name what has changed where a run cannot go on.
 
     Raises:
       InputError: there is no prompt.
@@ -87,6 +91,7 @@ class Prompts:
       "seed": int(seed),
       "shuffle": bool(shuffle),
     }
+    self._origin = dict(origin or {})
     self._lookahead = _Epochs(len(self._rows), seed, shuffle)  # apart from `_order`, since each holds one epoch's order
     order = grain.MapDataset.source(_Epochs(len(self._rows), seed, shuffle)).batch(batch, drop_remainder=True)
     # Everything is in memory: threads would only wait for each other.
@@ -137,7 +142,7 @@ class Prompts:
 
   def state(self) -> dict[str, Any]:
     """The position behind the last batch, as JSON."""
-    state = {"source": self.fingerprint, "order": dict(self._order.get_state())}
+    state = {"source": self.fingerprint, "origin": dict(self._origin), "order": dict(self._order.get_state())}
     return state | ({"first_step": self._first_step} if self._first_step else {})
 
   def restore(self, state: dict[str, Any], begin_anew_at: int | None = None) -> None:
@@ -158,11 +163,30 @@ class Prompts:
       now = self._fingerprint[key]
       if was != now:
         what = "the prompts are others than" if key == "digest" else f"{key} is {now}, and was {was},"
+        if key in ("digest", "prompts"):
+          what = self._what_changed(state.get("origin")) or what
         raise InputError(
           f"The run cannot go on where it stopped: {what} when its checkpoint was written; "
           "give it the data file, tokenizer and config that it began with, or a new workdir."
         )
     self._order.set_state(state["order"])
+
+  def _what_changed(self, before: Mapping[str, str] | None) -> str:
+    """Names what makes the prompts others than they were; "" where a checkpoint does not tell."""
+    if not before and DATE in self._origin:  # a version that kept the prompts' digest alone, and no date
+      return (
+        f"the prompts are others (the chat template writes the date, for which began.json in the workdir has {self._origin[DATE]}; "
+        "write the day that the run began there) than"
+      )
+    if not before:
+      return ""
+    changed = [f"the {name}" for name, now in self._origin.items() if before.get(name) != now]
+    if not changed:
+      return (
+        "the prompts are rendered otherwise, from the same data, tokenizer and chat template, by other versions of the packages "
+        "(those of run.json made it) than"
+      )
+    return f"{' and '.join(changed)} {'is another' if len(changed) == 1 else 'are others'} than"
 
 
 class _Epochs:
@@ -191,16 +215,14 @@ class _Epochs:
 def tokenise(
   examples: Sequence[Example],
   tokenizer: "PreTrainedTokenizerBase",
+  rendering: Rendering,
   *,
-  chat_template: bool,
-  system: str = "",
   max_prompt: int,
   on_bad_line: str,
 ) -> tuple[list[list[int]], list[Example], int]:
   """Tokenise the usable prompts; returns their token ids, their examples, and the number of examples left out.
 
   Args:
-    chat_template, system: see `chat.render`.
     max_prompt: tokens.
     on_bad_line: what becomes of a prompt that is too long: "refuse" stops, "skip" leaves it out, "truncate" keeps its
       last `max_prompt` tokens, and its example says so. A prompt that cannot be rendered, or has no tokens, is left out
@@ -210,7 +232,7 @@ def tokenise(
     InputError: a prompt that may not be left out, or no usable prompt at all.
   """
   ids, usable, faults = [], [], []
-  rows, refusals = _render(examples, tokenizer, chat_template, system)
+  rows, refusals = chat.render_each([e.prompt for e in examples], tokenizer, rendering)
   longest = max((len(row) for row in rows if row is not None), default=0)
   for example, row, refusal in zip(examples, rows, refusals, strict=True):
     if row is None:
@@ -291,22 +313,3 @@ def rollout_from_data(rows: Sequence[Sequence[int]], response_len: int, limit: i
   ended = np.array([len(row) <= limit for row in rows])
   logprob = np.zeros((len(rows), response_len), np.float32)
   return Rollout(response, mask, logprob, ended)  # pyright: ignore[reportArgumentType]: numpy until it is on devices
-
-
-def _render(
-  examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", chat_template: bool, system: str
-) -> tuple[list[list[int] | None], list[str]]:
-  """Render each example; returns token ids, None where that is refused, and the reasons, "" where it is not."""
-  chat.uses_template(tokenizer, chat_template=chat_template, system=system)  # a fault of the config, not of a line
-  with contextlib.suppress(InputError):  # then one by one, to name the lines
-    rows = chat.render_all([e.prompt for e in examples], tokenizer, chat_template=chat_template, system=system)
-    return list(rows), [""] * len(rows)
-  rows, refusals = [], []
-  for example in examples:
-    try:
-      rows.append(chat.render(example.prompt, tokenizer, chat_template=chat_template, system=system))
-      refusals.append("")
-    except InputError as e:
-      rows.append(None)
-      refusals.append(str(e))
-  return rows, refusals

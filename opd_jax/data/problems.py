@@ -1,13 +1,18 @@
 """A config's problems as token ids: of a file or a built-in task, as prompts or told turn by turn."""
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 
 from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.config import Config
-from opd_jax.data import lost_text, pipeline, sources, stop_tokens
+from opd_jax.data import chat, lost_text, pipeline, sources, stop_tokens
+from opd_jax.data import rendering as renderings
+from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.conversation import Conversation
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 
 TRAIN_PROBLEMS = 8192  # of a built-in task; generated, so the number only has to be larger than most runs need
@@ -25,7 +30,9 @@ class Problems:
     solutions: responses to learn, where the data have them.
     conversations: the same problems turn by turn, where the context asks for them.
     prompt_lens: padded lengths of what the student reads, in tokens, rising; a batch takes the first that holds it.
-    notes: what is allowed but worth a note before the problems are used, see also lost_text.py.
+    notes: what is allowed but worth a note before the problems are used: see also lost_text.py, and what the chat template
+      leaves out.
+    origin: what `ids` were made of, each with a digest.
   """
 
   ids: list[list[int]]
@@ -36,20 +43,24 @@ class Problems:
   conversations: tuple[Conversation, ...] = ()
   prompt_lens: tuple[int, ...] = ()
   notes: tuple[str, ...] = ()
+  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
+def load(config: Config, path: str, tokenizer, rendering: Rendering | None = None, *, held_out: bool) -> Problems:
   """Load and tokenise the problems of a file or of a built-in task.
 
   Args:
+    rendering: how the run renders its prompts; None: as its config says, today.
     held_out: load problems to evaluate on, which need answers: the first `eval.prompts` of them.
   """
+  rendering = rendering or Rendering.from_config(config)
   examples, skipped = load_examples(config, path, held_out=held_out)
+  if chat.uses_template(tokenizer, rendering):
+    renderings.check(rendering, tokenizer)
   ids, usable, unusable = pipeline.tokenise(
     examples,
     tokenizer,
-    chat_template=config.data.chat_template,
-    system=config.data.system,
+    rendering,
     max_prompt=config.data.max_prompt,
     on_bad_line=config.data.on_bad_line,
   )
@@ -63,7 +74,9 @@ def load(config: Config, path: str, tokenizer, *, held_out: bool) -> Problems:
     solutions=tuple(e.solution for e in chosen if e.solution),
     prompt_lens=pipeline.padded_lens(ids, config.data.widths),
     notes=_cut_prompts(chosen, path, config.data.max_prompt)
-    + text_notes(config, path, chosen, tokenizer, held_out=held_out),
+    + text_notes(config, path, chosen, tokenizer, held_out=held_out)
+    + shown(usable[0].prompt, tokenizer, rendering),
+    origin=origin(examples, tokenizer, rendering),
   )
 
 
@@ -103,6 +116,36 @@ def _unmatched(references: Sequence[str], verifier: str, path: str) -> tuple[str
     f"which is neither a number nor an expression (the first: {first!r}); write the final answer alone, behind "
     '"####" or in \\boxed{}',
   )
+
+
+def shown(prompt: chat.Prompt, tokenizer, rendering: Rendering) -> tuple[str, ...]:
+  """Hold the chat template against a prompt; returns a warning for each role whose words it leaves out.
+
+  Raises:
+    InputError: it leaves out the user's, or renders the prompt otherwise every time.
+  """
+  if not chat.uses_template(tokenizer, rendering):
+    return ()
+  return tuple(renderings.check_shown(chat.messages(prompt, rendering), rendering, tokenizer))
+
+
+def origin(examples: Sequence[sources.Example], tokenizer, rendering: Rendering) -> dict[str, str]:
+  """Digest what prompts are made of, part by part."""
+  data = hashlib.sha256()
+  for example in examples:
+    data.update(json.dumps([example.prompt, example.canonical, example.turns]).encode())
+  parts = {"data file": data.hexdigest()[:16], "tokenizer": tokenizers.digest(tokenizer)}
+  if not chat.uses_template(tokenizer, rendering):
+    return parts
+  texts = {
+    "chat template": renderings.template_text(tokenizer),
+    "system message": rendering.system,
+    "set of template arguments": json.dumps([rendering.args, rendering.teacher_args], sort_keys=True),
+  }
+  parts |= {name: hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16] for name, text in texts.items()}
+  if rendering.moment and renderings.reads_clock(tokenizer):
+    parts[pipeline.DATE] = f"{rendering.moment:%Y-%m-%d}"
+  return parts
 
 
 def load_examples(config: Config, path: str, *, held_out: bool) -> tuple[list[sources.Example], int]:
@@ -158,11 +201,11 @@ def check_solutions(train: Problems) -> None:
     )
 
 
-def solutions(train: Problems, tokenizer, stop_ids: Sequence[int], *, chat_template: bool = True) -> list[list[int]]:
+def solutions(train: Problems, tokenizer, stop_ids: Sequence[int], rendering: Rendering) -> list[list[int]]:
   """Tokenise the responses in the data, each with a stop token behind it.
 
   Args:
-    chat_template: prompts are written in the tokenizer's template, where it has one; responses then end as its turns do.
+    rendering: of prompts; responses end as the turns of the chat template do.
 
   Raises:
     InputError: a problem has no response.
@@ -170,5 +213,5 @@ def solutions(train: Problems, tokenizer, stop_ids: Sequence[int], *, chat_templ
   check_solutions(train)
   texts = list(train.solutions)
   rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-  stop = stop_tokens.of_learned(stop_ids, tokenizer, chat_template=chat_template)
+  stop = stop_tokens.of_learned(stop_ids, tokenizer, rendering)
   return [row if row and row[-1] in stop_ids else [*row, *stop] for row in rows]  # the text may have its end in it

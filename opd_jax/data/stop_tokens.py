@@ -5,10 +5,12 @@ different places name different ones. Any of them ends a response: a model that 
 otherwise, and the others it does not write.
 """
 
+import contextlib
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from opd_jax.data import chat
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 
 NEAR = 3  # tokens behind a turn: a template may put a space or a line before the end
@@ -21,19 +23,19 @@ class StopTokens(NamedTuple):
   note: str = ""  # "" where they agree
 
 
-def find(declared: Sequence[int], tokenizer: Any, *, chat_template: bool = True) -> StopTokens:
+def find(declared: Sequence[int], tokenizer: Any, rendering: Rendering) -> StopTokens:
   """Join the stop tokens of a model's files with its tokenizer's and its chat template's.
 
   Args:
     declared: the ids of generation_config.json and config.json.
-    chat_template: prompts are written in the tokenizer's template, where it has one.
+    rendering: of prompts.
 
   Raises:
     InputError: no token has any of the ids, so that no response could end.
   """
   eos = getattr(tokenizer, "eos_token_id", None)
   of_tokenizer = () if eos is None else (int(eos),)
-  near = _behind_a_turn(tokenizer, chat_template)
+  near = _behind_a_turn(tokenizer, rendering)
   known = {*declared, *of_tokenizer}
   of_template = ()
   if not known & set(near):
@@ -54,29 +56,33 @@ def find(declared: Sequence[int], tokenizer: Any, *, chat_template: bool = True)
   return StopTokens(ids, "; ".join(note for note in notes if note))
 
 
-def of_learned(stop_ids: Sequence[int], tokenizer: Any, *, chat_template: bool = True) -> tuple[int, ...]:
+def of_learned(stop_ids: Sequence[int], tokenizer: Any, rendering: Rendering) -> tuple[int, ...]:
   """Choose the one of several stop tokens that a response to learn ends with; () where there is none.
 
   It is the one that the chat template ends a turn with, else the tokenizer's, else the first.
   """
-  preferred = (*_behind_a_turn(tokenizer, chat_template), tokenizer.eos_token_id, *stop_ids)
+  preferred = (*_behind_a_turn(tokenizer, rendering), tokenizer.eos_token_id, *stop_ids)
   return tuple(i for i in preferred if i in stop_ids)[:1]
 
 
-def _behind_a_turn(tokenizer: Any, chat_template: bool) -> list[int]:
+def _behind_a_turn(tokenizer: Any, rendering: Rendering) -> list[int]:
   """Find the first token ids that the chat template puts behind an assistant's turn, none where it does not show them."""
-  if not (chat_template and getattr(tokenizer, "chat_template", None)):
+  if not rendering.chat_template or not getattr(tokenizer, "chat_template", None):
     return []
-  try:
-    found = chat.end_of_turn(tokenizer)
-    if found is None:  # what it begins a generated reply with, as an opened thought, is not in the history
-      user, reply = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}
-      text = tokenizer.apply_chat_template([user, reply, user], tokenize=False)
-      _, _, behind = text.rpartition(user["content"])[0].rpartition(reply["content"])
-      found = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    return found[:NEAR]
-  except Exception:  # a template is a program: where it shows no such conversation, it says nothing of its end
-    return []
+  for opening in ((), ({"role": "system", "content": "Hello."},)):  # the data may have the system message that it needs
+    with contextlib.suppress(InputError):  # where it shows no such conversation, it says nothing of its end
+      found = chat.end_of_turn(tokenizer, rendering, opening)
+      return (_in_the_history(tokenizer, rendering, opening) if found is None else found)[:NEAR]
+  return []
+
+
+def _in_the_history(tokenizer: Any, rendering: Rendering, opening: Sequence[dict[str, str]]) -> list[int]:
+  """Find what stands behind an earlier turn where a generated reply begins otherwise, as with an opened thought."""
+  user, reply = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}
+  rendering = rendering.without_system() if opening else rendering
+  (text,) = chat.as_text([[*opening, user, reply, user]], tokenizer, rendering)
+  _, _, behind = text.rpartition(user["content"])[0].rpartition(reply["content"])
+  return tokenizer(behind, add_special_tokens=False)["input_ids"]
 
 
 def _without_token(ids: Sequence[int], tokenizer: Any) -> str:

@@ -5,6 +5,7 @@ chat template passes unnoticed otherwise, and costs tenths of a nat per token, o
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -96,6 +97,19 @@ def compare(
       f"The chat templates of {pair} differ: {difference}; the teacher would read a prompt of another form than it was "
       f"trained on, so give both the same chat template{_or_allow('chat_template')}"
     )
+
+
+def digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+  """Hash what makes token ids of text: the files of the tokenizer's directory, but for the chat template in them."""
+  content = hashlib.sha256()
+  path = pathlib.Path(tokenizer.name_or_path or "/nowhere")
+  names = ("tokenizer.json", *directories.VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json")
+  for file in sorted({file for name in names for file in path.glob(name)}):
+    content.update(file.read_bytes())
+  with contextlib.suppress(OSError, ValueError):
+    settings = json.loads((path / "tokenizer_config.json").read_bytes())
+    content.update(json.dumps({k: v for k, v in settings.items() if k != "chat_template"}, sort_keys=True).encode())
+  return content.hexdigest()[:16]
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase", stop: Collection[int]) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from opd_jax import tasks
 from opd_jax.data.problems import Problems
+from opd_jax.data.rendering import Rendering
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import GeneratorConfig
 from opd_jax.rollout.sample import Sampling
@@ -28,6 +29,7 @@ class EvaluationInputs:
   attention: str  # see models/kernels.py
   mesh: jax.sharding.Mesh
   dtype: jnp.dtype
+  rendering: Rendering = dataclasses.field(default_factory=Rendering)  # of prompts that are made meanwhile
   extract_answer: tasks.AnswerExtractor | None = None  # where the verifier's task can tell which answer a reply claims
 
   @property

@@ -77,7 +77,7 @@ class MultiTurnEvaluator:
       )
 
     self.earlier = [[] for _ in self.conversations]
-    self._reply_form = ReplyForm.of(inputs.tokenizer, config.data.system)
+    self._reply_form = ReplyForm.of(inputs.tokenizer, inputs.rendering, self.conversations[0].system)
     prompt_lens = self._prompt_lens(config)
     self._generator = generator
     self._last = generator("evaluate", inputs.max_tokens, prompt_lens)
@@ -143,7 +143,7 @@ class MultiTurnEvaluator:
 
   def _generator_of(self, prompts: Sequence[chat.Prompt]) -> Generator:
     """Returns the generator of last replies, or another where these prompts are longer than those of all forms."""
-    longest = max(map(len, chat.render_all(prompts, self.inputs.tokenizer, chat_template=True)))
+    longest = max(map(len, chat.render_all(prompts, self.inputs.tokenizer, self.inputs.rendering.without_system())))
     room = self.inputs.model.cfg.max_positions - self.inputs.max_tokens
     width = max(self.widths[-1], min(-(-longest // 16) * 16, room))
     if width == self.widths[-1]:
@@ -172,7 +172,7 @@ class MultiTurnEvaluator:
 
   def render_within(self, prompts: Sequence[chat.Prompt]) -> tuple[list[list[int]], int]:
     """Renders chat prompts as `ids` does, and counts those that lost their beginning."""
-    return chat.render_within(prompts, self.inputs.tokenizer, self.widths[-1])
+    return chat.render_within(prompts, self.inputs.tokenizer, self.inputs.rendering, self.widths[-1])
 
   def _anchored(self, last: Sequence[Response]) -> dict[str, Any]:
     """Makes the part of the record about wrong guesses; empty where the task cannot extract an answer from a reply."""
@@ -186,7 +186,7 @@ class MultiTurnEvaluator:
   ):
     """Returns the record of the last replies to these prompts, the replies, and which are right."""
     generate = generator or self._last
-    ids, cut = chat.render_within(prompts, self.inputs.tokenizer, generate.prompt_lens[-1])
+    ids, cut = chat.render_within(prompts, self.inputs.tokenizer, self.inputs.rendering, generate.prompt_lens[-1])
     completions = generate(params, ids, jax.random.fold_in(self.key, key_number), range(len(ids)))
     correct = verify_all(self.inputs.verify, completions.responses, self._answers)
     record = accuracy(correct.reshape(-1, self._k), self._pass_at) | response_lengths(completions)
@@ -202,7 +202,7 @@ class MultiTurnEvaluator:
     problems, tokenizer = self.inputs.problems, self.inputs.tokenizer
     conversations = problems.conversations
     prompts = [c.full for c in conversations] + [c.concat() for c in conversations]
-    longest = max(map(len, chat.render_all(prompts, tokenizer, chat_template=True)))
+    longest = max(map(len, chat.render_all(prompts, tokenizer, self.inputs.rendering.without_system())))
     known = problems.prompt_lens
     return pipeline.padded_lens([range(known[0]), range(max(known[-1], longest))], config.data.widths)
 

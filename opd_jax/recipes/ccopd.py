@@ -135,13 +135,14 @@ class CCOPD(OPD):
       conversations=inputs.train.conversations,
       generate=generate,
       tokenizer=inputs.tokenizer,
+      rendering=inputs.rendering,
       key=run.key(keys.Use.HISTORIES),
       refresh=config.context.refresh,
       final=config.context.turns == "final",
       directory=run.workdir.root / "histories",
       initial_student=lambda: self._initial_student(run),
       digest=run.digest,
-      reply_form=ReplyForm.of(inputs.tokenizer, config.data.system),
+      reply_form=ReplyForm.of(inputs.tokenizer, inputs.rendering, inputs.train.conversations[0].system),
     )
 
   def _initial_student(self, run: Run) -> Params:

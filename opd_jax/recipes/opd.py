@@ -101,7 +101,7 @@ class OPD(Recipe):
         run.inputs.train,
         run.inputs.tokenizer,
         self.specs.student.stop_ids,
-        chat_template=self.specs.config.data.chat_template,
+        run.inputs.rendering,
       )
     rows = [self._solutions[i] for i in index]
     return run.to_devices(pipeline.rollout_from_data(rows, width, limit, self.specs.sampling.pad_id))

@@ -214,7 +214,7 @@ def parse(argv: Sequence[str], usage: str, define: Callable, source: Source) -> 
     raise InputError("Write the config as --config=FILE, with an equals sign.")
   c = source(argv, spec)
   argv = [a for a in argv if not re.match(r"--?config=", a)]
-  c = _with_recipe(c, argv)
+  c, argv = _with_mappings(_with_recipe(c, argv), argv)
   known = configs.flat(c)
   for key in (m[1] for a in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))):
     if key not in known:
@@ -250,6 +250,20 @@ def _with_recipe(config: Config, argv: Sequence[str]) -> Config:
   if recipe == "opd" and named.get("context.kind") == "canonical":
     recipe = "ccopd"
   return config if recipe == config.recipe else configs.with_recipe(config, recipe)
+
+
+def _with_mappings(config: Config, argv: Sequence[str]) -> tuple[Config, list[str]]:
+  """Sets the entries of a config's dictionaries, whose names no flag can have known, and returns the other arguments."""
+  others: list[str] = []
+  for arg in argv:
+    named = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", arg, re.DOTALL)
+    if not named or not configs.mapping_of(named[1]):
+      others.append(arg)
+    elif named[2] is None:
+      raise InputError(f"Write the key as --config.{named[1]}=VALUE, with an equals sign.")
+    else:
+      config = configs.override(config, {named[1]: configs.parse_mapping(named[1], named[2])})
+  return config, others
 
 
 def quiet() -> None:

@@ -207,6 +207,11 @@ def text_of_first(text: str) -> str:
   return np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8).tobytes().decode()
 
 
+def from_first(numbers: np.ndarray) -> np.ndarray:
+  """Returns the first process's numbers on every process."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(numbers)) if several() else numbers
+
+
 def finish() -> None:
   """Waits for the others to have finished too."""
   global _watch

@@ -1,5 +1,6 @@
 """A run's directory: whose it is, and what made it."""
 
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import jax
 from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.errors import InputError
-from opd_jax.runtime import hosts
+from opd_jax.runtime import began, hosts
 from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.outcome import Outcome
 from opd_jax.runtime.version import __version__
@@ -176,8 +177,10 @@ def digest(config: Config, source: dict[str, Any], changes: Sequence[Change] = (
   return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def open_(directory: MirroredDir, config: Config, new: Sequence[Change] = ()) -> None:
-  """Makes the workdir, and saves the config and what `check` found to be changed in it.
+def open_(
+  directory: MirroredDir, config: Config, new: Sequence[Change] = (), moment: datetime.datetime | None = None
+) -> None:
+  """Makes the workdir, and saves the config, what `check` found to be changed in it, and when the run began.
 
   Changes of a key at the same step are one; a run that has no checkpoint has changed nothing.
   """
@@ -190,8 +193,10 @@ def open_(directory: MirroredDir, config: Config, new: Sequence[Change] = ()) ->
     if now != before:
       _write(file, json.dumps(record | {"changes": now}, indent=2))
     _write(path / "config.json", configs.to_json(config))
+    began.keep(path, moment or began.now())
   except OSError as e:
     raise InputError(f"The workdir {path} cannot be written ({e.strerror}); give another --workdir.") from None
+  directory.push()
 
 
 def _joined(changes: Sequence[Change]) -> list[Change]:

@@ -12,6 +12,7 @@ from opd_jax.analysis import attention_ratio
 from opd_jax.context.split_problem import from_example
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.chat import render
+from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
 from opd_jax.models import decoder
 from opd_jax.tasks import relay
@@ -27,8 +28,8 @@ def test_every_token_of_a_conversation_has_its_speaker(tmp_path):
   talk = from_example(Example(p.prompt, p.answer, "here", turns=p.turns))
   replies = ["#5"] * (len(p.turns) - 1)
   messages = talk.raw(replies)
-  ids, speakers = attention_ratio.speakers(messages, tokenizer)
-  assert ids == render(messages, tokenizer, chat_template=True)
+  ids, speakers = attention_ratio.speakers(messages, tokenizer, Rendering())
+  assert ids == render(messages, tokenizer, Rendering())
   wanted = []
   for turn, reply in zip(p.turns, [*replies, None], strict=True):
     wanted += [0] + [attention_ratio.USER] * len(turn) + [0]
@@ -40,7 +41,9 @@ def test_of_a_turn_without_its_thought_the_conclusion_is_the_students_own(tmp_pa
   """The template leaves the thought out, so the turn does not stand in the text word by word."""
   tokenizer = tokenizers.load(write_reciter(tmp_path / "m", "Q F Yes No", chat_template=template(DROPS)))
   messages = [("user", "Q"), ("assistant", "<think> No </think> Yes"), ("user", "F")]
-  ids, speakers = attention_ratio.speakers([{"role": role, "content": text} for role, text in messages], tokenizer)
+  ids, speakers = attention_ratio.speakers(
+    [{"role": role, "content": text} for role, text in messages], tokenizer, Rendering()
+  )
   assert tokenizer.convert_ids_to_tokens(ids) == ["<user>", "Q", "<bot>", "Yes", "<eos>", "<user>", "F", "<bot>"]
   assert speakers == [0, attention_ratio.USER, 0, attention_ratio.OWN, 0, 0, attention_ratio.USER, 0]
 

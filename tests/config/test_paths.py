@@ -62,6 +62,7 @@ def test_config_files_data_and_adapters(home):
     answer_field="answer",
     first=0,
     user="plain",
+    template_args="{}",
     max_turns=8,
   )
   make_conversations.run(args)

@@ -5,6 +5,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from opd_jax.context.replies import ReplyForm, said, without
+from opd_jax.data.rendering import Rendering
 from opd_jax.tasks.problem import Response
 
 TURN = "{% if m.role == 'assistant' %}A{{ TEXT }}{% else %}U{{ m.content }}{% endif %}"
@@ -38,7 +39,7 @@ def tokenizer(template):
   ],
 )
 def test_it_is_found_out_what_the_template_does_with_thoughts(template, system, drops):
-  form = ReplyForm.of(tokenizer(template), system)
+  form = ReplyForm.of(tokenizer(template), Rendering(system=system))
   assert ("<think>" in form.dropped) is drops
   assert not form.refused
 
@@ -55,12 +56,12 @@ def test_it_is_found_out_what_the_template_does_with_thoughts(template, system, 
   ],
 )
 def test_a_thought_that_was_cut_goes_the_way_of_the_others(response, kept, dropped, cut):
-  assert ReplyForm.of(tokenizer(KEEPS)).turn(response) == (kept, cut)
-  assert ReplyForm.of(tokenizer(DROPS)).turn(response) == (dropped, cut)
+  assert ReplyForm.of(tokenizer(KEEPS), Rendering()).turn(response) == (kept, cut)
+  assert ReplyForm.of(tokenizer(DROPS), Rendering()).turn(response) == (dropped, cut)
 
 
 def test_a_template_may_treat_each_kind_of_mark_in_its_own_way():
-  form = ReplyForm.of(tokenizer(DROPS_SEED))
+  form = ReplyForm.of(tokenizer(DROPS_SEED), Rendering())
   assert form.dropped == {"<seed:think>"}
   assert form.turn(Response("a<seed:think>b", ended=False)) == ("a", True)
   assert form.turn(Response("a<think>b", ended=False)) == ("a<think>b", True)
@@ -69,7 +70,7 @@ def test_a_template_may_treat_each_kind_of_mark_in_its_own_way():
 def test_marks_that_the_template_refuses_stand_in_no_turn():
   """The conversation goes on with what is said behind the thought; an error of the template would end the run."""
   analysis, final = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
-  form = ReplyForm.of(tokenizer(REFUSES))
+  form = ReplyForm.of(tokenizer(REFUSES), Rendering())
   assert form.refused == {analysis}
   assert form.turn(Response(f"{analysis}b{final}a")) == ("a", False)
   assert form.turn(Response(f"{analysis}b", ended=False)) == ("", True)

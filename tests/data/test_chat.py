@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from opd_jax.data import chat
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 
 WORDS = {w: i for i, w in enumerate(["<unk>", "<bos>", "<eos>", "<sys>", "<user>", "<bot>", "a", "b", "c"])}
@@ -31,7 +32,7 @@ def messages(*pairs):
 
 
 def render(prompt, tok, chat_template=True, system=""):
-  return chat.render(prompt, tok, chat_template=chat_template, system=system)
+  return chat.render(prompt, tok, Rendering(chat_template, system))
 
 
 def test_text_becomes_one_user_message():
@@ -86,25 +87,25 @@ def test_plain_text_without_any_eos():
 def test_many_are_rendered_as_one_by_one(template, form):
   tok = tokenizer(form, template)
   prompts = ["a", "b c a", "<eos>", "a <eos>", "c"]
-  rows = chat.render_all(prompts, tok, chat_template=True)
+  rows = chat.render_all(prompts, tok, Rendering())
   assert rows == [render(p, tok) for p in prompts]
   assert all(type(i) is int for row in rows for i in row)
-  assert chat.render_all([], tok, chat_template=True) == []
+  assert chat.render_all([], tok, Rendering()) == []
 
 
 def test_render_all_crosses_its_slices():
   prompts = ["a"] * 2048 + ["b"] * 3
-  assert chat.render_all(prompts, tokenizer("$A <eos>"), chat_template=True) == [[A]] * 2048 + [[B]] * 3
+  assert chat.render_all(prompts, tokenizer("$A <eos>"), Rendering()) == [[A]] * 2048 + [[B]] * 3
 
 
 def test_render_within_keeps_the_end_and_counts_what_it_cuts():
   tok = tokenizer(template=TEMPLATE)
   short, long = messages(("user", "a")), messages(("user", "a"), ("assistant", "b"), ("user", "c"))
-  rows = chat.render_all([short, long, long], tok, chat_template=True)
+  rows = chat.render_all([short, long, long], tok, Rendering())
   assert [len(row) for row in rows] == [3, 7, 7]
-  assert chat.render_within([short, long, long], tok, 7) == (rows, 0)
-  assert chat.render_within([short, long, long], tok, 5) == ([rows[0], rows[1][-5:], rows[2][-5:]], 2)
-  assert chat.render_within([], tok, 5) == ([], 0)
+  assert chat.render_within([short, long, long], tok, Rendering(), 7) == (rows, 0)
+  assert chat.render_within([short, long, long], tok, Rendering(), 5) == ([rows[0], rows[1][-5:], rows[2][-5:]], 2)
+  assert chat.render_within([], tok, Rendering(), 5) == ([], 0)
 
 
 def test_messages_need_a_template():
@@ -142,8 +143,9 @@ def test_what_a_template_puts_behind_a_reply(after, ends):
     "{% if m['role'] == 'user' %}<user> {{ m['content'] }} {% else %}<bot> {{ m['content'] }} " + after + "{% endif %}"
   )
   template = "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
-  assert chat.end_of_turn(tokenizer(template=template)) == ends
-  assert chat.end_of_turn(tokenizer(template=template.replace("<bot> {% endif", "<bot> a {% endif"))) is None
+  assert chat.end_of_turn(tokenizer(template=template), Rendering()) == ends
+  other = tokenizer(template=template.replace("<bot> {% endif", "<bot> a {% endif"))
+  assert chat.end_of_turn(other, Rendering()) is None
 
 
 def test_a_text_that_begins_with_bos_has_one():

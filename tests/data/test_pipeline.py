@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from opd_jax.data import pipeline, sources
+from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
 from opd_jax.errors import InputError
 
@@ -118,6 +119,36 @@ def test_restore_refuses_other_data(other, message):
     other().restore(prompts().state())
 
 
+ORIGIN = {"data file": "1", "tokenizer": "2", "chat template": "3", pipeline.DATE: "2024-07-26"}
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"chat template": "4"}, "the chat template is another than when its checkpoint was written"),
+    ({"data file": "4", "tokenizer": "4"}, "the data file and the tokenizer are others than when"),
+    ({pipeline.DATE: "2024-08-03"}, r"the date in began\.json is another than when"),
+    ({}, "rendered otherwise, from the same data, tokenizer and chat template, by other versions"),
+  ],
+)
+def test_restore_names_what_changed(changed, message):
+  state = json.loads(json.dumps(prompts(origin=ORIGIN).state()))
+  for ids in ([*IDS[:-1], [99, 99]], IDS[:-1]):
+    with pytest.raises(InputError, match=message):
+      prompts(ids, origin=ORIGIN | changed).restore(state)
+  prompts(origin=ORIGIN | changed).restore(state)  # what does not show in the prompts does not matter
+
+
+def test_restore_of_a_former_checkpoint_tells_of_the_date():
+  state = prompts(origin=ORIGIN).state()
+  del state["origin"]
+  prompts(origin=ORIGIN).restore(state)
+  with pytest.raises(
+    InputError, match=r"the prompts are others \(the chat template writes the date, .* has 2024-07-26; write"
+  ):
+    prompts([*IDS[:-1], [99, 99]], origin=ORIGIN).restore(state)
+
+
 def test_no_prompt_is_refused():
   with pytest.raises(InputError, match=r"data\.path"):
     prompts([])
@@ -154,7 +185,7 @@ def with_template(tokenizer):
 
 def tokenise(examples, tokenizer, max_prompt=100, on_bad_line="refuse", chat_template=True, system=""):
   return pipeline.tokenise(
-    examples, tokenizer, chat_template=chat_template, system=system, max_prompt=max_prompt, on_bad_line=on_bad_line
+    examples, tokenizer, Rendering(chat_template, system), max_prompt=max_prompt, on_bad_line=on_bad_line
   )
 
 

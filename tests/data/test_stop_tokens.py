@@ -13,6 +13,7 @@ import opd_jax
 from opd_jax import inputs
 from opd_jax.data import problems, stop_tokens
 from opd_jax.data.problems import Problems
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
@@ -22,6 +23,8 @@ TEMPLATE = (
   "{% for m in messages %}{% if m.role == 'assistant' %}<bot> {{ m.content }} STOP {% else %}<user> {{ m.content }} "
   "{% endif %}{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
 )
+
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
 
 
 def tokenizer(end: str | None, eos: str | None = "<eos>"):
@@ -49,7 +52,7 @@ def tokenizer(end: str | None, eos: str | None = "<eos>"):
   ],
 )
 def test_any_source_ends_a_response_and_differences_are_told(declared, end, eos, ids, note):
-  found = stop_tokens.find(declared, tokenizer(end, eos))
+  found = stop_tokens.find(declared, tokenizer(end, eos), Rendering())
   assert found.ids == ids
   assert note in found.note
   assert bool(note) == bool(found.note)
@@ -59,7 +62,7 @@ def test_a_turn_that_no_token_ends_is_told():
   plain = TEMPLATE.replace("STOP ", "Hello. ").replace("<user>", "User:")
   made = tokenizer("<eos> ")
   made.chat_template = plain
-  found = stop_tokens.find((EOS,), made)
+  found = stop_tokens.find((EOS,), made, Rendering())
   assert found.ids == (EOS,)
   assert "ends an assistant's turn with 'Hello.', and responses end with '<eos>'" in found.note
 
@@ -68,19 +71,19 @@ def test_a_template_that_opens_a_thought_ends_a_turn_too():
   """What it begins a generated reply with is not in the history."""
   made = tokenizer("<end> ")
   made.chat_template = TEMPLATE.replace("STOP", "<end>").replace("%}<bot> {% endif", "%}<bot> <think> {% endif")
-  found = stop_tokens.find((EOS,), made)
+  found = stop_tokens.find((EOS,), made, Rendering())
   assert found.ids == (EOS, END)
   assert "its chat template '<end>'" in found.note
 
 
 def test_a_stop_token_that_no_token_has_is_told_and_refused_where_it_is_the_only_one():
   made = tokenizer("<eos> ")
-  assert stop_tokens.find((EOS, 77), made) == (
+  assert stop_tokens.find((EOS, 77), made, Rendering()) == (
     (EOS, 77),
     "eos_token_id names 77, which no token of the tokenizer has: it is never drawn",
   )
   with pytest.raises(InputError, match=r"eos_token_id names 77, .* so no response could end; mend eos_token_id"):
-    stop_tokens.find((77,), tokenizer(None, eos=None))
+    stop_tokens.find((77,), tokenizer(None, eos=None), Rendering())
 
 
 @pytest.mark.parametrize(
@@ -95,23 +98,31 @@ def test_a_stop_token_that_no_token_has_is_told_and_refused_where_it_is_the_only
 )
 def test_a_response_to_learn_ends_as_a_turn_does(end, eos, stop, of_learned):
   train = Problems([[YES]], [], solutions=("Yes.",))
-  assert problems.solutions(train, tokenizer(end, eos), stop) == [[YES, *of_learned]]
+  assert problems.solutions(train, tokenizer(end, eos), stop, Rendering()) == [[YES, *of_learned]]
 
 
 def test_a_response_to_learn_that_has_its_end_gets_no_second_one():
   train = Problems([[YES]] * 2, [], solutions=("Yes. <end>", "Yes. <eos>"))
-  assert problems.solutions(train, tokenizer("<end> "), (EOS, END)) == [[YES, END], [YES, EOS]]
+  assert problems.solutions(train, tokenizer("<end> "), (EOS, END), Rendering()) == [[YES, END], [YES, EOS]]
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}", ""])
 def test_a_template_that_shows_no_turn_says_nothing(template):
   made = tokenizer("<end> ")
   made.chat_template = template
-  assert stop_tokens.find((EOS,), made) == ((EOS,), "")
+  assert stop_tokens.find((EOS,), made, Rendering()) == ((EOS,), "")
+
+
+def test_a_template_that_needs_a_system_message_names_its_end():
+  """The run's own, or where the data have one, any."""
+  made = tokenizer("<end> ")
+  made.chat_template = NEEDS_SYSTEM + TEMPLATE.replace("STOP", "<end>")
+  for rendering in (Rendering(system="s"), Rendering()):
+    assert stop_tokens.find((EOS,), made, rendering).ids == (EOS, END)
 
 
 def test_a_template_that_is_not_used_says_nothing():
-  assert stop_tokens.find((EOS,), tokenizer("<end> "), chat_template=False) == ((EOS,), "")
+  assert stop_tokens.find((EOS,), tokenizer("<end> "), Rendering(chat_template=False)) == ((EOS,), "")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from opd_jax.analysis import deviation
 from opd_jax.data import chat
 from opd_jax.data.conversation import Conversation
 from opd_jax.data.problems import Problems
+from opd_jax.data.rendering import Rendering
 from opd_jax.evaluate import summary_lines
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.evaluation.multi_turn import MultiTurnEvaluator, anchored, wrong_answers
@@ -130,7 +131,7 @@ def evaluator(conversations, answers, monkeypatch, max_positions=512, shown=None
   c = config.override(
     config.load("ccopd"), {"eval.k": 2, "eval.batch": 4, "context.turn_tokens": 2, "data.widths": 0.0}
   )
-  ids = chat.render_all([conversation.full for conversation in conversations], tok, chat_template=True)
+  ids = chat.render_all([conversation.full for conversation in conversations], tok, Rendering())
   problems = Problems(ids, list(answers), conversations=tuple(conversations), prompt_lens=(16,))
   model = types.SimpleNamespace(cfg=types.SimpleNamespace(max_positions=max_positions))
   monkeypatch.setattr(EvaluationInputs, "generator_config", None)

@@ -15,6 +15,7 @@ from opd_jax import inputs
 from opd_jax.analysis.deviation import deviation, placeholder
 from opd_jax.context import canonical
 from opd_jax.data import chat
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError, StopRequested
 from opd_jax.evaluate import summary_lines
 from opd_jax.models import hf, lora
@@ -219,10 +220,10 @@ def test_both_sides_end_a_turn_with_the_same_token(talker, tmp_path):
   i = inputs.load(small(talker))
   conversation = i.train.conversations[0]
   raw, full = chat.render_all(
-    [conversation.raw(("#5",) * (len(conversation.turns) - 1)), conversation.full], i.tokenizer, chat_template=True
+    [conversation.raw(("#5",) * (len(conversation.turns) - 1)), conversation.full], i.tokenizer, Rendering()
   )
   assert raw[-1] == full[-1] == relay.TOKENIZER.ids[relay.ASSISTANT]
-  assert (chat.end_of_turn(i.tokenizer) or [None])[0] in i.student.stop_ids
+  assert (chat.end_of_turn(i.tokenizer, Rendering()) or [None])[0] in i.student.stop_ids
   assert not any("ends an assistant's turn" in warning for warning in i.warnings)
   other = pathlib.Path(shutil.copytree(talker, tmp_path / "other"))
   mended = {"eos_token_id": [relay.TOKENIZER.ids["\n"]]}

@@ -35,6 +35,7 @@ def remote(tmp_path, monkeypatch) -> pathlib.Path:
 def test_another_machine_goes_on(small, remote, tmp_path):
   trainer.train(small("topd", steps=2), NAME)
   assert {p.name for p in remote.iterdir()} == {
+    "began.json",
     "checkpoints",
     "config.json",
     "run.json",

@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from opd_jax import config, trainer
 from opd_jax.errors import InputError
@@ -40,6 +41,7 @@ OTHER = {
   float: lambda v: v + 0.5,
   str: lambda v: v + "x",
   tuple: lambda v: (*v, 2),
+  ConfigDict: lambda v: {"enable_thinking": False},
 }
 
 

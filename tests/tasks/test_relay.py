@@ -10,6 +10,7 @@ import pytest
 from opd_jax.context.split_problem import from_example
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.chat import render
+from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
 from opd_jax.models import decoder, hf
 from opd_jax.tasks import relay
@@ -113,11 +114,11 @@ def test_the_template_renders_what_the_model_was_pretrained_on(tmp_path):
   p = relay.RELAY.problem(rng, held_out=False)
   conversation = from_example(Example(p.prompt, p.answer, "here", turns=p.turns))
   replies = relay.replies(p.turns[1:], rng, 0.0)
-  ids = render(conversation.raw(replies[:-1]), tokenizer, chat_template=True)
+  ids = render(conversation.raw(replies[:-1]), tokenizer, Rendering())
   wanted = [s for user, reply in zip(p.turns, replies, strict=True) for s in ("U", *user, "A", *reply, relay.EOS)]
   assert ids == relay.TOKENIZER.encode(wanted)[: -len(replies[-1]) - 1]
-  assert render(conversation.full, tokenizer, chat_template=True) == relay.TOKENIZER.encode(["U", *p.prompt, "A"])
-  assert render(conversation.concat(), tokenizer, chat_template=True) == relay.TOKENIZER.encode(
+  assert render(conversation.full, tokenizer, Rendering()) == relay.TOKENIZER.encode(["U", *p.prompt, "A"])
+  assert render(conversation.concat(), tokenizer, Rendering()) == relay.TOKENIZER.encode(
     ["U", *"\n".join(p.turns), "A"]
   )
   assert np.array(tokens[0]).max() < len(relay.SYMBOLS)
@@ -138,7 +139,7 @@ def test_shipped_talkers_know_the_task_and_fall_back_in_conversations(role):
     kind = "full" if row < len(problems) else "raw"
     conversation = from_example(Example(p.prompt, p.answer, "here", turns=p.turns, claims=p.claims))
     before = relay.replies(p.turns[1:], rng, drift=0.0)[:-1]
-    ids = render(conversation.full if kind == "full" else conversation.raw(before), tokenizer, chat_template=True)
+    ids = render(conversation.full if kind == "full" else conversation.raw(before), tokenizer, Rendering())
     tokens[row, : len(ids)] = ids
     tokens[row, len(ids) : len(ids) + len(p.solution)] = relay.TOKENIZER.encode(p.solution)
     right[kind].append(len(ids) + len(p.solution) - 2)

@@ -15,6 +15,7 @@ from opd_jax.data import tokenizer as tokenizers
 from opd_jax.evaluation.multi_turn import MultiTurnEvaluator
 from opd_jax.models import hf, model_sharding
 from opd_jax.recipes import base as recipes
+from opd_jax.runtime import began, bucket
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import ProgramCache
 from opd_jax.studies.arm_spec import ArmSpec
@@ -69,6 +70,7 @@ def measure_student(config: configs.Config, path: pathlib.Path | None, program_c
   """
   model = inputs.learner(config)
   tokenizer, mesh = tokenizers.load(model.path), meshes.for_reading(config.mesh)
+  moment = None if path is None else began.of_run(bucket.MirroredDir(path))
   if path is None:
     params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
   else:
@@ -79,7 +81,7 @@ def measure_student(config: configs.Config, path: pathlib.Path | None, program_c
     k = 2 if name == "relay" else 1
     changes = ASKED | {"eval.path": f"{configs.TASK}{task.name}", "eval.k": k}
     task_config = configs.override(config, changes)
-    evaluation = inputs.load_evaluation(task_config, model, tokenizer, mesh, model.cfg.vocab)
+    evaluation = inputs.load_evaluation(task_config, model, tokenizer, mesh, model.cfg.vocab, moment)
     evaluator = MultiTurnEvaluator(task_config, evaluation, params, program_cache)
     record, _ = evaluator(params)
     measured[name] = {form: result["accuracy"] for form, result in record["forms"].items()}
