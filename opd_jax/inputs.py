@@ -17,7 +17,7 @@ from opd_jax.data import pipeline, problems, stop_tokens
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.problems import Problems
 from opd_jax.data.rendering import Rendering
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, brief
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.horizon import schedule as horizon
 from opd_jax.models import frozen, hf, model_sharding
@@ -205,14 +205,14 @@ def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
   lost = sorted((i, token) for token, i in tokens.items() if i >= vocab)
   if lost:
     raise InputError(
-      f"The smallest of the models has {vocab} ids, and the tokenizer needs {lost[-1][0] + 1}: "
-      f"{len(lost)} token(s) from {lost[0][1]!r} (id {lost[0][0]}) on would be lost. Vocabulary sizes may differ by "
+      f"The smallest of the models has {vocab} ids, and the tokenizer needs {lost[-1][0] + 1} "
+      f"({tokenizer.name_or_path}): {len(lost)} token(s) from {brief(lost[0][1])} (id {lost[0][0]}) on would be lost. Vocabulary sizes may differ by "
       "padding only; choose models of one tokenizer."
     )
   if beyond := [i for i in stop_ids if i >= vocab]:
     raise InputError(
       f"The stop token {beyond[0]} is not among the {vocab} ids that the models share, so no response could end; "
-      "mend eos_token_id in generation_config.json."
+      f"mend eos_token_id in generation_config.json of {tokenizer.name_or_path}."
     )
 
 

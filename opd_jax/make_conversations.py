@@ -24,7 +24,7 @@ from opd_jax.data import sources
 from opd_jax.data.conversation import Conversation, message
 from opd_jax.errors import InputError
 from opd_jax.models import model_sharding
-from opd_jax.runtime import cli
+from opd_jax.runtime import cli, json_files
 
 REQUEST = (  # to a model that rephrases a turn, which stands for "{}"; our words
   "Say the following in your own words, as a person would in a chat, in one short message. Keep every number and every "
@@ -204,8 +204,8 @@ def _template_args(text: str) -> dict[str, Any]:
   from opd_jax.data import rendering
 
   try:
-    values = json.loads(text)
-  except ValueError:
+    values = json_files.parse(text)
+  except json_files.NotReadable:
     values = None
   if not isinstance(values, dict):
     raise InputError(f"""--template-args is {text!r}; write it as '{{"enable_thinking": false}}'.""")

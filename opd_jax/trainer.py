@@ -83,20 +83,18 @@ def open_run(
   loaded = inputs.load(config, began.of_run(directory))
   recipe = recipes.make(loaded)
   empty = recipe.abstract_state()
-  hosts.on_first(lambda: _open_workdir(directory, loaded, checkpoint.size(empty), allow_change))
-  changes = workdir.changes(directory)
-  use_cache(config.compile_cache, directory.root)
+  checked: list[workdir.Change] = []
+  hosts.on_first(lambda: checked.extend(_check_workdir(directory, config, allow_change, checkpoint.size(empty))))
+  changes = workdir.changes(directory, checked)
   row_sharding = meshes.rows(loaded.mesh)
   prompts = loaded.prompts(hosts.rows_of(row_sharding, config.batch))
   same = json.dumps([configs.to_json(config), prompts.fingerprint, __version__])
   hosts.assert_same_on_all_hosts("configs, prompts or versions", same)
-  frozen, checkpoints = recipe.frozen(), checkpoint.Checkpoints(directory.root, config.checkpoint.keep)
-  state, position = None, None
-  if checkpoints.latest() is not None:
-    state, position = checkpoints.restore(empty)
-    step = position["step"]
-    prompts.restore(position["prompts"], step if workdir.prompts_begin_anew(changes, step) else None)
-    recipe.load_state_dict(position)
+  state, position = checkpoint.resume(directory.root, empty, prompts, recipe, changes)
+  # All has been read, and nothing is refused from here on.
+  hosts.on_first(lambda: workdir.open_(directory, config, changes, loaded.rendering.moment))
+  use_cache(config.compile_cache, directory.root)
+  checkpoints, frozen = checkpoint.Checkpoints(directory.root, config.checkpoint.keep), recipe.frozen()
   return Run(
     config=config,
     recipe=recipe,
@@ -113,7 +111,9 @@ def open_run(
   )
 
 
-def _open_workdir(directory: MirroredDir, loaded: inputs.Inputs, state_bytes: int, allow: Sequence[str]) -> None:
-  changes = workdir.check(directory, loaded.config, allow)
-  checkpoint.check_space(directory, state_bytes, loaded.config.checkpoint.keep)
-  workdir.open_(directory, loaded.config, changes, loaded.rendering.moment)
+def _check_workdir(
+  directory: MirroredDir, config: Config, allow: Sequence[str], state_bytes: int
+) -> list[workdir.Change]:
+  changes = workdir.check(directory, config, allow)
+  checkpoint.check_space(directory, state_bytes, config.checkpoint.keep)
+  return changes

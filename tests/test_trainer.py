@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import pathlib
+import shutil
 import types
 from typing import Any
 
@@ -20,6 +22,7 @@ from opd_jax.runtime import cli, workdir
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import checkpoint
 from tests.conftest import small_config
+from tests.helpers.damage import contents
 from tests.helpers.runs import leaves, read, without_time
 
 command = importlib.import_module("opd_jax.train")  # the package has a function of this name
@@ -210,6 +213,27 @@ def test_a_run_goes_on_with_another_rate_other_data_and_another_batch(small, tmp
   assert again.prompts.state() == run.prompts.state()
 
 
+def test_a_run_that_cannot_go_on_leaves_its_workdir_as_it_was(whole, small, tmp_path):
+  path = pathlib.Path(shutil.copytree(whole[0], tmp_path / "w"))
+  metadata = path / "checkpoints" / "6" / "position" / "metadata"
+  position = json.loads(metadata.read_text())
+  metadata.write_text(json.dumps(position | {"prompts": position["prompts"] | {"order": {"next_index": "six"}}}))
+  before = contents(path)
+  with pytest.raises(InputError, match=r"The checkpoint of step 6 .* is damaged"):
+    open_run(small(steps=9), path)
+  assert contents(path) == before
+
+
+def test_a_run_goes_on_where_lines_of_its_metrics_are_lost(whole, small, tmp_path):
+  """The file is not filled up to its former length."""
+  path = pathlib.Path(shutil.copytree(whole[0], tmp_path / "w"))
+  first = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
+  (path / "metrics.jsonl").write_bytes(first)
+  (path / "samples.jsonl").unlink()
+  open_run(small(), path)
+  assert ((path / "metrics.jsonl").read_bytes(), (path / "samples.jsonl").read_bytes()) == (first, b"")
+
+
 @pytest.mark.long
 def test_a_longer_run_goes_on(whole, small, tmp_path):
   """Raising `steps` on a finished run gives what the longer run would have been."""
@@ -375,9 +399,10 @@ def test_checkpoint_of_another_version_is_not_called_broken(whole):
 def test_a_key_that_is_new_belongs_to_no_old_run():
   """Runs from before it had what is its default now."""
   c = config.load("opd")
-  old = json.loads(config.to_json(c))
-  del old["data"]["widths"], old["recipe"]
-  assert config.difference(json.dumps(old), config.to_json(c)) == []
+  saved = json.loads(config.to_json(c))
+  del saved["data"]["widths"], saved["recipe"]
+  old = config.from_saved(saved)
+  assert config.different(old, c) == {}
   other = config.override(c, {"data.widths": 2.0})
-  assert config.difference(json.dumps(old), config.to_json(other)) == ["data.widths: 1.5 -> 2.0"]
+  assert config.different(old, other) == {"data.widths": (1.5, 2.0)}
   assert config.changed(other).keys() - config.changed(c).keys() == {"data.widths"}

@@ -15,7 +15,7 @@ locked: a key that does not exist is refused. It is saved in the workdir and dec
 from opd_jax.config.methods import at_scale, configs_dir, load
 from opd_jax.config.paths import expanded, expanded_path
 from opd_jax.config.recipes import Key, implied_recipe, recipe_keys, recipe_module, recipe_names, table
-from opd_jax.config.saved import changed, difference, different, to_json, upgraded
+from opd_jax.config.saved import OtherVersion, changed, different, from_saved, to_json, upgraded
 from opd_jax.config.values import (
   BUILTIN,
   INITIAL,
@@ -45,16 +45,17 @@ __all__ = [
   "TASK",
   "Config",
   "Key",
+  "OtherVersion",
   "at_scale",
   "changed",
   "check",
   "configs_dir",
   "default",
-  "difference",
   "different",
   "expanded",
   "expanded_path",
   "flat",
+  "from_saved",
   "get",
   "has",
   "implied_recipe",

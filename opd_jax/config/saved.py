@@ -1,10 +1,12 @@
 """A config as it is saved in the workdir, and how two of them differ."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from opd_jax.config.recipes import implied_recipe, recipe_keys
-from opd_jax.config.values import Config, default, flat
+from opd_jax.config.values import Config, default, flat, override
+from opd_jax.errors import InputError
 
 
 def to_json(config: Config) -> str:
@@ -34,18 +36,24 @@ def changed(config: Config, free: tuple[str, ...] = ()) -> dict[str, Any]:
   return {k: v for k, v in own.items() if k not in free and (k not in usual or usual[k] != v)}
 
 
-def difference(saved: str, now: str, free: tuple[str, ...] = ()) -> list[str]:
-  """Lists keys whose values differ between two saved configs, as 'key: saved -> now', without those in `free`."""
-  pairs = different(saved, now).items()
-  return [f"{key}: {was} -> {is_now}" for key, (was, is_now) in pairs if key not in free]
+class OtherVersion(Exception):
+  """What was saved is no config of this version; the message says why."""
 
 
-def different(saved: str, now: str) -> dict[str, tuple[Any, Any]]:
-  """Returns the keys whose values differ between two saved configs, with both values; "absent" where there is none.
+def from_saved(tree: Mapping[str, Any]) -> Config:
+  """Makes the config that was saved; a key that did not exist then has the value that it has by default.
 
-  A key that did not exist when the first was saved had the value that it has by default now.
+  Raises:
+    OtherVersion: a key that does not exist, or a value of another type.
   """
-  a, b = upgraded(flat(json.loads(saved))), flat(json.loads(now))
-  a = {k: v for k, v in flat(json.loads(to_json(default(a["recipe"])))).items() if k in b} | a
+  try:
+    return override(default(), upgraded(flat(tree)))
+  except InputError as e:
+    raise OtherVersion(str(e).rstrip(".")) from None
+
+
+def different(saved: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+  """Returns the keys whose values differ between two configs, with both values; "absent" where there is none."""
+  a, b = (flat(json.loads(to_json(config))) for config in (saved, now))
   pairs = {k: (a.get(k, "absent"), b.get(k, "absent")) for k in sorted(a.keys() | b.keys())}
   return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}

@@ -26,7 +26,8 @@ from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
 from opd_jax.errors import InputError
 from opd_jax.rollout.generate import Generator
-from opd_jax.runtime import hosts
+from opd_jax.runtime import hosts, json_files
+from opd_jax.runtime.json_files import is_whole
 from opd_jax.types import Params
 
 AT_A_TIME = 1024  # conversations that are generated between two times that replies are saved
@@ -240,12 +241,24 @@ class Histories:
     if not self._file(step).exists():
       return {}
     try:
-      first, *lines = map(json.loads, self._file(step).read_text().split("\n")[:-1])
-      return {line["problem"]: tuple(line["replies"]) for line in lines} if first["of"] == self.digest else {}
-    except (ValueError, KeyError, TypeError):
+      first, *lines = map(json_files.parse, self._file(step).read_bytes().split(b"\n")[:-1])
+      if first["of"] != self.digest:
+        return {}
+      if not all(self._are_replies(line["problem"], line["replies"]) for line in lines):
+        raise ValueError("no replies of these conversations")
+      replies = {line["problem"]: tuple(line["replies"]) for line in lines}
+    except (OSError, ValueError, KeyError, TypeError):
       raise InputError(
         f"{self._file(step)} is damaged, and the run goes on from the replies in it; give a new --workdir."
       ) from None
+    return replies
+
+  def _are_replies(self, problem: Any, texts: Any) -> bool:
+    """Tell whether what is saved can be the replies to all turns but the last of a conversation."""
+    if not is_whole(problem, most=len(self.conversations) - 1) or not isinstance(texts, list):
+      return False
+    turns = len(self.conversations[problem].turns)
+    return len(texts) == turns - 1 and all(isinstance(text, str) for text in texts)
 
   def _save(self, step: int, replies: dict[int, tuple[str, ...]]) -> None:
     self.directory.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 
@@ -209,7 +210,7 @@ def _plain(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rend
         "use a tokenizer with a chat template and config.data.chat_template=True, or write the prompt as a string"
       )
     texts.append(prompt)
-  rows: list[list[int]] = tokenizer(texts, **_plain_output())["input_ids"]  # pyright: ignore[reportAssignmentType]
+  rows = tokenizers.encode(texts, tokenizer, **_plain_output())
   bos = tokenizer.bos_token_id
   if bos is not None:  # of a text that begins with BOS, as one that was rendered beforehand, one is enough
     rows = [row[1:] if row[:2] == [bos, bos] else row for row in rows]
@@ -222,7 +223,7 @@ def _appends_eos(texts: list[str], rows: list[list[int]], tokenizer: "PreTrained
   """Tell whether the tokenizer, and not the text, ends a row with EOS; EOS may also be what it puts first."""
   eos = tokenizer.eos_token_id
   for text, row in zip(texts, rows, strict=True):
-    bare = tokenizer(text, add_special_tokens=False, **_plain_output())["input_ids"]
+    (bare,) = tokenizers.encode([text], tokenizer, add_special_tokens=False, **_plain_output())
     if bare:
       return eos is not None and len(row) > len(bare) and row[-1] == eos and row[-1 - len(bare) : -1] == bare
   return False

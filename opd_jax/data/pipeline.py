@@ -16,7 +16,8 @@ from jaxtyping import Int
 from opd_jax.data import chat
 from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, brief
+from opd_jax.runtime.json_files import is_whole
 from opd_jax.types import Batch, Rollout
 
 if TYPE_CHECKING:
@@ -154,15 +155,22 @@ class Prompts:
 
     Raises:
       InputError: the state belongs to other prompts, or to another batch size, seed or order.
+      LookupError, TypeError, ValueError: it is no state.
     """
     if begin_anew_at is not None and state["source"] != self._fingerprint:
       self._first_step = begin_anew_at
       return
+    if state["source"].keys() != self._fingerprint.keys() or not is_whole(
+      state["order"]["next_index"], most=sys.maxsize
+    ):
+      raise ValueError("no state of prompts")
     self._first_step = state.get("first_step", 0)
+    if not is_whole(self._first_step):
+      raise ValueError("no first step")
     for key, was in state["source"].items():
       now = self._fingerprint[key]
       if was != now:
-        what = "the prompts are others than" if key == "digest" else f"{key} is {now}, and was {was},"
+        what = "the prompts are others than" if key == "digest" else f"{key} is {now}, and was {brief(was)},"
         if key in ("digest", "prompts"):
           what = self._what_changed(state.get("origin")) or what
         raise InputError(

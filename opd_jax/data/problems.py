@@ -212,6 +212,9 @@ def solutions(train: Problems, tokenizer, stop_ids: Sequence[int], rendering: Re
   """
   check_solutions(train)
   texts = list(train.solutions)
-  rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+  try:
+    rows = tokenizers.encode(texts, tokenizer, add_special_tokens=False, return_attention_mask=False, verbose=False)
+  except InputError as e:
+    raise InputError(f"A response to learn, of data.solution_field, cannot be used: {e}.") from None
   stop = stop_tokens.of_learned(stop_ids, tokenizer, rendering)
   return [row if row and row[-1] in stop_ids else [*row, *stop] for row in rows]  # the text may have its end in it

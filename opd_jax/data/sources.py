@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd_jax.config import expanded_path
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, brief, some
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -154,7 +154,7 @@ def _string(record: dict, field: str, role: str) -> str:
 def _field(record: dict, name: str, role: str) -> Any:
   """The value under a key, which `data.{role}_field` sets."""
   if name not in record:
-    present = ", ".join(map(repr, record)) or "none"
+    present = some([brief(key) for key in record], 8) or "none"
     raise _BadLine(
       f"there is no field {name!r} (fields of the line: {present}); add it, or set data.{role}_field to the right one"
     )
@@ -174,7 +174,7 @@ def _prompt(value: Any, field: str) -> str | tuple[dict[str, Any], ...]:
       fault = _kind(message) if not isinstance(message, dict) else "without one of them"
       raise _BadLine(f"{name} is {fault}; make it an object with the keys 'role' and 'content'")
     if message["role"] not in ROLES:
-      raise _BadLine(f"{name} has the role {message['role']!r}; it can be {', '.join(map(repr, ROLES))}")
+      raise _BadLine(f"{name} has the role {brief(message['role'])}; it can be {', '.join(map(repr, ROLES))}")
     if not isinstance(message["content"], str):
       raise _BadLine(f"{name} has a content that is {_kind(message['content'])}; make it a string")
     _text(message["content"], name, blank=i + 1 < len(value))

@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from opd_jax.config import expanded_path
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, first_line
 from opd_jax.models import directory as directories
+from opd_jax.runtime import json_files
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -43,21 +44,43 @@ def load(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
   with _quiet():
     from transformers import AutoTokenizer
 
-    try:
+    mend = "copy tokenizer.json and tokenizer_config.json of the model into the directory again."
+    with _explained(f"{path / 'tokenizer.json'} cannot be read as a tokenizer", mend):
       tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as e:  # its many kinds say little about the file
-      reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-      raise InputError(
-        f"{path / 'tokenizer.json'} cannot be read as a tokenizer ({reason}); "
-        "copy tokenizer.json and tokenizer_config.json of the model into the directory again."
-      ) from e
+      # What is wrong with its parts shows when they are first used.
+      ids = tokenizer(["a", "Yes. 1"], return_attention_mask=False, verbose=False)["input_ids"]
+      tokenizer.batch_decode(ids, skip_special_tokens=False)  # pyright: ignore[reportArgumentType]: lists of ids
+      vocabulary = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
   # A family that reads other files than there are gives one without a vocabulary, for which every text is empty.
-  if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+  if not vocabulary:
     raise InputError(
       f"{path}: {type(tokenizer).__name__} finds no vocabulary in {', '.join(vocabularies)}; copy tokenizer.json and "
       "tokenizer_config.json of the model into the directory, or name the right tokenizer_class there."
     )
   return tokenizer
+
+
+def encode(texts: list[str], tokenizer: "PreTrainedTokenizerBase", **options) -> list[list[int]]:
+  """Tokenise texts; `options` as transformers takes them.
+
+  Raises:
+    InputError: the tokenizer fails at a text, for want of a token for it; the message names neither text nor line.
+  """
+  mend = "mend the text, or the model and the unknown token in tokenizer.json"
+  with _explained(f"the tokenizer of {tokenizer.name_or_path} cannot tokenise the text", mend):
+    return tokenizer(texts, **options)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def _explained(what: str, mend: str) -> Iterator[None]:
+  """Turns what tokenizers raise, whose many kinds say little about the file, into one sentence."""
+  try:
+    yield
+  except BaseException as e:
+    # A panic in the Rust library is no Exception.
+    if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+      raise
+    raise InputError(f"{what} ({first_line(e)}); {mend}") from e
 
 
 def compare(
@@ -186,13 +209,14 @@ def _short(text: str, limit: int = 80) -> str:
 def _check_json(path: pathlib.Path) -> None:
   mend = "copy it from the model again"
   try:
-    json.loads(path.read_bytes())
-  except json.JSONDecodeError as e:
-    raise InputError(f"{path}:{e.lineno}: the file is not JSON ({e.msg}, column {e.colno}); {mend}.") from None
-  except UnicodeDecodeError as e:
-    raise InputError(f"{path}: byte {e.start + 1} is not UTF-8; {mend}.") from None
+    value = json_files.parse(path.read_bytes())
+  except json_files.NotReadable as e:
+    where = f"{path}:{e.line}" if e.line else f"{path}"
+    raise InputError(f"{where}: the file is not JSON ({e}); {mend}.") from None
   except OSError as e:
     raise InputError(f"{path} cannot be read ({e.strerror}); check its permissions.") from None
+  if not isinstance(value, dict):
+    raise InputError(f"{path} holds a {type(value).__name__} where a JSON object belongs; {mend}.")
 
 
 @contextlib.contextmanager

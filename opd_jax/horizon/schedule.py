@@ -151,7 +151,9 @@ class Adaptive:
     return {"at": self._at, "memory": self._memory}
 
   def restore(self, state: dict[str, Any]) -> None:
-    self._at, self._memory = state["at"], state["memory"]
+    if state["at"] not in range(len(self.widths)) or not isinstance(state["memory"], dict):
+      raise ValueError("no state of a horizon")
+    self._at, self._memory = int(state["at"]), state["memory"]
 
   def stages(self, steps: int) -> list[Stage]:
     """Lists a stage for every width, each as if it were used throughout, since any of them may be at any step."""

@@ -14,12 +14,13 @@ from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
 from opd_jax.config import BUILTIN, expanded_path
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
 from opd_jax.models import finite, safetensors_io
 from opd_jax.models.decoder import DecoderConfig, RopeScaling
 from opd_jax.models.moe import MoE
 from opd_jax.models.safetensors_io import read_json, write_json
+from opd_jax.runtime.json_files import is_number, is_whole
 from opd_jax.types import Params
 
 
@@ -86,13 +87,22 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
 
   def positive_int(key: str, default: int | None = None) -> int:
     value = raw.get(key) if raw.get(key) is not None else default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-      raise refuse(f"{key} is {value!r}; it has to be a whole number above 0")
+    if not is_whole(value, 1):
+      raise refuse(f"{key} is {brief(value)}; it has to be a whole number above 0, and below 2**31")
     return value
 
-  found = _architecture(raw)
+  def switch(key: str) -> bool:
+    value = raw.get(key)
+    if value not in (None, True, False) or isinstance(value, float):
+      raise refuse(f"{key} is {brief(value)}; it has to be true or false")
+    return bool(value)
+
+  names = raw.get("architectures") or []
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise refuse(f"architectures is {brief(names)}; it has to be a list of names")
+  found = _architecture(names, raw.get("model_type"))
   if found not in ARCHITECTURES:
-    raise refuse(f"{found} is not supported; the supported architectures are {', '.join(ARCHITECTURES)}")
+    raise refuse(f"{some([found])} is not supported; the supported architectures are {', '.join(ARCHITECTURES)}")
   arch = ARCHITECTURES[found]
   if raw.get("model_type") not in (None, arch.model_type):
     raise refuse(
@@ -103,18 +113,22 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
   for key in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
     if isinstance(code, dict) and code.get(key):
       raise refuse(
-        f"auto_map names code for {key} ({code[key]}), which is not run; remove auto_map if transformers' own {found} "
+        f"auto_map names code for {key} ({brief(code[key])}), which is not run; remove auto_map if transformers' own {found} "
         "computes the same"
       )
   for key in arch.off:
     if raw.get(key):
       raise refuse(f"{key} is true, which is not supported for {found}")
   if raw.get("hidden_act", "silu") != "silu":
-    raise refuse(f"hidden_act is {raw['hidden_act']!r}; only 'silu' is supported")
-  if sliding := set(raw.get("layer_types") or ()) - {"full_attention"}:
-    raise refuse(f"layer_types has {sorted(sliding)[0]!r}; only 'full_attention' is supported")
+    raise refuse(f"hidden_act is {brief(raw['hidden_act'])}; only 'silu' is supported")
+  layer_types = raw.get("layer_types") or []
+  if not isinstance(layer_types, list):
+    raise refuse(f"layer_types is {brief(layer_types)}; it has to be a list")
+  if sliding := [kind for kind in layer_types if kind != "full_attention"]:
+    raise refuse(f"layer_types has {brief(sliding[0])}; only 'full_attention' is supported")
   if quantized := raw.get("quantization_config"):
-    raise refuse(f"the weights are quantized ({quantized.get('quant_method', '?')}); give the unquantized model")
+    method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
+    raise refuse(f"the weights are quantized ({some([str(method)])}); give the unquantized model")
 
   d_model, heads = positive_int("hidden_size"), positive_int("num_attention_heads")
   if "head_dim" not in raw and arch.head_width:
@@ -123,6 +137,8 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
     raise refuse(f"hidden_size {d_model} is not a multiple of num_attention_heads {heads}, and there is no head_dim")
   else:
     head_width = positive_int("head_dim", d_model // heads)
+  if head_width % 2:
+    raise refuse(f"the heads are {head_width} wide, and the rotary embedding needs an even width")
   max_positions = positive_int("max_position_embeddings")
   if arch.moe and (raw.get("mlp_only_layers") or positive_int("decoder_sparse_step", 1) > 1):
     raise refuse("mlp_only_layers or decoder_sparse_step leave some layers without experts, which is not supported")
@@ -138,56 +154,69 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
       ff_width=positive_int("moe_intermediate_size" if arch.moe else "intermediate_size"),
       rope_theta=theta,
       rope_scaling=scaling,
-      norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+      norm_eps=_number(raw, "rms_norm_eps", 1e-6, least=0.0),
       qk_norm=arch.qk_norm,
       qkv_bias=arch.qkv_bias,
-      tied=bool(raw.get("tie_word_embeddings", False)),  # false is the default of all architectures
+      tied=switch("tie_word_embeddings"),  # false is the default of all architectures
       max_positions=max_positions,
-      moe=_moe(raw, positive_int) if arch.moe else None,
+      moe=_moe(positive_int, switch, "num_local_experts" in raw) if arch.moe else None,
     )
   except InputError:
     raise
-  except KeyError as e:
-    raise refuse(f"the rope scaling has no {e.args[0]}") from None
-  except (TypeError, ValueError) as e:
+  except ValueError as e:
     raise refuse(str(e)) from None
 
 
-def _architecture(raw: dict[str, Any]) -> str:
+def _architecture(names: Sequence[str], model_type: Any) -> str:
   """Name the architecture of a config; that of its model_type, as transformers does, where it names none."""
-  if named := raw.get("architectures"):
-    return ", ".join(named)
-  kind = raw.get("model_type")
-  of_kind = [name for name, arch in ARCHITECTURES.items() if arch.model_type == kind]
-  return of_kind[0] if of_kind else f"model_type {kind!r}" if kind else "no architecture"
+  if names:
+    return ", ".join(names)
+  of_type = [name for name, arch in ARCHITECTURES.items() if arch.model_type == model_type]
+  return of_type[0] if of_type else f"model_type {brief(model_type)}" if model_type else "no architecture"
 
 
-def _moe(raw: dict[str, Any], positive_int: Callable[[str], int]) -> MoE:
+def _moe(positive_int: Callable[[str], int], switch: Callable[[str], bool], local: bool) -> MoE:
   """Read the sizes of a mixture of experts; transformers 5 calls their number num_local_experts, and 4 num_experts."""
-  experts = positive_int("num_local_experts" if "num_local_experts" in raw else "num_experts")
-  per_token = positive_int("num_experts_per_tok")
-  return MoE(experts, per_token, renormalise=bool(raw.get("norm_topk_prob", False)))
+  experts = positive_int("num_local_experts" if local else "num_experts")
+  return MoE(experts, positive_int("num_experts_per_tok"), renormalise=switch("norm_topk_prob"))
+
+
+def _number(raw: dict[str, Any], key: str, default: float | None = None, least: float = 1e-30) -> float:
+  """Read a finite number of at least `least`; null is the default too.
+
+  Raises:
+    ValueError: it is none, or missing without a default.
+  """
+  value = default if raw.get(key) is None else raw[key]
+  if value is None:
+    raise ValueError(f"the rope scaling has no {key}")
+  if not is_number(value) or value < least:
+    raise ValueError(f"{key} is {brief(value)}; it has to be a number {'above' if least else 'of at least'} 0")
+  return float(value)
 
 
 def _rope(raw: dict[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
   """Read base and scaling of the rotary embedding, from transformers 4's rope_scaling or 5's rope_parameters."""
   rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-  theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
+  if not isinstance(rope, dict):
+    raise ValueError(f"the rope scaling is {brief(rope)}; it has to be an object")
+  theta = _number({"rope_theta": rope.get("rope_theta") or raw.get("rope_theta")}, "rope_theta", 10_000.0)
   kind = rope.get("rope_type") or rope.get("type") or "default"
   partial = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
   if partial != 1.0:
-    raise ValueError(f"partial_rotary_factor is {partial}; only 1 is supported")
+    raise ValueError(f"partial_rotary_factor is {brief(partial)}; only 1 is supported")
   if kind == "default":
     return theta, None
   if kind != "llama3":
-    raise ValueError(f"rope type {kind!r} is not supported; 'default' and 'llama3' are")
-  original = raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-  return theta, RopeScaling(
-    factor=float(rope["factor"]),
-    low_freq_factor=float(rope["low_freq_factor"]),
-    high_freq_factor=float(rope["high_freq_factor"]),
-    original_max_positions=int(original or max_positions),
-  )
+    raise ValueError(f"rope type {brief(kind)} is not supported; 'default' and 'llama3' are")
+  key = "original_max_position_embeddings"
+  original = raw.get(key) or rope.get(key) or max_positions
+  if not is_whole(original, 1):
+    raise ValueError(f"{key} is {brief(original)}; it has to be a whole number above 0")
+  low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+  if not low < high:
+    raise ValueError(f"low_freq_factor is {low} and high_freq_factor {high}; it has to be the larger")
+  return theta, RopeScaling(_number(rope, "factor"), low, high, original)
 
 
 def check_directory(directory: pathlib.Path) -> None:
@@ -217,7 +246,7 @@ def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
   """Read every token that a model's files say ends a response: eos_token_id of both configs, sorted.
 
   Raises:
-    InputError: a value is neither an id nor a list of ids.
+    InputError: a file is not JSON, or a value is neither an id nor a list of ids.
   """
   ids: set[int] = set()
   for name in ("generation_config.json", "config.json"):
@@ -225,8 +254,8 @@ def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
     if path.is_file():
       eos = read_json(path).get("eos_token_id")
       values = [] if eos is None else eos if isinstance(eos, list) else [eos]
-      if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in values):
-        raise InputError(f"{path}: eos_token_id is {eos!r}; it has to be a token's id, or a list of ids.")
+      if not all(map(is_whole, values)):
+        raise InputError(f"{path}: eos_token_id is {brief(eos)}; it has to be a token's id, or a list of ids.")
       ids |= set(values)
   return tuple(sorted(ids))
 
@@ -391,7 +420,7 @@ def write_config(
 def _copy_config(like: pathlib.Path, directory: pathlib.Path, dtype: str) -> None:
   """Copy all but the weights of a model directory, with another dtype, and with what a reader may look for in vain."""
   raw = read_json(like / "config.json")
-  name = _architecture(raw)
+  name = _architecture(raw.get("architectures") or (), raw.get("model_type"))
   raw |= {"architectures": [name], "model_type": ARCHITECTURES[name].model_type}
   for key in {"dtype", "torch_dtype"} & raw.keys() or {"torch_dtype"}:
     raw[key] = dtype

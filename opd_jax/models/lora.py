@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.config import expanded_path
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
 from opd_jax.models import finite, safetensors_io
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.decoder import shapes as shapes_of
+from opd_jax.runtime.json_files import is_number, is_whole
 from opd_jax.types import Params
 
 INPUTS = {  # how many of a matrix's axes a product contracts; the others are outputs
@@ -143,25 +144,26 @@ def read_config(directory: pathlib.Path) -> Lora:
     return InputError(f"{path}: {what}.")
 
   if raw.get("peft_type") != "LORA":
-    raise refuse(f"peft_type is {raw.get('peft_type')!r}; only 'LORA' is supported")
+    raise refuse(f"peft_type is {brief(raw.get('peft_type'))}; only 'LORA' is supported")
   for key in sorted(raw.keys() - FOLLOWED - WITHOUT_EFFECT):
     if raw[key] not in (None, False, "none", [], {}, ""):
-      raise refuse(f"{key} is {raw[key]!r}, which is not supported")
+      raise refuse(f"{some([key])} is {brief(raw[key])}, which is not supported")
   initial = raw.get("init_lora_weights", True)
   if initial not in (None, True, False, *_BASE_UNCHANGED):
-    raise refuse(f"init_lora_weights is {initial!r}, which changes the base model too, or is not known")
+    raise refuse(f"init_lora_weights is {brief(initial)}, which changes the base model too, or is not known")
   modules = raw.get("target_modules")
   by_module = {module.rpartition(".")[2]: name for name, module in PEFT.items()}
-  if not isinstance(modules, list) or not modules or set(modules) - by_module.keys():
-    raise refuse(f"target_modules is {modules!r}; it has to be a list of some of {', '.join(by_module)}")
-  rank, alpha = raw.get("r"), raw.get("lora_alpha")
-  mend = f"r and lora_alpha have to be numbers above 0, and r a whole one; they are {rank!r} and {alpha!r}"
-  if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-    raise refuse(mend)
-  if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
-    raise refuse(mend)
+  if not isinstance(modules, list) or not modules or any(str(module) not in by_module for module in modules):
+    raise refuse(f"target_modules is {brief(modules)}; it has to be a list of some of {', '.join(by_module)}")
+  rank, alpha, rank_stabilised = raw.get("r"), raw.get("lora_alpha"), raw.get("use_rslora") or False
+  if not is_whole(rank, 1) or not is_number(alpha) or alpha <= 0:
+    raise refuse(
+      f"r and lora_alpha have to be numbers above 0, and r a whole one; they are {brief(rank)} and {brief(alpha)}"
+    )
+  if not isinstance(rank_stabilised, bool):
+    raise refuse(f"use_rslora is {brief(rank_stabilised)}; it has to be true or false")
   targets = {by_module[module] for module in modules}
-  return Lora(rank, float(alpha), tuple(n for n in INPUTS if n in targets), bool(raw.get("use_rslora", False)))
+  return Lora(rank, float(alpha), tuple(n for n in INPUTS if n in targets), rank_stabilised)
 
 
 # PEFT can do more than add A B to some matrices of every layer, and learns more with each version: what is in neither of
@@ -192,8 +194,24 @@ def load(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora) -> Params:
   """Read the adapter in a PEFT directory as fp32 host arrays.
 
   Raises:
-    InputError: tensors that are missing, unknown, not finite, or of another shape than config.json and
-      adapter_config.json imply.
+    InputError: as `check`, or the adapter has a NaN or Inf.
+  """
+  tensors, layers = check(directory, cfg, lora), {}
+  for name, shape in shapes(cfg, lora)["layers"].items():
+    by_layer = [tensors[tensor].map().astype(np.float32).T for tensor in _peft_tensors(cfg, lora)[name]]
+    layers[name] = np.stack(by_layer).reshape(shape)
+  if broken := finite.first_broken(layers):
+    raise InputError(
+      f"{directory / WEIGHTS} has a NaN or Inf in the adapter of {broken!r}; export it again, from an earlier checkpoint."
+    )
+  return {"layers": layers}
+
+
+def check(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora) -> dict[str, safetensors_io.Tensor]:
+  """Find the tensors of a PEFT directory from their header.
+
+  Raises:
+    InputError: tensors that are missing, unknown, or of another shape than config.json and adapter_config.json imply.
   """
   file = directory / WEIGHTS
   if not file.is_file():
@@ -207,24 +225,16 @@ def load(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora) -> Params:
       raise InputError(f"{file} has no tensor {name}, which {CONFIG} implies: it belongs to another model.")
     if tensors[name].shape != shape:
       raise InputError(
-        f"{file}: tensor {name} has shape {list(tensors[name].shape)}, and {list(shape)} is implied by {CONFIG} and "
+        f"{file}: tensor {name} has shape {brief(list(tensors[name].shape))}, and {list(shape)} is implied by {CONFIG} and "
         "the student's config.json: they are of different models."
       )
     if tensors[name].dtype not in safetensors_io.DTYPES:
       raise InputError(
-        f"{file}: tensor {name} has dtype {tensors[name].dtype}; supported are {', '.join(safetensors_io.DTYPES)}."
+        f"{file}: tensor {name} has dtype {some([tensors[name].dtype])}; supported are {', '.join(safetensors_io.DTYPES)}."
       )
   if unknown := sorted(tensors.keys() - wanted.keys()):
-    raise InputError(f"{file} has a tensor {unknown[0]} that {CONFIG} does not name.")
-  layers = {}
-  for name, shape in shapes(cfg, lora)["layers"].items():
-    by_layer = [tensors[tensor].map().astype(np.float32).T for tensor in _peft_tensors(cfg, lora)[name]]
-    layers[name] = np.stack(by_layer).reshape(shape)
-  if broken := finite.first_broken(layers):
-    raise InputError(
-      f"{file} has a NaN or Inf in the adapter of {broken!r}; export it again, from an earlier checkpoint."
-    )
-  return {"layers": layers}
+    raise InputError(f"{file} has a tensor {some(unknown[:1])} that {CONFIG} does not name.")
+  return tensors
 
 
 def write(

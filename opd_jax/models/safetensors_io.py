@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, brief, some
 from opd_jax.models.decoder import DecoderConfig, shapes
+from opd_jax.runtime import json_files
 from opd_jax.types import Params
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
@@ -67,16 +68,19 @@ def find_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
       raise InputError(f"{index} has no weight_map: download it again.")
+    for tensor, name in weight_map.items():
+      if not _is_file_name(name):
+        raise InputError(f"{index} has {brief(name)} for the file of tensor {some([tensor])}: download it again.")
     files = [directory / name for name in sorted(set(weight_map.values()))]
     if missing := [f.name for f in files if not f.is_file()]:
-      raise InputError(f"{directory} misses {_some(missing)}, named in {INDEX}: download the rest.")
+      raise InputError(f"{directory} misses {some(missing)}, named in {INDEX}: download the rest.")
   else:
     if others := [p.name for p in sorted(directory.glob("pytorch_model*.bin"))]:
-      why = f"only {_some(others)}, which is not read: convert it to safetensors"
+      why = f"only {some(others)}, which is not read: convert it to safetensors"
     elif others := [p.name for p in sorted(directory.glob("consolidated*.safetensors"))]:
-      why = f"only {_some(others)}, whose tensors have other names: download the rest, or convert it"
+      why = f"only {some(others)}, whose tensors have other names: download the rest, or convert it"
     elif others := [p.name for p in sorted(directory.glob("*.safetensors"))]:
-      why = f"and no {INDEX}, only {_some(others)}: download the rest"
+      why = f"and no {INDEX}, only {some(others)}: download the rest"
     else:
       why = "and no other weights: download them"
     raise InputError(f"{directory} has no {FILE}, {why}.")
@@ -100,48 +104,93 @@ def read_header(file: pathlib.Path) -> dict[str, Tensor]:
   Raises:
     InputError: the file is no safetensors file, or not exactly as long as its header says.
   """
-  size = file.stat().st_size
-  with file.open("rb") as f:
-    start = f.read(8)
-    if start == b"version ":
-      raise InputError(f"{file} is a git-lfs pointer and not the weights: run `git lfs pull` there.")
-    length = int.from_bytes(start, "little")
-    if size < 8 or length > size - 8:
-      raise InputError(f"{file} ends inside its header ({size} bytes): download it again.")
-    try:
-      header = json.loads(f.read(length))
-      header.pop("__metadata__", None)
-      tensors = {
-        name: Tensor(file, 8 + length + t["data_offsets"][0], t["dtype"], tuple(t["shape"]))
-        for name, t in header.items()
-      }
-      end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-      raise InputError(f"{file} has a header that is not safetensors': download it again.") from None
+  size, length, header = _header(file)
+  spans = {name: (8 + length + t["data_offsets"][0], 8 + length + t["data_offsets"][1]) for name, t in header.items()}
+  end = max((last for _, last in spans.values()), default=8 + length)
   if size != end:
     what = "truncated" if size < end else "too long"
     raise InputError(f"{file} is {what}: {size} bytes, where its header says {end}; download it again.")
-  for name, t in tensors.items():
-    first, last = header[name]["data_offsets"]
-    if t.dtype in DTYPES and last - first != math.prod(t.shape) * DTYPES[t.dtype].itemsize:
-      raise InputError(f"{file}: tensor {name} has {last - first} bytes for shape {list(t.shape)}: download it again.")
+  before = 8 + length
+  for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+    if first != before:
+      raise InputError(
+        f"{file}: tensor {some([name])} begins at byte {first}, where the one before it ends at {before}: download it again."
+      )
+    before = last
+  tensors = {}
+  for name, (first, last) in spans.items():
+    dtype, shape = header[name]["dtype"], tuple(header[name]["shape"])
+    if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
+      raise InputError(
+        f"{file}: tensor {some([name])} has {last - first} bytes for shape {brief(list(shape))}: download it again."
+      )
+    tensors[name] = Tensor(file, first, dtype, shape)
   return tensors
+
+
+def _header(file: pathlib.Path) -> tuple[int, int, dict[str, Any]]:
+  """Read the size of a safetensors file, the length of its header, and what that says of each tensor."""
+  try:
+    size = file.stat().st_size
+    with file.open("rb") as f:
+      start = f.read(8)
+      if start == b"version ":
+        raise InputError(f"{file} is a git-lfs pointer and not the weights: run `git lfs pull` there.")
+      length = int.from_bytes(start, "little")
+      if size < 8 or length > size - 8:
+        raise InputError(f"{file} ends inside its header ({size} bytes): download it again.")
+      header = json_files.parse(f.read(length)) if length <= _LONGEST_HEADER else None
+  except OSError as e:
+    raise InputError(f"{file} cannot be read ({e.strerror}): check its permissions, or download it again.") from None
+  except json_files.NotReadable:
+    header = None
+  if isinstance(header, dict):
+    header.pop("__metadata__", None)
+  if not isinstance(header, dict) or not all(map(_is_tensor, header.values())):
+    raise InputError(f"{file} has a header that is not safetensors': download it again.")
+  return size, length, header
+
+
+_LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
+
+
+def _is_tensor(t: Any) -> bool:
+  """Tell whether an entry of a header is as safetensors writes it: a type, a shape, and the first and the last byte."""
+  if not isinstance(t, dict) or not isinstance(t.get("dtype"), str):
+    return False
+  shape, offsets = t.get("shape"), t.get("data_offsets")
+  if not isinstance(shape, list) or not isinstance(offsets, list) or not all(map(_is_size, [*shape, *offsets])):
+    return False
+  return len(offsets) == 2 and offsets[0] <= offsets[1]
+
+
+def _is_size(value: Any) -> bool:
+  return json_files.is_whole(value, most=2**63 - 1)
+
+
+def _is_file_name(name: Any) -> bool:
+  return isinstance(name, str) and 0 < len(name) < 256 and pathlib.PurePath(name).name == name
 
 
 def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[str, Tensor]) -> None:
   """Refuse tensors that are missing, unknown, or not what config.json implies."""
-  expected = _expected(cfg)
   where = directory / (FILE if (directory / FILE).is_file() else INDEX)
+  least = cfg.layers * (cfg.moe.experts if cfg.moe else 1)
+  if least > len(tensors):  # before all of their names are made
+    raise InputError(
+      f"{where} has {len(tensors)} tensors, and config.json implies more than {least}: they are of different models."
+    )
+  expected = _expected(cfg)
   if missing := [name for name in expected if name not in tensors]:
     hint = "it belongs to another model, or is not complete"
     if missing == [_HEAD]:
       hint = "if the model's head is its embedding, config.json has to say tie_word_embeddings true"
-    raise InputError(f"{where} has no tensor {_some(missing)}, which config.json implies: {hint}.")
+    raise InputError(f"{where} has no tensor {some(missing)}, which config.json implies: {hint}.")
   harmless = {_HEAD} if cfg.tied else set()
   harmless |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
   if unknown := [name for name in tensors if name not in expected and name not in harmless]:
     raise InputError(
-      f"{where} has unknown tensors {_some(unknown)}: config.json and the weights are of different models."
+      f"{where} has unknown tensors {some(unknown)}: config.json and the weights are of different models."
     )
   for name, shape in expected.items():
     t = tensors[name]
@@ -150,10 +199,10 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
       if name == _EMBED and t.shape[1:] == shape[1:]:
         mend = f"if they are of one model, config.json has to say vocab_size {t.shape[0]}"
       raise InputError(
-        f"{t.file}: tensor {name} has shape {list(t.shape)}, but config.json implies {list(shape)}: {mend}."
+        f"{t.file}: tensor {name} has shape {brief(list(t.shape))}, but config.json implies {list(shape)}: {mend}."
       )
     if t.dtype not in DTYPES:
-      raise InputError(f"{t.file}: tensor {name} has dtype {t.dtype}; supported are {', '.join(DTYPES)}.")
+      raise InputError(f"{t.file}: tensor {name} has dtype {some([t.dtype])}; supported are {', '.join(DTYPES)}.")
 
 
 def _check_tied(embed: Tensor, head: Tensor) -> None:
@@ -373,12 +422,6 @@ def _expected(cfg: DecoderConfig) -> dict[str, Shape]:
   return {name: shape for leaf in jax.tree.leaves(parameter_leaves(cfg)) for name, shape in leaf.tensors().items()}
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
-  """The first names, and how many more there are."""
-  others = f" and {len(names) - limit} more" if len(names) > limit else ""
-  return ", ".join(names[:limit]) + others
-
-
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Read a JSON object of a model directory.
 
@@ -386,14 +429,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     InputError: there is no file, or it holds anything else.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    return json_files.load_object(path, "download it again")
   except FileNotFoundError:
     raise InputError(f"{path.parent} has no {path.name}: it is not a model directory, or not a complete one.") from None
-  except ValueError as e:
-    raise InputError(f"{path} is not JSON ({e}): download it again.") from None
-  if not isinstance(value, dict):
-    raise InputError(f"{path} holds a {type(value).__name__} where a JSON object belongs.")
-  return value
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

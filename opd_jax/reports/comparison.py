@@ -65,7 +65,8 @@ class Arm:
   def pass_at(self) -> dict[str, float]:
     """Average pass@k over the last evaluations, by k, for k above 1."""
     last = [run.evals[-1].get("pass") or {} for run in self.runs]
-    return {k: fmean(by_k[k]["value"] for by_k in last) for k in last[0] if k != "1"}
+    common = [k for k in last[0] if k != "1" and all(k in by_k for by_k in last)]
+    return {k: fmean(by_k[k]["value"] for by_k in last) for k in common}
 
   @property
   def reached(self) -> int:

@@ -198,8 +198,8 @@ def kl_by_position(arms: Arms) -> Figure | None:
 
 
 def _by_position(run: Run) -> list[dict]:
-  """The training records that have numbers by position."""
-  return [r for r in run.train if r.get("by_position")]
+  """The training records that have the divergence by position."""
+  return [r for r in run.train if "kl" in (r.get("by_position") or {})]
 
 
 def _mean_kl(arm: Arm, at_share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 A config is a flat dict here, with dotted keys.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def differing(configs: Sequence[Config]) -> list[str]:
 
 def show(value: Any) -> str:
   """Write a value of a config as a reader would; small numbers as 1e-4."""
-  if not isinstance(value, float):
+  if not isinstance(value, float) or not math.isfinite(value):
     return str(value)
   mantissa, exponent = f"{value:.9e}".split("e")
   return f"{float(mantissa):g}e{int(exponent)}" if value and int(exponent) < -2 else f"{value:.9g}"

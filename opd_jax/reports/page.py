@@ -89,7 +89,7 @@ def _arm_cells(comparison: Comparison, arm: Arm) -> dict[str, str]:
 
 
 def _run_cells(run: Run) -> dict[str, str]:
-  memory = max((p.get("bytes") or 0 for p in run.info.get("programs", []) if p["name"] != "evaluate"), default=0)
+  memory = max((p.get("bytes") or 0 for p in run.info.get("programs", []) if p.get("name") != "evaluate"), default=0)
   programs = [f"{p.get('name')} {p.get('width')}: {p.get('seconds', 0):.1f}" for p in run.info.get("programs", ())]
   versions = run.info.get("versions") or {}
   return {

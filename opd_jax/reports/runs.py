@@ -1,21 +1,15 @@
 """Workdirs as a report loads them: finished, running or interrupted."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from opd_jax.config import expanded_path, flat
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
+from opd_jax.reports import records
 from opd_jax.reports.labels import arm_labels, show
 from opd_jax.runtime.outcome import answers_cut
-
-# What a report needs of every record, by its kind.
-_KEYS = {
-  "train": ("step", "tokens", "elapsed", "limit", "width", "seconds"),
-  "eval": ("step", "tokens", "elapsed", "accuracy", "low", "high"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +70,7 @@ class Run:
     return self._last("wall")
 
   def _last(self, key: str) -> Any:
-    return max(records[-1].get(key) or 0 for records in (self.train, self.evals) if records)
+    return max(found[-1].get(key) or 0 for found in (self.train, self.evals) if found)
 
   @property
   def seconds(self) -> dict[str, float]:
@@ -118,14 +112,12 @@ def _read(path: pathlib.Path) -> Run:
     raise InputError(f"There is no directory {path}: name a workdir that opd_jax.train has written.")
   if not (path / "metrics.jsonl").is_file():
     raise InputError(f"{path} has no metrics.jsonl: name a workdir in which opd_jax.train has made at least one step.")
-  config = flat(_read_json(path / "config.json"))
-  if "horizon.kind" not in config:
-    raise InputError(f"{path / 'config.json'} has no horizon.kind: name a workdir that opd_jax.train has written.")
+  config = records.read_config(path / "config.json")
   notes = []
-  info = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
+  info = records.read_info(path / "run.json")
   if not info:
     notes.append("run.json is missing: versions, devices and compiled programs are not known")
-  train, evals, cut_short = _read_records(path / "metrics.jsonl")
+  train, evals, cut_short = records.read_records(path / "metrics.jsonl")
   if not evals:
     raise InputError(f"{path} holds no evaluation: set eval.every above 0 and train, or wait for the first evaluation.")
   if not train:
@@ -147,44 +139,3 @@ def _read(path: pathlib.Path) -> Run:
 def _answers_cut(record: dict[str, Any]) -> str:
   """What its own limit did to an evaluation; "" of a record from before there were lengths."""
   return answers_cut(record) if {"k", "prompts", "ended", "length"} <= record.keys() else ""
-
-
-def _read_json(path: pathlib.Path) -> dict:
-  try:
-    value = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise InputError(f"{path.parent} has no {path.name}: name a workdir that opd_jax.train has written.") from None
-  except ValueError:
-    raise InputError(f"{path} is not JSON: train again into a new workdir, or restore the file.") from None
-  if not isinstance(value, dict):
-    raise InputError(f"{path} does not hold an object: train again into a new workdir, or restore the file.")
-  return value
-
-
-def _read_records(path: pathlib.Path) -> tuple[list[dict], list[dict], bool]:
-  """Read training records and evaluations by step, and whether the last line was cut short."""
-  found: dict[str, dict[int, dict]] = {kind: {} for kind in _KEYS}
-  lines = path.read_text(errors="replace").splitlines()
-  cut_short = False
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except ValueError:
-      record = None
-    if not isinstance(record, dict):
-      if number < len(lines):
-        raise InputError(
-          f"Line {number} of {path} is not a JSON object: delete the line, or train again into a new workdir."
-        )
-      cut_short = True
-    elif (kind := record.get("kind")) in _KEYS:
-      for key in _KEYS[kind]:
-        if record.get(key) is None:
-          raise InputError(
-            f"Line {number} of {path} has no value for {key!r}: train again with this version of opd_jax."
-          )
-      found[kind][record["step"]] = record  # a resumed run may repeat steps: the later record is the one that went on
-  train, evals = ([records[step] for step in sorted(records)] for records in found.values())
-  return train, evals, cut_short

@@ -3,6 +3,7 @@
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from opd_jax.reports.comparison import Arm, Comparison
 from opd_jax.reports.words import accuracy, count, headline, seconds, spread, steps, times
@@ -19,7 +20,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
   for head in rows[0]:
     table.add_column(head, justify="left" if head == "arm" else "right", overflow="fold")
   for row in rows:
-    table.add_row(*row.values())
+    table.add_row(*map(Text, row.values()))  # a label may hold brackets, which are no markup
   console.print(table, width=width)
   console.print(headline(comparison) + "\n", width=width, highlight=False, markup=False)
   for note in (f"  note: {run.path}: {note}" for run in comparison.runs for note in run.notes):

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from opd_jax.errors import InputError
-from opd_jax.runtime import hosts
+from opd_jax.runtime import hosts, json_files
 from opd_jax.runtime.bucket import MirroredDir
 
 FILE = "began.json"
@@ -62,7 +62,7 @@ def _read(file: pathlib.Path) -> datetime.datetime | None:
   try:
     if not file.is_file():
       return None
-    moment = datetime.datetime.fromisoformat(json.loads(file.read_text(encoding="utf-8"))["began"])
+    moment = datetime.datetime.fromisoformat(json_files.parse(file.read_bytes())["began"])
     return moment.replace(microsecond=0, tzinfo=None)
   except (ValueError, KeyError, TypeError, OSError):
     raise InputError(

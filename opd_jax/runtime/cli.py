@@ -43,7 +43,7 @@ def main(
     several: whether the entry point can be one of several processes; then it has the flags that join them.
   """
   quiet()
-  status = 0
+  status, together = 0, False
   try:
     own = (lambda values: [define(values), _define_processes(values)]) if several else define
     values, c = parse(sys.argv, usage, own, source)
@@ -60,6 +60,7 @@ def main(
         status = e.status
       if hosts := _joined():
         hosts.finish()
+        together = True
   except InputError as e:
     _print_input_error(e)
     status = INPUT_ERROR
@@ -73,7 +74,7 @@ def main(
       raise
     traceback.print_exc()
     _tell_others(e)
-  interrupts.leave(status)
+  interrupts.leave(status, at_once=together)
 
 
 @contextlib.contextmanager

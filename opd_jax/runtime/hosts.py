@@ -283,6 +283,7 @@ class Watch(threading.Thread):
   def finish(self) -> None:
     """Stops watching: from here on, silence of this process is no loss."""
     self._over.set()
+    self.join(self._period)  # a thread in the store's code while Python ends would abort the process
     with contextlib.suppress(Exception):
       self._put(f"alive/{self._index}", "done")
 

@@ -5,7 +5,7 @@
         with answered(kept):                     what may be left at once: nothing would be lost
 
 A handler of Python runs between two instructions of the main thread, which is minutes away while XLA compiles. So a thread
-hears the signal too, through signal.set_wakeup_fd: it answers the first, and ends the process where the main thread cannot.
+is told of the signal too, through signal.set_wakeup_fd: it answers the first, and ends the process where the main thread cannot.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class _Answer(NamedTuple):
 
 
 _answers: list[_Answer] = [_Answer(lambda: "stopped", None)]
-_said = threading.Event()  # that the process leaves
+_leaving = threading.Event()  # set once a sentence about the end is printed
 
 
 @contextlib.contextmanager
@@ -43,12 +43,12 @@ def handled() -> Iterator[None]:
   if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
     yield
     return
-  heard, wakeup = socket.socketpair()
+  reading, wakeup = socket.socketpair()
   wakeup.setblocking(False)
-  _said.clear()
+  _leaving.clear()
   signal.signal(signal.SIGINT, _raise_unless_asked)
   before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
-  threading.Thread(target=_listen, args=(heard,), daemon=True, name="interrupts").start()
+  threading.Thread(target=_listen, args=(reading,), daemon=True, name="interrupts").start()
   try:
     yield
   finally:
@@ -74,8 +74,8 @@ def answered(kept: Callable[[], str], request: Callable[[], None] | None = None)
 
 def say(sentence: str) -> None:
   """Prints a sentence about the end of the process, once."""
-  if not _said.is_set():
-    _said.set()
+  if not _leaving.is_set():
+    _leaving.set()
     _print(sentence)
 
 
@@ -84,9 +84,14 @@ def _print(sentence: str) -> None:
   print(f"\n{sentence}" if sys.stderr.isatty() else sentence, file=sys.stderr, flush=True)
 
 
-def leave(status: int) -> NoReturn:
-  """Ends the process; what is being compiled in the background, which may take minutes, is not waited for."""
-  if any(thread.name.startswith(COMPILER) for thread in threading.enumerate()):
+def leave(status: int, at_once: bool = False) -> NoReturn:
+  """Ends the process; what is being compiled in the background, which may take minutes, is not waited for.
+
+  Args:
+    at_once: leaves other threads as they are. One of JAX's that comes out of C++ while Python takes itself down aborts the process,
+      as happens where several processes leave together.
+  """
+  if at_once or any(thread.name.startswith(COMPILER) for thread in threading.enumerate()):
     _exit_now(status)
   sys.exit(status)
 
@@ -104,11 +109,11 @@ def _raise_unless_asked(*_) -> None:
     raise KeyboardInterrupt(answer.kept())
 
 
-def _listen(heard: socket.socket) -> None:
+def _listen(reading: socket.socket) -> None:
   """Answers every Ctrl-C; ends with `handled`."""
   presses = 0
-  with heard:
-    while number := heard.recv(1):
+  with reading:
+    while number := reading.recv(1):
       if number[0] != signal.SIGINT:
         continue
       presses += 1
@@ -119,9 +124,9 @@ def _listen(heard: socket.socket) -> None:
         _print("Ctrl-C: stopping after this step, which is saved; press again to leave now, without it")
         answer.request()
       else:
-        heard.settimeout(GRACE)  # the main thread has been interrupted, if it is in Python
+        reading.settimeout(GRACE)  # the main thread has been interrupted, if it is in Python
         with contextlib.suppress(TimeoutError):
-          if not heard.recv(1):
+          if not reading.recv(1):
             return
         _leave_now(answer)
 

@@ -83,7 +83,7 @@ class Metrics:
       path = workdir / file
       path.touch()
       with path.open("r+b") as f:
-        f.truncate(lengths.get(file, 0))
+        f.truncate(min(lengths.get(file, 0), path.stat().st_size))  # never longer, where lines were lost
       self._files[file] = path.open("a", encoding="utf-8")
     self._board = _tensorboard(workdir, first_step) if log.tensorboard else None
     self._wandb = _wandb(log.wandb, workdir, name) if log.wandb else None

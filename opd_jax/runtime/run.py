@@ -305,7 +305,7 @@ class Run:
     Raises:
       StopRequested: a run of one process has been asked before.
     """
-    if hosts.several() or self.step not in (self.resumed_from, workdirs.saved_step(self.workdir)):
+    if hosts.several() or self.step not in (self.resumed_from, workdirs.last_checkpoint(self.workdir, local=True)):
       return contextlib.nullcontext()
     if self.stop_requested:
       self.save_and_stop()

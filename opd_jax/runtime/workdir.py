@@ -1,5 +1,6 @@
 """A run's directory: whose it is, and what made it."""
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -15,8 +16,8 @@ import jax
 
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.errors import InputError
-from opd_jax.runtime import began, hosts
+from opd_jax.errors import InputError, brief, some
+from opd_jax.runtime import began, hosts, json_files
 from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.outcome import Outcome
 from opd_jax.runtime.version import __version__
@@ -81,11 +82,17 @@ def check(directory: MirroredDir, config: Config, allow: Sequence[str] = ()) -> 
   existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
   if not os.access(existing, os.W_OK):
     raise InputError(f"--workdir={path} cannot be written: there is no permission in {existing}.")
+  for name in ("config.json", "run.json", "metrics.jsonl", "samples.jsonl", began.FILE):
+    if (path / name).is_dir():
+      raise InputError(
+        f"{path / name} is a directory, where a run writes a file; remove it, or give another --workdir."
+      )
   allowed = _keys_of(config, allow)
-  saved, step = path / "config.json", _last_checkpoint(directory)
-  if step is None or not saved.exists():  # before the first checkpoint nothing is lost
+  step = last_checkpoint(directory)
+  if step is None or not (path / "config.json").exists():  # before the first checkpoint nothing is lost
     return []
-  differing = configs.different(saved.read_text(), configs.to_json(config))
+  read_info(path)
+  differing = configs.different(load_config(path), config)
   ahead = config.rollout.ahead or "rollout.ahead" in differing
   kinds = {config.horizon.kind, *differing.get("horizon.kind", ())}
   free = {
@@ -95,15 +102,14 @@ def check(directory: MirroredDir, config: Config, allow: Sequence[str] = ()) -> 
   if named := sorted(fixed.keys() & allowed):
     was, now = differing[named[0]]
     raise InputError(
-      f"config.{named[0]} cannot change from {was!r} to {now!r} in the workdir {directory.name}: {fixed[named[0]]}; "
+      f"config.{named[0]} cannot change from {brief(was)} to {brief(now)} in the workdir {directory.name}: {fixed[named[0]]}; "
       "give the former value, or another --workdir."
     )
   if refused := [key for key in differing if key not in free and key not in allowed]:
     parts = [f"{key}: {differing[key][0]} -> {differing[key][1]}" for key in refused]
-    others = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
     way = "" if fixed else f"--allow-change={','.join(refused[:5])} to go on with other values from step {step} on, "
     raise InputError(
-      f"The workdir {directory.name} belongs to another config: {'; '.join(parts[:5])}{others}. "
+      f"The workdir {directory.name} belongs to another config: {some(parts, 5, '; ')}. "
       f"Give the config that it began with to resume it, {way}or another --workdir."
     )
   return [{"step": step, "key": key, "from": was, "to": now} for key, (was, now) in differing.items()]
@@ -118,9 +124,14 @@ def _keys_of(config: Config, names: Sequence[str]) -> set[str]:
   return set().union(*found.values())
 
 
-def _last_checkpoint(directory: MirroredDir) -> int | None:
-  steps = [int(p.name) for p in (directory.root / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
-  return max(steps, default=None)
+def last_checkpoint(directory: MirroredDir, local: bool = False) -> int | None:
+  """Finds the step of the last complete checkpoint; None where there is none.
+
+  Args:
+    local: looks on this machine alone, which a bucket's answer is not waited for.
+  """
+  found = ((directory.path if local else directory.root) / "checkpoints").glob("[0-9]*")
+  return max((int(entry.name) for entry in found if entry.name.isdigit()), default=None)
 
 
 def _same_path(was: Any, now: Any) -> bool:
@@ -137,26 +148,28 @@ def _why_fixed(key: str, kinds: set[str]) -> str | None:
   )
 
 
-def saved_step(directory: MirroredDir) -> int | None:
-  """Finds the last complete checkpoint of a local workdir; None where there is none."""
-  names = [entry.name for entry in (directory.path / "checkpoints").glob("[0-9]*")]
-  return max((int(name) for name in names if name.isdigit()), default=None)
-
-
 def kept(directory: MirroredDir) -> str:
   """Makes the sentence for a run that ends before its time: what of it is saved."""
   if directory.remote:  # a bucket may take longer to ask than the user has
     return f"stopped: the same command goes on from the last checkpoint in {directory.name}, if there is one"
-  step = saved_step(directory)
+  step = last_checkpoint(directory, local=True)
   if step is None:
     return f"stopped: nothing is saved in {directory.name} yet, and the same command begins anew"
   return f"stopped: step {step} is kept in {directory.name}, and the same command goes on from there"
 
 
-def changes(directory: MirroredDir) -> list[Change]:
-  """Reads what has changed since the run began, the same on every process."""
-  saved = _load_record(directory.path / "run.json").get("changes", []) if hosts.first() else []
-  return json.loads(hosts.text_of_first(json.dumps(saved)))
+def changes(directory: MirroredDir, new: Sequence[Change] = ()) -> list[Change]:
+  """Lists what has changed since the run began, the same on every process; without a checkpoint, nothing has.
+
+  Changes of a key at the same step are one.
+
+  Args:
+    new: what `check` has found on the first process beside what is recorded.
+  """
+  found = []
+  if hosts.first() and last_checkpoint(directory) is not None:
+    found = _joined([*read_info(directory.path).get("changes", []), *new])
+  return json.loads(hosts.text_of_first(json.dumps(found)))
 
 
 def prompts_begin_anew(changes: Sequence[Change], step: int) -> bool:
@@ -178,20 +191,18 @@ def digest(config: Config, source: dict[str, Any], changes: Sequence[Change] = (
 
 
 def open_(
-  directory: MirroredDir, config: Config, new: Sequence[Change] = (), moment: datetime.datetime | None = None
+  directory: MirroredDir,
+  config: Config,
+  changes: Sequence[Change] = (),
+  moment: datetime.datetime | None = None,
 ) -> None:
-  """Makes the workdir, and saves the config, what `check` found to be changed in it, and when the run began.
-
-  Changes of a key at the same step are one; a run that has no checkpoint has changed nothing.
-  """
-  path, file = directory.path, directory.path / "run.json"
+  """Makes the workdir, and saves the config, what has changed in it since the run began, and when that was."""
+  path = directory.path
   try:
     path.mkdir(parents=True, exist_ok=True)
-    record = _load_record(file)
-    before = record.get("changes", [])
-    now = _joined([*before, *new]) if _last_checkpoint(directory) is not None else []
-    if now != before:
-      _write(file, json.dumps(record | {"changes": now}, indent=2))
+    record = read_info(path)
+    if list(changes) != record.get("changes", []):
+      _write(path / "run.json", json.dumps(record | {"changes": changes}, indent=2))
     _write(path / "config.json", configs.to_json(config))
     began.keep(path, moment or began.now())
   except OSError as e:
@@ -219,7 +230,7 @@ def describe(
     outcome: counts of what became of the updates so far, see runtime/outcome.py.
   """
   file = path / "run.json"
-  before = _load_record(file)
+  before = read_info(path)
   earlier = [s for s in before.get("sessions", []) if s["from_step"] < resumed]
   now = {"from_step": resumed, **provenance(), "programs": programs}
   sessions = [*earlier, now]
@@ -229,17 +240,48 @@ def describe(
   _write(file, json.dumps(provenance() | found | changed, indent=2))
 
 
-def _load_record(file: pathlib.Path) -> dict[str, Any]:
-  """Loads run.json; empty where there is none yet."""
-  try:
-    return json.loads(file.read_text()) if file.exists() else {}
-  except ValueError:
-    raise InputError(f"{file} is not JSON; restore it, or delete it to go on without the run's history.") from None
-
-
 def outcome(path: pathlib.Path) -> Outcome:
   """Reads the counts that `describe` wrote; of a run from before there were any, none."""
-  return Outcome(**_load_record(path / "run.json").get("outcome", {}))
+  return Outcome(**read_info(path).get("outcome", {}))
+
+
+def read_info(path: pathlib.Path) -> dict[str, Any]:
+  """Reads run.json of a workdir, as `describe` has written it; empty where there is none.
+
+  Raises:
+    InputError: it holds anything else.
+  """
+  file = path / "run.json"
+  mend = "restore the file, or delete it, which loses what it says of earlier sessions"
+  try:
+    info = json_files.load_object(file, mend)
+  except FileNotFoundError:
+    return {}
+  sessions = info.get("sessions", [])
+  if not isinstance(sessions, list) or not all(
+    isinstance(s, dict) and json_files.is_whole(s.get("from_step")) and isinstance(s.get("programs"), list)
+    for s in sessions
+  ):
+    raise InputError(f"{file} has sessions that no run has written: {mend}.")
+  counts, changed = info.get("outcome", {}), info.get("changes", [])
+  if not isinstance(counts, dict) or counts.keys() - _COUNTS or not all(map(json_files.is_whole, counts.values())):
+    raise InputError(f"{file} has an outcome that no run has written: {mend}.")
+  if not isinstance(changed, list) or not all(map(_is_change, changed)):
+    raise InputError(f"{file} has changes of the config that no run has written: {mend}.")
+  return info
+
+
+_COUNTS = {field.name for field in dataclasses.fields(Outcome)}
+
+
+def _is_change(change: Any) -> bool:
+  """Tells whether an entry of run.json is a `Change`."""
+  return (
+    isinstance(change, dict)
+    and change.keys() == {"step", "key", "from", "to"}
+    and json_files.is_whole(change["step"])
+    and isinstance(change["key"], str)
+  )
 
 
 def provenance() -> dict[str, Any]:
@@ -265,14 +307,9 @@ def load_config(path: pathlib.Path) -> Config:
   if not saved.is_file():
     raise InputError(f"{path} is not a workdir of a run: it has no config.json.")
   try:
-    values = configs.upgraded(configs.flat(json.loads(saved.read_text())))
-    c = configs.default(values["recipe"]).unlock()
-    for key, value in values.items():
-      with c.ignore_type():
-        c.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
-  except (json.JSONDecodeError, KeyError) as e:
-    raise InputError(f"{saved} cannot be read as a config of this version of opd_jax ({e}).") from None
-  return c.lock()
+    return configs.from_saved(json_files.load_object(saved, "restore it"))
+  except configs.OtherVersion as e:
+    raise InputError(f"{saved} cannot be read as a config of this version of opd_jax ({e}); restore it.") from None
 
 
 def _commit() -> str | None:

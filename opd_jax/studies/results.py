@@ -7,7 +7,6 @@ Runs of one task and student are paired by seed: the same seed is the same promp
 evaluation.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from opd_jax.config import expanded_path
 from opd_jax.reports.runs import Run, load
+from opd_jax.runtime import json_files
 from opd_jax.studies import flops
 
 LAST = 3  # evaluations whose mean is a run's score: one alone is noisy
@@ -156,7 +156,7 @@ class Results:
       Missing: there is none.
     """
     files = {seed: self.out / "analysis" / name / f"seed{seed}.json" for seed in self._seeds}
-    found = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()}
+    found = {seed: read_measurement(file) for seed, file in files.items() if file.is_file()}
     if not found:
       raise Missing(f"the analysis {name} has not been made")
     return found
@@ -175,6 +175,15 @@ class Results:
       self._flops[arm, seed] = flops.cumulative(run)
     steps, total = self._flops[arm, seed]
     return np.interp([e["step"] for e in run.evals], steps, total)
+
+
+def read_measurement(file: pathlib.Path) -> dict[str, Any]:
+  """Read the file of a measurement.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  return json_files.load_object(file, "delete it, and the same command measures again")
 
 
 def crossing(x: np.ndarray, y: np.ndarray, target: float) -> float:

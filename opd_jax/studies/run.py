@@ -9,12 +9,12 @@ from typing import Any
 
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, some
 from opd_jax.runtime import workdir as workdirs
 from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.programs import ProgramCache
 from opd_jax.studies.arm_spec import ArmSpec
-from opd_jax.studies.results import finished, workdir
+from opd_jax.studies.results import finished, read_measurement, workdir
 from opd_jax.trainer import train
 
 
@@ -48,10 +48,12 @@ def check(path: pathlib.Path, config: Config) -> None:
   workdirs.check(MirroredDir(path), config)
   if not any((path / "checkpoints").glob("[0-9]*")):
     return
-  free = tuple(key for key in workdirs.UNHASHED if key != "steps")
-  if differences := configs.difference((path / "config.json").read_text(), configs.to_json(config), free):
+  differing = configs.different(workdirs.load_config(path), config)
+  if parts := [
+    f"{key}: {was} -> {now}" for key, (was, now) in differing.items() if key == "steps" or key not in workdirs.UNHASHED
+  ]:
     raise InputError(
-      f"The workdir {path} belongs to another config: {'; '.join(differences[:5])}. Delete it, or give another --out."
+      f"The workdir {path} belongs to another config: {some(parts, 5, '; ')}. Delete it, or give another --out."
     )
 
 
@@ -82,7 +84,7 @@ def measure(
   """
   path = out / "analysis" / name / f"seed{seed}.json"
   if path.is_file():
-    saved = json.loads(path.read_text())
+    saved = read_measurement(path)
     if saved.get("of") == config_digest:
       return saved
   path.parent.mkdir(parents=True, exist_ok=True)

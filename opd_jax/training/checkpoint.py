@@ -8,16 +8,18 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, first_line
 from opd_jax.models import finite
+from opd_jax.runtime import workdir
 from opd_jax.runtime.bucket import MirroredDir
+from opd_jax.runtime.json_files import is_number, is_whole
 from opd_jax.types import TrainState
 
 
@@ -32,13 +34,21 @@ class Checkpoints:
       keep: how many are kept; None: only reads, so that nothing is made and nothing deleted.
 
     Raises:
-      InputError: there are no checkpoints to read.
+      InputError: there are no checkpoints to read, or what is there is no directory of them.
     """
     self._path = root / "checkpoints"
+    if self._path.exists() and not self._path.is_dir():
+      raise InputError(f"{self._path} is a file; remove it, or give another --workdir.")
     if keep is None and not self._path.is_dir():
       raise InputError(f"{root} has no checkpoints; give the --workdir of a run that has saved one.")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
-    self._manager = ocp.CheckpointManager(self._path.resolve(), options=options)
+    try:
+      self._manager = ocp.CheckpointManager(self._path.resolve(), options=options)
+    except Exception as e:  # what orbax raises at damaged metadata has many kinds
+      raise InputError(
+        f"The checkpoints in {self._path} cannot be opened ({first_line(e)}); delete the directory of the damaged one, or "
+        "give a new workdir."
+      ) from e
 
   def latest(self) -> int | None:
     """Returns the last complete step, or None."""
@@ -87,7 +97,7 @@ class Checkpoints:
           "optimiser; read it with the version that run.json beside it names, or give a new workdir."
         ) from e
       raise InputError(
-        f"The checkpoint of step {step} in {self._path} cannot be read ({str(e).splitlines()[0]}); "
+        f"The checkpoint of step {step} in {self._path} cannot be read ({first_line(e)}); "
         f"delete {self._path / str(step)} to go on from the one before, or give a new workdir."
       ) from e
     if broken := first_broken_weights(got["state"]):
@@ -95,6 +105,8 @@ class Checkpoints:
         f"The checkpoint of step {step} in {self._path} has a NaN or Inf in the weights {broken!r}, so nothing can be "
         f"learned or exported from it; name an earlier step, or delete {self._path / str(step)} to go on from the one before."
       )
+    if not _is_position(got["position"], step):
+      raise damaged(self._path, step)
     return got["state"], got["position"]
 
   def wait(self) -> None:
@@ -116,6 +128,60 @@ def first_broken_weights(state: Any) -> str | None:
     return None if "opt_state" in jax.tree_util.keystr(path) else a
 
   return finite.first_broken(jax.tree_util.tree_map_with_path(weights, state))
+
+
+def resume(
+  root: epath.Path, like: TrainState, prompts: Any, recipe: Any, changes: Sequence[workdir.Change] = ()
+) -> tuple[TrainState | None, dict | None]:
+  """Restores the last checkpoint of a workdir, with the position of the prompts and what the recipe remembers.
+
+  Nothing is written, so that a run that cannot go on leaves its workdir as it was.
+
+  Args:
+    changes: of the config since the run began; other prompts, on purpose, begin with their first batch.
+
+  Returns:
+    The state and the host's position; two Nones where there is no checkpoint.
+
+  Raises:
+    InputError: the checkpoint cannot be read, or belongs to other prompts.
+  """
+  if not (root / "checkpoints").exists():
+    return None, None
+  checkpoints = Checkpoints(root)
+  try:
+    if checkpoints.latest() is None:
+      return None, None
+    state, position = checkpoints.restore(like)
+  finally:
+    checkpoints.close()
+  try:
+    step = position["step"]
+    prompts.restore(position["prompts"], step if workdir.prompts_begin_anew(changes, step) else None)
+    recipe.load_state_dict(position)
+  except InputError:
+    raise
+  except (AttributeError, LookupError, TypeError, ValueError) as e:
+    raise damaged(root / "checkpoints", position["step"]) from e
+  return state, position
+
+
+def damaged(path: epath.Path, step: int) -> InputError:
+  """Makes the error of a checkpoint whose position is not what a run saves."""
+  return InputError(
+    f"The checkpoint of step {step} in {path} is damaged: its position ({path / str(step) / 'position'}) is not what a run "
+    f"saves; delete {path / str(step)} to go on from the one before, or give a new workdir."
+  )
+
+
+def _is_position(position: Any, step: int) -> bool:
+  """Tells whether the host's position has what every run's has."""
+  if not isinstance(position, dict) or position.get("step") != step or not is_whole(position.get("tokens"), most=2**62):
+    return False
+  lengths, seconds = position.get("lengths"), position.get("seconds")
+  if not isinstance(lengths, dict) or not isinstance(seconds, dict):
+    return False
+  return all(is_whole(v, most=2**62) for v in lengths.values()) and all(map(is_number, seconds.values()))
 
 
 def check_space(directory: MirroredDir, state_bytes: int, keep: int) -> None:

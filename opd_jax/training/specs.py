@@ -130,6 +130,8 @@ def with_adapter(model: ModelSpec, config: Config) -> ModelSpec:
   if not adapter:
     return model
   lora.shapes(model.cfg, adapter)
+  if config.lora.path:
+    lora.check(pathlib.Path(config.lora.path), model.cfg, adapter)
   return dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, adapter_scale=adapter.scale))
 
 

@@ -148,6 +148,14 @@ def test_what_a_template_puts_behind_a_reply(after, ends):
   assert chat.end_of_turn(other, Rendering()) is None
 
 
+def test_a_template_that_fails_at_a_reply_is_refused_in_a_sentence():
+  template = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}a{% endfor %}"
+  )
+  with pytest.raises(InputError, match=r"refuses the prompt \(.*no\); change the roles"):
+    chat.end_of_turn(tokenizer(template=template), Rendering())
+
+
 def test_a_text_that_begins_with_bos_has_one():
   """As a prompt that was rendered beforehand does."""
   made = tokenizer(form="<bos> $A", bos="<bos>")

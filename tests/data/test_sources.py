@@ -144,3 +144,10 @@ class TestFiles:
     path.write_bytes(path.read_bytes() + json.dumps({**GOOD, "prompt": "é"}, ensure_ascii=False).encode(encoding))
     with pytest.raises(InputError, match=r"train\.jsonl:2: byte \d+ is not UTF-8"):
       read(path, policy)
+
+
+def test_a_message_stays_short_whatever_the_line_holds(write):
+  for line in ({"x" * 5000: 1}, {str(i): 1 for i in range(1000)}, {"prompt": [{"role": "x" * 5000, "content": "a"}]}):
+    with pytest.raises(InputError) as e:
+      read(write(line), need_answer=False)
+    assert len(str(e.value)) < 700

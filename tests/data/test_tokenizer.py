@@ -1,6 +1,7 @@
 """A teacher may score a student's tokens only if both read the same thing."""
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -192,3 +193,31 @@ def test_templates_by_name_come_with_a_copy(make, tmp_path):
   copied = tok_lib.load(tmp_path / "copy")
   assert copied.chat_template == tok_lib.load(path).chat_template == {"default": TEMPLATE, "tool_use": "x"}
   assert copied("a b e")["input_ids"] == [4, 5, 8]
+
+
+@pytest.mark.parametrize("text", ['{"a":[' * 50_000, "9" * 5000, "[]", r'{"a": "\ud800"}'])
+def test_load_names_a_file_that_python_cannot_parse(make, text):
+  path = make() / "tokenizer_config.json"
+  path.write_text(text)
+  with pytest.raises(InputError, match=re.escape(str(path))):
+    tok_lib.load(path.parent)
+
+
+def test_load_finds_what_would_fail_at_the_first_text(make):
+  """A length of another type is only looked at when a text is tokenised."""
+  path = make()
+  config = path / "tokenizer_config.json"
+  config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": "long"}))
+  with pytest.raises(InputError, match=r"tokenizer\.json cannot be read as a tokenizer"):
+    tok_lib.load(path)
+
+
+def test_a_text_without_a_token_is_a_fault_with_a_name():
+  from tokenizers import Tokenizer, models
+  from transformers import PreTrainedTokenizerFast
+
+  pieces = Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)], unk_id=None))
+  found = PreTrainedTokenizerFast(tokenizer_object=pieces, name_or_path="pieces")
+  assert tok_lib.encode(["ab"], found) == [[0, 1]]
+  with pytest.raises(InputError, match="the tokenizer of pieces cannot tokenise the text"):
+    tok_lib.encode(["c"], found)

@@ -99,15 +99,21 @@ def test_a_directory_comes_back_as_it_was(adapter, tmp_path):
     ({"r": 0}, "have to be numbers above 0.*they are 0 and"),
     ({"r": 2.5}, "and r a whole one"),
     ({"r": True}, "and r a whole one"),
+    ({"r": 1e400}, "have to be numbers above 0"),
     ({"lora_alpha": 0}, "have to be numbers above 0"),
     ({"lora_alpha": None}, "have to be numbers above 0"),
+    ({"lora_alpha": 1e400}, "have to be numbers above 0"),
+    ({"use_rslora": "yes"}, "use_rslora"),
     ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ({"kasa_config": {"beta": 1.0}}, "kasa_config"),
     ({"a_switch_of_a_later_peft": True}, "a_switch_of_a_later_peft"),
     ({"init_lora_weights": "lora_ga"}, "changes the base model too"),
     ({"init_lora_weights": "pissa_niter_4"}, "changes the base model too"),
+    ({"init_lora_weights": "pissa_" + "x" * 5000}, "init_lora_weights"),
     ({"target_modules": r".*\.q_proj"}, "target_modules"),
+    ({"target_modules": [{}]}, "target_modules"),
+    ({"target_modules": [["q_proj"]]}, "target_modules"),
   ],
 )
 def test_what_would_not_be_followed_is_refused(change, why, adapter, tmp_path):
@@ -221,3 +227,13 @@ def test_an_adapter_that_is_not_finite_is_neither_written_nor_loaded(adapter, tm
   save_file(tensors, file)
   with pytest.raises(InputError, match="has a NaN or Inf in the adapter of"):
     lora.load(tmp_path / "in", STUDENT, LORA)
+
+
+def test_damaged_weights_are_refused_before_anything_is_written(adapter, tmp_path, tiny):
+  """As the student of a config is found, and not where its run has been opened."""
+  from opd_jax import config as configs
+  from opd_jax import inputs
+
+  lora.write(tmp_path, STUDENT, LORA, adapter, "BASE")
+  with pytest.raises(InputError, match=r"adapter_model\.safetensors"):
+    inputs.learner(configs.override(configs.load("opd"), {"student": tiny["student"], "lora.path": str(tmp_path)}))

@@ -74,7 +74,11 @@ class TestLoad:
 
   def test_config_of_something_else(self, tmp_path):
     path = workdir(tmp_path / "a", [0.1, 0.9])
-    for text, match in (("{", "is not JSON"), ("[]", "does not hold an object"), ("{}", r"no horizon\.kind")):
+    for text, match in (
+      ("{", "is not JSON"),
+      ("[]", "holds a list where a JSON object belongs"),
+      ("{}", r"no horizon\.kind"),
+    ):
       (path / "config.json").write_text(text)
       with pytest.raises(InputError, match=match):
         load([path])

@@ -28,7 +28,7 @@ def resume(tmp_path):
 
   def go(now: config.Config, *allow: str, step: int = 4) -> dict:
     (tmp_path / "w" / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
-    workdir.open_(directory, now, workdir.check(directory, now, allow))
+    workdir.open_(directory, now, workdir.changes(directory, workdir.check(directory, now, allow)))
     return {c["key"]: (c["step"], c["from"], c["to"]) for c in workdir.changes(directory)}
 
   workdir.open_(directory, of(), workdir.check(directory, of()))
@@ -114,7 +114,7 @@ def test_before_the_first_checkpoint_nothing_is_a_change(tmp_path):
   directory = MirroredDir(tmp_path / "new")
   workdir.open_(directory, of(), workdir.check(directory, of()))
   other = of(student="builtin:phase-student")
-  workdir.open_(directory, other, workdir.check(directory, other))
+  workdir.open_(directory, other, workdir.changes(directory, workdir.check(directory, other)))
   assert workdir.changes(directory) == []
 
 
@@ -153,7 +153,7 @@ def test_a_path_from_the_home_directory_and_in_full_is_one(tmp_path, monkeypatch
   one, other = of(student="~/s", **{"data.path": "~/d"}), of(student=f"{tmp_path}/s", **{"data.path": f"{tmp_path}/d"})
   workdir.open_(directory, one)
   (tmp_path / "w" / "checkpoints" / "4").mkdir(parents=True)
-  workdir.open_(directory, other, workdir.check(directory, other))
+  workdir.open_(directory, other, workdir.changes(directory, workdir.check(directory, other)))
   assert workdir.digest(other, SOURCE, workdir.changes(directory)) == workdir.digest(one, SOURCE)
 
 

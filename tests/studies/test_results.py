@@ -154,3 +154,12 @@ class TestAnalysis:
   def test_missing(self, tmp_path):
     with pytest.raises(Missing, match="analysis kl"):
       Results(tmp_path, range(3)).analysis("kl")
+
+
+def test_a_damaged_measurement_is_refused(tmp_path):
+  file = tmp_path / "analysis" / "position" / "seed0.json"
+  file.parent.mkdir(parents=True)
+  for text in ("", "{", "[]", '{"a":[' * 50_000):
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"seed0\.json .*: delete it"):
+      Results(tmp_path, [0]).analysis("position")
