@@ -304,9 +304,7 @@ def _warnings(
     out += model_sharding.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
   if not student.stop_ids:
     out.append("the student has no stop token: every rollout is cut by the horizon")
-  for m in (student, *teachers):
-    if m.stop_note:
-      out.append(f"{m.name}: {m.stop_note}")
+  out += dict.fromkeys(f"{m.name}: {m.stop_note}" for m in (student, *teachers) if m.stop_note)
   out += dict.fromkeys((*train.notes, *(evaluation.problems.notes if evaluation else ())))
   for path, skipped in (
     (config.data.path, train.skipped),

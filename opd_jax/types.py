@@ -14,7 +14,7 @@ Params = dict[str, Any]  # a model's parameter pytree, see models/decoder.py
 
 @flax.struct.dataclass
 class Batch:
-  """Prompts of one step, one row per prompt (training/distillation.py repeats them beside their n rollouts)."""
+  """Prompts of one step, one row per prompt; a prompt stands once for its n rollouts."""
 
   prompt: Int[Array, "B P"]  # left-padded token ids
   prompt_mask: Bool[Array, "B P"]  # true on real tokens

@@ -88,8 +88,33 @@ def test_files_and_numbers(measured):
 
 
 def test_every_combination_of_sizes():
-  cases = bench.combinations(bench.numbers("batch", "16,64,16", 1), [8], bench.numbers("horizon", None, 32))
-  assert cases == [Case(16, 8, 32), Case(64, 8, 32)]
+  cases = bench.combinations(bench.numbers("batch", "16,64,16", 1), [1, 4], [8, 9], bench.numbers("horizon", None, 32))
+  assert cases == [Case(batch, prompt, 32, n) for batch in (16, 64) for n in (1, 4) for prompt in (8, 9)]
+  assert [case.rows for case in cases] == [16, 16, 64, 64, 64, 64, 256, 256]
+  assert [str(case) for case in cases[1:3]] == ["16 x (9 + 32)", "16 x 4 x (8 + 32)"]
+
+
+def test_rollouts_of_each_prompt_and_prompts_of_several_lengths(one_layer, tmp_path):
+  """They are the config's, unless --n gives others; the programs, the costs and every record follow."""
+  sizes = ["--smallest", f"--student={one_layer}", "--batch=2", "--n=1,3", "--prompt=4,8", "--horizon=8", "--repeat=1"]
+  assert bench.main([*sizes, "--config.rollouts_per_prompt=5", f"--out={tmp_path}"]) == 0
+  record, text = json.loads((tmp_path / "bench.json").read_text()), (tmp_path / "bench.txt").read_text()
+  for part in ("rollout", "update", "step"):
+    found = [(r["n"], r["rows"], r["prompt"]) for r in record[part]]
+    assert found == [(1, 2, 4), (1, 2, 8), (3, 6, 4), (3, 6, 8)]
+    assert all(f"{part} {label} " in text for label in ("2 x (4 + 8)", "2 x (8 + 8)", "2 x 3 x (4 + 8)"))
+  for part in ("rollout", "update"):
+    one, three = (next(r["flops"] for r in record[part] if (r["n"], r["prompt"]) == (n, 8)) for n in (1, 3))
+    assert one < three < 3 * one, "the prompt stands once for its rollouts"
+  assert "prompts x rollouts x" in text
+  assert (tmp_path / "prefix.png").stat().st_size > 5000
+
+
+def test_rollouts_of_each_prompt_are_the_configs_where_none_are_given():
+  subject = Subject.load(override(load("popd"), {"rollouts_per_prompt": 5}), smallest=True)
+  assert subject.config(Case(2, 8, 16, 3)).rollouts_per_prompt == 3
+  assert subject.responses(Case(2, 8, 16, 3)).response.shape == (6, 16)
+  assert bench.numbers("n", None, subject.c.rollouts_per_prompt) == [5]
 
 
 def test_a_step_is_rollout_and_update(measured):
@@ -140,7 +165,10 @@ def test_limits_begin_with_the_prompt_and_end_with_the_horizon(horizon):
     (["--repeat=0"], "--repeat is 0"),
     (["--prompt=32000", "--horizon=1000"], "33000 positions"),
     (["--student=nowhere"], "no model directory nowhere"),
-    (["--against=vllm"], "it can be transformers"),
+    (["--n=1,0"], "--n=1,0 is not a list"),
+    (["--n=3", "--batch=4", "--config.micro_batch=5"], "config.micro_batch is 5"),
+    (["--against=vllm"], "it can be transformers, trl"),
+    (["--against=trl", "--config=ccopd"], "config.context.kind=same"),
     (["update", "--against=transformers"], "leave out 'update'"),
     (["--config.nothing=1"], "no config key 'nothing'"),
     (["--config.micro_batch=3", "--batch=4"], "config.micro_batch is 3"),
@@ -194,16 +222,19 @@ def test_an_unsupported_model_is_refused_by_its_own_name(tmp_path, capsys):
 
 
 def test_many_sizes_make_one_picture():
-  """A panel for each batch, a line for each prompt and horizon, and a roofline for each."""
+  """A panel for each batch and rollouts of each prompt, a line for each prompt and horizon, and a roofline for each."""
   stretch = {"prefix": 10.0, "seconds_per_token": 1e-3, "roofline_seconds_per_token": 5e-4}
   rollouts = [
-    {"rows": B, "prompt": 8, "horizon": H, "by_prefix": [stretch, stretch | {"prefix": 20.0}]}
-    for B in (2, 4, 8, 16)
+    Case(B, P, H, n).sizes | {"by_prefix": [stretch, stretch | {"prefix": 20.0}]}
+    for B, n in ((2, 1), (2, 4), (8, 1))
+    for P in (8, 16, 24)
     for H in (16, 32)
   ]
   figure = results.prefix_figure({"rollout": rollouts})
-  assert [ax.get_title() for ax in figure.axes] == [f"{B} rows" for B in (2, 4, 8, 16)]
-  assert [len(ax.get_lines()) for ax in figure.axes] == [4] * 4
+  assert [ax.get_title() for ax in figure.axes] == ["2 rows", "2 x 4 rows", "8 rows"]
+  assert [len(ax.get_lines()) for ax in figure.axes] == [12] * 3
+  measured = figure.axes[0].get_lines()[::2]
+  assert len({(line.get_color(), line.get_marker()) for line in measured}) == 6, "none is drawn as another one"
 
 
 def test_against_transformers(one_layer, tmp_path):

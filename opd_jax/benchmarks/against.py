@@ -1,13 +1,12 @@
 """The rollout beside `generate` of PyTorch transformers: the same weights, the same prompts, the same work."""
 
-import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,22 +17,32 @@ from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.errors import InputError
 from opd_jax.models import hf
 from opd_jax.rollout import sample
+from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime import timing
 from opd_jax.runtime.machine import cores
-from opd_jax.types import Params
+from opd_jax.types import Batch, Params
 
-LIBRARIES = ("transformers",)
+LIBRARIES = ("transformers", "trl")  # trl: against_trl.py
 COMPARED = (4, 8)  # rows and tokens; near ties among more of them could differ by rounding alone
 
 
-def check(name: str) -> None:
-  """Refuses a library that is not known or not installed.
+def check_name(name: str) -> None:
+  """Refuses a library that is not known."""
+  if name not in LIBRARIES:
+    raise InputError(f"--against={name} is not known; it can be {', '.join(LIBRARIES)}.")
+
+
+def check(parts: Sequence[str]) -> None:
+  """Refuses to time transformers where it is not installed, or where no rollout is timed.
+
+  Args:
+    parts: what is measured of rollout and update.
 
   Raises:
     InputError: in either case.
   """
-  if name not in LIBRARIES:
-    raise InputError(f"--against={name} is not known; it can be {', '.join(LIBRARIES)}.")
+  if "rollout" not in parts:
+    raise InputError("--against=transformers times the rollout; leave out 'update', or --against.")
   if importlib.util.find_spec("torch") is None:
     raise InputError("--against=transformers needs PyTorch, which is not installed: pip install torch.")
 
@@ -49,7 +58,6 @@ class TransformersModel:
     import torch
     import transformers
 
-    check("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     self._torch = torch
@@ -72,7 +80,7 @@ class TransformersModel:
       run: our rollout, see `rollout.program`.
     """
     batch, key, s = subject.prompts(case), jax.random.key(0), subject.c.sampling
-    ids = np.repeat(np.asarray(batch.prompt), subject.c.rollouts_per_prompt, axis=0)
+    ids = np.repeat(np.asarray(batch.prompt), case.n, axis=0)
     sampling = {"do_sample": True, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k}
     calls = {
       "ours": lambda: run(params, batch, key, np.int32(case.horizon)),
@@ -82,12 +90,9 @@ class TransformersModel:
     timing.interleaved(calls, 1)
     spent = timing.interleaved(calls, repeat)
     median = {name: statistics.median(seconds) for name, seconds in spent.items()}
-    tokens = subject.rows(case) * case.horizon
+    tokens = case.rows * case.horizon
     return {
-      "batch": case.batch,
-      "rows": subject.rows(case),
-      "prompt": case.prompt,
-      "horizon": case.horizon,
+      **case.sizes,
       "against": "transformers",
       "device": self.device,
       "threads": threads,
@@ -140,14 +145,17 @@ class TransformersModel:
       RuntimeError: where they differ, since then two different models would be timed.
     """
     rows, tokens = COMPARED
-    batch = subject.prompts(Case(subject.mesh.size * rows, 8, tokens))
+    rng, shape = np.random.default_rng(0), (subject.mesh.size * rows, 8)
+    ids = rng.integers(0, subject.student.vocab, shape, np.int32)
+    prompts = Batch(ids, np.ones(shape, bool))  # pyright: ignore[reportArgumentType]
+    batch = jax.device_put(prompts, meshes.rows(subject.mesh))
     sampling = sample.Sampling((), 0, subject.student.vocab, temperature=0)
     greedy = jax.jit(
       functools.partial(sample.rollout, cfg=subject.student, sampling=sampling, response_len=tokens, dtype=jnp.float32)
     )
     with jax.default_matmul_precision("highest"):
-      ours = greedy(params, dataclasses.replace(batch, teacher_weight=None), jax.random.key(0), np.int32(tokens))
-    theirs = self.generate(np.asarray(batch.prompt), tokens, do_sample=False)
+      ours = greedy(params, batch, jax.random.key(0), np.int32(tokens))
+    theirs = self.generate(ids, tokens, do_sample=False)
     if not np.array_equal(np.asarray(ours.response), theirs):
       raise RuntimeError("transformers' greedy tokens are not ours: the two do not run the same model")
     return theirs.size

@@ -22,9 +22,8 @@ def measure(subject: Subject, case: Case, repeat: int) -> list[dict[str, Any]]:
     program = lowered.compile()
     compilation = programs.record(name, shape, time.perf_counter() - began, program)
     seconds = [_call(program, lowered, subject, case) for _ in range(repeat + 1)]
-    sizes = {"batch": case.batch, "rows": subject.rows(case), "prompt": case.prompt, "horizon": case.horizon}
     costs = {"compile_seconds": compilation["seconds"], "program_bytes": compilation["bytes"]}
-    records.append({"name": name} | sizes | timing.summary(seconds[1:]) | costs)
+    records.append({"name": name} | case.sizes | timing.summary(seconds[1:]) | costs)
   return records
 
 

@@ -1,7 +1,7 @@
 """The measurements as tables, JSON and a picture.
 
 The record that all of them show is what bench.py collects; see `rollout.measure`, `update.measure` and
-`against.TransformersModel.measure` for its parts.
+`against.TransformersModel.measure` and `against_trl.compare` for its parts.
 """
 
 import io
@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from opd_jax.benchmarks.subject import label
 from opd_jax.reports import plotting
 
 WIDTH = 118
@@ -64,9 +65,10 @@ def heading(record: dict[str, Any]) -> list[str]:
 
 
 def programs_table(record: dict[str, Any]) -> Table:
-  """Makes a table with a row for each measured rollout and update, and for each step of both."""
+  """Makes a table with a row for each measured rollout and update, for each step of both, and for each step of TRL."""
   table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-  table.add_column("prompts x\n(prompt + horizon)", no_wrap=True)
+  several = any(r["n"] > 1 for name in ("rollout", "update", "programs") for r in record.get(name, []))
+  table.add_column(f"prompts x{' rollouts x' if several else ''}\n(prompt + horizon)", no_wrap=True)
   for head in (
     "s\nmedian",
     "s\nleast",
@@ -83,7 +85,7 @@ def programs_table(record: dict[str, Any]) -> Table:
   for name in ("rollout", "update"):
     for r in record.get(name, []):
       table.add_row(
-        f"{name} {_case(r)}",
+        f"{name} {label(r)}",
         _seconds(r["seconds"]),
         _seconds(r["min_seconds"]),
         f"{r['tokens_per_second']:,.0f}",
@@ -98,10 +100,10 @@ def programs_table(record: dict[str, Any]) -> Table:
   for r in record.get("programs", []):
     costs = (f"{r['program_bytes'] / MIB:,.0f}", f"{r['compile_seconds']:.1f}")
     seconds = (_seconds(r["seconds"]), _seconds(r["min_seconds"]))
-    table.add_row(f"{r['name']} {_case(r)}", *seconds, *[""] * 6, *costs)
+    table.add_row(f"{r['name']} {label(r)}", *seconds, *[""] * 6, *costs)
   for r in record.get("step", []):
     table.add_row(
-      f"step {_case(r)}",
+      f"step {label(r)}",
       _seconds(r["seconds"]),
       _seconds(r["min_seconds"]),
       f"{r['tokens_per_second']:,.0f}",
@@ -110,7 +112,16 @@ def programs_table(record: dict[str, Any]) -> Table:
       f"{r['fraction_of_roofline']:.1%}",
       *[""] * 2,
     )
+  for r in of_library(record, "trl"):
+    theirs = r["theirs"]
+    seconds = (_seconds(theirs["seconds"]), _seconds(theirs["min_seconds"]))
+    table.add_row(f"trl step {label(r)}", *seconds, f"{theirs['tokens_per_second']:,.0f}", *[""] * 7)
   return table
+
+
+def of_library(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+  """The records beside this library."""
+  return [r for r in record.get("against", []) if r["against"] == name]
 
 
 def remarks(record: dict[str, Any]) -> list[str]:
@@ -119,38 +130,42 @@ def remarks(record: dict[str, Any]) -> list[str]:
   for r in record.get("rollout", []):
     if ratio := r["last_to_first_quarter"]:
       out.append(
-        f"rollout {_case(r)}: a token of the last quarter takes {ratio['seconds']:.2f} times one of the first; "
+        f"rollout {label(r)}: a token of the last quarter takes {ratio['seconds']:.2f} times one of the first; "
         f"bytes {ratio['bytes']:.2f}, roofline {ratio['roofline']:.2f}"
       )
   for r in record.get("update", []):
-    out.append(f"update {_case(r)}: {r['fraction_of_matrix_rate']:.1%} of the matrix rate")
-  for r in record.get("against", []):
-    out.append(
-      f"rollout {_case(r)}: {r['against']} {r['versions'][r['against']]} on {r['device']} (threads: {r['threads']}) "
-      f"{_seconds(r['theirs']['seconds'])} s, ours {_seconds(r['ours']['seconds'])} s: {r['ratio']:.1f} times"
-    )
+    out.append(f"update {label(r)}: {r['fraction_of_matrix_rate']:.1%} of the matrix rate")
+  for what, library in (("rollout", "transformers"), ("step", "trl")):
+    for r in of_library(record, library):
+      out.append(
+        f"{what} {label(r)}: {library} {r['versions'][library]} on {r['device']} (threads: {r['threads']}) "
+        f"{_seconds(r['theirs']['seconds'])} s, ours {_seconds(r['ours']['seconds'])} s: {r['ratio']:.1f} times"
+      )
   return [*out, f"the process held at most {record['process_peak_bytes'] / MIB:,.0f} MiB"]
 
 
 def prefix_figure(record: dict[str, Any]) -> Figure:
-  """Draws milliseconds per token against filled slots, a panel for each batch, a colour for each prompt and horizon."""
+  """Draws milliseconds per token against filled slots.
+
+  A panel for each batch and rollouts of each prompt; a colour and a marker for each prompt and horizon.
+  """
   rollouts = [r for r in record["rollout"] if r["by_prefix"]]
-  batches = sorted({r["rows"] for r in rollouts})
+  batches = sorted({(r["batch"], r["n"]) for r in rollouts})
   kinds = sorted({(r["prompt"], r["horizon"]) for r in rollouts}, key=lambda pair: (pair[1], pair[0]))
   columns = min(3, len(batches))
   rows = -(-len(batches) // columns)
   figure, axes = plotting.panels(2.2 + 4.4 * columns, 0.9 + 3.3 * rows, rows, columns)
   for ax in axes[len(batches) :]:
     ax.remove()
-  for ax, batch in zip(axes, batches, strict=False):
-    for r in (r for r in rollouts if r["rows"] == batch):
-      style = kinds.index((r["prompt"], r["horizon"])) % len(COLOURS)
+  for ax, (batch, n) in zip(axes, batches, strict=False):
+    for r in (r for r in rollouts if (r["batch"], r["n"]) == (batch, n)):
+      color, marker = _style(kinds.index((r["prompt"], r["horizon"])))
       at = [p["prefix"] for p in r["by_prefix"]]
       measured = [1e3 * p["seconds_per_token"] for p in r["by_prefix"]]
       bound = [1e3 * p["roofline_seconds_per_token"] for p in r["by_prefix"]]
-      ax.plot(at, measured, color=COLOURS[style], marker=MARKERS[style], **MARKER_EDGE)
-      ax.plot(at, bound, color=COLOURS[style], linestyle=(0, (4, 2)), linewidth=1.4)
-    ax.set_title(f"{batch} rows")
+      ax.plot(at, measured, color=color, marker=marker, **MARKER_EDGE)
+      ax.plot(at, bound, color=color, linestyle=(0, (4, 2)), linewidth=1.4)
+    ax.set_title(f"{batch} x {n} rows" if n > 1 else f"{batch} rows")
     ax.set_ylim(bottom=0)
     ax.set_xlim(left=0)
     ax.set_xlabel("filled cache slots (prompt + tokens so far)")
@@ -163,22 +178,22 @@ def prefix_figure(record: dict[str, Any]) -> Figure:
   return figure
 
 
+def _style(kind: int) -> tuple[str, str]:
+  """Chooses a colour and a marker; where the colours begin again, they meet other markers."""
+  colours, markers = len(COLOURS), len(MARKERS)
+  return COLOURS[kind % colours], MARKERS[(kind + kind // colours) % markers]
+
+
 def _legend(kinds: list[tuple[int, int]]) -> list[Line2D]:
-  measured = [
-    Line2D(
-      [], [], color=COLOURS[i % 4], marker=MARKERS[i % 4], label=f"measured, prompt {P}, horizon {H}", **MARKER_EDGE
-    )
-    for i, (P, H) in enumerate(kinds)
-  ]
+  measured = []
+  for i, (P, H) in enumerate(kinds):
+    color, marker = _style(i)
+    text = f"measured, prompt {P}, horizon {H}"
+    measured.append(Line2D([], [], color=color, marker=marker, label=text, **MARKER_EDGE))
   roofline = Line2D(
     [], [], color=plotting.GREY, linestyle=(0, (4, 2)), linewidth=1.4, label="roofline (bytes or FLOPs)"
   )
   return [*measured, roofline]
-
-
-def _case(r: dict[str, Any]) -> str:
-  prompts = f"{r['batch']}" + (f" x {r['rows'] // r['batch']}" if r["rows"] != r["batch"] else "")
-  return f"{prompts} x ({r['prompt']} + {r['horizon']})"
 
 
 def _seconds(s: float) -> str:

@@ -61,16 +61,13 @@ def measure(
     raise RuntimeError("a rollout without stop tokens ended before its limit")
   calls = {limit: functools.partial(rollout, limit) for limit in limits(case.horizon)}
   spent = timing.interleaved(calls, repeat, MIN_SECONDS)
-  rows, tokens = subject.rows(case), subject.rows(case) * case.horizon
+  tokens = case.rows * case.horizon
   costs = token_costs(subject, case)
   full = timing.summary(spent[case.horizon])
   least = full["min_seconds"]
   bound = roofline_seconds(subject, machine, costs)
   return {
-    "batch": case.batch,
-    "rows": rows,
-    "prompt": case.prompt,
-    "horizon": case.horizon,
+    **case.sizes,
     **full,
     "tokens_per_second": tokens / full["seconds"],
     "prefill_seconds": min(spent[1]),
@@ -96,8 +93,8 @@ def limits(horizon: int) -> list[int]:
 
 def token_costs(subject: Subject, case: Case) -> list[roofline.Cost]:
   """Computes the cost of every token of all rows; the first is the prompt's."""
-  n, sizes = subject.c.rollouts_per_prompt, {"vocab": subject.vocab, "itemsize": subject.dtype.itemsize}
-  return roofline.rollout(subject.student, case.batch, n, case.prompt, case.horizon, **sizes)
+  sizes = {"vocab": subject.vocab, "itemsize": subject.dtype.itemsize}
+  return roofline.rollout(subject.student, case.batch, case.n, case.prompt, case.horizon, **sizes)
 
 
 def roofline_seconds(subject: Subject, machine: Machine, costs: list[roofline.Cost]) -> float:

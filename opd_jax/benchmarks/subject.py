@@ -4,7 +4,7 @@ Of a model only config.json is read, so that a directory with nothing else in it
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,14 +34,32 @@ class Case:
     batch: prompts of a step.
     prompt: P, tokens of each; all of them real.
     horizon: H, tokens of every response; nothing stops early.
+    n: rollouts of each prompt.
   """
 
   batch: int
   prompt: int
   horizon: int
+  n: int = 1
+
+  @property
+  def rows(self) -> int:
+    """The responses of a step."""
+    return self.batch * self.n
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """The sizes, as every record has them."""
+    return {"batch": self.batch, "n": self.n, "rows": self.rows, "prompt": self.prompt, "horizon": self.horizon}
 
   def __str__(self) -> str:
-    return f"{self.batch} x ({self.prompt} + {self.horizon})"
+    return label(self.sizes)
+
+
+def label(sizes: Mapping[str, Any]) -> str:
+  """Writes the sizes of a case or of a record: prompts, rollouts of each where they are several, tokens."""
+  rollouts = f" x {sizes['n']}" if sizes["n"] > 1 else ""
+  return f"{sizes['batch']}{rollouts} x ({sizes['prompt']} + {sizes['horizon']})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +114,8 @@ class Subject:
     Raises:
       InputError: the sizes fit neither the models nor the mesh.
     """
-    config = configs.override(self.c, {"batch": case.batch, "horizon.max": case.horizon, "horizon.kind": "full"})
+    sizes = {"batch": case.batch, "rollouts_per_prompt": case.n, "horizon.max": case.horizon}
+    config = configs.override(self.c, sizes | {"horizon.kind": "full"})
     checks.check(config)
     meshes.check_rows(self.mesh, case.batch, "--batch")
     all_specs.micro_batch(config, self.mesh)
@@ -116,10 +135,15 @@ class Subject:
     """The shape of a step's programs."""
     return self.recipe(case).planned_shape(case.prompt, case.horizon)
 
-  def params(self) -> Params:
-    """Makes the student's random parameters, fp32, in the train layout; without an adapter."""
-    layout = model_sharding.parameter_shardings(self.mesh, self.student)
-    return jax.jit(lambda key: decoder.init(self.student, key), out_shardings=layout)(jax.random.key(0))
+  def params(self, model: int = 0) -> Params:
+    """Makes the random parameters of a model, fp32, in the train layout; without an adapter.
+
+    Args:
+      model: its place among the student and then the teachers.
+    """
+    cfg = (self.student, *self.teachers)[model]
+    layout = model_sharding.parameter_shardings(self.mesh, cfg)
+    return jax.jit(lambda key: decoder.init(cfg, key), out_shardings=layout)(jax.random.key(model))
 
   def prompts(self, case: Case) -> Batch:
     """Makes prompts of random ids without padding."""
@@ -138,7 +162,7 @@ class Subject:
   def responses(self, case: Case) -> Rollout:
     """Makes responses of random ids, each as long as the horizon."""
     rng = np.random.default_rng(1)
-    shape = (self.rows(case), case.horizon)
+    shape = (case.rows, case.horizon)
     rollout = Rollout(
       response=rng.integers(0, self.vocab, shape, np.int32),  # pyright: ignore[reportArgumentType]
       mask=np.ones(shape, bool),  # pyright: ignore[reportArgumentType]
@@ -146,7 +170,3 @@ class Subject:
       ended=np.zeros(shape[0], bool),  # pyright: ignore[reportArgumentType]
     )
     return jax.device_put(rollout, meshes.rows(self.mesh))
-
-  def rows(self, case: Case) -> int:
-    """Counts the rows of a step: prompts times rollouts of each."""
-    return case.batch * self.c.rollouts_per_prompt

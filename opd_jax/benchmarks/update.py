@@ -29,7 +29,7 @@ def measure(
   compilation = programs.record("update", shape, time.perf_counter() - began, run)
   advantage = None
   if distillation.loss.reward:
-    random = np.random.default_rng(2).normal(size=subject.rows(case)).astype(np.float32)
+    random = np.random.default_rng(2).normal(size=case.rows).astype(np.float32)
     advantage = jax.device_put(random, meshes.rows(subject.mesh))
   spent = []
   for _ in range(repeat + 1):
@@ -40,14 +40,11 @@ def measure(
   least = summary["min_seconds"]
   bound = roofline.seconds(cost, machine, subject.mesh.size, subject.tensor)
   record = {
-    "batch": case.batch,
-    "rows": subject.rows(case),
-    "prompt": case.prompt,
-    "horizon": case.horizon,
+    **case.sizes,
     "micro_batches": distillation.micro_batches,
     "remat": distillation.remat,
     **summary,
-    "tokens_per_second": subject.rows(case) * case.horizon / summary["seconds"],
+    "tokens_per_second": case.rows * case.horizon / summary["seconds"],
     "compile_seconds": compilation["seconds"],
     "program_bytes": compilation["bytes"],
     "process_peak_bytes": metrics.peak_memory(),
@@ -67,7 +64,8 @@ def update_cost(subject: Subject, case: Case, remat: str, frozen_models: FrozenM
   return roofline.update(
     subject.student,
     frozen,
-    subject.rows(case),
+    case.batch,
+    case.n,
     case.prompt,
     case.horizon,
     vocab=subject.vocab,

@@ -174,8 +174,7 @@ class Prompts:
         if key in ("digest", "prompts"):
           what = self._what_changed(state.get("origin")) or what
         raise InputError(
-          f"The run cannot go on where it stopped: {what} when its checkpoint was written; "
-          "give it the data file, tokenizer and config that it began with, or a new workdir."
+          f"{what} when its checkpoint was written; give it the data file, tokenizer and config that it began with, or a new workdir."
         )
     self._order.set_state(state["order"])
 

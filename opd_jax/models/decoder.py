@@ -4,10 +4,12 @@ Parameters are a plain pytree with the layers stacked on the first axis, so that
 over them and shard them; `unstack` gives the token loop one pytree per layer.
 
 Dimensions: B batch, T positions, L layers, D model width, N query heads, K key/value heads,
-G = N / K query heads per key/value head, h head width, F feed-forward width, E experts, V vocabulary.
+G = N / K query heads per key/value head, h head width, F feed-forward width, E experts, V vocabulary; p prompts of width P
+with n responses of width H each.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import moe
-from opd_jax.models.attention import attend_causal
+from opd_jax.models.attention import PromptGroup, attend_causal
 from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
 from opd_jax.types import Params
@@ -127,6 +129,7 @@ def hidden(
   attention_fn=attend_causal,
   moe_fn=moe.reference,
   embed_fn=None,
+  group: PromptGroup | None = None,
 ) -> Float[Array, "B T D"]:
   """Compute the final normed hidden states; `unembed` turns the positions of interest into logits.
 
@@ -138,15 +141,17 @@ def hidden(
     attention_fn: causal attention over whole sequences, see attention.py and kernels.py.
     moe_fn: the mixture of experts, where there is one, see moe.py.
     embed_fn: the embedding; None: `embed`, and on a mesh see lookup.py.
+    group: how the sequences are laid out, where they are prompts with several responses each.
   """
-  positions = positions_of(mask)
+  positions = positions_of(mask) if group is None else group.positions(mask)
+  attend = attention_fn if group is None else functools.partial(attention_fn, group=group)
   rope = rope_tables(cfg, positions)
 
   def layer(x, w):
     w = dense(w, dtype)
     q, k, v = qkv(x, w, cfg, rope)
     with jax.named_scope("attention"):
-      x = x + project_out(attention_fn(q, k, v, mask), w, cfg)
+      x = x + project_out(attend(q, k, v, mask), w, cfg)
     return x + feed_forward(x, w, cfg, mask, moe_fn), None
 
   if remat != "none":
@@ -159,8 +164,8 @@ def hidden(
 def response_hidden(
   params: Params,
   cfg: DecoderConfig,
-  prompt: Int[Array, "B P"],
-  prompt_mask: Bool[Array, "B P"],
+  prompt: Int[Array, "p P"],
+  prompt_mask: Bool[Array, "p P"],
   response: Int[Array, "B H"],
   response_mask: Bool[Array, "B H"],
   **hidden_options,
@@ -169,14 +174,21 @@ def response_hidden(
 
   The first response token is predicted by the last prompt token; the last response token predicts nothing
   that is kept, and is not run. Alignment is by response index: any prompt of any length gives the same layout.
+  A prompt is read once for its responses, B = p n: the rows of each prompt are neighbours.
 
   Args:
     hidden_options: keyword arguments of `hidden`.
   """
-  P = prompt.shape[1]
-  tokens = jnp.concatenate([prompt, response[:, :-1]], axis=1)
-  mask = jnp.concatenate([prompt_mask, response_mask[:, :-1]], axis=1)
-  return hidden(params, cfg, tokens, mask, **hidden_options)[:, P - 1 :]
+  (p, P), (B, H) = prompt.shape, response.shape
+  n, R = B // p, H - 1
+  behind = lambda a: a[:, :-1].reshape(p, n * R)
+  tokens = jnp.concatenate([prompt, behind(response)], axis=1)
+  mask = jnp.concatenate([prompt_mask, behind(response_mask)], axis=1)
+  if n == 1:
+    return hidden(params, cfg, tokens, mask, **hidden_options)[:, P - 1 :]
+  x = hidden(params, cfg, tokens, mask, group=PromptGroup(P, n, R) if R else None, **hidden_options)
+  first = jnp.repeat(x[:, P - 1], n, axis=0)[:, None]
+  return jnp.concatenate([first, x[:, P:].reshape(B, R, x.shape[-1])], axis=1)
 
 
 def unembed(params: Params, x: Float[Array, "*b D"]) -> Float[Array, "*b V"]:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.errors import InputError
 from opd_jax.models import blockwise
-from opd_jax.models.attention import attend_causal
+from opd_jax.models.attention import PromptGroup, attend_causal
 from opd_jax.runtime.mesh import ROWS
 
 KINDS = ("auto", "xla", "blocks", "cudnn", "splash")
@@ -88,6 +89,7 @@ def attend(
   v: Float[Array, "B T K h"],
   mask: Bool[Array, "B T"],
   *,
+  group: PromptGroup | None = None,
   interpret: bool = False,
 ) -> Float[Array, "B T N h"]:
   """Run the attention of one `kind` (not "auto": see `choose`) on a mesh, each device on its own rows and heads.
@@ -97,12 +99,14 @@ def attend(
 
   Args:
     mesh: None: one device.
+    group: how the sequences are laid out, where they are prompts with several responses each.
     interpret: run splash attention without a TPU, slowly.
   """
-  if kind == "xla" or (kind == "blocks" and q.shape[1] <= blockwise.WORTHWHILE):
-    return attend_causal(q, k, v, mask)
+  longest = q.shape[1] if group is None else group.prompt + group.response
+  if kind == "xla" or (kind == "blocks" and longest <= blockwise.WORTHWHILE):
+    return attend_causal(q, k, v, mask, group=group)
   kernels = {"blocks": blockwise.attend, "cudnn": cudnn, "splash": functools.partial(splash, interpret=interpret)}
-  kernel = kernels[kind]
+  kernel = functools.partial(kernels[kind], group=group)
   if mesh is None or mesh.size == 1:
     return kernel(q, k, v, mask)
   B, _, N, _ = q.shape
@@ -124,6 +128,7 @@ def cudnn(
   v: Float[Array, "B T K h"],
   mask: Bool[Array, "B T"],
   *,
+  group: PromptGroup | None = None,
   implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T N h"]:
   """Run cuDNN's flash attention: bfloat16 or float16, head widths up to 128 that are multiples of 8, any T.
@@ -132,9 +137,16 @@ def cudnn(
   gradient of its own. So each row's real tokens are moved to its front, and the outputs back: a few passes over
   q, k, v and the outputs, which is nothing beside the attention.
 
+  It knows no mask of a prompt with several responses either, so inside the attention, and only there, each response stands
+  behind a copy of its prompt's queries, keys and values; the backward pass makes the copies again.
+
   Args:
+    group: how the sequences are laid out, where they are prompts with several responses each.
     implementation: "xla" does the same with plain matrix products, for tests without a GPU.
   """
+  if group is not None:
+    in_rows = lambda *arrays: cudnn(*map(group.as_rows, arrays), implementation=implementation)
+    return group.from_rows(jax.checkpoint(in_rows)(q, k, v, mask))
   T = q.shape[1]
   row = jnp.arange(q.shape[0])[:, None]
   order, inverse = _real_first(mask)
@@ -166,6 +178,7 @@ def splash(
   v: Float[Array, "B T K h"],
   mask: Bool[Array, "B T"],
   *,
+  group: PromptGroup | None = None,
   interpret: bool = False,
 ) -> Float[Array, "B T N h"]:
   """Run JAX's splash attention for TPUs: bfloat16 or float32, any head width and T.
@@ -174,6 +187,8 @@ def splash(
   of padding has a softmax over something.
 
   Args:
+    group: how the sequences are laid out, where they are prompts with several responses each. Blocks in which no token sees
+      another, as those between two responses, are skipped.
     interpret: run without a TPU, slowly.
   """
   # A third of a second to import, which only those who use it pay.
@@ -188,7 +203,7 @@ def splash(
   q = (q.astype(jnp.float32) / math.sqrt(h)).astype(dtype)  # the kernel does not scale
   segment = jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, length - T)))
   kernel = sa.make_splash_mha_single_device(
-    sa.MultiHeadMask([sa.CausalMask((length, length))] * N),
+    sa.MultiHeadMask([_splash_mask(length, group)] * N),
     block_sizes=sa.BlockSizes(
       block_q=block,
       block_kv=block,
@@ -201,6 +216,28 @@ def splash(
   )
   out = jax.vmap(kernel)(heads_first(q), heads_first(k), heads_first(v), sa.SegmentIds(segment, segment))
   return out.transpose(0, 2, 1, 3)[:, :T]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.lru_cache(maxsize=64)
+def _splash_mask(length: int, group: PromptGroup | None):
+  """The mask of sequences of this length, without padding."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as sa
+
+  if group is None:
+    return sa.CausalMask((length, length))
+
+  class GroupMask(sa.Mask):
+    """Which tokens of a prompt and its responses see which; computed block by block."""
+
+    @property
+    def shape(self):
+      return length, length
+
+    def __getitem__(self, index):
+      queries, keys = (np.arange(length)[i] for i in index)
+      return group.sees(queries[:, None], keys[None])
+
+  return GroupMask()
 
 
 def block_and_length(T: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ cache by themselves: weights, key/value caches, optimiser state. Norms, rotary a
 from the embedding, activations and what devices send each other are left out, and so is work that a program does
 beyond need: masked halves of causal scores, cache slots beyond the filled ones, forward passes made twice.
 
-Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, T = P + H - 1 tokens of a row that
+Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, R = H - 1 tokens of a response that
 are read, L layers, D model width, N query heads, K key/value heads, h head width, F feed-forward width, E experts of
 which a token goes through k, V shared vocabulary, i bytes of a number in the compute type.
 """
@@ -118,20 +118,22 @@ def prefill(cfg: DecoderConfig, prompts: int, n: int, P: int, *, vocab: int, ite
   """The cost of p prompts of P tokens, read once for their n rollouts, and of the logits of the first token.
 
   FLOPs: layers of p P tokens with causal attention, and the head once per row. Bytes: the weights once, and the
-  caches written, for all B rows.
+  caches written, one for each prompt.
   """
   flops = layer_flops(cfg, prompts * P, prompts * causal_pairs(P)) + head_flops(cfg, prompts * n, vocab)
-  return Cost(flops, weight_bytes(cfg, vocab, itemsize), cache_bytes(cfg, prompts * n, P, itemsize))
+  return Cost(flops, weight_bytes(cfg, vocab, itemsize), cache_bytes(cfg, prompts, P, itemsize))
 
 
-def decode_step(cfg: DecoderConfig, rows: int, prefix: float, *, vocab: int, itemsize: int) -> Cost:
-  """The cost of one more token of every row, with `prefix` slots filled, its own included.
+def decode_step(cfg: DecoderConfig, prompts: int, n: int, P: int, t: int, *, vocab: int, itemsize: int) -> Cost:
+  """The cost of one more token of every row, which is its t-th and sees the prompt's P.
 
-  FLOPs: B (2 layer_parameters + 4 L N h prefix + 2 V D). Bytes: the weights once for all rows, and the filled keys and
-  values of each: (layer_parameters + V D) i + B prefix 2 L K h i.
+  FLOPs: B (2 layer_parameters + 4 L N h (P + t) + 2 V D). Bytes: the weights once for all rows, and the filled keys and
+  values, a prompt's once for its n rows: (layer_parameters + V D) i + (p P + B t) 2 L K h i.
   """
-  flops = layer_flops(cfg, rows, rows * prefix) + head_flops(cfg, rows, vocab)
-  return Cost(flops, weight_bytes(cfg, vocab, itemsize), cache_bytes(cfg, rows, prefix, itemsize))
+  rows = prompts * n
+  flops = layer_flops(cfg, rows, rows * (P + t)) + head_flops(cfg, rows, vocab)
+  cached = cache_bytes(cfg, prompts, P, itemsize) + cache_bytes(cfg, rows, t, itemsize)
+  return Cost(flops, weight_bytes(cfg, vocab, itemsize), cached)
 
 
 def rollout(cfg: DecoderConfig, prompts: int, n: int, P: int, H: int, *, vocab: int, itemsize: int) -> list[Cost]:
@@ -141,13 +143,14 @@ def rollout(cfg: DecoderConfig, prompts: int, n: int, P: int, H: int, *, vocab: 
   """
   sizes = {"vocab": vocab, "itemsize": itemsize}
   first = prefill(cfg, prompts, n, P, **sizes)
-  return [first, *(decode_step(cfg, prompts * n, P + t, **sizes) for t in range(1, H))]
+  return [first, *(decode_step(cfg, prompts, n, P, t, **sizes) for t in range(1, H))]
 
 
 def update(
   student: DecoderConfig,
   frozen: tuple[DecoderConfig, ...],
-  rows: int,
+  prompts: int,
+  n: int,
   P: int,
   H: int,
   *,
@@ -155,9 +158,10 @@ def update(
   itemsize: int,
   remat: str = "none",
 ) -> Cost:
-  """The cost of a forward pass of every model over B rows of P + H tokens, and of one AdamW update of the student.
+  """The cost of a forward pass of every model over p prompts and n responses to each, and of one AdamW update.
 
-  The last token of a row predicts nothing and is not read, so T = P + H - 1; logits are of the H response tokens.
+  A prompt is read once for its responses. The last token of a response predicts nothing and is not read, so R = H - 1 of it
+  are; logits are of the H response tokens.
 
   FLOPs: of each frozen model layers and head, forward; of the student three times that, since the backward pass has
   two products for each one forward (by the input and by the weight); and what `remat` (decoder.REMAT) asks to be done
@@ -167,13 +171,14 @@ def update(
   is kept in int8; in fp32 the gradient written and read, and parameters and both moments read and written: 8 numbers
   per parameter of the student.
   """
-  T = P + H - 1
-  pairs = rows * causal_pairs(T)
+  rows, R = prompts * n, H - 1
+  tokens = prompts * P + rows * R
+  pairs = prompts * causal_pairs(P) + rows * (R * P + causal_pairs(R))
 
   def forward(cfg: DecoderConfig) -> float:
-    return layer_flops(cfg, rows * T, pairs) + head_flops(cfg, rows * H, vocab)
+    return layer_flops(cfg, tokens, pairs) + head_flops(cfg, rows * H, vocab)
 
-  again = {"none": 0, "dots": layer_flops(student, 0, pairs), "layer": layer_flops(student, rows * T, pairs)}
+  again = {"none": 0, "dots": layer_flops(student, 0, pairs), "layer": layer_flops(student, tokens, pairs)}
   flops = sum(map(forward, frozen)) + 3 * forward(student) + again[remat]
   frozen_bytes = sum(weight_bytes(cfg, vocab, itemsize) for cfg in frozen)
   student_bytes = weight_bytes(student, vocab, itemsize)

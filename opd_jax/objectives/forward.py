@@ -2,7 +2,7 @@
 
 Usable without a recipe: training, probes and analyses call it with whichever parameters and prompts they compare.
 
-Dimensions: B rows, H response width, D model width, V vocabulary.
+Dimensions: B rows, n of each prompt, H response width, D model width, V vocabulary.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Forward:
 
     Args:
       params: of `cfg`, sharded by `layout`, a key of runtime.mesh.RULES.
-      prompt: one row per row of the rollout.
+      prompt: one row per row of the rollout, or one for every n of them, which are neighbours.
     """
     hidden = decoder.response_hidden(
       params,

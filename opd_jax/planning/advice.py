@@ -96,7 +96,8 @@ def suggestions(setup: Setup, need: MemoryNeed, resident: dict[str, int]) -> lis
 
 def _rollout(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
   c, shards = setup.c, meshes.row_shards(setup.mesh)
-  caches = _cache_bytes(setup, setup.rows, need.width)
+  n = c.rollouts_per_prompt
+  caches = _cache_bytes(setup, c.batch, n, need.width)
   smaller = [b for b in range(shards, c.batch, shards) if caches * (1 - b / c.batch) >= need.excess]
   if smaller or c.batch > shards:
     batch = max(smaller) if smaller else shards
@@ -106,29 +107,23 @@ def _rollout(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
       f"{batch * c.rollouts_per_prompt // shards} rows a device instead of {setup.rows // shards}; "
       f"their caches are {caches / GIB:.1f} GiB",
     )
-  if c.rollouts_per_prompt > 1:
-    fewer = [n for n in range(1, c.rollouts_per_prompt) if caches * (1 - n / c.rollouts_per_prompt) >= need.excess]
-    n = max(fewer, default=1)
-    yield Suggestion(
-      f"--config.rollouts_per_prompt={n}", caches * (1 - n / c.rollouts_per_prompt), "fewer rows of the same prompts"
-    )
+  if n > 1:
+    fewer, saved = _fewest(setup, c.batch, n, need)
+    yield Suggestion(f"--config.rollouts_per_prompt={fewer}", saved, "fewer rows of the same prompts")
   yield from _tensor(setup)
 
 
 def _evaluation(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
   c, shards = setup.c, meshes.row_shards(setup.mesh)
   batch = stages.evaluation_batch(setup)
-  caches = _cache_bytes(setup, batch * c.eval.k, need.width)
+  caches = _cache_bytes(setup, batch, c.eval.k, need.width)
   if batch > shards:
     smaller = [b for b in range(shards, batch, shards) if caches * (1 - b / batch) >= need.excess]
     b = max(smaller, default=shards)
     yield Suggestion(f"--config.eval.batch={b}", caches * (1 - b / batch), "more calls, the same answers")
   if c.eval.k > 1:
-    fewer = [k for k in range(1, c.eval.k) if caches * (1 - k / c.eval.k) >= need.excess]
-    k = max(fewer, default=1)
-    yield Suggestion(
-      f"--config.eval.k={k}", caches * (1 - k / c.eval.k), "fewer samples of each problem, wider intervals"
-    )
+    k, saved = _fewest(setup, batch, c.eval.k, need)
+    yield Suggestion(f"--config.eval.k={k}", saved, "fewer samples of each problem, wider intervals")
   yield from _tensor(setup)
 
 
@@ -137,7 +132,9 @@ def _update(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
   assert need.program.memory is not None
   temporaries = need.program.memory.temporaries
   size = c.micro_batch or setup.rows
-  fits = [m for m in range(shards, size, shards) if setup.rows % m == 0]
+  whole = shards * c.rollouts_per_prompt  # slices of whole prompts read each of them once
+  fits = [m for m in range(whole, size, whole) if setup.rows % m == 0]
+  fits = fits or [m for m in range(shards, size, shards) if setup.rows % m == 0]
   if fits:
     enough = [m for m in fits if temporaries * (1 - m / size) >= need.excess]
     m = max(enough) if enough else min(fits)
@@ -182,17 +179,27 @@ def _tensor(setup: Setup) -> Iterator[Suggestion]:
     )
 
 
-def _cache_bytes(setup: Setup, rows: int, width: int) -> float:
-  """Count the bytes per device of the keys and values of all rows, full."""
-  all_devices = roofline.cache_bytes(setup.student, rows, setup.prompt + width, setup.dtype.itemsize)
+def _cache_bytes(setup: Setup, prompts: int, n: int, width: int) -> float:
+  """Count the bytes per device of the keys and values of all prompts and of n responses to each, full."""
+  slots = prompts * (setup.prompt + n * width)
+  all_devices = roofline.cache_bytes(setup.student, 1, slots, setup.dtype.itemsize)
   return all_devices / meshes.row_shards(setup.mesh) / setup.mesh.shape["tensor"]
+
+
+def _fewest(setup: Setup, prompts: int, n: int, need: MemoryNeed) -> tuple[int, float]:
+  """Choose the most responses to a prompt below n whose caches would fit, 1 where none would; and the bytes it saves."""
+  saves = {
+    m: _cache_bytes(setup, prompts, n, need.width) - _cache_bytes(setup, prompts, m, need.width) for m in range(1, n)
+  }
+  m = max((m for m, saved in saves.items() if saved >= need.excess), default=1)
+  return m, saves[m]
 
 
 def _activation_bytes(setup: Setup, rows: int, width: int) -> float:
   """Estimates bytes per device that a backward pass without remat holds: the operands of every product of a layer."""
   cfg = setup.student
   numbers = 6 * cfg.d_model + 2 * (cfg.heads + cfg.kv_heads) * cfg.head_width + 3 * cfg.ff_width
-  tokens = rows * (setup.prompt + width)
+  tokens = rows * (setup.prompt / setup.c.rollouts_per_prompt + width)
   return tokens * cfg.layers * (numbers - cfg.d_model) * setup.dtype.itemsize / setup.mesh.shape["tensor"]
 
 

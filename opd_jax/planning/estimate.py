@@ -94,7 +94,11 @@ class RunEstimate:
     student = s.student
     if name == "update":
       frozen = s.teachers + ((student,) if s.c.mixture.initial else ())
-      return [roofline.update(student, frozen, s.rows, s.prompt, width, remat=s.c.remat, **self._sizes)]
+      return [
+        roofline.update(
+          student, frozen, s.c.batch, s.c.rollouts_per_prompt, s.prompt, width, remat=s.c.remat, **self._sizes
+        )
+      ]
     evaluating = name == "evaluate"
     batch = stages.evaluation_batch(s) if evaluating else s.c.batch
     n = s.c.eval.k if evaluating else s.c.rollouts_per_prompt

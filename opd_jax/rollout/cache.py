@@ -1,14 +1,17 @@
 """Key/value caches and the decoder steps that read and write them.
 
-Keys are stored transposed, [B, K, h, S], so that a decode step is two plain batched matrix products; one array per
+A prompt's keys and values are kept once, for all of its rollouts, and each rollout has a cache of its own behind them; a
+decode step attends to both. Keys are stored transposed, [B, K, h, S], so that a decode step is two plain batched matrix products; one array per
 layer, so that writing one token never copies another layer's cache. What the token loop would compute again at every
 token is computed before it: the weights in the compute type, layer by layer and joined where they have the same input,
 and the rotary angles of every position.
 
-Dimensions: B rows, T tokens, P prompt length, S cache length, D model width, N query heads, K key/value heads,
+Dimensions: p prompts, n rollouts of each, B = p n rows, T tokens, P prompt length, S cache length, D model width, N query heads, K key/value heads,
 G = N / K, h head width, F feed-forward width, V vocabulary.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -18,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import decoder, lora, moe
-from opd_jax.models.attention import attend_causal, attend_groups
+from opd_jax.models.attention import NEVER, attend_causal
 from opd_jax.types import Params
 
 
@@ -33,12 +36,25 @@ class LayerCache(NamedTuple):
     """The number of slots, S."""
     return self.v.shape[2]
 
+  @classmethod
+  def empty(cls, like: "LayerCache", rows: int) -> "LayerCache":
+    """Make a cache without slots, of as many key/value heads of the same width."""
+    K, h = like.k.shape[1:3]
+    return cls(jnp.zeros((rows, K, h, 0), like.k.dtype), jnp.zeros((rows, K, 0, h), like.v.dtype))
+
   def grow(self, length: int) -> "LayerCache":
     """Append empty slots up to `length`. This copies the cache: call it between token loops, never inside one."""
     added = length - self.length
     return LayerCache(
       jnp.pad(self.k, ((0, 0), (0, 0), (0, 0), (0, added))), jnp.pad(self.v, ((0, 0), (0, 0), (0, added), (0, 0)))
     )
+
+
+class PromptCaches(NamedTuple):
+  """The part of a rollout's context that it shares with the other rollouts of its prompt."""
+
+  mask: Bool[Array, "p P"]  # true on real tokens
+  layers: list[LayerCache]  # of P slots; one per layer
 
 
 class DecodeParams(NamedTuple):
@@ -86,11 +102,11 @@ def join(w: Params, cfg: decoder.DecoderConfig) -> Params:
 def prefill(
   w: DecodeParams,
   cfg: decoder.DecoderConfig,
-  tokens: Int[Array, "B P"],
-  mask: Bool[Array, "B P"],
+  tokens: Int[Array, "p P"],
+  mask: Bool[Array, "p P"],
   attention_fn=attend_causal,
   moe_fn=moe.reference,
-) -> tuple[Float[Array, "B D"], list[LayerCache]]:
+) -> tuple[Float[Array, "p D"], PromptCaches]:
   """Run the model on left-padded prompts.
 
   Args:
@@ -98,8 +114,7 @@ def prefill(
     moe_fn: the mixture of experts, where there is one, see moe.py.
 
   Returns:
-    The last position's final hidden state, which predicts the first response token, and one full cache of P slots
-    per layer.
+    The last position's final hidden state, which predicts the first response token, and the prompts' caches.
   """
   rope = decoder.rope_tables(cfg, decoder.positions_of(mask))
   x = w.embed[tokens]
@@ -108,7 +123,7 @@ def prefill(
     q, k, v = qkv(x, layer, cfg, rope)
     caches.append(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
     x = finish_layer(x, attention_fn(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask), layer, cfg, moe_fn, mask)
-  return decoder.rms_norm(x[:, -1], w.norm, cfg.norm_eps), caches
+  return decoder.rms_norm(x[:, -1], w.norm, cfg.norm_eps), PromptCaches(mask, caches)
 
 
 def decode(
@@ -117,28 +132,56 @@ def decode(
   tokens: Int[Array, "B"],
   rope: tuple[Array, Array],
   slot: Int[Array, ""],
-  visible: Bool[Array, "B S"],
+  prompts: PromptCaches,
   caches: list[LayerCache],
   moe_fn=moe.reference,
 ) -> tuple[Float[Array, "B D"], list[LayerCache]]:
-  """Run the model on one token per row, which takes cache slot `slot`.
+  """Run the model on one token per row, which takes slot `slot` of the row's own cache.
 
   Args:
     rope: cosines and sines at the tokens' positions, [B, 1, 1, h/2] each; rows of different prompt length differ.
-    visible: cache slots that the token may attend to, its own included.
+    prompts: of the rows, n neighbours each.
+    caches: the rows' own, filled below `slot`; one per layer.
 
   Returns:
     The final hidden state, which predicts the next token, and the caches with this one.
   """
   x = w.embed[tokens][:, None]
   written = []
-  for layer, cache in zip(w.layers, caches, strict=True):
+  for layer, prompt, cache in zip(w.layers, prompts.layers, caches, strict=True):
     q, k, v = qkv(x, layer, cfg, rope)
     k = lax.dynamic_update_slice_in_dim(cache.k, k.transpose(0, 2, 3, 1), slot, axis=3)
     v = lax.dynamic_update_slice_in_dim(cache.v, v.transpose(0, 2, 1, 3), slot, axis=2)
     written.append(LayerCache(k, v))
-    x = finish_layer(x, attend_groups(q, k, v, visible[:, None]), layer, cfg, moe_fn)
+    heads = attend_cached(q[:, 0], prompt, prompts.mask, written[-1], slot)
+    x = finish_layer(x, heads[:, None], layer, cfg, moe_fn)
   return decoder.rms_norm(x[:, 0], w.norm, cfg.norm_eps), written
+
+
+def attend_cached(
+  q: Float[Array, "B K G h"],
+  prompt: LayerCache,
+  in_prompt: Bool[Array, "p P"],
+  own: LayerCache,
+  slot: Int[Array, ""],
+) -> Float[Array, "B K G h"]:
+  """Compute one softmax attention over the prompt of each row and its own cache up to `slot`.
+
+  The queries of a prompt's rows are rows of one matrix product, so that the prompt is read once for all of them. Scores and
+  softmax are fp32, and the output has the type of the values.
+  """
+  (B, K, G, h), p = q.shape, len(in_prompt)
+  by_prompt = lambda a: a.reshape(p, B // p, K, G, -1).swapaxes(1, 2).reshape(p, K, B // p * G, -1)
+  by_row = lambda a: a.reshape(p, K, B // p, G, -1).swapaxes(1, 2).reshape(B, K, G, -1)
+  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+  to_prompt = jnp.where(in_prompt[:, None, None], product(by_prompt(q), prompt.k) / math.sqrt(h), NEVER)
+  to_own = jnp.where(jnp.arange(own.length) <= slot, product(q, own.k) / math.sqrt(h), NEVER)
+  top = jnp.maximum(by_row(jnp.max(to_prompt, axis=-1, keepdims=True)), jnp.max(to_own, axis=-1, keepdims=True))
+  to_prompt, to_own = jnp.exp(to_prompt - by_prompt(top)), jnp.exp(to_own - top)
+  total = by_row(jnp.sum(to_prompt, axis=-1, keepdims=True)) + jnp.sum(to_own, axis=-1, keepdims=True)
+  dtype = own.v.dtype
+  out = by_row(product(to_prompt.astype(dtype), prompt.v)) + product(to_own.astype(dtype), own.v)
+  return (out / total).astype(dtype)
 
 
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: tuple[Array, Array]):

@@ -1,7 +1,6 @@
 """Autoregressive sampling to a static response length.
 
-Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt length, H response length, V vocabulary, S = P + H,
-D model width.
+Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt length, H response length, V vocabulary, D model width.
 """
 
 import dataclasses
@@ -42,13 +41,13 @@ class DecodeRow:
   """The token loop's carry for every row: its inputs, and what has been generated so far."""
 
   key: jax.Array  # key[B]
-  prompt_mask: jax.Array  # bool[B, P]
+  prompt_len: jax.Array  # int32[B], real tokens
   token: jax.Array  # int32[B], the last one, not yet in the cache
   response: jax.Array  # int32[B, H]
   logprob: jax.Array  # f32[B, H]
   length: jax.Array  # int32[B], tokens generated
   ended: jax.Array  # bool[B], a stop token was drawn
-  caches: list[cache.LayerCache]  # one per layer; prompt first, response after it
+  caches: list[cache.LayerCache]  # one per layer, of the response alone
 
 
 @jax.tree_util.register_dataclass
@@ -79,7 +78,7 @@ def rollout(
 ) -> Rollout:
   """Sample n responses to every prompt, at most `limit` <= `response_len` tokens long.
 
-  A prompt is prefilled once for its n rollouts. Every row draws from a key of its own, folded with the token's index,
+  A prompt is prefilled once for its n rollouts, and its keys and values are kept once. Every row draws from a key of its own, folded with the token's index,
   so a short rollout is the prefix of a long one and a row does not depend on its neighbours. The loop ends at the
   limit or when every row has ended, whichever comes first.
 
@@ -123,48 +122,46 @@ def rollout(
     )
     return DecodeState(state.t + 1, rows)
 
-  def decode_token(state: DecodeState) -> DecodeState:
+  def decode_token(prompts: cache.PromptCaches, state: DecodeState) -> DecodeState:
     """Run the model on the last token and draw the next one."""
     rows, last = state.rows, state.t - 1  # the last token's index in the response
-    cache_len = rows.caches[0].length
-    filled = jnp.pad(rows.prompt_mask, ((0, 0), (0, cache_len - P)), constant_values=True)
-    # A row that has ended attends to padding too, and what comes of it is not used.
-    visible = filled & (jnp.arange(cache_len) <= P + last)
     with jax.named_scope("decode"):
-      position = jnp.sum(rows.prompt_mask, axis=1, dtype=jnp.int32) + last
-      rope = jax.tree.map(lambda table: table[position][:, None], angles)
-      x, caches = cache.decode(w, cfg, rows.token, rope, P + last, visible, rows.caches, moe_fn)
+      rope = jax.tree.map(lambda table: table[rows.prompt_len + last][:, None], angles)
+      # A row that has ended attends to padding too, and what comes of it is not used.
+      x, caches = cache.decode(w, cfg, rows.token, rope, last, prompts, rows.caches, moe_fn)
     return sample_token(DecodeState(state.t, dataclasses.replace(rows, caches=caches)), x)
 
   def run_segment(state: DecodeState, size: int, end: int) -> DecodeState:
     """Decode up to token `end`, in a batch of `size` rows that holds all live ones."""
     in_segment = lambda state: not_done(state) & (state.t < end)
     if size == B:
-      return lax.while_loop(in_segment, decode_token, state)
+      return lax.while_loop(in_segment, functools.partial(decode_token, prompts), state)
     live = segments.live_first(state.rows.ended, size)
     gathered = DecodeState(state.t, segments.gather(state.rows, live))
-    gathered = lax.while_loop(in_segment, decode_token, gathered)
+    a_prompt_each = segments.gather(prompts, live // n)
+    gathered = lax.while_loop(in_segment, functools.partial(decode_token, a_prompt_each), gathered)
     return DecodeState(gathered.t, segments.scatter(state.rows, gathered.rows, live))
 
   angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + response_len)[None]))
   with jax.named_scope("prefill"):
-    x, caches = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
-  x, caches, prompt_mask = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (x, caches, batch.prompt_mask))
+    x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
+  prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
+  x, prompt_len = (jnp.repeat(a, n, axis=0) for a in (x, prompt_len))
   empty = DecodeRow(
     key=jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers),
-    prompt_mask=prompt_mask,
+    prompt_len=prompt_len,
     token=jnp.full((B,), sampling.pad_id, jnp.int32),
     response=jnp.full((B, response_len), sampling.pad_id, jnp.int32),
     logprob=jnp.zeros((B, response_len), jnp.float32),
     length=jnp.zeros((B,), jnp.int32),
     ended=jnp.zeros((B,), bool),
-    caches=caches,
+    caches=[cache.LayerCache.empty(layer, B) for layer in prompts.layers],
   )
   state = sample_token(DecodeState(jnp.int32(0), empty), x)
   # One segment after the other, also those that the limit leaves nothing to do: a conditional would keep the caches of
   # every segment before it alive, and with them several times the memory of the last one.
   for i, end in enumerate(segments.ends(response_len)):
-    caches = [layer.grow(P + end) for layer in state.rows.caches]
+    caches = [layer.grow(end) for layer in state.rows.caches]
     state = DecodeState(state.t, dataclasses.replace(state.rows, caches=caches))
     sizes = segments.sizes(B) if i else [B]
     runs = [functools.partial(run_segment, size=size, end=end) for size in sizes]

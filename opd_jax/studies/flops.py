@@ -4,7 +4,7 @@ Counted as models/roofline.py counts, but with every row as long as it was. Of a
 generated tokens, with P tokens of prompt as compiled:
 
     rollout   p P + n - B tokens read by the generator, logits of n; none where the responses are data
-    update    B P + n - B tokens read by the student, forward and backward (3 times forward; with an adapter one
+    update    p P + n - B tokens read by the student, forward and backward (3 times forward; with an adapter one
               product of each weight less), and by every teacher once
     probe     a rollout and an update of the rows that are probed, with no way back but once through the head
 
@@ -101,11 +101,11 @@ class _Models(NamedTuple):
   def step(self, counts: _TokenCounts) -> float:
     from opd_jax.models import roofline
 
-    update = 3 * self._forward(self.student, counts.rows, counts) + sum(
-      self._forward(m, counts.rows, counts) for m in self.frozen
+    update = 3 * self._forward(self.student, counts.prompts, counts) + sum(
+      self._forward(m, counts.prompts, counts) for m in self.frozen
     )
     if self.adapter:
-      tokens = counts.rows * self.prompt + counts.tokens - counts.rows
+      tokens = counts.prompts * self.prompt + counts.tokens - counts.rows
       update -= roofline.layer_flops(self.student, tokens, 0) + roofline.head_flops(
         self.student, counts.tokens, self.vocab
       )
@@ -115,7 +115,7 @@ class _Models(NamedTuple):
   def probe(self, counts: _TokenCounts) -> float:
     from opd_jax.models import roofline
 
-    forward = sum(self._forward(m, counts.rows, counts) for m in (self.student, *self.frozen))
+    forward = sum(self._forward(m, counts.prompts, counts) for m in (self.student, *self.frozen))
     back = roofline.head_flops(self.student, counts.tokens, self.vocab)
     return self._forward(self.student, counts.prompts, counts) + forward + back
 

@@ -159,8 +159,8 @@ def resume(
     step = position["step"]
     prompts.restore(position["prompts"], step if workdir.prompts_begin_anew(changes, step) else None)
     recipe.load_state_dict(position)
-  except InputError:
-    raise
+  except InputError as e:
+    raise InputError(f"The run in {root} cannot go on where it stopped: {e}") from None
   except (AttributeError, LookupError, TypeError, ValueError) as e:
     raise damaged(root / "checkpoints", position["step"]) from e
   return state, position

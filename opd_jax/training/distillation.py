@@ -41,8 +41,8 @@ from opd_jax.types import Batch, FrozenModels, Params, Rollout, TrainState
 class DistillationStep:
   """The computations of a distillation step, as pure functions of arrays; what they close over is static.
 
-  Teachers and student read the same rows, under the same prompts or each under its own, micro-batch by micro-batch, so a
-  teacher's hidden states [b, H, D] live as long as one micro-batch and logits [b, H, V] never exist.
+  Teachers and student read the same rows, under the same prompts or each under its own, each prompt once for its n rollouts,
+  micro-batch by micro-batch, so a teacher's hidden states [b, H, D] live as long as one micro-batch and logits [b, H, V] never exist.
   """
 
   student: decoder.DecoderConfig
@@ -117,7 +117,7 @@ class DistillationStep:
       advantage: of each row's reward, where the loss has one.
     """
     token_weights = self.loss.token_weights(rollout.mask, jax.random.fold_in(self.key, state.step))
-    rows = Rows(microbatch.repeat(batch, self.n), rollout, token_weights, advantage)
+    rows = Rows(batch, rollout, token_weights, advantage)
 
     def gradient(part: Rows):
       (_, (loss, stats)), grads = jax.value_and_grad(self.loss_of, has_aux=True)(state.params, frozen_models, part)
@@ -153,7 +153,8 @@ class DistillationStep:
     reference = None
     if frozen_models.reference is not None:
       reference = forward(frozen_models.reference, self.student, part.batch)
-    frozen = FrozenInputs(teachers, rollout.response, rollout.mask, part.batch.teacher_weight, reference)
+    teacher_weight = microbatch.repeat(part.batch.teacher_weight, part.n)
+    frozen = FrozenInputs(teachers, rollout.response, rollout.mask, teacher_weight, reference)
     compared = (self.loss.objective, student, lax.stop_gradient(frozen))
     first = self.loss.needs_stats_first
     stats = fused.token_stats(*compared, mesh=self.mesh) if first else {}
@@ -194,7 +195,7 @@ class DistillationStep:
     student_params = self.with_base(params, frozen_models)
     rollout = self.rollout(student_params, probe_batch, key, jnp.int32(widths[-1]), response_len=widths[-1])
     counted = rollout.mask & (jnp.arange(len(rollout.mask)) < prompts * self.n)[:, None]
-    part = Rows(microbatch.repeat(probe_batch, self.n), rollout, self.loss.token_weights(counted, key), None)
+    part = Rows(probe_batch, rollout, self.loss.token_weights(counted, key), None)
     student = lax.stop_gradient(self.forward_student(params, frozen_models, part))
 
     def loss_of_hidden(hidden: Float[Array, "B H D"]) -> jax.Array:
@@ -243,9 +244,14 @@ class DistillationStep:
     return microbatch.sums_by_position(stats, self.bins, self.max_horizon)
 
   def split(self, rows: "Rows") -> "Rows":
-    """Splits rows into micro-batches; with several widths the rows of a micro-batch are of like length."""
+    """Splits rows into micro-batches, prompt by prompt; with several widths those of a micro-batch are of like length."""
+    shards = meshes.row_shards(self.mesh)
+    copies = microbatch.prompt_copies(rows.batch.prompt.shape[0] // shards, rows.n, self.micro_batches)
+    batch, n = microbatch.repeat(rows.batch, copies), rows.n // copies
     lengths = jnp.sum(rows.rollout.mask, axis=1, dtype=jnp.int32) if self.buckets > 1 else None
-    return microbatch.split(rows, self.micro_batches, self.mesh, lengths)
+    of_rows = rows.rollout, rows.token_weights, rows.advantage
+    batch, of_rows = microbatch.split(batch, of_rows, self.micro_batches, self.mesh, n, lengths)
+    return Rows(batch, *of_rows)
 
   def _at_narrowest(self, gradient: Callable[["Rows"], Any]) -> Callable[["Rows"], Any]:
     def gradient_of(part: Rows):
@@ -303,12 +309,17 @@ class DistillationStep:
 
 @flax.struct.dataclass
 class Rows:
-  """The rows of a batch that an update computes on."""
+  """The rows of a batch that an update computes on: n neighbours for each of its prompts."""
 
-  batch: Batch  # a prompt for every row
+  batch: Batch
   rollout: Rollout
   token_weights: TokenWeights
   advantage: Float[Array, "*m B"] | None  # m micro-batches, where the rows are split into them
+
+  @property
+  def n(self) -> int:
+    """The rows of a prompt."""
+    return self.rollout.response.shape[-2] // self.batch.prompt.shape[-2]
 
   def cut(self, width: int) -> "Rows":
     """Drops the response columns from `width` on."""

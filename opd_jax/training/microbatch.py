@@ -13,31 +13,46 @@ from jaxtyping import Array, Float, Int
 
 from opd_jax.rollout.segments import Segments
 from opd_jax.runtime import mesh as meshes
-from opd_jax.types import Batch
 
 
-def repeat(batch: Batch, n: int) -> Batch:
-  """Repeats every prompt n times in a row, to stand beside its n rollouts: [p, ...] -> [p n, ...]."""
-  if n == 1:
-    return batch
-  return jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), batch)
+def repeat(tree: Any, n: int) -> Any:
+  """Repeats every row of a pytree n times in a row: [p, ...] -> [p n, ...]."""
+  return tree if n == 1 else jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), tree)
 
 
-def split(rows: Any, micro_batches: int, mesh: jax.sharding.Mesh, lengths: Int[Array, "B"] | None = None) -> Any:
-  """Splits the rows of a pytree: [B, ...] -> [micro_batches, B / micro_batches, ...]; every device keeps its own rows.
+def prompt_copies(prompts: int, n: int, micro_batches: int) -> int:
+  """Computes how often a prompt has to stand there for its n rollouts, so that no micro-batch has rows without theirs.
+
+  Once, unless there are more micro-batches than a device has prompts.
+  """
+  return next(copies for copies in range(1, n + 1) if n % copies == 0 and prompts * copies % micro_batches == 0)
+
+
+def split(
+  prompts: Any, rows: Any, micro_batches: int, mesh: jax.sharding.Mesh, n: int, lengths: Int[Array, "B"] | None = None
+) -> tuple[Any, Any]:
+  """Splits the rows of two pytrees into micro-batches, those of a prompt together; every device keeps its own.
 
   Args:
-    lengths: of the rows; where given, the rows of a micro-batch are of like length.
+    prompts: arrays [p, ...].
+    rows: arrays [p n, ...].
+    lengths: of the rows; where given, the longest rows of the prompts of a micro-batch are of like length.
+
+  Returns:
+    Arrays [micro_batches, p / micro_batches, ...] and [micro_batches, p n / micro_batches, ...].
   """
   shards = Segments(shards=meshes.row_shards(mesh))
+  groups = prompts, jax.tree.map(lambda a: a.reshape(-1, n, *a.shape[1:]), rows)
   if lengths is not None:
-    rows = shards.gather(rows, jnp.argsort(lengths.reshape(shards.shards, -1), axis=1))
+    longest = jnp.max(lengths.reshape(shards.shards, -1, n), axis=2)
+    groups = shards.gather(groups, jnp.argsort(longest, axis=1))
 
   def split_one(a: jax.Array) -> jax.Array:
     by_shard = a.reshape(shards.shards, micro_batches, -1, *a.shape[1:])
     return by_shard.swapaxes(0, 1).reshape(micro_batches, -1, *a.shape[1:])
 
-  return jax.tree.map(split_one, rows)
+  prompts, groups = jax.tree.map(split_one, groups)
+  return prompts, jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[3:]), groups)
 
 
 def accumulate(f: Callable[[Any], Any], parts: Any) -> Any:

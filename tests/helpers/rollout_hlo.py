@@ -19,7 +19,7 @@ from tests.conftest import STUDENT
 WIDE = dataclasses.replace(STUDENT, d_model=64, ff_width=96, head_width=16)
 
 
-def compiled(segments: Segments, cfg: decoder.DecoderConfig = WIDE) -> str:
+def compiled(segments: Segments, cfg: decoder.DecoderConfig = WIDE, n: int = 1) -> str:
   """Compile a rollout in which a weight and a cache are larger than anything else; returns the optimised HLO."""
   params = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
   ids: Any = jax.ShapeDtypeStruct((4, 96), jnp.int32)
@@ -27,7 +27,7 @@ def compiled(segments: Segments, cfg: decoder.DecoderConfig = WIDE) -> str:
   batch = Batch(prompt=ids, prompt_mask=mask)
   key, limit = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
   sampling = sample.Sampling(stop_ids=(1, 7, 9), pad_id=0, vocab=37)
-  run = functools.partial(sample.rollout, cfg=cfg, sampling=sampling, response_len=64, segments=segments)
+  run = functools.partial(sample.rollout, cfg=cfg, sampling=sampling, response_len=64, segments=segments, n=n)
   quick = "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")  # see conftest.py
   options: Any = {"xla_cpu_use_fusion_emitters": True} if quick else None
   before = jax.config.read("jax_disable_most_optimizations")

@@ -24,7 +24,7 @@ SIZES: Any = {"vocab": 8, "itemsize": 2}
 
 def test_a_token_by_hand():
   """3 rows that see 7 slots: 2 x 264 + 4 x 2 layers x 2 heads x 3 x 7 + 2 x 8 x 4 FLOPs each."""
-  cost = roofline.decode_step(SMALL, 3, 7, **SIZES)
+  cost = roofline.decode_step(SMALL, 3, 1, 2, 5, **SIZES)
   assert cost.flops == 3 * (528 + 336 + 64)
   assert cost.weight_bytes == 2 * (264 + 8 * 4)
   assert cost.sharded_bytes == 2 * 3 * 7 * 2 * 2 * 1 * 3, "keys and values of 2 layers, 1 head, 3 wide"
@@ -35,30 +35,41 @@ def test_a_rollout_by_hand():
   """Two prompts of 3 tokens, read once for their two rollouts each: 6 pairs a prompt."""
   first, *rest = roofline.rollout(SMALL, 2, 2, 3, 5, **SIZES)
   assert first.flops == 2 * 3 * 528 + 2 * 6 * (4 * 2 * 2 * 3) + 4 * 64
-  assert first.sharded_bytes == 4 * 3 * 12 * 2
-  assert rest == [roofline.decode_step(SMALL, 4, prefix, **SIZES) for prefix in (4, 5, 6, 7)]
+  assert first.sharded_bytes == 2 * 3 * 12 * 2, "a cache of 3 slots for each prompt"
+  assert rest == [roofline.decode_step(SMALL, 2, 2, 3, t, **SIZES) for t in (1, 2, 3, 4)]
+
+
+def test_a_prompt_is_read_once_for_its_rollouts():
+  """FLOPs of a token are those of as many prompts, bytes are those of one; an update reads 3 + 4 x 1 tokens a prompt."""
+  shared, alone = (roofline.decode_step(SMALL, prompts, n, 3, 4, **SIZES) for prompts, n in ((2, 5), (10, 1)))
+  assert shared.flops == alone.flops
+  assert alone.sharded_bytes - shared.sharded_bytes == (10 - 2) * 3 * 12 * 2
+  shared = roofline.update(SMALL, (), 2, 4, 3, 2, **SIZES)
+  pairs = 6 + 4 * (3 + 1)  # of a prompt, and of the one token that is read of each response
+  assert shared.flops == 3 * 2 * ((3 + 4) * 528 + pairs * 48 + 4 * 2 * 64)
+  assert shared.bytes == roofline.update(SMALL, (), 8, 1, 3, 2, **SIZES).bytes
 
 
 def test_an_update_by_hand():
   """One row of 3 + 2 tokens, of which 4 are read: 10 pairs; the teacher is as large as the student."""
   forward, logits = 4 * 528 + 10 * 48, 2 * 64
-  cost = roofline.update(SMALL, (SMALL,), 1, 3, 2, **SIZES)
+  cost = roofline.update(SMALL, (SMALL,), 1, 1, 3, 2, **SIZES)
   assert cost.flops == forward + logits + 3 * (forward + logits)
   assert cost.weight_bytes == 3 * 2 * (264 + 32)
   assert cost.sharded_bytes == 8 * 4 * (264 + 10 * 4 + 2 * 2 * 4 + 4), (
     "matrices, embedding, two norms a layer and the last"
   )
-  layer, dots = (roofline.update(SMALL, (SMALL,), 1, 3, 2, **SIZES, remat=remat) for remat in ("layer", "dots"))
+  layer, dots = (roofline.update(SMALL, (SMALL,), 1, 1, 3, 2, **SIZES, remat=remat) for remat in ("layer", "dots"))
   assert layer.flops - cost.flops == forward
   assert dots.flops - cost.flops == 10 * 48
-  assert roofline.update(SMALL, (SMALL, SMALL), 1, 3, 2, **SIZES).flops == cost.flops + forward + logits
+  assert roofline.update(SMALL, (SMALL, SMALL), 1, 1, 3, 2, **SIZES).flops == cost.flops + forward + logits
 
 
 def test_experts_are_held_by_all_and_used_by_few():
   """A router of 4 x 6, and 6 experts of 60 numbers, of which a token goes through 2."""
   cfg = dataclasses.replace(SMALL, moe=MoE(experts=6, per_token=2, renormalise=True))
   assert roofline.layer_parameters(cfg) == 2 * (72 + 24 + 6 * 60)
-  token, dense = roofline.decode_step(cfg, 3, 7, **SIZES), roofline.decode_step(SMALL, 3, 7, **SIZES)
+  token, dense = (roofline.decode_step(model, 3, 1, 2, 5, **SIZES) for model in (cfg, SMALL))
   assert token.flops - dense.flops == 3 * 2 * 2 * (24 + 2 * 60 - 60)
   assert token.weight_bytes - dense.weight_bytes == 2 * 2 * (24 + 5 * 60)
   params = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
@@ -70,10 +81,10 @@ def test_every_remat_is_counted():
   attention = 10 * (4 * 2 * 2 * 3)  # two products of 2 FLOPs, in 2 layers of 2 heads, 3 wide
   again = {"none": 0, "dots": attention, "layer": 4 * 528 + attention}
   assert again.keys() == set(decoder.REMAT)
-  plain = roofline.update(SMALL, (), 1, 3, 2, **SIZES)
+  plain = roofline.update(SMALL, (), 1, 1, 3, 2, **SIZES)
   assert plain.flops == 3 * (again["layer"] + 2 * 64), "forward and twice backward, with the logits of 2 tokens"
   for remat, flops in again.items():
-    cost = roofline.update(SMALL, (), 1, 3, 2, **SIZES, remat=remat)
+    cost = roofline.update(SMALL, (), 1, 1, 3, 2, **SIZES, remat=remat)
     assert cost.flops - plain.flops == flops, remat
     assert cost.bytes == plain.bytes
 
@@ -96,18 +107,22 @@ def wide():
   return decoder.init(WIDE, jax.random.key(0))
 
 
-def test_xla_counts_the_same_for_a_token(wide):
-  B, S = 16, 128
+@pytest.mark.parametrize("n", [1, 4])
+def test_xla_counts_the_same_for_a_token(n, wide):
+  B, P, t = 16, 64, 64
   w = cache.prepare_decode_params(wide, WIDE, jnp.float32)
-  empty = [cache.LayerCache(jnp.zeros((B, 2, 32, S)), jnp.zeros((B, 2, S, 32)))] * WIDE.layers
+  empty = cache.LayerCache(jnp.zeros((B, 2, 32, 0)), jnp.zeros((B, 2, 0, 32)))
+  own = [empty.grow(t)] * WIDE.layers
+  of_prompts = cache.LayerCache(jnp.zeros((B // n, 2, 32, P)), jnp.zeros((B // n, 2, P, 32)))
+  prompts = cache.PromptCaches(jnp.ones((B // n, P), bool), [of_prompts] * WIDE.layers)
   rope = decoder.rope_tables(WIDE, jnp.zeros((B, 1), jnp.int32))
 
-  def step(w, tokens, caches):
-    x, caches = cache.decode(w, WIDE, tokens, rope, jnp.int32(S - 1), jnp.ones((B, S), bool), caches)
+  def step(w, tokens, prompts, caches):
+    x, caches = cache.decode(w, WIDE, tokens, rope, jnp.int32(t - 1), prompts, caches)
     return cache.logits(w, x, 200), caches
 
-  counted = roofline.decode_step(WIDE, B, S, vocab=200, itemsize=4).flops
-  assert counted == pytest.approx(xla_flops(step, w, jnp.zeros(B, jnp.int32), empty), rel=0.1)
+  counted = roofline.decode_step(WIDE, B // n, n, P, t, vocab=200, itemsize=4).flops
+  assert counted == pytest.approx(xla_flops(step, w, jnp.zeros(B, jnp.int32), prompts, own), rel=0.1)
 
 
 def test_xla_counts_the_same_forward_and_backward(wide):

@@ -55,7 +55,7 @@ def test_what_fits_needs_no_advice():
 
 def test_a_rollout_that_does_not_fit_gets_the_batch_that_would():
   s = make_setup(2**30)
-  caches = roofline.cache_bytes(s.student, 256, 64 + 4096, 4)
+  caches = roofline.cache_bytes(s.student, 64, 64 + 4 * 4096, 4)
   (need,) = needed(s, program("rollout", int(caches)))
   assert not need.fits
   found = {x.keys: x for x in advice.suggestions(s, need, stages.resident(s))}

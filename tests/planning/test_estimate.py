@@ -45,7 +45,7 @@ def test_a_step_is_its_rollout_its_update_and_what_is_sent():
   student = s.student
   costs = roofline.rollout(student, 4, 2, 8, 15, **sizes(s))
   assert step.rollout == pytest.approx(sum(max(cost.flops / 1e9, cost.bytes / 1e8) for cost in costs))
-  update = roofline.update(student, s.teachers, 8, 8, 20, **sizes(s))
+  update = roofline.update(student, s.teachers, 4, 2, 8, 20, **sizes(s))
   assert step.update == pytest.approx(max(update.flops / 1e9, update.bytes / 1e8)), (
     "15 tokens are read at a width of 20"
   )

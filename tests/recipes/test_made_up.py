@@ -95,6 +95,7 @@ def test_it_is_evaluated_and_exported(finished, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "out" / name), params)
 
 
+@pytest.mark.long
 def test_it_is_planned_and_benchmarked(file, tmp_path, capsys):
   assert plan.main([f"--config={file}", "--stages=last", "--prompt=16", "--methods=opd", f"--out={tmp_path}"]) == 0
   planned = json.loads((tmp_path / "plan.json").read_text())
@@ -102,6 +103,13 @@ def test_it_is_planned_and_benchmarked(file, tmp_path, capsys):
   assert bench.main([f"--config={file}", "--prompt=8", "--repeat=1", f"--out={tmp_path}"]) == 0
   measured = json.loads((tmp_path / "bench.json").read_text())
   assert {p["name"]: p["seconds"] > 0 for p in measured["programs"]} == {"rollout": True, "update": True}
+
+
+def test_it_is_not_compared_with_other_libraries(file, capsys):
+  """They have no such step."""
+  with pytest.raises(SystemExit):
+    bench.main([f"--config={file}", "--prompt=8", "--against=trl", "--against-python=python"])
+  assert "has others; leave it out" in capsys.readouterr().err
 
 
 def test_its_keys_are_its_own(file, capsys):

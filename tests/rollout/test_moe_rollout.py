@@ -48,13 +48,12 @@ def test_prefill_and_decode_take_any_moe_fn(model, prompts, monkeypatch):
   w = cache.prepare_decode_params(model, EXPERTS, jnp.dtype("float32"))
   prefill = jax.jit(lambda *a: cache.prefill(w, EXPERTS, *a, moe_fn=blocks))
   decode = jax.jit(lambda *a: cache.decode(w, EXPERTS, *a, moe_fn=blocks))
-  x, caches = prefill(prompts.prompt, prompts.prompt_mask)
-  states, caches = [x], [c.grow(P + 3) for c in caches]
+  x, of_prompts = prefill(prompts.prompt, prompts.prompt_mask)
+  states, caches = [x], [cache.LayerCache.empty(c, B).grow(3) for c in of_prompts.layers]
   length = prompts.prompt_mask.sum(axis=1)[:, None]
   for t in range(2):
     rope = decoder.rope_tables(EXPERTS, length + t)
-    visible = jnp.pad(prompts.prompt_mask, ((0, 0), (0, 3)), constant_values=True) & (jnp.arange(P + 3) <= P + t)
-    x, caches = decode(tokens[:, t], rope, jnp.int32(P + t), visible, caches)
+    x, caches = decode(tokens[:, t], rope, jnp.int32(t), of_prompts, caches)
     states.append(x)
   mask = jnp.ones_like(tokens, bool)
   expected = decoder.response_hidden(model, EXPERTS, prompts.prompt, prompts.prompt_mask, tokens, mask)

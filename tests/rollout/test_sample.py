@@ -10,6 +10,7 @@ import pytest
 
 from opd_jax.models import decoder
 from opd_jax.rollout import sample
+from opd_jax.rollout.segments import PLAIN, Segments
 from opd_jax.types import Batch
 from tests.conftest import STUDENT
 
@@ -111,6 +112,31 @@ def test_rollouts_of_one_prompt_are_neighbours_and_differ(student, prompts):
   np.testing.assert_array_equal(rollout.response, run(student, repeated, 1).response)
   groups = rollout.response.reshape(4, 3, H)
   assert all((g[0] != g[1]).any() for g in groups)
+
+
+@pytest.mark.parametrize("segments", [PLAIN, Segments(3, shrink=(2,))], ids=["plain", "shrinking"])
+def test_rollouts_of_a_prompt_are_those_of_as_many_copies_of_it(segments, student, prompts):
+  """They share its keys and values; the tokens are the same, and the log-probabilities to rounding."""
+  settings = {"cfg": STUDENT, "sampling": SAMPLING, "response_len": H, "segments": segments}
+  shared, alone = (jax.jit(functools.partial(sample.rollout, **settings, n=n)) for n in (3, 1))
+  copies = jax.tree.map(lambda a: jnp.repeat(a, 3, axis=0), prompts)
+  for key in range(4):
+    a, b = shared(student, prompts, jax.random.key(key), H), alone(student, copies, jax.random.key(key), H)
+    np.testing.assert_array_equal(a.response, b.response)
+    np.testing.assert_array_equal(a.ended, b.ended)
+    np.testing.assert_allclose(a.behavior_logprob, b.behavior_logprob, atol=1e-5)
+
+
+def test_caches_are_of_prompts_and_of_responses(student, prompts):
+  """A prompt's P slots once, and H for each of n rollouts, in place of n (P + H)."""
+  batch, (p, P), n = prompts, prompts.prompt.shape, 8
+  settings = {"cfg": STUDENT, "sampling": SAMPLING, "response_len": H, "n": n, "segments": PLAIN}
+  jaxpr = str(jax.make_jaxpr(functools.partial(sample.rollout, **settings))(student, batch, jax.random.key(0), H))
+  K, h = STUDENT.kv_heads, STUDENT.head_width
+  assert f"f32[{p},{K},{P},{h}]" in jaxpr
+  assert f"f32[{p * n},{K},{H},{h}]" in jaxpr
+  assert f"f32[{p * n},{K},{P}" not in jaxpr
+  assert f"f32[{p * n},{K},{P + H}" not in jaxpr
 
 
 def test_loop_ends_when_all_rows_have(student, prompts):

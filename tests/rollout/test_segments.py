@@ -67,9 +67,14 @@ def test_sizes_hold_every_live_row():
   assert put_back == [*range(100, 104), *range(4, 8), *range(108, 112), *range(12, 16)]
 
 
-@pytest.mark.parametrize("segments", [PLAIN, Segments(32, shrink=(2,))], ids=["plain", "segments"])
-def test_no_copy_of_a_cache_or_a_weight_in_the_token_loop(segments):
-  text = compiled(segments)
+@pytest.mark.parametrize(
+  ("segments", "n"),
+  [(PLAIN, 1), (Segments(32, shrink=(2,)), 1), (Segments(32, shrink=(2,)), 4)],
+  ids=["plain", "segments", "rollouts of one prompt"],
+)
+def test_no_copy_of_a_cache_or_a_weight_in_the_token_loop(segments, n):
+  """Of a prompt's neither; with several rollouts the caches that they share are smaller than their own."""
+  text = compiled(segments, n=n)
   smallest = 64 * 2 * 4 * 16  # the joined projection of a layer's queries, keys and values; a cache is twice as large
   assert "dynamic-update-slice" in text
   assert writes_in_loops(text, smallest) == []

@@ -129,6 +129,7 @@ def test_a_notebook_keeps_its_own_ctrl_c():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.long
 def test_a_run_is_saved_by_the_first_and_left_by_the_second(tiny, tmp_path):
   """Neither has reached a checkpoint of its own; the workdir alone resumes it, under the config that it has."""
   path = tmp_path / "run"

@@ -59,6 +59,18 @@ def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
   np.testing.assert_allclose(several[1], alone[1], rtol=1e-5)
 
 
+@pytest.mark.long
+def test_the_rollouts_of_a_prompt_stay_on_its_device():
+  """One device and eight make the same of four rollouts a prompt, and nothing more is sent than for one of each."""
+  found = json_from_eight_devices("tests.helpers.prompt_groups", optimised=True)
+  one, eight = found["one"], found["eight"]
+  assert eight["tokens"] == one["tokens"]
+  np.testing.assert_allclose(eight["loss"], one["loss"], rtol=1e-5)
+  np.testing.assert_allclose(eight["grad_norm"], one["grad_norm"], rtol=1e-4)
+  assert one["sent"] == {}
+  assert eight["sent"] == found["eight, a prompt each"]["sent"] != {}
+
+
 @pytest.mark.parametrize("V", [31, 37, 64, 1024, 32_000, 50_257, 128_256, 151_936, 152_064])
 def test_blocks_of_ids_are_whole_on_every_device(V):
   blocks = sample.num_blocks(V)

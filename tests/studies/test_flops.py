@@ -40,9 +40,9 @@ def rollout(model: Any, prompts: int) -> float:
   return sum(work.flops for work in roofline.rollout(model, prompts, ROLLOUTS, P, H, vocab=vocab(), itemsize=4))
 
 
-def update(student: Any, frozen: tuple[Any, ...], rows: int) -> float:
+def update(student: Any, frozen: tuple[Any, ...], prompts: int) -> float:
   """The roofline's FLOPs of an update."""
-  return roofline.update(student, frozen, rows, P, H, vocab=vocab(), itemsize=4).flops
+  return roofline.update(student, frozen, prompts, ROLLOUTS, P, H, vocab=vocab(), itemsize=4).flops
 
 
 def vocab() -> int:
@@ -53,9 +53,9 @@ def vocab() -> int:
 class TestFlops:
   def test_of_full_rows_are_the_rooflines(self):
     student, teacher = models()
-    rows, rolled_out = BATCH * ROLLOUTS, rollout(student, BATCH)
-    assert total(run()) == pytest.approx(rolled_out + update(student, (teacher,), rows))
-    both = update(student, (teacher, student), rows)
+    rolled_out = rollout(student, BATCH)
+    assert total(run()) == pytest.approx(rolled_out + update(student, (teacher,), BATCH))
+    both = update(student, (teacher, student), BATCH)
     assert total(run(**{"mixture.initial": 0.1, "updates_per_rollout": 2})) == pytest.approx(rolled_out + 2 * both)
 
   def test_are_of_the_realised_tokens(self):
@@ -75,7 +75,7 @@ class TestFlops:
     tokens = BATCH * ROLLOUTS * H + extra
     probed = run({"tokens": tokens, "agreement": [0.5, 1.0]}, **{"horizon.probes": 2})
     student, teacher = models()
-    alone, taught = (update(student, frozen, 2 * ROLLOUTS) for frozen in ((), (teacher,)))
+    alone, taught = (update(student, frozen, 2) for frozen in ((), (teacher,)))
     forward = alone / 3 + (taught - alone)  # of the student and of the teacher
     expected = rollout(student, 2) + forward + roofline.head_flops(student, extra, vocab())
     assert total(probed) - total(run()) == pytest.approx(expected)
@@ -90,9 +90,8 @@ class TestFlops:
   def test_of_an_adapter_lack_a_product_of_each_weight(self):
     student, _ = models()
     rows = BATCH * ROLLOUTS
-    saved = (
-      2 * roofline.layer_parameters(student) * rows * (P + H - 1) + 2 * len(chain.SYMBOLS) * student.d_model * rows * H
-    )
+    read = BATCH * P + rows * (H - 1)
+    saved = 2 * roofline.layer_parameters(student) * read + 2 * len(chain.SYMBOLS) * student.d_model * rows * H
     assert total(run()) - total(run(**{"lora.rank": 4})) == pytest.approx(saved)
 
   def test_prompt_width_is_needed(self):
