@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,11 @@ def updates(rows: int) -> dict[str, dict[str, Any]]:
   }
 
 
+def costs() -> dict[str, "StepCost"]:
+  """The costs of a token step that are simulated: what it is made of decides what unequal lengths cost."""
+  return {"rows": StepCost(), "weights": StepCost(fixed=128), "caches": StepCost(cache=1.0)}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints a table of each part; returns the exit status."""
   parser = argparse.ArgumentParser(
@@ -71,12 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   ):
     parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (%(default)s)")
   parser.add_argument(
-    "--simulate", action="store_true", help="only the simulation, in which a token of a row is the unit"
+    "--simulate", action="store_true", help="only the simulation of 1,024 prompts, 128 rows at a time"
   )
   args = parser.parse_args(argv)
   with cli.reporting_the_end():
     if args.simulate:
-      print_table("simulated", "token steps", simulate(args.horizon))
+      for name, cost in costs().items():
+        print_table(name, "row-steps", simulate(args.horizon, -(-args.horizon // 8), cost=cost))
       return 0
     config = configs.override(configs.load("opd"), {"student": args.student, "teacher": args.student})
     case = Case(args.batch, args.prompt, args.horizon, args.n)
@@ -155,61 +161,83 @@ def medians(calls: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float
   return {name: timing.summary(spent)["seconds"] for name, spent in timing.interleaved(calls, repeat).items()}
 
 
-def simulate(T: int, segment: int = 64, prompts: int = 1024, rows: int = 128, fixed: float = 0.0) -> dict[str, float]:
-  """Counts what the token loop of an evaluation costs, when a token step costs its rows, under lengths with a long tail.
+class StepCost(NamedTuple):
+  """What a token step of some rows costs, in row-steps without a cache.
 
-  Replacement keeps a batch full: at segment ends, waiting prompts take the place of rows that have ended. Segment by segment,
-  all prompts are answered up to the end of a segment, and the rows that live are then put together in full batches, which
-  keeps the caches of all of them.
+  Attributes:
+    fixed: beside its rows, in rows: the reading of the weights.
+    cache: of a row that reads T slots of its cache, over the rest of a row.
+  """
+
+  fixed: float = 0.0
+  cache: float = 0.0
+
+  def __call__(self, rows: int, filled: float) -> float:
+    """The cost of a step of so many rows whose caches have `filled` T slots."""
+    return self.fixed + rows * (1 + self.cache * filled)
+
+
+def simulate(
+  T: int, segment: int = 64, prompts: int = 1024, rows: int = 128, cost: StepCost | None = None
+) -> dict[str, float]:
+  """Counts what the token loop of an evaluation costs under lengths with a long tail.
+
+  Replacement keeps a batch full: at segment ends, waiting prompts take the place of rows that have ended; as its rows are at
+  different tokens, all caches have their full length from the beginning. Segment by segment, all prompts are answered up to
+  the end of a segment, and the rows that live are then put together in full batches, which keeps the caches of all of them.
 
   Args:
-    segment: tokens between two segment ends.
+    segment: tokens between two segment ends; elsewhere caches end where a segment does.
     prompts: in all, answered `rows` at a time.
-    fixed: what a token step costs beside its rows, in rows: the reading of the weights.
   """
+  cost = cost or StepCost()
   rng = np.random.default_rng(0)
   lengths = np.minimum(T, np.ceil(rng.exponential(T / -math.log(REACH), prompts))).astype(int)
   batches = lengths.reshape(-1, rows)
+
+  def in_batches(divisors: Sequence[int]) -> float:
+    return sum(shrunk(batch, segment, T, divisors, cost) for batch in batches)
+
   return {
-    "every batch to its longest row": float(sum(batch.max() * (rows + fixed) for batch in batches)),
-    "shrink 2": sum(shrunk(batch, segment, (2,), fixed) for batch in batches),
-    "shrink 2, 4": sum(shrunk(batch, segment, (2, 4), fixed) for batch in batches),
-    "shrink 2, 4, 8, 16": sum(shrunk(batch, segment, (2, 4, 8, 16), fixed) for batch in batches),
-    "replacement": replaced(lengths, rows, segment, (), fixed),
-    "replacement, then shrink 2, 4": replaced(lengths, rows, segment, (2, 4), fixed),
-    "segment by segment over all batches": compacted(lengths, rows, segment, fixed),
-    "no row beyond its end": float(lengths.sum()) * (1 + fixed / rows),
+    "every batch to its longest row": in_batches(()),
+    "shrink 2": in_batches((2,)),
+    "shrink 2, 4": in_batches((2, 4)),
+    "shrink 2, 4, 8, 16": in_batches((2, 4, 8, 16)),
+    "replacement": replaced(lengths, rows, segment, (), cost),
+    "replacement, then shrink 2, 4": replaced(lengths, rows, segment, (2, 4), cost),
+    "segment by segment over all batches": compacted(lengths, rows, segment, T, cost),
   }
 
 
-def shrunk(lengths: np.ndarray, segment: int, divisors: Sequence[int], fixed: float) -> float:
+def shrunk(lengths: np.ndarray, segment: int, T: int, divisors: Sequence[int], cost: StepCost) -> float:
   """The cost of one batch whose live rows are gathered into the smallest batch that holds them, at segment ends."""
-  cost = 0.0
+  total = 0.0
   for start, end in segment_ends(int(lengths.max()), segment):
     size = smallest(len(lengths), int((lengths > start).sum()), divisors)
-    cost += (end - start) * (size + fixed)
-  return cost
+    total += (end - start) * cost(size, min(start + segment, T) / T)
+  return total
 
 
-def replaced(lengths: np.ndarray, rows: int, segment: int, divisors: Sequence[int], fixed: float) -> float:
+def replaced(lengths: np.ndarray, rows: int, segment: int, divisors: Sequence[int], cost: StepCost) -> float:
   """The cost of all rows where a batch is filled up from those that wait, at segment ends; its last rows may shrink."""
-  waiting, left, cost = list(lengths[rows:]), lengths[:rows].astype(int), 0.0
+  waiting, left, total = list(lengths[rows:]), lengths[:rows].astype(int), 0.0
   while len(left):
     steps = min(segment, int(left.max()))
     size = rows if waiting else smallest(rows, len(left), divisors)
-    cost += steps * (size + fixed)
+    total += steps * cost(size, 1.0)
     left = left[left > steps] - steps
     free = rows - len(left)
     left, waiting = np.concatenate([left, np.array(waiting[:free], int)]), waiting[free:]
-  return cost
+  return total
 
 
-def compacted(lengths: np.ndarray, rows: int, segment: int, fixed: float) -> float:
+def compacted(lengths: np.ndarray, rows: int, segment: int, T: int, cost: StepCost) -> float:
   """The cost of all rows where every segment is run for all that live, in full batches, before the next begins."""
-  cost = 0.0
+  total = 0.0
   for start, end in segment_ends(int(lengths.max()), segment):
-    cost += (end - start) * -(-int((lengths > start).sum()) // rows) * (rows + fixed)
-  return cost
+    batches = -(-int((lengths > start).sum()) // rows)
+    total += (end - start) * batches * cost(rows, min(start + segment, T) / T)
+  return total
 
 
 def smallest(rows: int, live: int, divisors: Sequence[int]) -> int:

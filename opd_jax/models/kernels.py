@@ -203,7 +203,7 @@ def splash(
   q = (q.astype(jnp.float32) / math.sqrt(h)).astype(dtype)  # the kernel does not scale
   segment = jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, length - T)))
   kernel = sa.make_splash_mha_single_device(
-    sa.MultiHeadMask([_splash_mask(length, group)] * N),
+    sa.MultiHeadMask([splash_mask(length, group)] * N),
     block_sizes=sa.BlockSizes(
       block_q=block,
       block_kv=block,
@@ -219,7 +219,7 @@ def splash(
 
 
 @functools.lru_cache(maxsize=64)
-def _splash_mask(length: int, group: PromptGroup | None):
+def splash_mask(length: int, group: PromptGroup | None):
   """The mask of sequences of this length, without padding."""
   from jax.experimental.pallas.ops.tpu import splash_attention as sa
 
@@ -235,6 +235,13 @@ def _splash_mask(length: int, group: PromptGroup | None):
 
     def __getitem__(self, index):
       queries, keys = (np.arange(length)[i] for i in index)
+      of_prompt, behind = keys[-1] < group.prompt, min(queries[0], keys[0]) >= group.prompt
+      response_of = lambda at: (at - group.prompt) // group.response
+      # Most blocks are all of one value, and a long group has ten thousands of them.
+      if keys[0] > queries[-1] or (behind and response_of(keys[-1]) < response_of(queries[0])):
+        return np.zeros((len(queries), len(keys)), bool)
+      if of_prompt and keys[-1] <= queries[0]:
+        return np.ones((len(queries), len(keys)), bool)
       return group.sees(queries[:, None], keys[None])
 
   return GroupMask()

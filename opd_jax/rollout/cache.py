@@ -1,7 +1,7 @@
 """Key/value caches and the decoder steps that read and write them.
 
 A prompt's keys and values are kept once, for all of its rollouts, and each rollout has a cache of its own behind them; a
-decode step attends to both. Keys are stored transposed, [B, K, h, S], so that a decode step is two plain batched matrix products; one array per
+decode step attends to both. The only rollout of a prompt has one cache for both. Keys are stored transposed, [B, K, h, S], so that a decode step is two plain batched matrix products; one array per
 layer, so that writing one token never copies another layer's cache. What the token loop would compute again at every
 token is computed before it: the weights in the compute type, layer by layer and joined where they have the same input,
 and the rotary angles of every position.
@@ -10,7 +10,6 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, T tokens, P prompt leng
 G = N / K, h head width, F feed-forward width, V vocabulary.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -54,7 +53,7 @@ class PromptCaches(NamedTuple):
   """The part of a rollout's context that it shares with the other rollouts of its prompt."""
 
   mask: Bool[Array, "p P"]  # true on real tokens
-  layers: list[LayerCache]  # of P slots; one per layer
+  layers: list[LayerCache]  # of P slots, one per layer; none where the rows' own caches begin with them
 
 
 class DecodeParams(NamedTuple):
@@ -141,47 +140,66 @@ def decode(
   Args:
     rope: cosines and sines at the tokens' positions, [B, 1, 1, h/2] each; rows of different prompt length differ.
     prompts: of the rows, n neighbours each.
-    caches: the rows' own, filled below `slot`; one per layer.
+    caches: the rows' own, filled below `slot`, one per layer; where `prompts` has none, the first P slots are the prompt's.
 
   Returns:
     The final hidden state, which predicts the next token, and the caches with this one.
   """
   x = w.embed[tokens][:, None]
+  filled, P = jnp.arange(caches[0].length) <= slot, prompts.mask.shape[1]
   written = []
-  for layer, prompt, cache in zip(w.layers, prompts.layers, caches, strict=True):
+  for i, (layer, cache) in enumerate(zip(w.layers, caches, strict=True)):
     q, k, v = qkv(x, layer, cfg, rope)
     k = lax.dynamic_update_slice_in_dim(cache.k, k.transpose(0, 2, 3, 1), slot, axis=3)
     v = lax.dynamic_update_slice_in_dim(cache.v, v.transpose(0, 2, 1, 3), slot, axis=2)
     written.append(LayerCache(k, v))
-    heads = attend_cached(q[:, 0], prompt, prompts.mask, written[-1], slot)
+    if prompts.layers:
+      heads = attend_to_both(q[:, 0], prompts.layers[i], prompts.mask, written[-1], filled)
+    else:
+      real = jnp.pad(prompts.mask, ((0, 0), (0, cache.length - P)), constant_values=True)
+      heads = attend_cached(q[:, 0], written[-1], real & filled)
     x = finish_layer(x, heads[:, None], layer, cfg, moe_fn)
   return decoder.rms_norm(x[:, 0], w.norm, cfg.norm_eps), written
 
 
 def attend_cached(
+  q: Float[Array, "B K G h"], cache: LayerCache, visible: Bool[Array, "B S"]
+) -> Float[Array, "B K G h"]:
+  """Compute softmax attention over one cache for every row; scores and softmax are fp32, the output has the values' type."""
+  scores = jnp.where(visible[:, None, None], _scores(q, cache), NEVER)
+  weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  return (_weighted(weights, cache) / total).astype(cache.v.dtype)
+
+
+def attend_to_both(
   q: Float[Array, "B K G h"],
   prompt: LayerCache,
   in_prompt: Bool[Array, "p P"],
   own: LayerCache,
-  slot: Int[Array, ""],
+  filled: Bool[Array, "S"],
 ) -> Float[Array, "B K G h"]:
-  """Compute one softmax attention over the prompt of each row and its own cache up to `slot`.
+  """Compute what `attend_cached` does over the prompt of each row and its own cache together.
 
-  The queries of a prompt's rows are rows of one matrix product, so that the prompt is read once for all of them. Scores and
-  softmax are fp32, and the output has the type of the values.
+  The queries of a prompt's rows are rows of one matrix product, so that the prompt is read once for all of them.
   """
-  (B, K, G, h), p = q.shape, len(in_prompt)
+  (B, K, G, _), p = q.shape, len(in_prompt)
   by_prompt = lambda a: a.reshape(p, B // p, K, G, -1).swapaxes(1, 2).reshape(p, K, B // p * G, -1)
   by_row = lambda a: a.reshape(p, K, B // p, G, -1).swapaxes(1, 2).reshape(B, K, G, -1)
-  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-  to_prompt = jnp.where(in_prompt[:, None, None], product(by_prompt(q), prompt.k) / math.sqrt(h), NEVER)
-  to_own = jnp.where(jnp.arange(own.length) <= slot, product(q, own.k) / math.sqrt(h), NEVER)
+  to_prompt = jnp.where(in_prompt[:, None, None], _scores(by_prompt(q), prompt), NEVER)
+  to_own = jnp.where(filled, _scores(q, own), NEVER)
   top = jnp.maximum(by_row(jnp.max(to_prompt, axis=-1, keepdims=True)), jnp.max(to_own, axis=-1, keepdims=True))
   to_prompt, to_own = jnp.exp(to_prompt - by_prompt(top)), jnp.exp(to_own - top)
   total = by_row(jnp.sum(to_prompt, axis=-1, keepdims=True)) + jnp.sum(to_own, axis=-1, keepdims=True)
-  dtype = own.v.dtype
-  out = by_row(product(to_prompt.astype(dtype), prompt.v)) + product(to_own.astype(dtype), own.v)
-  return (out / total).astype(dtype)
+  return ((by_row(_weighted(to_prompt, prompt)) + _weighted(to_own, own)) / total).astype(own.v.dtype)
+
+
+def _scores(q: Float[Array, "b K g h"], cache: LayerCache) -> Float[Array, "b K g S"]:
+  return jnp.matmul(q, cache.k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+
+
+def _weighted(weights: Float[Array, "b K g S"], cache: LayerCache) -> Float[Array, "b K g h"]:
+  return jnp.matmul(weights.astype(cache.v.dtype), cache.v, preferred_element_type=jnp.float32)
 
 
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: tuple[Array, Array]):

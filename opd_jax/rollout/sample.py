@@ -47,7 +47,7 @@ class DecodeRow:
   logprob: jax.Array  # f32[B, H]
   length: jax.Array  # int32[B], tokens generated
   ended: jax.Array  # bool[B], a stop token was drawn
-  caches: list[cache.LayerCache]  # one per layer, of the response alone
+  caches: list[cache.LayerCache]  # one per layer, of the response alone; of prompt and response where n is 1
 
 
 @jax.tree_util.register_dataclass
@@ -128,7 +128,7 @@ def rollout(
     with jax.named_scope("decode"):
       rope = jax.tree.map(lambda table: table[rows.prompt_len + last][:, None], angles)
       # A row that has ended attends to padding too, and what comes of it is not used.
-      x, caches = cache.decode(w, cfg, rows.token, rope, last, prompts, rows.caches, moe_fn)
+      x, caches = cache.decode(w, cfg, rows.token, rope, first_slot + last, prompts, rows.caches, moe_fn)
     return sample_token(DecodeState(state.t, dataclasses.replace(rows, caches=caches)), x)
 
   def run_segment(state: DecodeState, size: int, end: int) -> DecodeState:
@@ -145,6 +145,9 @@ def rollout(
   angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + response_len)[None]))
   with jax.named_scope("prefill"):
     x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
+  caches, first_slot = [cache.LayerCache.empty(layer, B) for layer in prompts.layers], 0
+  if n == 1:  # a token reads one cache in the place of two
+    caches, prompts, first_slot = prompts.layers, prompts._replace(layers=[]), P
   prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
   x, prompt_len = (jnp.repeat(a, n, axis=0) for a in (x, prompt_len))
   empty = DecodeRow(
@@ -155,13 +158,13 @@ def rollout(
     logprob=jnp.zeros((B, response_len), jnp.float32),
     length=jnp.zeros((B,), jnp.int32),
     ended=jnp.zeros((B,), bool),
-    caches=[cache.LayerCache.empty(layer, B) for layer in prompts.layers],
+    caches=caches,
   )
   state = sample_token(DecodeState(jnp.int32(0), empty), x)
   # One segment after the other, also those that the limit leaves nothing to do: a conditional would keep the caches of
   # every segment before it alive, and with them several times the memory of the last one.
   for i, end in enumerate(segments.ends(response_len)):
-    caches = [layer.grow(end) for layer in state.rows.caches]
+    caches = [layer.grow(first_slot + end) for layer in state.rows.caches]
     state = DecodeState(state.t, dataclasses.replace(state.rows, caches=caches))
     sizes = segments.sizes(B) if i else [B]
     runs = [functools.partial(run_segment, size=size, end=end) for size in sizes]

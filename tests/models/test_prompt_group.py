@@ -87,6 +87,17 @@ def test_rows_and_back():
   np.testing.assert_array_equal(group.from_rows(group.as_rows(a)), a)
 
 
+@pytest.mark.parametrize("group", [PromptGroup(13, 3, 15), PromptGroup(16, 2, 16), PromptGroup(1, 5, 7)], ids=str)
+def test_the_mask_of_splash_is_what_tokens_see(group):
+  """Read block by block, padding behind the group included."""
+  length = -(-group.length // 16) * 16
+  mask, at = kernels.splash_mask(length, group), np.arange(length)
+  for q in range(0, length, 16):
+    for k in range(0, length, 16):
+      queries, keys = slice(q, q + 16), slice(k, k + 16)
+      np.testing.assert_array_equal(mask[queries, keys], group.sees(at[queries, None], at[None, keys]))
+
+
 def test_splash_lowers_for_tpus_without_scores():
   group = PromptGroup(300, 4, 100)
   inputs = arrays(group, p=2, dtype=jnp.bfloat16)
