@@ -35,6 +35,7 @@ def run(values: flags.FlagValues, config) -> None:
     raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
   recipe = recipes.make(inputs.load_student(config, meshes.for_reading(config.mesh)))
   state, step = recipes.saved_state(recipe, epath.Path(expanded(values.workdir)), values.step)
+  nothing = hosts.first() and workdir.outcome(bucket.MirroredDir(values.workdir).path).learned_nothing
   names, out = list(recipe.models(state)), expanded_path(values.out)
   for name in names:
     target = out if len(names) == 1 else out / name
@@ -42,7 +43,7 @@ def run(values: flags.FlagValues, config) -> None:
     if hosts.first():
       what = kind if len(names) == 1 else f"{kind} {name!r}"
       print(f"wrote the {what} of {values.workdir}, step {step}, to {target}")
-  if hosts.first() and workdir.outcome(bucket.MirroredDir(values.workdir).path).learned_nothing:
+  if nothing:
     print("  note: nothing was learned in this run, so these are the weights that it began with")
 
 

@@ -148,6 +148,11 @@ def test_a_run_that_learned_nothing_says_so_and_has_a_status_of_its_own(
   assert "nothing was learned in this run" in capsys.readouterr().out
   params = hf.load(tmp_path / "out")
   jax.tree.map(np.testing.assert_array_equal, params, hf.load(hf.resolve(c.student)))
+  (path / "run.json").write_text("[]")
+  values.out = str(tmp_path / "other")
+  with pytest.raises(InputError, match=r"run\.json holds a list"):
+    export.run(values, workdir.load_config(path))
+  assert not (tmp_path / "other").exists(), "what cannot be read is read before anything is written"
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(whole, tmp_path, monkeypatch):
