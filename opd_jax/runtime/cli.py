@@ -43,7 +43,7 @@ def main(
     several: whether the entry point can be one of several processes; then it has the flags that join them.
   """
   quiet()
-  status, together = 0, False
+  status = 0
   try:
     own = (lambda values: [define(values), _define_processes(values)]) if several else define
     values, c = parse(sys.argv, usage, own, source)
@@ -60,7 +60,6 @@ def main(
         status = e.status
       if hosts := _joined():
         hosts.finish()
-        together = True
   except InputError as e:
     _print_input_error(e)
     status = INPUT_ERROR
@@ -74,7 +73,8 @@ def main(
       raise
     traceback.print_exc()
     _tell_others(e)
-  interrupts.leave(status, at_once=together)
+  # What a run writes is complete. The threads of a store that come out of C++ while Python takes itself down would abort it.
+  interrupts.leave(status, at_once="tensorstore" in sys.modules)
 
 
 @contextlib.contextmanager

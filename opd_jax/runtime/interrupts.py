@@ -88,8 +88,7 @@ def leave(status: int, at_once: bool = False) -> NoReturn:
   """Ends the process; what is being compiled in the background, which may take minutes, is not waited for.
 
   Args:
-    at_once: leaves other threads as they are. One of JAX's that comes out of C++ while Python takes itself down aborts the process,
-      as happens where several processes leave together.
+    at_once: leaves other threads as they are. One that comes out of C++ while Python takes itself down aborts the process.
   """
   if at_once or any(thread.name.startswith(COMPILER) for thread in threading.enumerate()):
     _exit_now(status)
