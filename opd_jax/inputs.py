@@ -312,9 +312,7 @@ def _warnings(
   ):
     if skipped:
       out.append(f"{skipped} unusable line(s) of {path} were left out")
-  out += train.notes
   if evaluation:
-    out += evaluation.problems.notes
     trained_on = set(_told(train))
     if both := sum(prompt in trained_on for prompt in _told(evaluation.problems)):
       out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")

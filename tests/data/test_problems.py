@@ -48,6 +48,7 @@ def test_a_run_says_so_before_its_first_step(small, tmp_path, reward):
   changes = {"data.path": train, "eval.path": test, "mixture.reward": reward, "rollouts_per_prompt": 2}
   loaded = inputs.load(small("opd", **changes))
   notes = [warning for warning in loaded.warnings if "count only if" in warning]
+  assert len(set(loaded.warnings)) == len(loaded.warnings), "nothing is said twice"
   assert [path for path in (train, test) if any(path in note for note in notes)] == [train, test][reward == 0 :]
   assert loaded.evaluation.problems.answers == ["18", "a lot, about 3 times", "5"]
 
