@@ -146,7 +146,10 @@ def decode(
     The final hidden state, which predicts the next token, and the caches with this one.
   """
   x = w.embed[tokens][:, None]
-  filled, P = jnp.arange(caches[0].length) <= slot, prompts.mask.shape[1]
+  length, P = caches[0].length, prompts.mask.shape[1]
+  visible = filled = jnp.arange(length) <= slot
+  if not prompts.layers:  # a row's own cache begins with the prompt, and its padding
+    visible = filled & jnp.pad(prompts.mask, ((0, 0), (0, length - P)), constant_values=True)
   written = []
   for i, (layer, cache) in enumerate(zip(w.layers, caches, strict=True)):
     q, k, v = qkv(x, layer, cfg, rope)
@@ -156,8 +159,7 @@ def decode(
     if prompts.layers:
       heads = attend_to_both(q[:, 0], prompts.layers[i], prompts.mask, written[-1], filled)
     else:
-      real = jnp.pad(prompts.mask, ((0, 0), (0, cache.length - P)), constant_values=True)
-      heads = attend_cached(q[:, 0], written[-1], real & filled)
+      heads = attend_cached(q[:, 0], written[-1], visible)
     x = finish_layer(x, heads[:, None], layer, cfg, moe_fn)
   return decoder.rms_norm(x[:, 0], w.norm, cfg.norm_eps), written
 

@@ -350,12 +350,12 @@ class PreemptionWatcher:
     """Asks the run to stop after Ctrl-C; of several processes, all of them."""
     self._interrupted = True
     if several():
-      os.kill(os.getpid(), signal.SIGTERM)  # heard by JAX's preemption service
+      os.kill(os.getpid(), signal.SIGTERM)  # which JAX's preemption service handles
     else:
       self.request()
 
   def status(self) -> int:
-    """Returns the status to leave with: INTERRUPTED where any process heard Ctrl-C. All ask, at the same step."""
+    """Returns the status to leave with: INTERRUPTED where any process got Ctrl-C. All ask, at the same step."""
     return INTERRUPTED if any_on_hosts(np.array([self._interrupted]))[0] else RESUME
 
   @property
