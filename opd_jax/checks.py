@@ -9,7 +9,7 @@ from opd_jax.data import rendering
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizon
 from opd_jax.models import lora
-from opd_jax.objectives import loss
+from opd_jax.objectives import loss_config
 
 COUNTED = 2**31  # tokens
 
@@ -56,7 +56,8 @@ def check(config: Config) -> None:
     raise InputError(f"config.context.kind is {config.context.kind!r}, and the recipe 'ccopd' needs 'canonical'.")
   _check_adapter(config)
   _check_speaker(config)
-  loss.check(config)
+  loss_config.check(config)
+  _check_reward(config)
   _check_chosen_horizon(config)
   for k in config.eval.pass_at:
     if k > config.eval.k:
@@ -64,12 +65,36 @@ def check(config: Config) -> None:
         f"pass@{k} was asked for with {config.eval.k} sample(s) per prompt: raise config.eval.k to at least "
         f"{k}, or lower config.eval.pass_at."
       )
-  rows = config.batch * config.rollouts_per_prompt
+  if config.batch % config.mini_batches:
+    raise InputError(
+      f"config.mini_batches is {config.mini_batches}; it has to divide the {config.batch} prompts of a step (batch)."
+    )
+  rows = config.batch // config.mini_batches * config.rollouts_per_prompt
   if config.micro_batch and rows % config.micro_batch:
     raise InputError(
-      f"config.micro_batch is {config.micro_batch}; it has to divide the {rows} rows of a step (batch x "
-      "rollouts_per_prompt)."
+      f"config.micro_batch is {config.micro_batch}; it has to divide the {rows} rows of an update (batch x "
+      "rollouts_per_prompt / mini_batches)."
     )
+  _check_teacher(config)
+
+
+def _check_teacher(config: Config) -> None:
+  """Refuses what compares with a teacher where there is none."""
+  if teacher_names(config):
+    return
+  needs = {
+    "mixture.divergence": loss_config.asks_teacher(config),
+    "rollout.by": config.rollout.by == "teacher",
+    "horizon.kind": config.horizon.kind in ("agreement", "drift", "saturation", "look"),
+    "weights.kind": config.weights.kind in ("gap", "teacher_entropy"),
+    "context.kind": config.context.kind != "same",
+  }
+  for key, needed in needs.items():
+    if needed:
+      raise InputError(
+        f"config.teacher is '', and config.{key} is {get(config, key)!r}, which needs one; name a teacher, or set mixture.divergence=0 "
+        "or objective.kind=suppress, and no key that compares with one."
+      )
 
 
 def _check_sizes(config: Config) -> None:
@@ -137,6 +162,26 @@ def _check_adapter(config: Config) -> None:
     raise InputError(
       "config.teacher_offload moves frozen models away between updates, and config.lora trains an adapter to one that "
       "speaks; leave it False."
+    )
+
+
+def _check_reward(config: Config) -> None:
+  names, weights, c = config.reward.verifiers, config.reward.weights, config.reward
+  if weights and len(weights) != max(1, len(names)):
+    raise InputError(
+      f"config.reward.weights has {len(weights)} numbers for {max(1, len(names))} verifier(s); give one for each, or ()."
+    )
+  if len(set(names)) < len(names):
+    raise InputError(f"config.reward.verifiers is {names}, which names one twice; name each once, with its weight.")
+  if c.timeout and not c.workers:
+    raise InputError(
+      f"config.reward.timeout is {c.timeout}, and only a process of its own can be stopped at what it does; set "
+      "config.reward.workers to 1 or more."
+    )
+  if c.overlong == "soft" and not 0 < c.overlong_buffer <= config.horizon.max:
+    raise InputError(
+      f"config.reward.overlong is 'soft' with overlong_buffer={c.overlong_buffer}; give it between 1 and horizon.max="
+      f"{config.horizon.max} tokens, a fifth of it in DAPO."
     )
 
 

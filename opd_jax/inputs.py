@@ -22,7 +22,9 @@ from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.horizon import schedule as horizon
 from opd_jax.models import frozen, hf, model_sharding
 from opd_jax.models.spec import ModelSpec
-from opd_jax.objectives import loss as losses
+from opd_jax.objectives import loss_config as losses
+from opd_jax.rewards.pool import VerifierPool
+from opd_jax.rewards.reward import Rewards
 from opd_jax.rollout.sample import Sampling
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training import specs
@@ -30,7 +32,7 @@ from opd_jax.training import specs
 
 @dataclasses.dataclass(frozen=True)
 class Inputs(specs.Specs):
-  """The inputs of a training run: its specs, data, tokenizer, verifier, and the warnings before it begins."""
+  """The inputs of a training run: its specs, data, tokenizer, rewards, and the warnings before it begins."""
 
   teacher_weight: Float[np.ndarray, "prompts K"] | None = None  # how much each prompt weighs each of several teachers
   tokenizer: Any = None  # of transformers
@@ -38,7 +40,10 @@ class Inputs(specs.Specs):
   train: Problems = dataclasses.field(default_factory=lambda: Problems([], []))
   prompt_widths: tuple[int, ...] = ()  # rising, tokens; a batch takes the first that holds its longest prompt
   evaluation: EvaluationInputs | None = None  # None where config.eval.every is 0
-  verify: tasks.Verifier | None = None  # of rollouts; None where the loss has no reward
+  rewards: Rewards | None = None  # of rollouts; None where the loss has none
+  verifiers: VerifierPool = dataclasses.field(
+    default_factory=VerifierPool
+  )  # where those of training and evaluation run
   warnings: tuple[str, ...] = ()
 
   def prompts(self, rows: Int[np.ndarray, "b"]) -> pipeline.Prompts:
@@ -55,6 +60,10 @@ class Inputs(specs.Specs):
       origin=train.origin,
     )
 
+  def close(self) -> None:
+    """Ends the processes that verify; they are started again where they are needed."""
+    self.verifiers.close()
+
 
 def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
   """Reads the models' headers, both tokenizers and all prompts.
@@ -69,6 +78,10 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
   horizon.from_config(config.horizon)
   mesh = meshes.from_config(config.mesh)
   meshes.check_rows(mesh, config.batch, "config.batch")
+  if config.mini_batches > 1:
+    meshes.check_rows(
+      mesh, config.batch // config.mini_batches, "the prompts of a mini-batch, config.batch / config.mini_batches,"
+    )
   rendering = Rendering.from_config(config, began)
   student, names = learner(config), configs.teacher_names(config)
   tokenizer = tokenizers.load(student.path)
@@ -97,7 +110,10 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     top_k=config.sampling.top_k,
     never=tokenizers.ids_without_token(tokenizer, vocab),
   )
-  evaluation = load_evaluation(config, student, tokenizer, mesh, vocab, rendering.moment) if config.eval.every else None
+  verifiers = VerifierPool(config.reward.workers, config.reward.timeout)
+  evaluation = None
+  if config.eval.every:
+    evaluation = load_evaluation(config, student, tokenizer, mesh, vocab, rendering.moment, verifiers)
   return Inputs(
     config=config,
     student=student,
@@ -112,7 +128,8 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     attention=specs.attention(config, mesh, [m.cfg for m in (student, *teachers)]),
     dtype=specs.compute_dtype(config.precision, mesh),
     evaluation=evaluation,
-    verify=tasks.verifier(verifier_name(config, config.data.path)) if config.mixture.reward else None,
+    rewards=Rewards.from_config(config, reward_verifiers(config), verifiers) if config.mixture.reward else None,
+    verifiers=verifiers,
     segments=specs.segments(config, mesh),
     warnings=_warnings(config, mesh, tokenizer, sampling, student, teachers, train, evaluation),
   )
@@ -148,12 +165,14 @@ def load_evaluation(
   mesh: jax.sharding.Mesh,
   vocab: int,
   began: datetime.datetime | None = None,
+  verifiers: VerifierPool | None = None,
 ) -> EvaluationInputs:
   """Loads held-out problems and their verifier: of the file `eval.path`, or of the built-in task that is trained on.
 
   Args:
     vocab: ids at or above this are never drawn.
     began: when the run began, for chat templates that write the date; None: now.
+    verifiers: where the verifier runs; None: as the config says, in processes of this evaluation's own if in any.
   """
   path = config.eval.path or (config.data.path if config.data.path.startswith(configs.TASK) else "")
   if not path:
@@ -162,6 +181,7 @@ def load_evaluation(
       "answers, or set config.eval.every=0 to train without evaluation."
     )
   rendering = Rendering.from_config(config, began)
+  verifiers = verifiers or VerifierPool(config.reward.workers, config.reward.timeout)
   held_out = load_problems(config, path, tokenizer, rendering, held_out=True)
   max_tokens = config.eval.max_tokens or config.horizon.max
   width = max(pipeline.padded_len(held_out.ids), held_out.prompt_lens[-1])
@@ -174,7 +194,7 @@ def load_evaluation(
     model=model,
     tokenizer=tokenizer,
     problems=held_out,
-    verify=tasks.verifier(verifier_name(config, path)),
+    verify=verifiers.verifier(verifier_name(config, path)),
     sampling=Sampling(
       model.stop_ids,
       tokenizers.pad_id(tokenizer, model.stop_ids),
@@ -197,6 +217,13 @@ def verifier_name(config: Config, path: str) -> str:
   if config.data.verifier != "auto":
     return config.data.verifier
   return path.removeprefix(configs.TASK) if path.startswith(configs.TASK) else "gsm8k"
+
+
+def reward_verifiers(config: Config) -> tuple[str, ...]:
+  """Returns the names of the verifiers whose verdicts make the reward; "auto" is what it is in `data.verifier`."""
+  automatic = verifier_name(configs.override(config, {"data.verifier": "auto"}), config.data.path)
+  names = tuple(automatic if name == "auto" else name for name in config.reward.verifiers)
+  return names or (verifier_name(config, config.data.path),)
 
 
 def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
@@ -264,7 +291,8 @@ def _warnings(
       "on tokens drawn "
       "from another one"
     )
-  if config.updates_per_rollout > 1 and losses.importance_kind(config) == "none":
+  several = config.updates_per_rollout > 1 and not losses.surrogate(config)
+  if several and losses.importance_kind(config) == "none":
     out.append(
       f"{config.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and "
       "importance.kind "

@@ -39,6 +39,18 @@ class Rollout:
   mask: Bool[Array, "B H"]  # true up to and including the stop token; a cut row has no stop token
   behavior_logprob: Float[Array, "B H"]  # log-probability under the distribution sampled from; 0 outside the mask
   ended: Bool[Array, "B"]  # a stop token was produced
+  recorded_ids: Int[Array, "B H k"] | None = (
+    None  # the most likely ids of each draw, where Sampling.recorded asks for them
+  )
+  recorded_logprob: Float[Array, "B H k"] | None = None  # theirs, under the distribution sampled from
+
+
+@flax.struct.dataclass
+class Credit:
+  """What a verifier's reward says of each row."""
+
+  advantage: Float[Array, "B"]
+  counted: Bool[Array, "B"]  # false: the row is not in the mean of the reward's term
 
 
 @flax.struct.dataclass

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(opd_jax.__file__).parent
 FLOORS = (
   ("config", "types", "errors"),
   ("runtime",),
-  ("models", "data", "tasks"),
+  ("models", "data", "tasks", "rewards"),
   ("horizon", "context", "objectives", "rollout", "training", "evaluation"),
   ("checks", "inputs"),
   ("recipes",),

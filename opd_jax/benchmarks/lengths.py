@@ -150,7 +150,7 @@ def measure_updates(config: configs.Config, case: Case, rollout: Rollout, repeat
     recipe = subject.recipe(case)
     step: DistillationStep = recipe.step  # pyright: ignore[reportAttributeAccessIssue]
     state, frozen = recipe.init(), FrozenModels((subject.params(),))
-    calls[name] = functools.partial(jax.jit(step.update), state, frozen, subject.prompts(case), rollout, None)
+    calls[name] = functools.partial(jax.jit(step.update), state, frozen, subject.prompts(case), rollout)
   return medians(calls, repeat)
 
 

@@ -17,6 +17,7 @@ from opd_jax.config import Config
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, model_sharding
 from opd_jax.models.decoder import DecoderConfig
+from opd_jax.objectives import loss_config
 from opd_jax.recipes import base as recipes
 from opd_jax.recipes.base import Recipe
 from opd_jax.runtime import mesh as meshes
@@ -169,4 +170,8 @@ class Subject:
       behavior_logprob=np.full(shape, -np.log(self.vocab), np.float32),  # pyright: ignore[reportArgumentType]
       ended=np.zeros(shape[0], bool),  # pyright: ignore[reportArgumentType]
     )
+    surrogate = loss_config.surrogate(self.config(case))
+    if recorded := min(surrogate.recorded_ids if surrogate else 0, self.vocab):
+      ids = np.broadcast_to(np.arange(recorded, dtype=np.int32), (*shape, recorded))
+      rollout = rollout.replace(recorded_ids=ids, recorded_logprob=np.full(ids.shape, -np.log(self.vocab), np.float32))  # pyright: ignore[reportAttributeAccessIssue]
     return jax.device_put(rollout, meshes.rows(self.mesh))

@@ -13,13 +13,13 @@ from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime import metrics, programs, timing
 from opd_jax.runtime.machine import Machine
 from opd_jax.training.distillation import DistillationStep
-from opd_jax.types import FrozenModels, TrainState
+from opd_jax.types import Credit, FrozenModels, TrainState
 
 
 def measure(
   subject: Subject, case: Case, state: TrainState, frozen_models: FrozenModels, machine: Machine, repeat: int
 ) -> tuple[dict[str, Any], TrainState]:
-  """Times the update; one record for the JSON, and the state after the updates. The given state is donated."""
+  """Times the updates of a pass over all rows; one record for the JSON, and the state after them. The given state is donated."""
   recipe = subject.recipe(case)
   distillation: DistillationStep = recipe.step  # pyright: ignore[reportAttributeAccessIssue]
   batch, responses, shape = subject.prompts(case), subject.responses(case), subject.shape(case)
@@ -27,13 +27,21 @@ def measure(
   began = time.perf_counter()
   run = lowered.compile()
   compilation = programs.record("update", shape, time.perf_counter() - began, run)
-  advantage = None
+  credit = None
   if distillation.loss.reward:
     random = np.random.default_rng(2).normal(size=case.rows).astype(np.float32)
-    advantage = jax.device_put(random, meshes.rows(subject.mesh))
+    of_rows = Credit(random, np.ones(case.rows, bool))  # pyright: ignore[reportArgumentType]: numpy
+    credit = jax.device_put(of_rows, meshes.rows(subject.mesh))
+  parts = list(map(np.int32, range(distillation.mini_batches))) if distillation.mini_batches > 1 else [None]
+
+  def a_pass(state: TrainState) -> TrainState:
+    for part in parts:
+      state, _ = run(state, frozen_models, batch, responses, credit, part)
+    return state
+
   spent = []
   for _ in range(repeat + 1):
-    seconds, (state, _) = timing.timed(functools.partial(run, state, frozen_models, batch, responses, advantage))
+    seconds, state = timing.timed(functools.partial(a_pass, state))
     spent.append(seconds)
   cost = update_cost(subject, case, distillation.remat, frozen_models)
   summary = timing.summary(spent[1:])

@@ -12,7 +12,7 @@ A method is a file in configs/ that starts from `default()` and answers the five
 locked: a key that does not exist is refused. It is saved in the workdir and decides whether a run may resume there.
 """
 
-from opd_jax.config.methods import at_scale, configs_dir, load
+from opd_jax.config.methods import at_scale, configs_dir, load, policy_gradient
 from opd_jax.config.paths import expanded, expanded_path
 from opd_jax.config.recipes import Key, implied_recipe, recipe_keys, recipe_module, recipe_names, table
 from opd_jax.config.saved import OtherVersion, changed, different, from_saved, to_json, upgraded
@@ -64,6 +64,7 @@ __all__ = [
   "meanings",
   "override",
   "parse_mapping",
+  "policy_gradient",
   "put",
   "recipe_keys",
   "recipe_module",

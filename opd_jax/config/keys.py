@@ -14,7 +14,11 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "steps": (100, "rollout batches", "[1, 10**6]"),
   "seed": (0, "of the order of prompts and of sampling, in training and in evaluation", "[-2**31, 2**32)"),
   "student": ("builtin:student", "a Hugging Face directory, or builtin:NAME", "path"),
-  "teacher": ("builtin:teacher", 'or "initial": the student as it was before training', "path"),
+  "teacher": (
+    "builtin:teacher",
+    'or "initial": the student as it was before training; "": none, where the loss asks no teacher',
+    "path",
+  ),
   "teachers": ((), "several teachers, instead of `teacher`; together they are one mixed distribution", "paths"),
   "teacher_precision": (
     "compute",
@@ -50,7 +54,8 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   # how much is trained
   "batch": (32, "prompts per step", "[1, 2**20]"),
   "rollouts_per_prompt": (1, "responses to each prompt of a step", "[1, 2**16]"),
-  "updates_per_rollout": (1, "optimiser updates on each rollout batch", "[1, 1000]"),
+  "updates_per_rollout": (1, "passes over each rollout batch, of an optimiser update for each mini-batch", "[1, 1000]"),
+  "mini_batches": (1, "disjoint parts of the prompts of a step, each with its rollouts: an update each", "[1, 2**20]"),
   "micro_batch": (
     0,
     "rows per gradient-accumulation slice, at least one for each row shard; 0: all rows at once",
@@ -98,7 +103,11 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "the same for prompts that only teachers read (context.kind=canonical), besides",
     "object",
   ),
-  "data.verifier": ("auto", "auto (the task's own; gsm8k for files), or a name in opd_jax/tasks", "text"),
+  "data.verifier": (
+    "auto",
+    "auto (the task's own; gsm8k for files), a name in opd_jax/tasks, or an import path, my_module:verify",
+    "text",
+  ),
   # how long the student speaks, horizon/
   "horizon.kind": (
     "full",
@@ -147,6 +156,11 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "who writes responses; off-policy baselines: teacher (to its own prompts), data (data.solution_field)",
     "one of student, teacher, data",
   ),
+  "rollout.precision": (
+    "compute",
+    "the weights that write rollouts are rounded to it, and computed with as `precision` says: nothing is faster for it",
+    "one of compute, bfloat16, float8, int8",
+  ),
   "rollout.segment": (
     64,
     "tokens, at least, between two growths of the cache; 0: the whole cache from the beginning",
@@ -166,8 +180,9 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   # the distance between student and teacher at a token, objectives/divergence.py
   "objective.kind": (
     "reverse_kl",
-    "reverse_kl, forward_kl, jsd, mixture (of the two KLs)",
-    "one of reverse_kl, forward_kl, jsd, mixture",
+    "reverse_kl, forward_kl, jsd, mixture (of the two KLs), proximal (reverse KL to beta t + (1 - beta) s: TOP-D); "
+    "suppress: a control without a teacher, support sampled",
+    "one of reverse_kl, forward_kl, jsd, mixture, proximal, suppress",
   ),
   "objective.support": (
     "full",
@@ -180,7 +195,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "what a top-k leaves out: bucket, renormalise, reweight (the paper's runs)",
     "one of bucket, renormalise, reweight",
   ),
-  "objective.beta": (0.5, "jsd: the teacher's share of the mean; mixture: the reverse KL's", "[0, 1]"),
+  "objective.beta": (0.5, "jsd, proximal: the teacher's share of the mean; mixture: the reverse KL's", "[0, 1]"),
   "objective.normalised": (
     False,
     "jsd divided by beta (1 - beta), so that it meets the two KLs at 0 and 1",
@@ -200,6 +215,27 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "text",
   ),
   "objective.discount": (0.0, "sampled k1: 0 token level, 1 sequence level", "[0, 1]"),
+  "objective.future": (
+    "discounted",
+    "sampled k1: how later tokens' log-ratios count: discounted, mean (of them, TOP-D)",
+    "one of discounted, mean",
+  ),
+  "objective.standardise": (
+    False,
+    "sampled k1: advantages as standard scores over the tokens of a prompt's rollouts (TOP-D)",
+    "True or False",
+  ),
+  "objective.advantage": (-0.5, "suppress: of every chosen token, see weights.kind=rare", "[-1000, 1000]"),
+  "objective.entropy_advantage": (
+    0.0,
+    "suppress: besides, from the row's chosen token of the least entropy to that of the most; OPSA: -0.5",
+    "[-1000, 1000]",
+  ),
+  "objective.shuffle_teacher": (
+    False,
+    "a control: every token is compared with what the teacher predicts at another one of the batch",
+    "True or False",
+  ),
   "objective.normaliser": (
     "token",
     'mean over tokens of the batch, over rows of means ("sequence"), over a "constant"',
@@ -220,9 +256,11 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "weights.kind": (
     "uniform",
     "which tokens count, and how much",
-    "one of uniform, first, last, segment, random, linear, rising, gap, student_entropy, teacher_entropy",
+    "one of uniform, first, last, segment, random, rare, common, linear, rising, gap, student_entropy, teacher_entropy",
   ),
-  "weights.tokens": (0, "masks: how many tokens of each row", "[0, 2**24]"),
+  "weights.tokens": (0, "first, last, segment, random: how many tokens of each row", "[0, 2**24]"),
+  "weights.fraction": (0.2, "rare, common: the share of the tokens, the least likely ones, that is rare", "[0, 1]"),
+  "weights.scope": ("row", "rare, common: ranked within a row or over the batch", "one of row, batch"),
   "weights.start": (0, "segment: first position, from 0", "[0, 2**24]"),
   "weights.end": (0.0, "linear: the weight at horizon.max", "[0, 10**6]"),
   "weights.gamma": (0.5, "gap: the first token counts 1 + gamma", "[0, 10**6]"),
@@ -244,6 +282,54 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "divide group-relative advantages by the group's standard deviation",
     "True or False",
   ),
+  "advantage.kind": (
+    "auto",
+    "of the reward, objectives/advantage.py; auto: group, or group_std with mixture.reward_std",
+    "one of auto, group, group_std, leave_one_out, reinforce_pp, reinforce_pp_nontrivial",
+  ),
+  # how a policy gradient is held near the policy that drew its tokens, objectives/surrogates.py
+  "surrogate.kind": (
+    "importance",
+    "importance: advantages times the weights of importance.*; or a surrogate",
+    "one of importance, is, truncated, ppo_clip, dppo, spo, drpo, mask_drpo, kl, k3, tv",
+  ),
+  "surrogate.threshold": (
+    0.15,
+    "dppo, drpo, kl, k3, tv: delta, of a token's probability (of dppo's divergence); spo: of its ratio",
+    "(0, 10**6]",
+  ),
+  "surrogate.clip_low": (0.2, "ppo_clip: the ratio is cut below 1 - this", "[0, 1]"),
+  "surrogate.clip_high": (0.2, "ppo_clip: and above 1 + this", "[0, 10**6]"),
+  "surrogate.dual_clip": (0.0, "ppo_clip: the largest ratio at a negative advantage; 0: off", "0 or (1, 10**6]"),
+  "surrogate.cap": (0.0, "truncated, dppo: the largest ratio; 0: off", "[0, 10**6]"),
+  "surrogate.divergence": (
+    "tv",
+    "dppo: of the drawn token and all others (tv, kl), or of the sampler's k most likely (topk_tv, topk_kl)",
+    "one of tv, kl, topk_tv, topk_kl",
+  ),
+  "surrogate.k": (20, "dppo, topk_tv and topk_kl: how many", "[1, 2**16]"),
+  "surrogate.mask_threshold": (0.15, "mask_drpo: |pi - mu| beyond which there is a penalty", "[0, 1]"),
+  "surrogate.advantage_scale": (True, "penalties are multiplied by |A|", "True or False"),
+  # what a response earns, rewards/
+  "reward.verifiers": (
+    (),
+    "whose verdicts make the reward, as data.verifier names them; the first says what is solved; (): data.verifier",
+    "texts",
+  ),
+  "reward.weights": ((), "of the verdicts in the reward, one each; (): 1 each", "numbers in [-10**6, 10**6]"),
+  "reward.workers": (0, "processes that verify, for training and evaluation; 0: this one", "[0, 1024]"),
+  "reward.timeout": (
+    0.0,
+    "seconds for an answer, which is wrong where they pass; needs workers; 0: no limit",
+    "0 or [0.05, 10**6]",
+  ),
+  "reward.overlong": (
+    "wrong",
+    "a response that the limit cuts: wrong (the verifier is told), mask (out of the loss), soft (less near the limit)",
+    "one of wrong, mask, soft",
+  ),
+  "reward.overlong_buffer": (0, "soft: tokens before the limit over which the reward falls", "[0, 2**24]"),
+  "reward.overlong_penalty": (1.0, "soft: by how much it falls, at the limit", "[0, 10**6]"),
   "optimizer.kind": ("adamw", "the only one", "one of adamw"),
   "optimizer.lr": (1e-4, "learning rate", "(0, 1000]"),
   "optimizer.warmup": (0, "updates from 0 to lr, then constant", "[0, 10**9]"),

@@ -83,3 +83,27 @@ def at_scale(scale: str, recipe: str = "opd") -> Config:
     c.buckets = 2
     return c
   raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")
+
+
+def policy_gradient(c: Config, scale: str) -> Config:
+  """Makes of a config of `at_scale` what the policy gradients share: a reward in the place of a teacher.
+
+  paper: the published hyper-parameters of DRPO (arXiv:2606.09821) for Qwen3-4B.
+  """
+  c.teacher = ""
+  c.mixture.divergence = 0.0
+  c.mixture.reward = 1.0
+  c.rollouts_per_prompt = 8
+  c.mini_batches = 2
+  if scale == "cpu":
+    c.batch = 16
+    c.steps = 40
+  if scale == "paper":
+    c.student = "Qwen3-4B"  # a local copy of the hub directory
+    c.data.max_prompt = 2048
+    c.steps = 800
+    c.horizon.max = 8192
+    c.objective.support = "full"
+    c.objective.tail = "bucket"
+    c.optimizer.weight_decay = 0.01
+  return c

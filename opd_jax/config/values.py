@@ -176,5 +176,5 @@ def put(config: Config, key: str, value: Any) -> None:
 
 
 def teacher_names(config: Config) -> tuple[str, ...]:
-  """The directories of all teachers: `teachers`, or `teacher` alone."""
-  return tuple(config.teachers) or (config.teacher,)
+  """The directories of all teachers: `teachers`, or `teacher` alone; () where there is none."""
+  return tuple(config.teachers) or ((config.teacher,) if config.teacher else ())

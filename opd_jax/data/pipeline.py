@@ -196,6 +196,16 @@ class Prompts:
     return f"{' and '.join(changed)} {'is another' if len(changed) == 1 else 'are others'} than"
 
 
+def widen(batch: Batch, width: int, pad_id: int) -> Batch:
+  """Pad prompts, int32[b, P], on their left to a larger width."""
+  left = ((0, 0), (width - batch.prompt.shape[1], 0))
+  return dataclasses.replace(
+    batch,
+    prompt=np.pad(batch.prompt, left, constant_values=pad_id),  # pyright: ignore[reportArgumentType]: numpy
+    prompt_mask=np.pad(batch.prompt_mask, left),  # pyright: ignore[reportArgumentType]: numpy
+  )
+
+
 class _Epochs:
   """Endless epochs over n prompts, as a sequence whose element i is the number of the i-th prompt to be read.
 

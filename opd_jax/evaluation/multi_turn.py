@@ -188,8 +188,8 @@ class MultiTurnEvaluator:
     generate = generator or self._last
     ids, cut = chat.render_within(prompts, self.inputs.tokenizer, self.inputs.rendering, generate.prompt_lens[-1])
     completions = generate(params, ids, jax.random.fold_in(self.key, key_number), range(len(ids)))
-    correct = verify_all(self.inputs.verify, completions.responses, self._answers)
-    record = accuracy(correct.reshape(-1, self._k), self._pass_at) | response_lengths(completions)
+    correct, failures = verify_all(self.inputs.verify, completions.responses, self._answers)
+    record = accuracy(correct.reshape(-1, self._k), self._pass_at) | response_lengths(completions) | failures
     return record | ({"prompts_cut": cut} if cut else {}), completions.responses, correct
 
   def _sample(self, i: int, replies: Sequence[str], text: str, correct: bool) -> dict[str, Any]:
@@ -231,9 +231,9 @@ def anchored(
   """
   claims = [_last_claim(earlier, extract_answer) for earlier in replies]
   guessed = {i: claim for i, claim in enumerate(claims) if claim}
-  right = verify_all(verify, [reply for reply, _ in guessed.values()], [answers[i] for i in guessed])
+  right = verify_all(verify, [reply for reply, _ in guessed.values()], [answers[i] for i in guessed]).correct
   wrong = [i for i, correct in zip(guessed, right, strict=True) if not correct]
-  repeated = verify_all(verify, [last[i] for i in wrong], [guessed[i][1] for i in wrong])
+  repeated = verify_all(verify, [last[i] for i in wrong], [guessed[i][1] for i in wrong]).correct
   return Anchored(len(wrong) / len(last), float(repeated.mean()) if wrong else None)
 
 

@@ -5,7 +5,7 @@ An evaluation is never cut by the training horizon; its own limit is `eval.max_t
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from opd_jax.config import Config
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.evaluation.inputs import EvaluationInputs
+from opd_jax.rewards.verdicts import batched
 from opd_jax.rollout.generate import Completions, Generator
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime.programs import ProgramCache
@@ -71,8 +72,8 @@ class Evaluator:
     ids, k = self._inputs.problems.ids, self._generate.k
     completions = self._generate(params, ids, self._key)
     answers = [a for a in self._inputs.problems.answers for _ in range(k)]
-    correct = verify_all(self._inputs.verify, completions.responses, answers)
-    record = accuracy(correct.reshape(-1, k), self._pass_at) | response_lengths(completions)
+    correct, failures = verify_all(self._inputs.verify, completions.responses, answers)
+    record = accuracy(correct.reshape(-1, k), self._pass_at) | response_lengths(completions) | failures
     samples = [
       {
         "prompt": self._inputs.tokenizer.decode(ids[i // k]),
@@ -86,13 +87,24 @@ class Evaluator:
     return record, samples
 
 
-def verify_all(verify: Verifier, responses: Sequence[Response], answers: Sequence[str]) -> np.ndarray:
-  """Verifies every response against its answer: bool[responses]. Each process verifies a share, and all get all of it."""
+class Verified(NamedTuple):
+  """Which responses are right, and how often the verifier failed."""
+
+  correct: np.ndarray  # bool[responses]
+  failures: dict[str, int]  # verifier_timeouts, verifier_errors; where there are any
+
+
+def verify_all(verify: Verifier, responses: Sequence[Response], answers: Sequence[str]) -> Verified:
+  """Verifies every response against its answer. Each process verifies a share, and all get all of it."""
   share = slice(jax.process_index(), None, jax.process_count())
-  correct = np.zeros(len(responses), bool)
-  pairs = zip(responses[share], answers[share], strict=True)
-  correct[share] = [verify(r.text, answer, ended=r.ended, prompt=r.prompt) for r, answer in pairs]
-  return hosts.any_on_hosts(correct)
+  verifier = batched(verify)
+  verdicts = verifier.submit(responses[share], answers[share]).result()
+  verifier.tell(verdicts)
+  flags = np.zeros((3, len(responses)), bool)
+  flags[:, share] = np.array([(v.solved, v.timed_out, bool(v.error)) for v in verdicts], bool).reshape(-1, 3).T
+  correct, *failed = hosts.any_on_hosts(flags)
+  counts = zip(("verifier_timeouts", "verifier_errors"), failed, strict=True)
+  return Verified(correct, {name: int(flags.sum()) for name, flags in counts if flags.any()})
 
 
 def response_lengths(completions: Completions) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class Rule(abc.ABC):
   probe_every: int = 0  # steps between two measurements of the gradients' agreement; 0: never
   full_length_every: int = 0  # steps between two at full length; 0: never
 
+  @property
+  def reads(self) -> frozenset[str]:
+    """The metrics by position that the rule chooses by."""
+    return frozenset()
+
   def is_full_length(self, step: int) -> bool:
     """Tells whether a step is at full length whatever the last choice."""
     return self.full_length_every > 0 and step % self.full_length_every == 0
@@ -109,6 +114,10 @@ class Drift(Rule):
   patience: int = 3
   hit: float = 0.1  # share of the rows that has to reach the limit before it grows
 
+  @property
+  def reads(self):
+    return frozenset([{"overlap": "overlap", "gap": "kl"}[self.measure]])
+
   def choose(self, widths, at, memory, step, observation):
     agreed = self.agreed(observation)
     shorter = widths[at - 1] if at else 0
@@ -126,7 +135,7 @@ class Drift(Rule):
 
   def agreed(self, observation: StepObservation) -> float:
     """Counts the tokens from the beginning on which the batch agrees; infinite where no bin breaks it."""
-    name = {"overlap": "overlap", "gap": "kl"}[self.measure]
+    (name,) = self.reads
     gap = 0.0
     for (first, last), n, value in zip(
       itertools.pairwise(observation.edges), observation.count, observation.means[name], strict=True
@@ -151,6 +160,10 @@ class Saturation(Rule):
   window: int = 8
   fall: float = 0.05
   least: float = 0.25
+
+  @property
+  def reads(self):
+    return frozenset({"kl"})
 
   def choose(self, widths, at, memory, step, observation):
     shorter = widths[at - 1] if at else 0
@@ -180,6 +193,10 @@ class FullLengthProbe(Rule):
 
   full_length_every: int = 10
   ratio: float = 1.5
+
+  @property
+  def reads(self):
+    return frozenset({"kl"})
 
   def choose(self, widths, at, memory, step, observation):
     if not self.is_full_length(step):

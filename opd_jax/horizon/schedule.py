@@ -140,8 +140,11 @@ class Adaptive:
   def observe(self, step: int, observation: adaptive.StepObservation) -> None:
     """Chooses the next width from what a step has shown.
 
-    A step whose rollouts began ahead, at a width that has been left since, is ignored.
+    A step whose rollouts began ahead, at a width that has been left since, is ignored, and so is one without a number that
+    the rule chooses by: a run without a teacher has no divergence from one.
     """
+    if not self.rule.reads <= observation.means.keys():
+      return
     if observation.limit != self.limit(step) and observation.agreement is None:
       return
     self._at, self._memory = self.rule.choose(self.widths, self._at, self._memory, step, observation)

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from opd_jax.objectives import divergence
-from opd_jax.objectives.divergence import Coefficients, Objective
+from opd_jax.objectives.divergence import Coefficients, Objective, Recorded
 
 
 class Tokens(NamedTuple):
@@ -32,6 +32,7 @@ class Tokens(NamedTuple):
   token: Int[Array, "N"]
   coefficients: Coefficients  # each [N]
   teacher_weight: Float[Array, "N K"] | None
+  recorded: Recorded | None
 
 
 class Heads(NamedTuple):
@@ -87,7 +88,7 @@ class Chunk:
     if self.objective.topk and logs.teachers:
       topk = self.topk_support(logs.student, self.teacher(x, logs), heads.first_id)
       stats |= self.topk_stats(topk)
-    if self.with_stats and self.objective.overlap_k:
+    if self.with_stats and self.objective.overlap_k and logs.teachers:
       top_fn = functools.partial(self.top_ids, first_id=heads.first_id)
       k = min(self.objective.overlap_k, self.objective.vocab)
       stats["overlap"] = divergence.overlap(logs.student, self.teacher(x, logs), k, top_fn)
@@ -95,7 +96,7 @@ class Chunk:
     if self.with_gradient:
       d_logits = self.derivative(x, logs, stats, heads.first_id, topk)
       d_hidden, d_head = head_vjp(d_logits, x.student, heads.student)
-    return self.total(x, stats), self.report(stats), d_hidden, d_head
+    return self.total(x, stats), self.report(x, stats), d_hidden, d_head
 
   def by_block(self, x: Tokens, heads: Heads, block: int):
     """Compute what `__call__` does with no more than [N, block] logits at a time.
@@ -125,7 +126,7 @@ class Chunk:
 
       d_hidden, d_head = lax.scan(backward, jnp.zeros(x.student.shape, jnp.float32), blocks)
       d_head = d_head.reshape(heads.student.shape)
-    return self.total(x, stats), self.report(stats), d_hidden, d_head
+    return self.total(x, stats), self.report(x, stats), d_hidden, d_head
 
   def logits(self, x: Tokens, heads: Heads) -> Logs:
     """Compute logits at the temperatures of the objective.
@@ -178,7 +179,8 @@ class Chunk:
   def vocab_sums(self, x: Tokens, logs: Logs, first_id: Int[Array, ""]) -> dict[str, Float[Array, "N"]]:
     """Compute this device's or block's part of the statistics that are sums over the vocabulary.
 
-    "slope_sum", beside them, is what `derivative` needs over the full support.
+    "slope_sum", beside them, is what `derivative` needs over the full support, and "recorded", [N, k], are the recorded
+    ids' log-probabilities.
     """
     o, s = self.objective, logs.student
     sum_ids = lambda a: jnp.sum(a, axis=-1, dtype=jnp.float32)
@@ -186,6 +188,10 @@ class Chunk:
     at_token = lambda log: sum_ids(jnp.where(drawn, log, 0.0))
     entropy = lambda log: -sum_ids(jnp.exp(log) * finite(log))
     stats = {"logprob": at_token(s if logs.sampled is None else logs.sampled)}
+    if self.with_stats:
+      stats["student_entropy"] = entropy(s)
+      if x.recorded is not None:
+        stats["recorded"] = self.at_recorded(x.recorded, s if logs.sampled is None else logs.sampled, first_id)
     if logs.reference is not None:
       stats["initial_kl"] = sum_ids(divergence.reverse_kl(s, logs.reference))
     if logs.teachers:
@@ -193,7 +199,6 @@ class Chunk:
       if self.with_stats:
         stats["teacher_logprob"] = at_token(t)
         stats["kl"] = sum_ids(divergence.reverse_kl(s, t))
-        stats["student_entropy"] = entropy(s)
         stats["teacher_entropy"] = entropy(t)
       if o.support == "full":
         entries = divergence.entries(o, s, t)
@@ -211,9 +216,22 @@ class Chunk:
     terms = ((c, stats[name]) for name, c in x.coefficients.by_stat().items() if c is not None)
     return sum((jnp.sum(jnp.where(c != 0, c * stat, 0.0)) for c, stat in terms), jnp.zeros((), jnp.float32))
 
-  def report(self, stats: dict[str, Float[Array, "N"]]) -> dict[str, Float[Array, "N"]]:
+  def at_recorded(self, recorded: Recorded, log: Float[Array, "N v"], first_id: Int[Array, ""]) -> Float[Array, "N k"]:
+    """Take the recorded ids' log-probabilities, 0 for those that are elsewhere."""
+    local, v = recorded.ids - first_id, log.shape[-1]
+    here = jnp.take_along_axis(log, jnp.clip(local, 0, v - 1), axis=1)
+    return jnp.where((local >= 0) & (local < v), here, 0.0)
+
+  def report(self, x: Tokens, stats: dict[str, Array]) -> dict[str, Float[Array, "N"]]:
     """Select the statistics that the caller wants."""
-    return {name: stat for name, stat in stats.items() if name != "slope_sum"} if self.with_stats else {}
+    if not self.with_stats:
+      return {}
+    kept = {name: stat for name, stat in stats.items() if name not in ("slope_sum", "recorded")}
+    if x.recorded is not None:
+      kept["topk_distance"] = x.recorded.moved(
+        self.objective.topk_distance, x.token, stats["recorded"], stats["logprob"]
+      )
+    return kept
 
   def derivative(
     self,

@@ -6,6 +6,7 @@ s = student, t = teacher, at one position, over the V ids of the vocabulary:
     forward_kl   KL(t || s) = sum_v t_v (log t_v - log s_v)                   covers all the teacher does
     jsd          beta KL(t || m) + (1 - beta) KL(s || m),  m = beta t + (1 - beta) s
                  normalised: divided by beta (1 - beta), and then the forward KL at beta 0 and the reverse KL at beta 1
+    proximal     KL(s || p),  p = beta t + (1 - beta) sg(s), a teacher that is near by (TOP-D)
     mixture      beta KL(s || t) + (1 - beta) KL(t || s)
 
 Each is a sum of one entry per id, so each can be taken over fewer of them (`support`): the k most likely ids of the
@@ -27,7 +28,6 @@ Dimensions: B rows, H response positions, D width of a model, V vocabulary, K te
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,9 +37,12 @@ from jax import lax
 from jax.nn import log_softmax
 from jaxtyping import Array, Bool, Float, Int
 
+from opd_jax.objectives import surrogates
+from opd_jax.objectives.entries import DIVERGENCES, expectation, reverse_kl
+from opd_jax.objectives.kl_estimators import ESTIMATORS
+
 SUPPORTS = ("full", "student_topk", "teacher_topk", "both_topk", "sampled")
 TAILS = ("bucket", "renormalise", "reweight")
-TINY = 1e-38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +64,12 @@ class Objective:
   chunk: int = 0  # fused.py: tokens per chunk; 0: chosen there
   vocab_chunk: int = 0  # fused.py: ids per block of the vocabulary; 0: all at once
 
+  topk_distance: str = "topk_tv"  # statistics: the distance to the recorded distribution, see surrogates.topk_distance
+
   def __post_init__(self):
-    if self.kind not in DIVERGENCES:
-      raise ValueError(f"objective kind {self.kind!r} is not one of {', '.join(DIVERGENCES)}")
+    kinds = ESTIMATORS if self.support == "sampled" else DIVERGENCES
+    if self.kind not in kinds:
+      raise ValueError(f"objective kind {self.kind!r} is not one of {', '.join(kinds)}")
     if self.support not in SUPPORTS:
       raise ValueError(f"objective support {self.support!r} is not one of {', '.join(SUPPORTS)}")
     if self.tail not in TAILS:
@@ -84,14 +90,30 @@ class HiddenAndHead(NamedTuple):
   head: Float[Array, "V D"]
 
 
+class Recorded(NamedTuple):
+  """The most likely ids when a token was drawn, and the log-probabilities at the sampling temperature."""
+
+  ids: Int[Array, "*b k"]
+  logprob: Float[Array, "*b k"]
+  drawn: Float[Array, "*b"]  # of the drawn token
+
+  def moved(
+    self, kind: str, token: Int[Array, "*b"], now: Float[Array, "*b k"], drawn_now: Float[Array, "*b"]
+  ) -> Float[Array, "*b"]:
+    """Compute how far the distribution has moved, see surrogates.topk_distance; `now` is of the ids."""
+    seen = jnp.any(self.ids == token[..., None], axis=-1)
+    return surrogates.topk_distance(kind, self.logprob, now, self.drawn, drawn_now, seen)
+
+
 class FrozenInputs(NamedTuple):
-  """The teachers, tokens and mask that the objective compares the student by; no gradient flows to any of it."""
+  """The teachers (perhaps none), tokens and mask that the objective compares the student by; without gradient."""
 
   teachers: tuple[HiddenAndHead, ...]
   token: Int[Array, "B H"]  # the drawn ids
   mask: Bool[Array, "B H"]  # true on generated tokens
   teacher_weight: Float[Array, "B K"] | None = None  # with several teachers, their weights in each row; rows sum to 1
   reference: HiddenAndHead | None = None  # the student before training, for the statistic `initial_kl`
+  recorded: Recorded | None = None  # what tokens were drawn from, for the statistic `topk_distance`
 
 
 class Coefficients(NamedTuple):
@@ -134,11 +156,12 @@ def token_stats(objective: Objective, student: HiddenAndHead, inputs: FrozenInpu
   """Compute the statistics of every token, each [B, H] in fp32 and 0 outside the mask.
 
   Returns:
-    divergence: the objective, in nats (absent for the sampled support).
+    divergence: the objective, in nats (absent for the sampled support, and without a teacher).
     clipped: the fraction of its entries that were clipped (only with `entry_clip`).
     logprob, teacher_logprob: of the drawn token, at the sampling temperature and at the teacher's.
     kl: the full reverse KL, whatever the objective.
-    student_entropy, teacher_entropy: in nats.
+    student_entropy, teacher_entropy: in nats. What compares with a teacher is absent where there is none.
+    topk_distance: to the distribution that the token was drawn from (only with `recorded`).
     overlap: see `overlap` (only with `overlap_k`).
     initial_kl: KL(student || reference) over the full vocabulary (only with a reference model).
   """
@@ -154,20 +177,24 @@ def token_stats(objective: Objective, student: HiddenAndHead, inputs: FrozenInpu
   x = logits_of(student)
   s = log_softmax(x / objective.student_temperature)
   teachers = [log_softmax(frozen_logits(teacher) / objective.teacher_temperature) for teacher in inputs.teachers]
-  t = mix(teachers, inputs.teacher_weight)
-  stats = {
-    "logprob": at_token(log_softmax(x / objective.sampling_temperature)),
-    "teacher_logprob": at_token(t),
-    "kl": jnp.sum(reverse_kl(s, t), axis=-1),
-    "student_entropy": entropy(s),
-    "teacher_entropy": entropy(t),
-  }
-  if objective.support != "sampled":
-    stats["divergence"] = divergence(objective, s, t)
-    if objective.entry_clip:
-      stats["clipped"] = clipped_fraction(objective, *support(objective, s, t))
-  if objective.overlap_k:
-    stats["overlap"] = overlap(s, t, objective.overlap_k)
+  sampled = log_softmax(x / objective.sampling_temperature)
+  stats = {"logprob": at_token(sampled), "student_entropy": entropy(s)}
+  if teachers:
+    t = mix(teachers, inputs.teacher_weight)
+    stats |= {
+      "teacher_logprob": at_token(t),
+      "kl": jnp.sum(reverse_kl(s, t), axis=-1),
+      "teacher_entropy": entropy(t),
+    }
+    if objective.support != "sampled":
+      stats["divergence"] = divergence(objective, s, t)
+      if objective.entry_clip:
+        stats["clipped"] = clipped_fraction(objective, *support(objective, s, t))
+    if objective.overlap_k:
+      stats["overlap"] = overlap(s, t, objective.overlap_k)
+  if inputs.recorded is not None:
+    now = jnp.take_along_axis(sampled, inputs.recorded.ids, axis=-1)
+    stats["topk_distance"] = inputs.recorded.moved(objective.topk_distance, inputs.token, now, stats["logprob"])
   if inputs.reference is not None:
     reference = log_softmax(frozen_logits(inputs.reference) / objective.student_temperature)
     stats["initial_kl"] = jnp.sum(reverse_kl(s, reference), axis=-1)
@@ -197,121 +224,6 @@ def slopes(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"
   if objective.entry_clip:
     slope = jnp.where(entries(objective, s, t) > objective.entry_clip, multiple * jnp.exp(s), slope)
   return slope
-
-
-def reverse_kl(s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Compute the entries of KL(student || teacher)."""
-  return _expectation(s, s, t)
-
-
-def forward_kl(s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Compute the entries of KL(teacher || student)."""
-  return _expectation(t, t, s)
-
-
-def jsd(s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float, normalised: bool) -> Float[Array, "*b n"]:
-  """Compute the entries of beta KL(t || m) + (1 - beta) KL(s || m), m = beta t + (1 - beta) s (arXiv:2306.13649).
-
-  As published it is 0 for everything at beta 0 and 1, and at most log 2. Normalised it meets the two KLs there.
-  """
-  if normalised and beta in (0, 1):
-    return forward_kl(s, t) if beta == 0 else reverse_kl(s, t)
-  to_student, to_teacher = log_ratios_to_mean(s, t, beta)
-  zero = jnp.zeros_like(s)
-  total = beta * _expectation(t, to_teacher, zero) + (1 - beta) * _expectation(s, to_student, zero)
-  return total / (beta * (1 - beta)) if normalised else total
-
-
-def jsd_slopes(o: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Compute the slopes of `jsd`, which are those of the two KLs where it is one of them."""
-  if o.normalised and o.beta in (0, 1):
-    return _forward_slopes(o, s, t) if o.beta == 0 else reverse_kl(s, t)
-  slope = (1 - o.beta) * jnp.exp(s) * log_ratios_to_mean(s, t, o.beta)[0]
-  return slope / (o.beta * (1 - o.beta)) if o.normalised else slope
-
-
-def _jsd_multiple(o: Objective) -> float:
-  if o.normalised and o.beta in (0, 1):
-    return 1.0 if o.beta == 0 else -1.0
-  return 0.0
-
-
-def _forward_slopes(o: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  return jnp.exp(s) - jnp.exp(t)
-
-
-def log_ratios_to_mean(
-  s: Float[Array, "*b n"], t: Float[Array, "*b n"], beta: float
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-  """Compute log s - log m and log t - log m for m = beta t + (1 - beta) s.
-
-  The side that m is nearer to goes through `log_ratio_to_mean`, which is exact there; the other follows from it.
-  """
-  if beta <= 0.5:
-    near = log_ratio_to_mean(s, t, beta)
-    return near, jnp.where(s > -jnp.inf, near + (t - s), -math.log(max(beta, TINY)))
-  near = log_ratio_to_mean(t, s, 1 - beta)
-  return jnp.where(t > -jnp.inf, near + (s - t), -math.log(max(1 - beta, TINY))), near
-
-
-def log_ratio_to_mean(a: Float[Array, "*b n"], b: Float[Array, "*b n"], weight: float) -> Float[Array, "*b n"]:
-  """Compute a - log(weight exp(b) + (1 - weight) exp(a)): exactly 0 where a = b, and precise for small weights too.
-
-  Where exp(a) is 0 the result is finite and has no meaning.
-  """
-  gap = jnp.where(a > -jnp.inf, b - jnp.where(a > -jnp.inf, a, 0.0), 0.0)
-  far = gap > 30  # computed from the larger one there, since the exponential of the gap could overflow
-  near = jnp.log1p(weight * jnp.expm1(jnp.where(far, 0.0, gap)))
-  beyond = gap + jnp.log1p((1 - weight) * jnp.expm1(jnp.where(far, -gap, 0.0)))
-  return -jnp.where(far, beyond, near)
-
-
-def _expectation(p: Float[Array, "*b n"], a: Float[Array, "*b n"], b: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-  """Compute exp(p) (a - b), with value and gradient 0 where the probability is 0."""
-  possible = p > -jnp.inf
-  safe = lambda x: jnp.where(possible, x, 0.0)
-  return safe(jnp.exp(safe(p)) * (safe(a) - safe(b)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Divergence:
-  """What a divergence is, for the dense and the fused code alike: a sum of one entry per id, and the entries' slopes.
-
-  An entry is a function of log s and log t of its own id, with value and gradient 0 where neither is possible.
-
-  Attributes:
-    entries: (objective, log s, log t) -> the entries, see `reverse_kl`.
-    slopes: (objective, log s, log t) -> d entry / d log s + `multiple` times s. Any multiple of s gives the same gradient,
-      and the one that makes the slope 0 wherever s = t makes the gradient there 0 exactly. None: the entries are
-      differentiated, which is right up to rounding.
-    multiple: of `slopes`.
-    parameters: the fields of `Objective` that it depends on, of "beta" and "normalised".
-  """
-
-  entries: Callable[[Objective, Array, Array], Array]
-  slopes: Callable[[Objective, Array, Array], Array] | None = None
-  multiple: Callable[[Objective], float] = lambda o: 0.0
-  parameters: tuple[str, ...] = ()
-
-
-DIVERGENCES = {
-  "reverse_kl": Divergence(
-    entries=lambda o, s, t: reverse_kl(s, t), slopes=lambda o, s, t: reverse_kl(s, t), multiple=lambda o: -1.0
-  ),
-  "forward_kl": Divergence(entries=lambda o, s, t: forward_kl(s, t), slopes=_forward_slopes, multiple=lambda o: 1.0),
-  "jsd": Divergence(
-    entries=lambda o, s, t: jsd(s, t, o.beta, o.normalised),
-    slopes=jsd_slopes,
-    multiple=_jsd_multiple,
-    parameters=("beta", "normalised"),
-  ),
-  "mixture": Divergence(
-    entries=lambda o, s, t: o.beta * reverse_kl(s, t) + (1 - o.beta) * forward_kl(s, t),
-    slopes=lambda o, s, t: o.beta * reverse_kl(s, t) + (1 - o.beta) * _forward_slopes(o, s, t),
-    multiple=lambda o: 1 - 2 * o.beta,
-    parameters=("beta",),
-  ),
-}
 
 
 def support(
@@ -399,7 +311,7 @@ def clipped_fraction(objective: Objective, s: Float[Array, "*b n"], t: Float[Arr
 
 def entropy(log: Float[Array, "*b V"]) -> Float[Array, "*b"]:
   """Compute the entropy, in nats, of log-probabilities."""
-  return -jnp.sum(_expectation(log, log, jnp.zeros_like(log)), axis=-1)
+  return -jnp.sum(expectation(log, log, jnp.zeros_like(log)), axis=-1)
 
 
 def overlap(

@@ -179,6 +179,7 @@ def _flatten(student: HiddenAndHead, inputs: FrozenInputs, coefficients: Coeffic
     token=flat(inputs.token),
     coefficients=jax.tree.map(flat_masked, coefficients),
     teacher_weight=teacher_weight,
+    recorded=jax.tree.map(flat, inputs.recorded),
   )
 
 

@@ -9,12 +9,17 @@ the derivative always taken by log s(y):
     k2          r^2 / 2               r                                      reverse KL
     k3          exp(-r) - 1 + r       1 - exp(-r)                            forward KL
     nll         -log s(y)             -1                                     forward KL to whoever drew y
+    suppress    -A log s(y), A < 0    -A                                     none: no teacher is asked
 
 k1 is a policy gradient whose advantage is -r; differentiating its value itself would give grad log s(y), whose
 expectation is zero whatever the teacher says, and is refused. k2 and k3 are differentiated directly (their gradient at
 a drawn token; that of k2 is k1's without a discount). The expectations are those at a given prefix. With discount 1 the
 gradient of k1 is that of the reverse KL between whole sequences, with 0 that of the sum over positions for prefixes
 that stay as they are (arXiv:2605.31490, section 3).
+
+TOP-D's proximal teacher p = beta t + (1 - beta) s (arXiv:2607.04751) is k1 with r = log s(y) - log p(y), which is never above
+-log(1 - beta). "suppress" is the control of arXiv:2608.31046: tokens that the student itself finds unlikely (weights.kind=rare)
+get a fixed negative advantage, and what OPD gains beyond that is what the teacher has taught.
 
 Dimensions: B rows, H response positions.
 """
@@ -23,7 +28,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-ESTIMATORS = {"reverse_kl": ("k1", "k2"), "forward_kl": ("k3", "nll")}  # by what their expected gradient belongs to
+SUPPRESS = "suppress"  # the objective without a teacher, and its estimator
+ESTIMATORS = {  # by what their expected gradient belongs to
+  "reverse_kl": ("k1", "k2"),
+  "forward_kl": ("k3", "nll"),
+  "proximal": ("k1",),
+  SUPPRESS: (SUPPRESS,),
+}
+FUTURES = ("discounted", "mean")
 IMPORTANCE = ("auto", "none", "truncated", "masked")
 LEVELS = ("token", "prefix", "sequence")
 
@@ -67,6 +79,48 @@ def coefficient(
     case "nll":
       return jnp.where(mask, -1.0, 0.0)
   raise ValueError(f"estimator {estimator!r} is not one of {', '.join(e for of in ESTIMATORS.values() for e in of)}")
+
+
+def proximal_log_ratio(r: Float[Array, "B H"], beta: float) -> Float[Array, "B H"]:
+  """Compute log s(y) - log p(y) for p = beta t + (1 - beta) s, from r = log s(y) - log t(y)."""
+  if beta in (0, 1):
+    return beta * r
+  return -jnp.logaddexp(jnp.log(beta) - r, jnp.log1p(-beta))
+
+
+def suppressing_advantage(
+  entropy: Float[Array, "B H"], mask: Bool[Array, "B H"], constant: float, by_entropy: float
+) -> Float[Array, "B H"]:
+  """Compute constant + by_entropy (entropy - least) / (most - least), over a row's chosen tokens (arXiv:2608.31046).
+
+  With by_entropy 0 it is the null, with -0.5 the paper's OPSA. Where all entropies are equal the second part is 0.
+  """
+  most = jnp.max(jnp.where(mask, entropy, -jnp.inf), axis=1, keepdims=True)
+  least = jnp.min(jnp.where(mask, entropy, jnp.inf), axis=1, keepdims=True)
+  span = most - least
+  share = jnp.where(mask & (span > 0), (entropy - least) / jnp.where(span > 0, span, 1.0), 0.0)
+  return jnp.where(mask, constant + by_entropy * share, 0.0)
+
+
+def mean_to_go(cost: Float[Array, "B H"], mask: Bool[Array, "B H"]) -> Float[Array, "B H"]:
+  """Compute each token's cost plus the mean of the costs after it, which is 0 behind the last (arXiv:2607.04751)."""
+  cost = jnp.where(mask, cost, 0.0)
+  after = cost_to_go(cost, 1.0) - cost
+  left = cost_to_go(mask.astype(jnp.float32), 1.0) - mask
+  return jnp.where(mask, cost + after / jnp.maximum(left, 1.0), 0.0)
+
+
+def standard_scores(value: Float[Array, "B H"], mask: Bool[Array, "B H"], n: int) -> Float[Array, "B H"]:
+  """Compute (value - mean) / standard deviation over all tokens of a prompt's n rows, which are neighbours.
+
+  The deviation is that of a sample, at least 1e-6. Values that hardly differ are blown up to unit size: where student and
+  teacher agree that is noise.
+  """
+  v, m = (a.reshape(-1, n * a.shape[1]) for a in (value, mask))
+  tokens = jnp.sum(m, axis=1, keepdims=True, dtype=jnp.float32)
+  mean = jnp.sum(jnp.where(m, v, 0.0), axis=1, keepdims=True) / jnp.maximum(tokens, 1.0)
+  variance = jnp.sum(jnp.where(m, (v - mean) ** 2, 0.0), axis=1, keepdims=True) / jnp.maximum(tokens - 1, 1.0)
+  return jnp.where(m, (v - mean) / jnp.maximum(jnp.sqrt(variance), 1e-6), 0.0).reshape(value.shape)
 
 
 def cost_to_go(cost: Float[Array, "B H"], discount: float) -> Float[Array, "B H"]:

@@ -6,6 +6,9 @@
 
 The last is a penalty on the prefixes that were drawn, whoever drew them, and takes no importance weight.
 
+With a surrogate (surrogates.py) all that is a policy gradient goes through it, and has no importance weight: the reward's
+advantage, and the teacher's where the distance is a drawn token's log-ratio, as one advantage of the token.
+
 Every term is a coefficient without gradient times one statistic of a token (divergence.Coefficients). Where a
 coefficient depends on statistics, these are computed in a pass before the one that differentiates; otherwise there is
 only that one.
@@ -20,10 +23,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from opd_jax.errors import InputError
 from opd_jax.objectives import kl_estimators
 from opd_jax.objectives.divergence import Coefficients, Objective, TokenStats
+from opd_jax.objectives.surrogates import Surrogate
 from opd_jax.objectives.token_weights import BY_STATS, MASKS, TokenWeighting, mean_weights
+
+RARE = 0.01  # a token of a lower probability, when it was drawn, is counted as rare
 
 
 class TokenWeights(NamedTuple):
@@ -31,16 +36,21 @@ class TokenWeights(NamedTuple):
 
   trained: Float[Array, "B H"]  # in the mean over the tokens that the teacher trains
   all: Float[Array, "B H"]  # in the mean over all generated tokens
+  rewarded: Float[Array, "B H"]  # in the mean over the tokens of the rows that count for the reward
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """The loss that `config.objective`, `config.weights`, `config.importance` and `config.mixture` describe together."""
+  """The loss that a config describes (loss_config.py)."""
 
   objective: Objective
   weights: TokenWeighting = dataclasses.field(default_factory=TokenWeighting)
   estimator: str = "k1"  # sampled support
   discount: float = 0.0  # k1
+  future: str = "discounted"  # k1: how later tokens' costs count; or mean
+  standardise: bool = False  # k1: advantages as standard scores over the tokens of a prompt's rollouts
+  n: int = 1  # rollouts of a prompt, which are neighbours
+  suppressing: tuple[float, float] = (-0.5, 0.0)  # suppress: the advantage, and how much of it follows the entropy
   token_clip: float = 0.0  # largest divergence of a token, or largest |log-ratio| of a drawn one; 0: off
   importance: str = "none"  # none, truncated, masked
   level: str = "token"
@@ -50,6 +60,13 @@ class Loss:
   divergence: float = 1.0
   reward: float = 0.0
   reference_kl: float = 0.0
+  surrogate: Surrogate | None = None  # of what is a policy gradient; None: advantages times importance weights
+
+  def __post_init__(self):
+    if self.surrogate and self.surrogate.recorded_ids and self.surrogate.divergence != self.objective.topk_distance:
+      raise ValueError(
+        f"the surrogate's divergence is {self.surrogate.divergence!r}, and {self.objective.topk_distance!r} is computed"
+      )
 
   @property
   def sampled(self) -> bool:
@@ -60,19 +77,29 @@ class Loss:
   def needs_stats_first(self) -> bool:
     """True where the coefficients depend on the tokens' statistics, which then take a pass of their own."""
     by_stats = self.weights.kind in BY_STATS or self.sampled or self.token_clip > 0
-    return self.importance != "none" or (by_stats and self.divergence != 0)
+    return self.importance != "none" or self.surrogate is not None or (by_stats and self.divergence != 0)
 
-  def token_weights(self, mask: Bool[Array, "B H"], key: jax.Array) -> TokenWeights:
+  def token_weights(
+    self,
+    mask: Bool[Array, "B H"],
+    key: jax.Array,
+    behavior_logprob: Float[Array, "B H"] | None = None,
+    counted: Bool[Array, "B"] | None = None,
+  ) -> TokenWeights:
     """Compute the weights of the batch's tokens in its means.
 
     Args:
       mask: true on generated tokens.
       key: used where `config.weights` takes random tokens, and nowhere else.
+      behavior_logprob: used where `config.weights` takes unlikely tokens.
+      counted: the rows that count for the reward; None: all.
     """
-    trained = self.weights.choose(mask, key)
-    return TokenWeights(
-      mean_weights(trained, self.normaliser, self.constant), mean_weights(mask, self.normaliser, self.constant)
-    )
+
+    def means_of(mask: Bool[Array, "B H"]) -> Float[Array, "B H"]:
+      return mean_weights(mask, self.normaliser, self.constant)
+
+    trained, every = means_of(self.weights.choose(mask, key, behavior_logprob)), means_of(mask)
+    return TokenWeights(trained, every, every if counted is None else means_of(mask & counted[:, None]))
 
   def coefficients(
     self,
@@ -93,24 +120,72 @@ class Loss:
     """
     importance = self.importance_weights(token_weights, stats, behavior_logprob)
     divergence = logprob = reference_kl = None
-    if self.divergence:
-      trained = token_weights.trained > 0
-      w = self.divergence * token_weights.trained * self.weights.weight(trained, stats) * importance
-      if self.sampled:
-        r = self.log_ratio(stats)
-        logprob = w * kl_estimators.coefficient(self.estimator, r, trained, self.discount)
-        if self.token_clip and self.estimator != "k1":  # these are differentiated, and a clipped value does not change
-          logprob = jnp.where(jnp.abs(r) < self.token_clip, logprob, 0.0)
-      else:
-        divergence = jnp.where(stats["divergence"] > self.token_clip, 0.0, w) if self.token_clip else w
-    if self.reward:
-      if advantage is None:
-        raise ValueError("a loss with a reward needs advantages")
-      policy_gradient = -self.reward * token_weights.all * importance * advantage[:, None]
-      logprob = policy_gradient if logprob is None else logprob + policy_gradient
+    if self.divergence and not self.sampled:
+      w = self._distance_weights(token_weights, stats) * importance
+      divergence = jnp.where(stats["divergence"] > self.token_clip, 0.0, w) if self.token_clip else w
+    if self.surrogate:
+      logprob = self.surrogate.coefficient(*self._surrogate_args(token_weights, stats, behavior_logprob, advantage))
+    elif self.reward or (self.divergence and self.sampled):
+      logprob = -importance * self.advantages(token_weights, stats, behavior_logprob, advantage)
     if self.reference_kl:
       reference_kl = self.reference_kl * token_weights.all
     return Coefficients(divergence, logprob, reference_kl)
+
+  def advantages(
+    self,
+    token_weights: TokenWeights,
+    stats: TokenStats,
+    behavior_logprob: Float[Array, "B H"],
+    advantage: Float[Array, "B"] | None,
+  ) -> Float[Array, "B H"]:
+    """Compute each token's advantage times its weight in the mean: the reward's, and the teacher's on drawn tokens.
+
+    Arguments and errors as of `coefficients`.
+    """
+    total = jnp.zeros(token_weights.all.shape, jnp.float32)
+    if self.divergence and self.sampled:
+      trained = token_weights.trained > 0
+      total -= self._distance_weights(token_weights, stats) * self._sampled_coefficient(
+        trained, stats, behavior_logprob
+      )
+    if self.reward:
+      if advantage is None:
+        raise ValueError("a loss with a reward needs advantages")
+      total += self.reward * token_weights.rewarded * advantage[:, None]
+    return total
+
+  def _distance_weights(self, token_weights: TokenWeights, stats: TokenStats) -> Float[Array, "B H"]:
+    trained = token_weights.trained
+    return self.divergence * trained * self.weights.weight(trained > 0, stats)
+
+  def _sampled_coefficient(
+    self, trained: Bool[Array, "B H"], stats: TokenStats, behavior_logprob: Float[Array, "B H"]
+  ) -> Float[Array, "B H"]:
+    """Compute what grad log s(y) is multiplied by, where the distance is estimated from the drawn token."""
+    if self.estimator == kl_estimators.SUPPRESS:
+      return -kl_estimators.suppressing_advantage(stats["student_entropy"], trained, *self.suppressing)
+    r = self.log_ratio(stats, behavior_logprob)
+    if self.future == "mean":
+      cost = kl_estimators.mean_to_go(r, trained)
+    else:
+      cost = kl_estimators.coefficient(self.estimator, r, trained, self.discount)
+    if self.standardise:
+      return kl_estimators.standard_scores(cost, trained, self.n)
+    if self.token_clip and self.estimator != "k1":  # these are differentiated, and a clipped value does not change
+      return jnp.where(jnp.abs(r) < self.token_clip, cost, 0.0)
+    return cost
+
+  def _surrogate_args(
+    self,
+    token_weights: TokenWeights,
+    stats: TokenStats,
+    behavior_logprob: Float[Array, "B H"],
+    advantage: Float[Array, "B"] | None,
+  ) -> tuple[Array, Array, Array, Array | None, Array]:
+    """Returns the arguments of a surrogate's functions, whose advantages carry the tokens' weights in the mean."""
+    A = self.advantages(token_weights, stats, behavior_logprob, advantage)
+    unit = token_weights.rewarded if self.reward else token_weights.trained
+    return stats["logprob"], behavior_logprob, A, stats.get("topk_distance"), unit
 
   def importance_weights(
     self, token_weights: TokenWeights, stats: TokenStats, behavior_logprob: Float[Array, "B H"]
@@ -121,9 +196,14 @@ class Loss:
     ratio = stats["logprob"] - behavior_logprob
     return kl_estimators.importance(ratio, token_weights.all > 0, self.importance, self.level, self.cap)
 
-  def log_ratio(self, stats: TokenStats) -> Float[Array, "B H"]:
-    """Compute log s(y) - log t(y) of the drawn tokens, cut at `token_clip` on both sides if there is one."""
-    r = stats["logprob"] - stats["teacher_logprob"]
+  def log_ratio(self, stats: TokenStats, behavior_logprob: Float[Array, "B H"]) -> Float[Array, "B H"]:
+    """Compute log s(y) - log t(y) of the drawn tokens, cut at `token_clip` on both sides if there is one.
+
+    With a surrogate s is the student that drew them, so that a token's advantage is the same in all updates.
+    """
+    r = (behavior_logprob if self.surrogate else stats["logprob"]) - stats["teacher_logprob"]
+    if self.objective.kind == "proximal":
+      r = kl_estimators.proximal_log_ratio(r, self.objective.beta)
     return jnp.clip(r, -self.token_clip, self.token_clip) if self.token_clip else r
 
   def value(
@@ -144,203 +224,51 @@ class Loss:
       importance: where there are importance weights.
     """
     importance = self.importance_weights(token_weights, stats, behavior_logprob)
-    if self.sampled and self.estimator == "nll":
-      distance = -stats["logprob"]
-    elif self.sampled:
-      distance = kl_estimators.value(self.estimator, self.log_ratio(stats))
-    else:
-      distance = stats["divergence"]
-      distance = jnp.minimum(distance, self.token_clip) if self.token_clip else distance
-    distance = jnp.where(token_weights.all > 0, distance, 0.0)
+    distance = jnp.where(token_weights.all > 0, self._distance(token_weights, stats, behavior_logprob), 0.0)
     w = self.weights.weight(token_weights.trained > 0, stats)
-    counted = token_weights.trained * w * importance
+    counted = token_weights.trained * w * (1.0 if self.sampled and self.surrogate else importance)
     total = self.divergence * jnp.sum(jnp.where(counted != 0, counted * distance, 0.0))
-    if self.reward and advantage is not None:
-      total -= self.reward * jnp.sum(token_weights.all * importance * advantage[:, None])
+    metrics = {"loss": distance}
+    if self.surrogate:
+      args = self._surrogate_args(token_weights, stats, behavior_logprob, advantage)
+      of_surrogate = jnp.sum(jnp.where(token_weights.all > 0, self.surrogate.loss(*args), 0.0))
+      total = of_surrogate if self.sampled else total + of_surrogate
+      metrics |= self._moves(token_weights.all > 0, args)
+    elif self.reward and advantage is not None:
+      total -= self.reward * jnp.sum(token_weights.rewarded * importance * advantage[:, None])
     if self.reference_kl:
       total += self.reference_kl * jnp.sum(token_weights.all * stats["initial_kl"])
-    metrics = {"loss": distance}
     if self.weights.kind not in ("uniform", *MASKS):
       metrics["weight"] = w
     if self.importance != "none":
       metrics["importance"] = importance
     return total, metrics
 
+  def _distance(
+    self, token_weights: TokenWeights, stats: TokenStats, behavior_logprob: Float[Array, "B H"]
+  ) -> Float[Array, "B H"]:
+    """Compute each token's distance to the teacher as a number, clipped; 0 where the loss has none."""
+    if not self.divergence:
+      return jnp.zeros(stats["logprob"].shape, jnp.float32)
+    if self.estimator == kl_estimators.SUPPRESS:
+      return self._sampled_coefficient(token_weights.trained > 0, stats, behavior_logprob) * stats["logprob"]
+    if self.sampled and self.estimator == "nll":
+      return -stats["logprob"]
+    if self.sampled:
+      return kl_estimators.value(self.estimator, self.log_ratio(stats, behavior_logprob))
+    return jnp.minimum(stats["divergence"], self.token_clip) if self.token_clip else stats["divergence"]
 
-def check(config) -> None:
-  """Refuse combinations of config.objective, weights, importance and mixture that make no sense.
-
-  Raises:
-    InputError: naming the key, and what to set instead.
-  """
-  o, w = config.objective, config.weights
-  sampled = o.support == "sampled"
-
-  def refuse(key, why):
-    raise InputError(f"config.{key} {why}.")
-
-  if sampled:
-    fitting = kl_estimators.ESTIMATORS.get(o.kind, ())
-    if o.estimator == "k1_direct":
-      refuse(
-        "objective.estimator",
-        "is 'k1_direct', the log-ratio differentiated as it stands: its expected gradient is zero whatever the teacher "
-        "says; use 'k1', which carries the log-ratio as a stop-gradient advantage, or 'k2'",
-      )
-    if not fitting:
-      refuse(
-        "objective.support",
-        f"is 'sampled', which estimates reverse_kl or forward_kl, not {o.kind!r}; choose one of them, or a support "
-        "with more than the drawn token",
-      )
-    if o.estimator not in ("auto", *fitting):
-      other = next((kind for kind, names in kl_estimators.ESTIMATORS.items() if o.estimator in names), None)
-      known = ", ".join(repr(e) for names in kl_estimators.ESTIMATORS.values() for e in names)
-      belongs = f"its expected gradient is that of {other}, not of {o.kind}" if other else f"it can be 'auto', {known}"
-      refuse(
-        "objective.estimator", f"is {o.estimator!r}: {belongs}; for {o.kind} use {' or '.join(map(repr, fitting))}"
-      )
-    if (o.estimator == "nll") != (config.rollout.by != "student"):
-      refuse(
-        "objective.estimator",
-        f"is {o.estimator!r} and rollout.by {config.rollout.by!r}: 'nll' learns what others have said, and has no "
-        "gradient in expectation on the student's own words; the other estimators are for these",
-      )
-    if o.student_temperature != config.sampling.temperature:
-      refuse(
-        "objective.student_temperature",
-        f"is {o.student_temperature} and sampling.temperature {config.sampling.temperature}: the drawn token estimates "
-        "a divergence of the distribution that it was drawn from; make the two equal, or use another support",
-      )
-    if config.sampling.top_p < 1 or config.sampling.top_k > 0:
-      refuse(
-        "objective.support",
-        "is 'sampled', which estimates a divergence of the distribution that tokens are drawn from, and top_p or top_k "
-        "cut that one: set sampling.top_p=1 and sampling.top_k=0, or use another support",
-      )
-    if o.entry_clip:
-      refuse("objective.entry_clip", "is for entries of the vocabulary, and a drawn token has none; use token_clip")
-  elif o.estimator != "auto":
-    refuse("objective.estimator", f"is {o.estimator!r}, but objective.support is {o.support!r}; it needs 'sampled'")
-  elif config.rollout.by != "student":
-    refuse(
-      "rollout.by",
-      f"is {config.rollout.by!r}, so that nothing is on-policy; set objective.support=sampled, "
-      "objective.kind=forward_kl and objective.estimator=nll, which learns what is said there",
-    )
-  if o.discount and not (sampled and estimator(config) == "k1"):
-    refuse(
-      "objective.discount",
-      f"is {o.discount}, which only a policy gradient has: support 'sampled' of reverse_kl with estimator 'k1'; "
-      "otherwise set it to 0",
-    )
-  if o.kind == "jsd" and not o.normalised and o.beta in (0, 1):
-    refuse(
-      "objective.beta",
-      f"is {o.beta}, where the JSD and its gradient are zero for every pair; set objective.normalised=True, with which "
-      "it is the forward KL at 0 and the reverse KL at 1",
-    )
-  if o.tail == "reweight" and o.support.endswith("topk"):
-    if (o.kind, o.support) != ("reverse_kl", "student_topk"):
-      refuse("objective.tail", "is 'reweight', which is defined for reverse_kl over student_topk only; use 'bucket'")
-    if o.entry_clip:
-      refuse("objective.entry_clip", "does not go with objective.tail 'reweight'; use 'bucket' or 'renormalise'")
-  if o.k < 2 and o.tail == "renormalise" and o.support in ("student_topk", "teacher_topk"):
-    refuse(
-      "objective.k",
-      "is 1 with tail 'renormalise': both sides become certain, and nothing is left of the teacher; "
-      "raise it, or use tail 'bucket'",
-    )
-  if o.vocab_chunk and o.support.endswith("topk"):
-    refuse("objective.vocab_chunk", "does not go with a top-k support; leave it at 0 and lower objective.chunk instead")
-  if w.kind in MASKS and w.tokens < 1:
-    refuse("weights.tokens", f"is {w.tokens}; weights.kind {w.kind!r} needs at least 1")
-  if w.kind == "segment" and w.start >= config.horizon.max:
-    refuse(
-      "weights.start",
-      f"is {w.start}, which no response of at most horizon.max={config.horizon.max} tokens reaches; lower it",
-    )
-  if importance_kind(config) != "none":
-    if config.sampling.top_p < 1 or config.sampling.top_k > 0:
-      refuse(
-        "importance.kind",
-        "compares the student's distribution with the one sampled from, and top_p or top_k cut the latter: set "
-        "sampling.top_p=1 and sampling.top_k=0, or importance.kind=none",
-      )
-    if not config.importance.cap >= 1:
-      refuse("importance.cap", f"is {config.importance.cap}; it has to be at least 1")
-    if config.importance.kind == "masked" and config.importance.cap == 1:
-      refuse("importance.cap", "is 1, and 'masked' would drop every token whose ratio is not exactly 1; raise it")
-  m = config.mixture
-  if min(m.divergence, m.reward, m.initial) < 0 or not (m.divergence or m.reward):
-    refuse("mixture", "needs coefficients of 0 or more, and divergence or reward above 0")
-  if m.reward and config.rollouts_per_prompt < 2:
-    refuse(
-      "mixture.reward",
-      f"is {m.reward} with one rollout per prompt: a reward is judged against the other rollouts of its prompt; set "
-      "rollouts_per_prompt to 2 or more",
-    )
-
-
-def estimator(config) -> str:
-  """Return the estimator of the sampled support; "auto" is the first that belongs to the objective's kind."""
-  if config.objective.estimator != "auto":
-    return config.objective.estimator
-  return kl_estimators.ESTIMATORS.get(config.objective.kind, ("k1",))[0]
-
-
-def importance_kind(config) -> str:
-  """Return the kind of importance weights.
-
-  "auto" is "truncated" where a rollout is used for more than one update or was begun before the last one.
-  """
-  if config.importance.kind == "auto":
-    return "truncated" if config.updates_per_rollout > 1 or config.rollout.ahead else "none"
-  return config.importance.kind
-
-
-def from_config(config, vocab: int) -> Loss:
-  """Build the loss of a run.
-
-  Args:
-    vocab: the number of ids that all models share.
-  """
-  o = config.objective
-  return Loss(
-    objective=Objective(
-      vocab=vocab,
-      kind=o.kind,
-      support=o.support,
-      k=o.k,
-      tail=o.tail,
-      beta=o.beta,
-      normalised=o.normalised,
-      student_temperature=o.student_temperature,
-      teacher_temperature=o.teacher_temperature,
-      sampling_temperature=config.sampling.temperature,
-      entry_clip=o.entry_clip,
-      overlap_k=0 if o.vocab_chunk else config.log.overlap_k,
-      chunk=o.chunk,
-      vocab_chunk=o.vocab_chunk,
-    ),
-    weights=TokenWeighting(
-      kind=config.weights.kind,
-      tokens=config.weights.tokens,
-      start=config.weights.start,
-      end=config.weights.end,
-      gamma=config.weights.gamma,
-      mean_one=config.weights.mean_one,
-      horizon=config.horizon.max,
-    ),
-    estimator=estimator(config),
-    discount=o.discount,
-    token_clip=o.token_clip,
-    importance=importance_kind(config),
-    level=config.importance.level,
-    cap=config.importance.cap,
-    normaliser=o.normaliser,
-    constant=o.constant or config.horizon.max,
-    divergence=config.mixture.divergence,
-    reward=config.mixture.reward,
-    reference_kl=config.mixture.initial,
-  )
+  def _moves(self, mask: Bool[Array, "B H"], args: tuple[Array, Array, Array, Array | None, Array]) -> TokenStats:
+    """Compute how far each token has moved since it was drawn, and what its surrogate makes of that."""
+    assert self.surrogate
+    logprob, anchor, A, moved, unit = args
+    change = jnp.exp(anchor) * jnp.expm1(logprob - anchor)
+    of_tokens = {
+      "ratio": jnp.exp(logprob - anchor),
+      "moved": jnp.abs(change),
+      "log_moved": jnp.abs(logprob - anchor),
+      "beyond": self.surrogate.beyond(logprob, anchor, A, moved),
+      "gradient_weight": self.surrogate.weight(logprob, anchor, A, moved, unit),
+      "rare": anchor < jnp.log(RARE),
+    }
+    return {name: jnp.where(mask, a, 0.0).astype(jnp.float32) for name, a in of_tokens.items()}

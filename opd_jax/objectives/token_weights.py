@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-MASKS = ("first", "last", "segment", "random")
+COUNTED = ("first", "last", "segment", "random")  # masks of `tokens` tokens of each row
+RARE = ("rare", "common")  # masks by the probability of the drawn token
+MASKS = (*COUNTED, *RARE)
+SCOPES = ("row", "batch")
 BY_STATS = ("gap", "student_entropy", "teacher_entropy")
 KINDS = ("uniform", *MASKS, "linear", "rising", *BY_STATS)
 NORMALISERS = ("token", "sequence", "constant")
@@ -28,6 +31,8 @@ class TokenWeighting:
   tokens: int = 0  # first, last, segment, random: how many of each row
   start: int = 0  # segment: the first position, from 0
   end: float = 0.0  # linear: the weight at `horizon`
+  fraction: float = 0.2  # rare, common: the share of the tokens that is rare
+  scope: str = "row"  # rare, common: the tokens that are ranked together
   gamma: float = 0.5  # gap: the first token counts 1 + gamma
   mean_one: bool = False  # weights divided by their mean over the row
   horizon: int = 1  # linear: T, positions
@@ -36,12 +41,15 @@ class TokenWeighting:
     if self.kind not in KINDS:
       raise ValueError(f"token weights of kind {self.kind!r} are not one of {', '.join(KINDS)}")
 
-  def choose(self, mask: Bool[Array, "B H"], key: jax.Array) -> Bool[Array, "B H"]:
+  def choose(
+    self, mask: Bool[Array, "B H"], key: jax.Array, logprob: Float[Array, "B H"] | None = None
+  ) -> Bool[Array, "B H"]:
     """Choose the tokens that are trained.
 
     Args:
       mask: true on generated tokens.
       key: used by the kind "random" only.
+      logprob: of the drawn tokens when they were drawn; used by the kinds of RARE only.
     """
     match self.kind:
       case "first":
@@ -52,6 +60,11 @@ class TokenWeighting:
         return segment(mask, self.start, self.tokens)
       case "random":
         return random(mask, self.tokens, key)
+      case "rare" | "common":
+        if logprob is None:
+          raise ValueError(f"token weights of kind {self.kind!r} need the log-probabilities of the drawn tokens")
+        chosen = rare(logprob, mask, self.fraction, self.scope)
+        return chosen if self.kind == "rare" else mask & ~chosen
       case kind if kind in MASKS:
         raise NotImplementedError(f"no mask is made for token weights of kind {kind!r}")
     return mask
@@ -97,6 +110,21 @@ def random(mask: Bool[Array, "B H"], tokens: int, key: jax.Array) -> Bool[Array,
   score = jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
   rank = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
   return mask & (rank < tokens)
+
+
+def rare(
+  logprob: Float[Array, "B H"], mask: Bool[Array, "B H"], fraction: float, scope: str = "row"
+) -> Bool[Array, "B H"]:
+  """Choose the least likely of the drawn tokens: this share of them, rounded up.
+
+  Args:
+    scope: "row": of each row's tokens (arXiv:2608.31046); "batch": of all rows' together, as its code does.
+  """
+  shape = mask.shape if scope == "row" else (1, mask.size)
+  logprob, flat = jnp.where(mask, logprob, jnp.inf).reshape(shape), mask.reshape(shape)
+  rank = jnp.argsort(jnp.argsort(logprob, axis=1), axis=1)
+  tokens = jnp.sum(flat, axis=1, keepdims=True, dtype=jnp.int32)
+  return (flat & (rank < jnp.ceil(fraction * tokens - 1e-4))).reshape(mask.shape)
 
 
 def linear(mask: Bool[Array, "B H"], horizon: int, end: float) -> Float[Array, "B H"]:

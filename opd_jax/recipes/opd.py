@@ -7,7 +7,8 @@
 
 H_k is the horizon (horizon/): T for OPD, a constant below it for TOPD, H_0 + dH floor(k / dk) for POPD. D is the objective
 (objectives/), c the teacher's prompt: x itself, unless a recipe says otherwise. `mixture.reward` adds a policy gradient of
-the verifier's reward, `mixture.initial` a KL to the student before training. With `rollout.by` another one writes y, and
+the verifier's reward, `mixture.initial` a KL to the student before training, and `mini_batches` updates on one part of the
+prompts after the other. With `rollout.by` another one writes y, and
 the same update is an off-policy baseline: the teacher (sequence-level distillation), or the data (SFT).
 
 Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H response width, D model width.
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from opd_jax import config as configs
 from opd_jax.data import pipeline, problems
@@ -29,19 +31,23 @@ from opd_jax.horizon.adaptive import StepObservation
 from opd_jax.models import frozen, lora
 from opd_jax.objectives import advantage as advantages
 from opd_jax.recipes.base import Recipe
+from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout.generate import decode, prompt_ends
 from opd_jax.runtime import hosts, keys, metrics, startup_summary
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
+from opd_jax.tasks.problem import Response
 from opd_jax.training import optim, specs, state
 from opd_jax.training.distillation import DistillationStep
-from opd_jax.types import Batch, FrozenModels, Params, Rollout, TrainState
+from opd_jax.training.update_stats import UpdateStats
+from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout, TrainState
 
 
 class Experience(NamedTuple):
   """One step's prompts and rollouts."""
 
+  step: int
   prompts: Batch
   rollout: Rollout  # perhaps still being computed
   index: np.ndarray  # which prompts, of the rows that this process makes
@@ -74,17 +80,17 @@ class OPD(Recipe):
     else:
       params = self.step.behavior_params(run.state.params, run.frozen)
       rollout = programs["rollout"](params, prompts, run.key(keys.Use.ROLLOUT, step), np.int32(limit))
-    return Experience(prompts, rollout, index, limit, shape, programs)
+    return Experience(step, prompts, rollout, index, limit, shape, programs)
 
   def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
-    advantage, reward = self._advantage(run, experience)
+    credit, earned = self._credit(run, experience)
     agreement = self._probe_gradient(run, step, experience)
-    updated = 0
+    seen = UpdateStats()
     for _ in range(self.config.updates_per_rollout):
-      stats = self._update(run, experience, advantage)
-      updated += int(stats["updated"])
-    stats["updated"] = updated
-    return self._metrics(step, experience, stats, reward, agreement)
+      seen.begin_pass()
+      for part in range(self.config.mini_batches):
+        seen.add(self._update(run, experience, credit, part))
+    return self._metrics(step, experience, seen, earned, agreement)
 
   def _prompts(self, run: Run, step: int) -> tuple[Batch, np.ndarray]:
     """Returns the next prompts on the devices, with each one's weights of several teachers, and which they are."""
@@ -106,23 +112,41 @@ class OPD(Recipe):
     rows = [self._solutions[i] for i in index]
     return run.to_devices(pipeline.rollout_from_data(rows, width, limit, self.specs.sampling.pad_id))
 
-  def _advantage(self, run: Run, experience: Experience) -> tuple[jax.Array | None, float | None]:
-    """Verifies the rollouts: group-relative advantages [B], and the mean reward; None where the loss has no reward."""
-    verify, n = run.inputs.verify, self.step.n
-    if not verify:
-      return None, None
-    rollout, train = experience.rollout, run.inputs.train
+  def _credit(self, run: Run, experience: Experience) -> tuple[Credit | None, dict[str, Any]]:
+    """Rewards the rollouts: the credit of each row, and the step's metrics of the rewards; None where the loss has none."""
+    if not run.inputs.rewards:
+      return None, {}
+    return self._credit_of(run, self._verify(run, experience))
+
+  def _credit_of(self, run: Run, found: RewardRecord) -> tuple[Credit, dict[str, Any]]:
+    """Makes the advantages of what this process's rows have earned."""
+    n = self.step.n
+    rows = hosts.all_gather_to_host(run.to_devices({"columns": found.columns(), "solved": found.solved}, n))
+    reward = rows["columns"][:, 0]
+    advantage = advantages.of_rewards(advantages.kind(self.config), found.reward, n, batch=reward)
+    credit = Credit(advantage, self._counted(found))  # pyright: ignore[reportArgumentType]: numpy
+    solved = rows["solved"].reshape(-1, n).sum(axis=1)
+    return run.to_devices(credit, n), found.metrics(rows["columns"]) | {
+      "teaching_groups": float(np.mean(advantages.teaches(reward, n))),
+      "groups_by_solve_rate": np.bincount(solved, minlength=n + 1).tolist(),
+    }
+
+  def _counted(self, found: RewardRecord) -> Bool[np.ndarray, "b"]:
+    """Tells which rows are in the mean of the reward's term."""
+    return ~found.masked
+
+  def _verify(self, run: Run, experience: Experience) -> RewardRecord:
+    """Finds what the rollouts earn, of the rows that this process makes."""
+    prompts, rollout, n = experience.prompts, experience.rollout, self.step.n
     response, mask, ended = hosts.local_rows((rollout.response, rollout.mask, rollout.ended))
-    prompt, prompt_mask = hosts.local_rows((experience.prompts.prompt, experience.prompts.prompt_mask))
+    prompt, prompt_mask = hosts.local_rows((prompts.prompt, prompts.prompt_mask))
     texts = decode(run.inputs.tokenizer, response, mask, self.specs.sampling.stop_ids)
     ends = prompt_ends(run.inputs.tokenizer, [row[m] for row, m in zip(prompt, prompt_mask, strict=True)])
-    answers = [train.answers[i] for i in experience.index for _ in range(n)]
-    judged = zip(texts, answers, ended, [end for end in ends for _ in range(n)], strict=True)
-    reward = np.array([verify(text, answer, ended=bool(e), prompt=end) for text, answer, e, end in judged], np.float32)
-    mean = float(np.mean(hosts.all_gather_to_host(run.to_devices(reward, n))))
-    advantage = advantages.group_relative(reward, n, std=self.config.mixture.reward_std)
+    responses = map(Response, texts, map(bool, ended), (end for end in ends for _ in range(n)))
+    answers = [run.inputs.train.answers[i] for i in experience.index for _ in range(n)]
+    found = run.inputs.rewards.submit(list(responses), answers, mask.sum(axis=1), experience.limit).result()
     run.clock.lap("verify")
-    return run.to_devices(advantage, n), mean
+    return found
 
   def _probe_gradient(self, run: Run, step: int, experience: Experience) -> list[float] | None:
     """Measures how far shorter horizons' gradients agree with the full one, where the horizon is chosen by that."""
@@ -137,9 +161,10 @@ class OPD(Recipe):
     run.clock.lap("probe")
     return [float(cosine) for cosine in probed["agreement"]]
 
-  def _update(self, run: Run, experience: Experience, advantage: jax.Array | None) -> dict[str, Any]:
+  def _update(self, run: Run, experience: Experience, credit: Credit | None, part: int = 0) -> dict[str, Any]:
     update, frozen_models = experience.programs["update"], self._frozen_on_devices(run)
-    run.state, stats = update(run.state, frozen_models, experience.prompts, experience.rollout, advantage)
+    mini_batch = np.int32(part) if self.config.mini_batches > 1 else None
+    run.state, stats = update(run.state, frozen_models, experience.prompts, experience.rollout, credit, mini_batch)
     stats = jax.device_get(stats)
     run.clock.lap("update")
     return stats
@@ -148,31 +173,34 @@ class OPD(Recipe):
     return frozen.load_to_device(run.frozen) if self.config.teacher_offload else run.frozen
 
   def _metrics(
-    self, step: int, experience: Experience, stats: dict[str, Any], reward: float | None, agreement: list[float] | None
+    self, step: int, experience: Experience, seen: UpdateStats, earned: dict[str, Any], agreement: list[float] | None
   ) -> dict[str, Any]:
     """Makes the record of a step, and lets the horizon observe it."""
-    tokens, cut = int(stats["tokens"]), float(stats["cut"])
-    by_position = metrics.by_position(stats["sums"], self.config.horizon.max)
-    if not int(stats["skipped"]):
+    last, tokens, cut = seen.last, seen.tokens, seen.cut
+    by_position = metrics.by_position(seen.sums, self.config.horizon.max)
+    if not int(last["skipped"]):
       observation = StepObservation.from_metrics(experience.limit, by_position, cut, agreement)
       self.horizon.observe(step, observation)
-    means = metrics.means(stats["sums"])
+    means = metrics.means(seen.sums)
     return {
-      "loss": float(stats["loss"]),
+      "loss": seen.loss,
       **{name: value for name, value in means.items() if name != "loss"},
-      "grad_norm": float(stats["grad_norm"]),
-      "lr": optim.learning_rate(self.config.optimizer, step * self.config.updates_per_rollout),
-      "skipped": int(stats["skipped"]),
-      "empty": int(stats["empty"]),
-      "updated": int(stats["updated"]),
-      "trained": int(stats["trained"]),
-      **({} if reward is None else {"reward": reward}),
-      "step_tokens": tokens,
+      "grad_norm": float(last["grad_norm"]),
+      "lr": optim.learning_rate(
+        self.config.optimizer, step * self.config.updates_per_rollout * self.config.mini_batches
+      ),
+      "skipped": int(last["skipped"]),
+      "empty": int(last["empty"]),
+      "updated": seen.updated,
+      "trained": seen.trained,
+      **seen.moves,
+      **earned,
+      "step_tokens": tokens + earned.get("discarded_tokens", 0),
       "width": experience.shape.width,
       "limit": experience.limit,
       **({"agreement": agreement} if agreement else {}),
       "response_length": tokens / (self.config.batch * self.step.n),
-      "ended": float(stats["ended"]),
+      "ended": 1 - cut,
       "cut": cut,
       "by_position": by_position,
     }

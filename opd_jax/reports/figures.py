@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from opd_jax.reports import plotting
+from opd_jax.reports import plotting, reward, reward_figures
 from opd_jax.reports.comparison import Arm, Comparison
-from opd_jax.reports.runs import Run
+from opd_jax.reports.runs import Run, tenth
 
 Arms = Sequence[Arm]
 
@@ -42,11 +42,15 @@ def draw(comparison: Comparison, folder: pathlib.Path) -> list[Picture]:
       ("accuracy", "Accuracy against time, tokens and steps", _ACCURACY, accuracy(arms, target)),
     ]
     if any(run.train for run in comparison.runs):
-      figures += [
+      of_horizon = [
         ("horizon", "Horizon", _HORIZON, horizon(arms)),
         ("kl_by_position", "KL by position", _KL, kl_by_position(arms)),
-        ("responses", "Training responses", _RESPONSES, responses(arms)),
       ]
+      of_responses = [("responses", "Training responses", _RESPONSES, responses(arms))]
+      if reward.rewarded(arms):  # the question is the reward, and lengths are part of the answer
+        figures += [*reward_figures.first(arms), *of_responses, *reward_figures.second(arms), *of_horizon]
+      else:
+        figures += [*of_horizon, *of_responses]
     figures.append(("time", "Where the time went", _TIME, time(arms)))
     for name, title, caption, figure in figures:
       if figure is not None:
@@ -208,7 +212,7 @@ def _mean_kl(arm: Arm, at_share: float) -> tuple[np.ndarray, np.ndarray]:
   Returns:
     the centres of the bins, and their KL in nats per token.
   """
-  records = [r for run in arm.runs for r in _tenth(_by_position(run), at_share)]
+  records = [r for run in arm.runs for r in tenth(_by_position(run), at_share)]
   if not records:
     return np.zeros(0), np.zeros(0)
   bins = [r["by_position"] for r in records]
@@ -219,15 +223,6 @@ def _mean_kl(arm: Arm, at_share: float) -> tuple[np.ndarray, np.ndarray]:
   left, right = np.array(bins[0]["edges"][:-1]), np.array(bins[0]["edges"][1:])
   centres = (left + np.clip(max(r["limit"] for r in records), left, right)) / 2  # of the part below the limit
   return centres[total >= 10], mean[total >= 10]
-
-
-def _tenth(records: list[dict], at_share: float) -> list[dict]:
-  """Select a tenth of the records, from the first ones at share 0 to the last ones at share 1."""
-  if len(records) < 3 and at_share < 1:
-    return []  # too few for an early and a middle
-  size = max(1, len(records) // 10)
-  start = round(at_share * (len(records) - size))
-  return records[start : start + size]
 
 
 def _trained_end(arm: Arm) -> float:

@@ -14,7 +14,7 @@ FREE = ("seed", "workdir", "compile_cache", "checkpoint.", "log.tensorboard", "l
 
 
 def arm_labels(configs: Sequence[Config]) -> list[str]:
-  """Name each config's arm: 'OPD', 'TOPD 10%', 'POPD', and the keys that differ where needed."""
+  """Name each config's arm: 'OPD', 'TOPD 10%', 'POPD', 'RLVR' without a teacher, and the keys that differ where needed."""
   configs = [{k: v for k, v in config.items() if not k.startswith(FREE)} for config in configs]
   methods = [_method(config) for config in configs]
   labels = []
@@ -25,6 +25,13 @@ def arm_labels(configs: Sequence[Config]) -> list[str]:
 
 
 def _method(config: Config) -> str:
+  if config.get("teacher") != "" or config.get("teachers"):
+    return _distillation(config)
+  source = "RLVR" if config.get("mixture.reward") else "no teacher"  # reinforcement learning with verifiable rewards
+  return source if config["horizon.kind"] == "full" else f"{source}, {_distillation(config)}"
+
+
+def _distillation(config: Config) -> str:
   kind = config["horizon.kind"]
   if kind != "truncated":
     return {"full": "OPD", "progressive": "POPD"}.get(kind, str(kind))

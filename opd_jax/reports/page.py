@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
-from opd_jax.reports import figures
+from opd_jax.reports import figures, reward
 from opd_jax.reports.comparison import Arm, Comparison
 from opd_jax.reports.labels import FREE, differing, show
 from opd_jax.reports.runs import Run
@@ -36,14 +36,31 @@ def _render(comparison: Comparison, pictures: Sequence[figures.Picture]) -> str:
   shared = [f"{k} = {show(v)}" for k, v in sorted(runs[0].config.items()) if k not in keys]
   return _PAGE.format(
     style=STYLE,
+    question=_QUESTIONS[all(map(reward.learns_from_reward, runs))],
     headline=html.escape(headline(comparison)),
-    arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]),
+    arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]) + _reward(comparison),
     figures="\n".join(map(_figure, pictures)),
     notes="".join(f"<li>{html.escape(note)}</li>" for note in _notes(comparison)),
     runs=table([_run_cells(run) for run in runs], "text"),
     differing=table([{"workdir": str(run.path)} | {k: show(run.config.get(k)) for k in keys} for run in runs], "text"),
     shared=html.escape("\n".join(shared)),
   )
+
+
+def _reward(comparison: Comparison) -> str:
+  """Write the section on what a verifier's reward did, first and last; nothing where no run has one."""
+  rows = reward.table_rows(comparison.arms)
+  return f"\n<h2>What the reward did</h2>\n<p>{html.escape(_REWARD)}</p>\n{table(rows)}" if rows else ""
+
+
+_REWARD = (
+  "Means over the first and the last tenth of the logged steps, over all runs of the arm: first → last. A group is the rollouts "
+  "of one prompt, and teaches where they do not all earn the same; mu is the probability that a token was drawn with, pi the one "
+  "that it has when it is learned from."
+)
+
+
+_QUESTIONS = ("How far must the student speak?", "What does the reward teach?")  # the second where every run has one
 
 
 def _figure(picture: figures.Picture) -> str:
@@ -163,7 +180,7 @@ _PAGE = """<!doctype html>
 <title>opd_jax report</title>
 <style>
 {style}</style></head><body>
-<h1>How far must the student speak?</h1>
+<h1>{question}</h1>
 <p class="lead">{headline}</p>
 <h2>Arms</h2>
 {arms}

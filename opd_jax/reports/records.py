@@ -130,6 +130,14 @@ def _is_by_position(value: Any) -> bool:
   return edges == sorted(set(edges)) and all(v is None or (is_number(v) and abs(v) < 1e15) for v in kl)
 
 
+def _is_groups(value: Any) -> bool:
+  return isinstance(value, list) and len(value) > 1 and all(map(_amount, value))
+
+
+def _is_by_mu(value: Any) -> bool:
+  return isinstance(value, list) and len(value) == 10 and all(v is None or _amount(v) for v in value)
+
+
 def _is_program(value: Any) -> bool:
   return (
     isinstance(value, dict)
@@ -146,14 +154,22 @@ def _is_change(value: Any) -> bool:
 _Values = dict[str, tuple[Callable[[Any], bool], str]]
 _AMOUNT = (_amount, "a number of at least 0")
 _SHARE = (_share, "a share between 0 and 1")
+_NUMBER = (lambda value: is_number(value) and abs(value) < 1e15, "a number")
 _STEP = (lambda value: is_whole(value), "a whole number")
 _SECONDS = (_is_seconds, "seconds by part")
 _BINS = (_is_by_position, "edges of positions with a count and a divergence between each two")
+_GROUPS = (_is_groups, "counts of groups by the number of their solved rollouts")
+_BY_MU = (_is_by_mu, "ten values by the probability of the drawn token")
 _EVERY: _Values = {"step": _STEP, "tokens": _AMOUNT, "elapsed": _AMOUNT, "wall": _AMOUNT}
 _VALUES: dict[str, _Values] = {
   "train": _EVERY
   | {"limit": _AMOUNT, "width": _AMOUNT, "seconds": _SECONDS, "by_position": _BINS, "response_length": _AMOUNT}
-  | {"ended": _SHARE, "cut": _SHARE, "trained": _AMOUNT},
+  | {"ended": _SHARE, "cut": _SHARE, "trained": _AMOUNT}
+  # of a run that learns from a reward
+  | {"reward": _NUMBER, "teaching_groups": _SHARE, "groups_by_solve_rate": _GROUPS, "resampled": _AMOUNT}
+  | {"verifier_timeouts": _AMOUNT, "student_entropy": _NUMBER, "initial_kl": _NUMBER, "rare": _SHARE, "beyond": _SHARE}
+  | {"moved": _AMOUNT, "moved_by_mu": _BY_MU, "ratio": _AMOUNT, "ratio_max": _AMOUNT, "logprob_gap": _AMOUNT}
+  | {"gradient_weight": _NUMBER, "gradient_weight_min": _NUMBER, "gradient_weight_max": _NUMBER},
   "eval": _EVERY
   | {"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "seconds": _AMOUNT}
   | {"pass": (_is_pass, "a value by k"), "k": _STEP, "prompts": _STEP, "ended": _SHARE}

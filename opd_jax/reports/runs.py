@@ -9,7 +9,8 @@ from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.reports import records
 from opd_jax.reports.labels import arm_labels, show
-from opd_jax.runtime.outcome import answers_cut
+from opd_jax.runtime.json_files import is_whole
+from opd_jax.runtime.outcome import Outcome, answers_cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,15 @@ def load(dirs: Iterable[str | pathlib.Path]) -> list[Run]:
   return [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
+def tenth(records: list[dict], at_share: float) -> list[dict]:
+  """Select a tenth of the records, from the first ones at share 0 to the last ones at share 1."""
+  if len(records) < 3 and at_share < 1:
+    return []  # too few for an early and a middle
+  size = max(1, len(records) // 10)
+  start = round(at_share * (len(records) - size))
+  return records[start : start + size]
+
+
 def _read(path: pathlib.Path) -> Run:
   if not path.is_dir():
     raise InputError(f"There is no directory {path}: name a workdir that opd_jax.train has written.")
@@ -128,12 +138,19 @@ def _read(path: pathlib.Path) -> Run:
     notes.append(f"{skipped} logged step(s) skipped an update because of a NaN or Inf")
   if train and (empty := train[-1].get("empty")):
     notes.append(f"{empty} update(s) were left out because the gradient was exactly zero")
-  outcome = info.get("outcome", {})
-  if outcome.get("steps") and not outcome.get("updated"):
+  outcome = _outcome(info)
+  if outcome.learned_nothing:
     notes.append("nothing was learned: every update was skipped or left out, so the student is as it was")
+  notes += outcome.reward_lines()
   if cut := _answers_cut(evals[-1]):
     notes.append(f"at the last evaluation {cut}")
   return Run(path, config, info, train, evals, notes)
+
+
+def _outcome(info: dict[str, Any]) -> Outcome:
+  """The counts of run.json; none of a run from before there were any."""
+  counts, names = info.get("outcome") or {}, {field.name for field in dataclasses.fields(Outcome)}
+  return Outcome(**{name: n for name, n in counts.items() if name in names and is_whole(n)})
 
 
 def _answers_cut(record: dict[str, Any]) -> str:

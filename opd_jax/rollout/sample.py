@@ -32,6 +32,7 @@ class Sampling:
   temperature: float = 1.0  # 0: greedy
   top_p: float = 1.0
   top_k: int = 0
+  recorded: int = 0  # how many of the most likely ids of each draw are recorded, with their log-probabilities
   never: tuple[tuple[int, int], ...] = ()  # [first, end) of other ids that are never drawn: no token has them
 
 
@@ -48,6 +49,8 @@ class DecodeRow:
   length: jax.Array  # int32[B], tokens generated
   ended: jax.Array  # bool[B], a stop token was drawn
   caches: list[cache.LayerCache]  # one per layer, of the response alone; of prompt and response where n is 1
+  recorded_ids: jax.Array | None  # int32[B, H, k], the `sampling.recorded` most likely ids of each draw
+  recorded_logprob: jax.Array | None  # f32[B, H, k]
 
 
 @jax.tree_util.register_dataclass
@@ -92,7 +95,7 @@ def rollout(
     moe_fn: the mixture of experts, where there is one, see moe.py.
     sample_fn: draws a token per row; None: `draw`, and on a mesh `draw_on`.
   """
-  sample_fn = sample_fn or draw
+  sample_fn, recorded = sample_fn or draw, sampling.recorded
   w = prepare_decode_params(params, cfg, dtype)
   B, P = batch.prompt.shape[0] * n, batch.prompt.shape[1]
   numbers = jnp.arange(B)
@@ -112,6 +115,13 @@ def rollout(
     live = ~rows.ended
     token = jnp.where(live, token, sampling.pad_id)
     put = lambda a, new: lax.dynamic_update_slice_in_dim(a, new[:, None], state.t, axis=1)
+    if recorded:
+      recorded_logprob, ids = lax.top_k(log_distribution(logits, sampling), recorded)
+      rows = dataclasses.replace(
+        rows,
+        recorded_ids=put(rows.recorded_ids, jnp.where(live[:, None], ids, sampling.pad_id)),
+        recorded_logprob=put(rows.recorded_logprob, recorded_logprob),
+      )
     rows = dataclasses.replace(
       rows,
       token=token,
@@ -159,6 +169,8 @@ def rollout(
     length=jnp.zeros((B,), jnp.int32),
     ended=jnp.zeros((B,), bool),
     caches=caches,
+    recorded_ids=jnp.full((B, response_len, recorded), sampling.pad_id, jnp.int32) if recorded else None,
+    recorded_logprob=jnp.zeros((B, response_len, recorded), jnp.float32) if recorded else None,
   )
   state = sample_token(DecodeState(jnp.int32(0), empty), x)
   # One segment after the other, also those that the limit leaves nothing to do: a conditional would keep the caches of
@@ -171,7 +183,7 @@ def rollout(
     state = runs[0](state) if len(runs) == 1 else lax.switch(segments.choose(sizes, state.rows.ended), runs, state)
   rows = state.rows
   mask = jnp.arange(response_len) < rows.length[:, None]
-  return Rollout(response=rows.response, mask=mask, behavior_logprob=rows.logprob, ended=rows.ended)
+  return Rollout(rows.response, mask, rows.logprob, rows.ended, rows.recorded_ids, rows.recorded_logprob)
 
 
 def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
@@ -184,6 +196,11 @@ def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tu
     logprob = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
     return token.astype(jnp.int32), logprob
   return categorical(random_words(keys), restrict(logits / sampling.temperature, sampling))
+
+
+def log_distribution(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
+  """Compute the log-probabilities of the distribution that `draw` draws from."""
+  return jax.nn.log_softmax(restrict(logits / (sampling.temperature or 1.0), sampling))
 
 
 def draw_on(mesh: jax.sharding.Mesh, rows: tuple[str, ...], ids: str):

@@ -65,7 +65,7 @@ class Segments:
     )
 
   def _by_shard(self, a: Array) -> Array:
-    return a.reshape(self.shards, -1, *a.shape[1:])
+    return a.reshape(self.shards, a.shape[0] // self.shards, *a.shape[1:])
 
 
 DEFAULT = Segments()

@@ -148,6 +148,7 @@ class ProgressBar:
   """A progress bar on a terminal; a line now and then elsewhere."""
 
   SECONDS = 15.0  # between two lines where there is no terminal
+  LINE = 100  # columns of such a line
 
   def __init__(self, steps: int, first_step: int, name: str):
     self._console = Console(stderr=True, highlight=False)
@@ -166,17 +167,20 @@ class ProgressBar:
       self._bar.start()
 
   def step(self, record: dict[str, Any]) -> None:
-    """Shows a training step's loss, horizon and speed."""
-    speed = record["step_tokens"] / max(sum(record["seconds"].values()) - record["seconds"]["compile"], 1e-9)
-    kl = f" kl {record['kl']:.4f}" if "kl" in record else ""
-    horizon = f" horizon {record['limit']}" if "limit" in record else ""
-    text = f"loss {record['loss']:.4f}{kl}{horizon} {speed:,.0f} tokens/s"
+    """Shows a training step's loss, horizon and speed; of a run with a reward also that, before the others."""
     if self._bar:
-      self._bar.update(self._task, completed=record["step"], text=text)
+      self._bar.update(self._task, completed=record["step"], text=_progress(record, self._room))
     elif time.monotonic() - self._last_line > self.SECONDS or record["step"] == self._steps:
       self._last_line = time.monotonic()
       left = record["elapsed"] / record["step"] * (self._steps - record["step"])
-      self.say(f"{self._name} step {record['step']}/{self._steps} {text} left {left:.0f} s")
+      before, after = f"{self._name} step {record['step']}/{self._steps} ", f" left {left:.0f} s"
+      self.say(f"{before}{_progress(record, self.LINE - len(before + after))}{after}")
+
+  @property
+  def _room(self) -> int:
+    """The columns that the terminal leaves to the text beside name, bar, steps and two times, with spaces between."""
+    others = (self._name, " " * 20, f"{self._steps}/{self._steps}", "0:00:00", "0:00:00", "")
+    return self._console.width - len(" ".join(others))
 
   def evaluation(self, record: dict[str, Any]) -> None:
     """Prints an evaluation's accuracy and the cost so far."""
@@ -199,6 +203,26 @@ class ProgressBar:
     """Leaves the terminal to others."""
     if self._bar:
       self._bar.stop()
+
+
+def _progress(record: dict[str, Any], room: int) -> str:
+  """Writes a step's numbers; where it has a reward, no more of the others than there is room for, in columns."""
+  speed = record["step_tokens"] / max(sum(record["seconds"].values()) - record["seconds"]["compile"], 1e-9)
+  parts = {"loss": f"loss {record['loss']:.4f}"}
+  if record.get("reward") is not None:
+    parts["reward"] = f"reward {record['reward']:.3f}"
+    if record.get("teaching_groups") is not None:
+      parts["groups"] = f"teaching {record['teaching_groups']:.0%}"
+  if record.get("kl") is not None:
+    parts["kl"] = f"kl {record['kl']:.4f}"
+  if "limit" in record:
+    parts["horizon"] = f"horizon {record['limit']}"
+  parts["speed"] = f"{speed:,.0f} tokens/s"
+  if "reward" in parts:
+    for name in ("kl", "horizon", "loss", "speed"):  # of a policy gradient the loss says least
+      if len(" ".join(parts.values())) > room:
+        parts.pop(name, None)
+  return " ".join(parts.values())
 
 
 def by_position(sums: dict[str, np.ndarray], max_horizon: int) -> dict[str, list]:

@@ -20,6 +20,11 @@ class Outcome:
   empty: int = 0  # updates that were left out, since the gradient was exactly zero
   at_once: int = 0  # whose rollouts all ended with their first token
   same_reward: int = 0  # whose rollouts all had the same reward, so that none was better than another
+  no_teaching_group: int = (
+    0  # in which the rollouts of every prompt earned the same, so that none was better than another
+  )
+  verified: int = 0  # rollouts that verifiers were asked about
+  not_verified: int = 0  # verifications of them that timed out or raised
 
   @classmethod
   def of_checkpoint(cls, position: dict[str, Any]) -> "Outcome":
@@ -27,14 +32,20 @@ class Outcome:
     return cls(**position.get("outcome", {"steps": position["step"], "updated": position["step"]}))
 
   def count(self, learned: dict[str, Any]) -> None:
-    """Counts a step by its metrics, see recipes/base.py, and takes `updated` out of them, which is not logged."""
+    """Counts a step by its metrics, see recipes/base.py, and takes out those that are not logged: updated, same_reward."""
     skipped = bool(learned.get("skipped"))
     self.steps += 1
     self.updated += learned.pop("updated", not skipped) > 0
     self.skipped += skipped
     self.empty = learned.get("empty", 0)
     self.at_once += learned.get("response_length", 2.0) <= 1
-    self.same_reward += learned.get("reward") in (0.0, 1.0)
+    told = learned.get("reward") in (0.0, 1.0) and not learned.get("teaching_groups")
+    self.same_reward += learned.pop("same_reward", told)
+    self.no_teaching_group += learned.get("teaching_groups") == 0
+    if groups := learned.get("groups_by_solve_rate"):
+      prompts = sum(groups) + learned.get("resampled", 0)
+      self.verified += prompts * (len(groups) - 1)
+      self.not_verified += learned.get("verifier_timeouts", 0) + learned.get("verifier_errors", 0)
 
   @property
   def learned_nothing(self) -> bool:
@@ -52,8 +63,22 @@ class Outcome:
         yield f"{self.empty} updates were left out, because the gradient was exactly zero"
     if self.at_once:
       yield f"in {self.at_once} of {self.steps} steps every rollout ended with its first token: there was nothing to learn from"
-    if self.same_reward == self.steps and self.steps:
+    yield from self.reward_lines()
+
+  def reward_lines(self) -> Iterator[str]:
+    """Says why a reward taught nothing, where it did not."""
+    if self.steps and self.no_teaching_group == self.steps:
+      yield (
+        f"no group ever taught: in {self.steps} steps all rollouts of each prompt earned the same; take prompts that are "
+        "solved now and then, raise rollouts_per_prompt, or look at samples and data.verifier"
+      )
+    elif self.steps and self.same_reward == self.steps:
       yield "all rollouts of every step had the same reward: mixture.reward taught nothing; look at samples and data.verifier"
+    if 2 * self.not_verified > self.verified:
+      yield (
+        f"{self.not_verified} verifications of {self.verified} rollouts timed out or raised, and count as not solved: try "
+        "the verifier on responses of samples.jsonl, or give it more time"
+      )
 
   def _why(self) -> str:
     zero = "left out, since the gradient was exactly zero: no token counts, or all rollouts of a prompt earn the same"

@@ -38,7 +38,7 @@ class Run:
   Attributes:
     config: of the run.
     recipe: the method, see recipes/base.py.
-    inputs: data, tokenizer, verifier and specs, see opd_jax/inputs.py.
+    inputs: data, tokenizer, rewards and specs, see opd_jax/inputs.py; closed when the run ends.
     workdir: where it is written.
     prompts: an endless iterator over batches of prompts, see data/pipeline.py.
     state: all that is trained, as recipe.init makes it.
@@ -105,6 +105,7 @@ class Run:
       self.preemption = watcher = hosts.PreemptionWatcher()
       closing.callback(watcher.close)
       closing.callback(self._checkpoints.close)
+      closing.callback(self.inputs.close)
       closing.push(lambda error, *_: self.compiled.close(wait=error is None))
       closing.callback(self.log.close)
       closing.enter_context(interrupts.answered(self._kept, watcher.interrupt))

@@ -28,8 +28,8 @@ def summary_lines(
   trained = f", of which {_millions(adapter)} are trained" if adapter else ""
   teacher_names = " and ".join(f"teacher {name} ({_millions(params)})" for name, params in teachers.items())
   yield (
-    f"{config.horizon.kind} horizon, {config.objective.kind} ({config.objective.support}), student {config.student} "
-    f"({_millions(student)}{trained}), {teacher_names}, {config.steps} steps of "
+    f"{config.horizon.kind} horizon, {_loss(config)}, student {config.student} "
+    f"({_millions(student)}{trained}), {teacher_names or 'no teacher'}, {config.steps} steps of "
     f"{config.batch} x {config.rollouts_per_prompt} rollouts, {len(inputs.train.ids):,} prompts of at most "
     f"{inputs.prompt_widths[-1]} tokens, {_mesh(inputs.mesh)}, {inputs.dtype}, workdir {run.workdir.name}"
   )
@@ -40,6 +40,14 @@ def summary_lines(
   listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
   yield f"  {len(shapes)} shape(s) x 2 programs (rollout, update){probes}{evaluations}; prompt + response: {listed}"
   yield from (f"  note: {warning}" for warning in inputs.warnings)
+
+
+def _loss(config: Config) -> str:
+  """Names the terms of the loss."""
+  terms = [f"{config.objective.kind} ({config.objective.support})"] if config.mixture.divergence else []
+  if config.mixture.reward:
+    terms.append("reward" if config.surrogate.kind == "importance" else f"reward ({config.surrogate.kind})")
+  return " + ".join(terms)
 
 
 def _mesh(mesh: jax.sharding.Mesh) -> str:

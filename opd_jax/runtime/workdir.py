@@ -22,7 +22,7 @@ from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.outcome import Outcome
 from opd_jax.runtime.version import __version__
 
-# What a digest of a run's rollouts leaves out. Digests stand on disk, so this list stays as it is.
+# What a digest of a run's rollouts leaves out. Digests stand on disk, so a key of finished runs neither comes nor goes here.
 UNHASHED = (
   "steps",
   "mesh.data",
@@ -38,6 +38,7 @@ UNHASHED = (
   "log.tensorboard",
   "log.wandb",
   "log.samples",
+  "reward.workers",
 )
 # A run may be resumed with other values of these: they change no step, neither those that are done nor those to come.
 FREE = (

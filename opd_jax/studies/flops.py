@@ -91,10 +91,10 @@ class _Models(NamedTuple):
     def path_of(name: str) -> str:
       return c["student"] if name == INITIAL else name
 
-    teachers = [_config(path_of(name)) for name in c.get("teachers") or [c["teacher"]]]
+    teachers = [_config(path_of(name)) for name in c.get("teachers") or filter(None, [c["teacher"]])]
     frozen = (*teachers, *([student] if c.get("mixture.initial") else []))
     vocab = min(m.vocab for m in (student, *frozen))
-    behavior = {"student": student, "teacher": teachers[0], "data": None}[c.get("rollout.by", "student")]
+    behavior = {"student": student, "teacher": next(iter(teachers), None), "data": None}[c.get("rollout.by", "student")]
     updates, adapter = c.get("updates_per_rollout", 1), bool(c.get("lora.rank") or c.get("lora.path"))
     return cls(student, frozen, vocab, _prompt_width(run), updates, behavior, adapter)
 

@@ -91,6 +91,11 @@ def _same_expression(stated: str, wanted: str) -> bool:
       return False
 
 
+def prepare() -> None:
+  """Import what compares expressions, which takes half a second and is otherwise done when it is first needed."""
+  import math_verify  # noqa: F401
+
+
 def _normal(text: str) -> str:
   """Write a text as it is compared, whatever its case and spaces, currency, and brackets around all of it."""
   text = " ".join(CURRENCY.sub(" ", plain(text)).strip(" .").casefold().split())

@@ -15,8 +15,11 @@ class Response(NamedTuple):
 class Verifier(Protocol):
   """Tells whether a response's answer is the right one."""
 
-  def __call__(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
-    """Verify a response against the reference `answer`; for the other arguments see `Response`."""
+  def __call__(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool | float:
+    """Verify a response against the reference `answer`; for the other arguments see `Response`.
+
+    A number is a reward; evaluations count the response as right where it is above one half.
+    """
     ...
 
 

@@ -1,7 +1,7 @@
 """What a distillation step computes: the student's rollouts, and its update toward what the teachers predict on them.
 
     rollout   params, prompts, key, limit                     -> responses of at most `limit` tokens
-    update    state, frozen models, prompts, rollout          -> state after one optimiser update, metrics
+    update    state, frozen models, prompts, rollout, credit  -> state after one optimiser update, metrics
     probe     params, frozen models, prompts, key             -> how far shorter horizons' gradients agree with the full one
 
 Recipes compile these and decide what goes into them.
@@ -15,26 +15,26 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from opd_jax.models import decoder, lora
+from opd_jax.models import decoder, lora, rounding
 from opd_jax.objectives import fused
-from opd_jax.objectives import loss as losses
-from opd_jax.objectives.divergence import FrozenInputs, HiddenAndHead
+from opd_jax.objectives import loss_config as losses
+from opd_jax.objectives.divergence import FrozenInputs, HiddenAndHead, Recorded
 from opd_jax.objectives.forward import Forward
-from opd_jax.objectives.loss import Loss, TokenWeights
+from opd_jax.objectives.loss import Loss
 from opd_jax.rollout import sample
 from opd_jax.rollout.generate import GeneratorConfig
 from opd_jax.rollout.segments import DEFAULT, Segments
 from opd_jax.runtime import keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training import microbatch, optim, specs
-from opd_jax.types import Batch, FrozenModels, Params, Rollout, TrainState
+from opd_jax.training.rows import Rows, Stats, lengths, shuffled
+from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,8 @@ class DistillationStep:
   mesh: jax.sharding.Mesh
   behavior: str = "student"  # who writes the rollouts: student, teacher (to its own prompts), data
   n: int = 1  # rollouts per prompt
-  micro_batches: int = 1  # gradient-accumulation slices
+  mini_batches: int = 1  # parts of the prompts, an update each
+  micro_batches: int = 1  # gradient-accumulation slices of an update
   buckets: int = 1  # widths that an update is compiled for
   dtype: Any = jnp.float32  # compute type
   remat: str = "none"  # what the backward pass computes again, see decoder.REMAT
@@ -62,7 +63,9 @@ class DistillationStep:
   segments: Segments = DEFAULT
   max_horizon: int = 0  # position bins of the metrics span [0, max_horizon)
   bins: int = 16
-  seed: int = 0  # of the mask of random tokens
+  seed: int = 0  # of the mask of random tokens, and of shuffled teachers
+  sampler_precision: str = "compute"  # that rollouts' weights are rounded to, see models/rounding.py
+  shuffle_teacher: bool = False  # a control: compare every token with the teacher's prediction of another one
 
   def __post_init__(self):
     if self.behavior not in ("student", "teacher", "data"):
@@ -72,16 +75,19 @@ class DistillationStep:
   def from_specs(cls, s: specs.Specs) -> "DistillationStep":
     """Makes the step that a run's specs describe."""
     c = s.config
+    rows, loss = c.batch // c.mini_batches * c.rollouts_per_prompt, losses.from_config(c, s.sampling.vocab)
+    recorded = loss.surrogate.recorded_ids if loss.surrogate else 0
     return cls(
       student=s.student.cfg,
       teachers=tuple(t.cfg for t in s.teachers),
-      sampling=s.sampling,
-      loss=losses.from_config(c, s.sampling.vocab),
+      sampling=dataclasses.replace(s.sampling, recorded=min(recorded, s.sampling.vocab)),
+      loss=loss,
       optimizer=optim.make(c.optimizer),
       mesh=s.mesh,
       behavior=c.rollout.by,
       n=c.rollouts_per_prompt,
-      micro_batches=c.batch * c.rollouts_per_prompt // specs.micro_batch(c, s.mesh),
+      mini_batches=c.mini_batches,
+      micro_batches=rows // specs.micro_batch(c, s.mesh),
       buckets=c.buckets,
       dtype=s.dtype,
       remat=c.remat,
@@ -90,12 +96,15 @@ class DistillationStep:
       segments=s.segments,
       max_horizon=c.horizon.max,
       bins=min(c.log.bins, c.horizon.max),
-      seed=c.seed if c.weights.kind == "random" else 0,
+      seed=c.seed if c.weights.kind == "random" or c.objective.shuffle_teacher else 0,
+      sampler_precision=c.rollout.precision,
+      shuffle_teacher=c.objective.shuffle_teacher,
     )
 
   def rollout(self, params: Params, batch: Batch, key: jax.Array, limit: jax.Array, *, response_len: int) -> Rollout:
     """Samples n responses to every prompt, of at most `limit` <= `response_len` tokens; params are `behavior_params`."""
     teacher_writes = self.behavior == "teacher"
+    params = rounding.round_weights(params, self.sampler_precision)
     cfg, prompts = (self.teachers[0], batch.of_teacher) if teacher_writes else (self.student, batch)
     generator = GeneratorConfig(cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
     return generator.rollout(params, prompts, key, limit, response_len=response_len, n=self.n)
@@ -106,43 +115,52 @@ class DistillationStep:
     frozen_models: FrozenModels,
     batch: Batch,
     rollout: Rollout,
-    advantage: Float[Array, "B"] | None = None,
-  ) -> tuple[TrainState, dict[str, Array]]:
-    """Makes one optimiser update on the loss over the batch's generated tokens.
+    credit: Credit | None = None,
+    part: jax.Array | None = None,
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Makes one optimiser update on the loss over the generated tokens of a batch, or of one of its mini-batches.
 
     What each token adds to the mean is settled for the whole batch before it is split, so the loss does not depend on
     the horizon, on padding or on the number of micro-batches. A batch without a gradient changes nothing.
 
     Args:
-      advantage: of each row's reward, where the loss has one.
+      credit: of each row's reward, where the loss has one.
+      part: int32[], which mini-batch; None: all rows. The prompts of a mini-batch have all their rollouts in it.
     """
-    token_weights = self.loss.token_weights(rollout.mask, jax.random.fold_in(self.key, state.step))
-    rows = Rows(batch, rollout, token_weights, advantage)
+    if part is not None:
+      batch, rollout, credit = self._mini_batch((batch, rollout, credit), part)
+    key, shuffle = jax.random.fold_in(self.key, state.step), None
+    if self.shuffle_teacher:
+      shuffle = jax.random.uniform(jax.random.fold_in(key, 1), rollout.mask.shape)
+    counted = credit and credit.counted
+    token_weights = self.loss.token_weights(rollout.mask, key, rollout.behavior_logprob, counted)
+    rows = Rows(batch, rollout, token_weights, credit and credit.advantage, shuffle)
 
     def gradient(part: Rows):
       (_, (loss, stats)), grads = jax.value_and_grad(self.loss_of, has_aux=True)(state.params, frozen_models, part)
-      return loss, stats, grads
+      return (loss, stats.sums, grads), stats.largest
 
     if self.buckets == 1:
       gradient_of = gradient
     else:
       gradient_of = self._at_narrowest(gradient)
     if self.micro_batches == 1:
-      loss, stats, grads = gradient_of(rows)
+      (loss, sums, grads), largest = gradient_of(rows)
     else:
-      loss, stats, grads = microbatch.accumulate(gradient_of, self.split(rows))
+      (loss, sums, grads), largest = microbatch.accumulate(gradient_of, self.split(rows))
     trained = jnp.sum(token_weights.trained > 0, dtype=jnp.int32)
     empty_before = state.empty
     state, norm = optim.apply(self.optimizer, state, grads, loss)
     updated = (state.skipped == 0) & (state.empty == empty_before)
     counts = {"skipped": state.skipped, "empty": state.empty, "updated": updated, "trained": trained}
-    return state, {"loss": loss, "grad_norm": norm, "sums": stats, **counts, **_lengths(rollout)}
+    numbers = {"loss": loss, "grad_norm": norm, "sums": sums, "largest": largest}
+    return state, numbers | counts | lengths(rollout)
 
-  def loss_of(self, params: Params, frozen_models: FrozenModels, part: "Rows") -> tuple[jax.Array, tuple]:
+  def loss_of(self, params: Params, frozen_models: FrozenModels, part: Rows) -> tuple[jax.Array, tuple]:
     """Computes these rows' part of the sum whose gradient is wanted; its value as a loss, and the metrics by position."""
     return self.compare(self.forward_student(params, frozen_models, part), frozen_models, part)
 
-  def compare(self, student: HiddenAndHead, frozen_models: FrozenModels, part: "Rows") -> tuple[jax.Array, tuple]:
+  def compare(self, student: HiddenAndHead, frozen_models: FrozenModels, part: Rows) -> tuple[jax.Array, tuple]:
     """Computes `loss_of` from what the student predicts there."""
     rollout = part.rollout
     forward = functools.partial(self.forward, rollout=rollout, layout=self.teacher_layout)
@@ -154,7 +172,13 @@ class DistillationStep:
     if frozen_models.reference is not None:
       reference = forward(frozen_models.reference, self.student, part.batch)
     teacher_weight = microbatch.repeat(part.batch.teacher_weight, part.n)
-    frozen = FrozenInputs(teachers, rollout.response, rollout.mask, teacher_weight, reference)
+    if part.shuffle is not None:
+      teachers = tuple(shuffled(teacher, rollout.mask, part.shuffle) for teacher in teachers)
+    recorded = None
+    if rollout.recorded_ids is not None:
+      assert rollout.recorded_logprob is not None
+      recorded = Recorded(rollout.recorded_ids, rollout.recorded_logprob, rollout.behavior_logprob)
+    frozen = FrozenInputs(teachers, rollout.response, rollout.mask, teacher_weight, reference, recorded)
     compared = (self.loss.objective, student, lax.stop_gradient(frozen))
     first = self.loss.needs_stats_first
     stats = fused.token_stats(*compared, mesh=self.mesh) if first else {}
@@ -162,7 +186,8 @@ class DistillationStep:
     total, more_stats = fused.weighted_sum(*compared, coefficients, mesh=self.mesh, with_stats=not first)
     stats = stats or more_stats
     value, token_metrics = self.loss.value(part.token_weights, stats, rollout.behavior_logprob, part.advantage)
-    return total, (value, self.by_position(stats | token_metrics | {"count": rollout.mask}))
+    sums = self.by_position(stats | token_metrics | {"count": rollout.mask})
+    return total, (value, Stats.of(sums, token_metrics, rollout))
 
   def probe(
     self,
@@ -195,7 +220,7 @@ class DistillationStep:
     student_params = self.with_base(params, frozen_models)
     rollout = self.rollout(student_params, probe_batch, key, jnp.int32(widths[-1]), response_len=widths[-1])
     counted = rollout.mask & (jnp.arange(len(rollout.mask)) < prompts * self.n)[:, None]
-    part = Rows(probe_batch, rollout, self.loss.token_weights(counted, key), None)
+    part = Rows(probe_batch, rollout, self.loss.token_weights(counted, key, rollout.behavior_logprob), None, None)
     student = lax.stop_gradient(self.forward_student(params, frozen_models, part))
 
     def loss_of_hidden(hidden: Float[Array, "B H D"]) -> jax.Array:
@@ -234,7 +259,7 @@ class DistillationStep:
     """Returns the parameters of the model that writes the rollouts."""
     return frozen_models.teacher_params[0] if self.behavior == "teacher" else self.with_base(params, frozen_models)
 
-  def forward_student(self, params: Params, frozen_models: FrozenModels, part: "Rows") -> HiddenAndHead:
+  def forward_student(self, params: Params, frozen_models: FrozenModels, part: Rows) -> HiddenAndHead:
     """Computes what the student predicts at each response token."""
     layout = "train" if frozen_models.base is None else self.teacher_layout  # where its base lies
     return self.forward(self.with_base(params, frozen_models), self.student, part.batch, part.rollout, layout)
@@ -243,17 +268,28 @@ class DistillationStep:
     """Sums per-token numbers within bins of response position."""
     return microbatch.sums_by_position(stats, self.bins, self.max_horizon)
 
-  def split(self, rows: "Rows") -> "Rows":
+  def split(self, rows: Rows) -> Rows:
     """Splits rows into micro-batches, prompt by prompt; with several widths those of a micro-batch are of like length."""
     shards = meshes.row_shards(self.mesh)
     copies = microbatch.prompt_copies(rows.batch.prompt.shape[0] // shards, rows.n, self.micro_batches)
     batch, n = microbatch.repeat(rows.batch, copies), rows.n // copies
     lengths = jnp.sum(rows.rollout.mask, axis=1, dtype=jnp.int32) if self.buckets > 1 else None
-    of_rows = rows.rollout, rows.token_weights, rows.advantage
+    of_rows = rows.rollout, rows.token_weights, rows.advantage, rows.shuffle
     batch, of_rows = microbatch.split(batch, of_rows, self.micro_batches, self.mesh, n, lengths)
     return Rows(batch, *of_rows)
 
-  def _at_narrowest(self, gradient: Callable[["Rows"], Any]) -> Callable[["Rows"], Any]:
+  def _mini_batch(self, rows: tuple[Batch, Rollout, Credit | None], part: jax.Array) -> Any:
+    """Takes one of the U mini-batches: every U-th prompt with all its rollouts, which every device has of its own."""
+    prompts = rows[0].prompt.shape[0] // self.mini_batches
+
+    def take(a: Array) -> Array:
+      groups = a.reshape(prompts, self.mini_batches, -1, *a.shape[1:])
+      taken = lax.dynamic_index_in_dim(groups, part, axis=1, keepdims=False).reshape(-1, *a.shape[1:])
+      return lax.with_sharding_constraint(taken, meshes.rows(self.mesh))
+
+    return jax.tree.map(take, rows)
+
+  def _at_narrowest(self, gradient: Callable[[Rows], Any]) -> Callable[[Rows], Any]:
     def gradient_of(part: Rows):
       mask = part.rollout.mask
       widths = microbatch.response_widths(mask.shape[1], self.buckets)
@@ -269,10 +305,12 @@ class DistillationStep:
     state, frozen_models, batch, _ = self._abstract(state, frozen_models, batch)
     behavior = self.behavior_params(state.params, frozen_models)
     rollout, responses = self.lower_rollout(response_len, behavior, batch)
-    advantage = jax.ShapeDtypeStruct(responses.ended.shape, jnp.float32, sharding=row) if self.loss.reward else None
+    of_row = functools.partial(jax.ShapeDtypeStruct, responses.ended.shape, sharding=row)
+    credit = Credit(of_row(jnp.float32), of_row(jnp.bool_)) if self.loss.reward else None  # pyright: ignore[reportArgumentType]
+    part = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere) if self.mini_batches > 1 else None
     state_shardings = jax.tree.map(lambda a: a.sharding, state)
     update = jax.jit(self.update, donate_argnums=0, out_shardings=(state_shardings, everywhere))
-    yield "update", update.lower(state, frozen_models, batch, responses, advantage)
+    yield "update", update.lower(state, frozen_models, batch, responses, credit, part)
     if self.behavior != "data":
       yield "rollout", rollout()
 
@@ -305,30 +343,3 @@ class DistillationStep:
   def _abstract(self, state: TrainState, frozen_models: FrozenModels, batch: Batch):
     key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))
     return meshes.abstract(state), meshes.abstract(frozen_models), meshes.abstract(batch, meshes.rows(self.mesh)), key
-
-
-@flax.struct.dataclass
-class Rows:
-  """The rows of a batch that an update computes on: n neighbours for each of its prompts."""
-
-  batch: Batch
-  rollout: Rollout
-  token_weights: TokenWeights
-  advantage: Float[Array, "*m B"] | None  # m micro-batches, where the rows are split into them
-
-  @property
-  def n(self) -> int:
-    """The rows of a prompt."""
-    return self.rollout.response.shape[-2] // self.batch.prompt.shape[-2]
-
-  def cut(self, width: int) -> "Rows":
-    """Drops the response columns from `width` on."""
-    H = self.rollout.mask.shape[1]
-    rollout, token_weights = microbatch.cut_columns((self.rollout, self.token_weights), width, H)
-    return dataclasses.replace(self, rollout=rollout, token_weights=token_weights)
-
-
-def _lengths(rollout: Rollout) -> dict[str, Array]:
-  """Counts generated tokens, and the shares of rows that ended by themselves and that the horizon cut."""
-  ended = jnp.mean(rollout.ended, dtype=jnp.float32)
-  return {"tokens": jnp.sum(rollout.mask, dtype=jnp.int32), "ended": ended, "cut": 1 - ended}

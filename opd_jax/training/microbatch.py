@@ -55,12 +55,19 @@ def split(
   return prompts, jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[3:]), groups)
 
 
-def accumulate(f: Callable[[Any], Any], parts: Any) -> Any:
-  """Sums f over the leading axis of `parts`, one slice at a time."""
-  first = jax.tree.map(lambda a: a[0], parts)
-  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
-  total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, f(part)), None), zero, parts)
-  return total
+def accumulate(f: Callable[[Any], tuple[Any, Any]], parts: Any) -> tuple[Any, Any]:
+  """Sums the first result of f over the leading axis of `parts`, one slice at a time, and takes the largest of the second."""
+  of_sums, of_largest = jax.eval_shape(f, jax.tree.map(lambda a: a[0], parts))
+  start = (
+    jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), of_sums),
+    jax.tree.map(lambda s: jnp.full(s.shape, -jnp.inf, s.dtype), of_largest),
+  )
+
+  def add(total, part):
+    sums, largest = f(part)
+    return (jax.tree.map(jnp.add, total[0], sums), jax.tree.map(jnp.maximum, total[1], largest)), None
+
+  return lax.scan(add, start, parts)[0]
 
 
 def at_narrowest(
@@ -101,5 +108,5 @@ def sums_by_position(
 
 
 def cut_columns(tree: Any, width: int, H: int) -> Any:
-  """Drops the columns from `width` on of all arrays [B, H] of a pytree."""
-  return jax.tree.map(lambda a: a[:, :width] if a.ndim == 2 and a.shape[1] == H else a, tree)
+  """Drops the columns from `width` on of all arrays [B, H, ...] of a pytree."""
+  return jax.tree.map(lambda a: a[:, :width] if a.ndim >= 2 and a.shape[1] == H else a, tree)

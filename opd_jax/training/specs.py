@@ -157,18 +157,18 @@ def architecture(name: str) -> DecoderConfig:
 def micro_batch(config: Config, mesh: jax.sharding.Mesh) -> int:
   """Rounds `config.micro_batch`, the rows of a gradient-accumulation slice, up to what the row shards divide.
 
-  With 0 a slice has all rows of a step.
+  With 0 a slice has all rows of an update.
 
   Raises:
     InputError: none that divides the rows of a step can be split over the row shards.
   """
-  rows, shards = config.batch * config.rollouts_per_prompt, meshes.row_shards(mesh)
+  rows, shards = config.batch // config.mini_batches * config.rollouts_per_prompt, meshes.row_shards(mesh)
   fits = [n for n in range(shards, rows + 1, shards) if rows % n == 0 and n >= config.micro_batch]
   if not config.micro_batch:
     return rows
   if not fits:
     raise InputError(
-      f"config.micro_batch is {config.micro_batch}, and no number from there to the {rows} rows of a step divides "
+      f"config.micro_batch is {config.micro_batch}, and no number from there to the {rows} rows of an update divides "
       f"them and is a multiple of the mesh's {shards} row shards; set config.micro_batch=0, or change config.batch."
     )
   return fits[0]

@@ -10,8 +10,8 @@ from opd_jax import checks, config, trainer
 from opd_jax.config import page
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule
-from opd_jax.models import decoder, kernels, lora
-from opd_jax.objectives import divergence, kl_estimators, token_weights
+from opd_jax.models import decoder, kernels, lora, rounding
+from opd_jax.objectives import advantage, divergence, kl_estimators, surrogates, token_weights
 from opd_jax.runtime import cli
 
 EVERY = [(recipe, name) for recipe in config.recipe_names() for name in config.table(recipe)]
@@ -29,7 +29,13 @@ def test_the_choices_are_those_of_the_code():
   """The table stands below the code that has them, so that they are written twice."""
   known = {
     "horizon.kind": schedule.KINDS,
-    "objective.kind": divergence.DIVERGENCES,
+    "objective.kind": {*divergence.DIVERGENCES, *kl_estimators.ESTIMATORS},
+    "objective.future": kl_estimators.FUTURES,
+    "surrogate.kind": (surrogates.IMPORTANCE, *surrogates.SURROGATES),
+    "surrogate.divergence": surrogates.DIVERGENCES,
+    "advantage.kind": ("auto", *advantage.KINDS),
+    "weights.scope": token_weights.SCOPES,
+    "rollout.precision": rounding.PRECISIONS,
     "objective.support": divergence.SUPPORTS,
     "objective.tail": divergence.TAILS,
     "objective.normaliser": token_weights.NORMALISERS,

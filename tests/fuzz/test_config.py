@@ -13,7 +13,7 @@ from opd_jax import checks, config
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule
 from opd_jax.models import lora
-from opd_jax.objectives import loss
+from opd_jax.objectives import loss_config
 from opd_jax.rollout.segments import Segments
 from opd_jax.training import optim
 from tests.helpers.fuzz import cases
@@ -101,9 +101,9 @@ def test_what_is_accepted_can_be_used(method, assignments):
   assert all(1 <= h.limit(step) <= h.width(step) for step in (0, c.steps // 2, c.steps - 1))
   assert len(schedule.describe(h, min(c.steps, 1000), c.batch)) >= 1
   assert Segments(c.rollout.segment, c.rollout.segments, tuple(c.rollout.shrink)).ends(c.horizon.max)[-1] > 0
-  made = loss.from_config(c, vocab=31)
+  made = loss_config.from_config(c, vocab=31)
   mask = jnp.ones((2, 4), bool)
-  assert np.isfinite(made.token_weights(mask, jax.random.key(c.seed)).trained).all()
+  assert np.isfinite(made.token_weights(mask, jax.random.key(c.seed), jnp.zeros(mask.shape)).trained).all()
   if not c.lora.path:
     lora.from_config(c.lora)
   optimizer = optim.make(c.optimizer)

@@ -20,16 +20,18 @@ from opd_jax.studies.results import Missing, Results
 from tests.helpers.damage import accepted_or_refused, assert_one_sentence, contents, damaged, json_bytes
 from tests.helpers.fuzz import cases
 from tests.helpers.report_runs import workdir
+from tests.helpers.reward_runs import reward_workdir
 
 CONFIG = {"objective.path": "a [/b] $c_d$ <i>", "horizon.widths": [8, 16]}
 
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory) -> pathlib.Path:
-  """Two runs of one arm and one of another."""
+  """Two runs of one arm, one of another, and one that learns from a reward."""
   root = tmp_path_factory.mktemp("reports")
   for name, seed, kind in (("a", 0, "full"), ("b", 1, "full"), ("c", 0, "progressive")):
     workdir(root / name, [0.1, 0.5, 0.9], seed=seed, every=2, config=CONFIG if kind == "full" else {}, kind=kind)
+  reward_workdir(root / "d", 4)
   return root
 
 
@@ -70,7 +72,7 @@ def some_damage(draw: st.DrawFn, path: pathlib.Path) -> None:
 
 
 @cases(150)
-@given(data=st.data(), which=st.sampled_from(("a", "b", "c")), names=st.sampled_from(("abc", "ab", "c", "ca")))
+@given(data=st.data(), which=st.sampled_from(tuple("abcd")), names=st.sampled_from(("abc", "ab", "c", "ca", "d", "ad")))
 def test_the_table_of_any_runs_is_shown_or_refused(copied, data, which, names):
   root = copied()
   some_damage(data.draw, root / which)
@@ -81,14 +83,14 @@ def test_the_table_of_any_runs_is_shown_or_refused(copied, data, which, names):
 
 
 @cases(5)
-@given(data=st.data())
-def test_the_page_of_any_run_is_written_whole_or_not_at_all(copied, tmp_path, data):
+@given(data=st.data(), which=st.sampled_from("ad"))
+def test_the_page_of_any_run_is_written_whole_or_not_at_all(copied, tmp_path, data, which):
   root, out = copied(), tmp_path / "report"
   shutil.rmtree(out, ignore_errors=True)
-  some_damage(data.draw, root / "a")
+  some_damage(data.draw, root / which)
   before = contents(root)
-  with accepted_or_refused(root / "a") as refusals:
-    comparison = compare(load([root / "a", root / "c"]))
+  with accepted_or_refused(root / which) as refusals:
+    comparison = compare(load([root / which, root / "c"]))
     written = page.write(comparison, out).read_text(encoding="utf-8")
     assert written.endswith("</html>\n")
   assert bool(refusals) != out.exists()

@@ -13,7 +13,7 @@ from opd_jax.objectives.loss import Loss
 from opd_jax.rollout.sample import Sampling
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training.distillation import DistillationStep
-from opd_jax.types import Batch, FrozenModels, Rollout, TrainState
+from opd_jax.types import Batch, Credit, FrozenModels, Rollout, TrainState
 from tests.conftest import STUDENT, TEACHER
 
 H = 10
@@ -43,7 +43,8 @@ def programs(step: DistillationStep, horizon: int = H):
 def learn(step: DistillationStep, params, teacher, batch: Batch, said: Rollout, *, initial=None, advantage=None):
   """One update: its statistics and the gradient. `teacher`: parameters, or a tuple of several."""
   frozen_models = FrozenModels(teacher if isinstance(teacher, tuple) else (teacher,), initial)
-  state, stats = programs(step)[1](fresh(params), frozen_models, batch, said, advantage)
+  credit = None if advantage is None else Credit(advantage, jnp.ones(advantage.shape, bool))
+  state, stats = programs(step)[1](fresh(params), frozen_models, batch, said, credit)
   return stats, jax.tree.map(lambda old, new: np.asarray(old - new), params, state.params)
 
 

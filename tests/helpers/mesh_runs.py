@@ -12,7 +12,7 @@ import sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from opd_jax import config, trainer
+from opd_jax import config, tasks, trainer
 from opd_jax.data import problems
 from opd_jax.rollout import sample
 from opd_jax.runtime import mesh as meshes
@@ -29,6 +29,8 @@ METHODS = {
   "ccopd": {"horizon.max": 8, "data.max_prompt": 256},
   "opd": {"mixture.reward": 0.1, "rollouts_per_prompt": 2, "mixture.initial": 0.1, "optimizer.warmup": 0},
 }
+REWARDED = {"rollouts_per_prompt": 2, "mini_batches": 2, "surrogate.divergence": "topk_tv", "surrogate.k": 3}
+METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}
 RUNS = {  # name: method, devices, mesh, what else
   "popd 1": ("popd", 1, {}, {}),
   "popd data 2": ("popd", 2, {"data": 2}, {}),
@@ -40,6 +42,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "agreement data 2 x fsdp 2 x tensor 2": ("agreement", 8, {"fsdp": 2, "tensor": 2}, {}),
   "ccopd 1": ("ccopd", 1, {}, {}),
   "ccopd data 2 x fsdp 2 x tensor 2, adapters": ("ccopd", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "dppo 1": ("dppo", 1, {}, {}),
+  "dppo data 2 x fsdp 2 x tensor 2": ("dppo", 8, {"fsdp": 2, "tensor": 2}, {}),
   "opd 1": ("opd", 1, {}, {}),
   "opd fsdp 4 x expert 2, teacher over all and offloaded": ("opd", 8, {"fsdp": 4, "expert": 2}, FAR),
 }
@@ -67,6 +71,8 @@ def drawn() -> dict[str, list]:
 
 def main() -> None:
   student, teacher, directory, *names = sys.argv[1:]
+  # Random weights never answer right, so here one whose characters add up to an even number is.
+  tasks.VERIFIERS["chain"] = lambda response, answer, **_: sum(map(ord, response)) % 2 == 0
   problems.TRAIN_PROBLEMS = FEW_PROBLEMS
   out: dict = {"drawn": drawn()}
   for i, name in enumerate(names or RUNS):

@@ -266,3 +266,14 @@ def test_a_step_that_was_spoken_ahead_at_another_width_says_nothing():
 def test_what_a_rule_could_not_see_is_refused(keys, says):
   with pytest.raises(InputError, match=says):
     inputs.load(config.override(config.load("opd"), keys))
+
+
+@pytest.mark.parametrize("rule", [Saturation(), Drift(), Drift(measure="gap", threshold=0.5), FullLengthProbe()])
+def test_a_rule_that_compares_with_a_teacher_stays_where_none_is(rule):
+  chosen = horizon.Adaptive(rule, WIDTHS)
+  for step in range(20):
+    limit = chosen.limit(step)
+    chosen.observe(step, StepObservation(limit, EDGES, [100] * 8, {"student_entropy": [0.1] * 8}, 1.0))
+  assert chosen.state() == {"at": 0, "memory": {}}
+  assert rule.reads
+  assert not Agreement().reads

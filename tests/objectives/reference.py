@@ -17,10 +17,14 @@ def kl(p, q):
   return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
-def entries(kind, student, teacher, beta=0.5, normalised=False):
-  """Compute what each id adds to the divergence."""
+def entries(kind, student, teacher, beta=0.5, normalised=False, held=None):
+  """Compute what each id adds to the divergence.
+
+  Args:
+    held: the student in the proximal teacher, which does not move with it; None: the same.
+  """
   per_id = []
-  for s, t in zip(student, teacher, strict=True):
+  for s, t, h in zip(student, teacher, held or student, strict=True):
     reverse = s * math.log(s / t) if s > 0 else 0.0
     forward = t * math.log(t / s) if t > 0 else 0.0
     if kind == "reverse_kl":
@@ -29,6 +33,8 @@ def entries(kind, student, teacher, beta=0.5, normalised=False):
       per_id.append(forward)
     elif kind == "mixture":
       per_id.append(beta * reverse + (1 - beta) * forward)
+    elif kind == "proximal":
+      per_id.append(s * math.log(s / (beta * t + (1 - beta) * h)) if s > 0 else 0.0)
     elif kind != "jsd":
       raise ValueError(f"no formula for {kind!r}")
     elif normalised and beta == 0:
@@ -66,14 +72,16 @@ def restrict(o, ids, probabilities):
   return [*chosen, math.fsum(p for v, p in enumerate(probabilities) if v not in ids)]
 
 
-def divergence(o, student_logits, teacher_logits, ids=None):
-  """Compute the objective at one position, over ids chosen here unless given."""
+def divergence(o, student_logits, teacher_logits, ids=None, held_logits=None):
+  """Compute the objective at one position, over ids chosen here unless given; for the student that is held see `entries`."""
+  held = softmax(held_logits or student_logits, o.student_temperature)
   s, t = softmax(student_logits, o.student_temperature), softmax(teacher_logits, o.teacher_temperature)
   ids = chosen(o, s, t) if ids is None else ids
   if o.support != "full" and o.tail == "reweight":
     mass = math.fsum(s[v] for v in ids)
     return math.fsum(s[v] / mass * math.log(s[v] / t[v]) for v in ids)
-  per_id = entries(o.kind, restrict(o, ids, s), restrict(o, ids, t), o.beta, o.normalised)
+  student, teacher, held = (restrict(o, ids, p) for p in (s, t, held))
+  per_id = entries(o.kind, student, teacher, o.beta, o.normalised, held)
   return math.fsum(min(e, o.entry_clip) if o.entry_clip else e for e in per_id)
 
 
@@ -87,6 +95,6 @@ def gradient(o, student_logits, teacher_logits, step=1e-5):
     return [(cost.get(v, 0.0) - s[v] * math.fsum(cost.values())) / o.student_temperature for v in range(len(s))]
 
   def moved(v, by):
-    return divergence(o, [x + by * (u == v) for u, x in enumerate(student_logits)], teacher_logits, ids)
+    return divergence(o, [x + by * (u == v) for u, x in enumerate(student_logits)], teacher_logits, ids, student_logits)
 
   return [(moved(v, step) - moved(v, -step)) / (2 * step) for v in range(len(s))]

@@ -235,3 +235,27 @@ def test_entropy_and_overlap():
   a, b = jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), jnp.log(jnp.array([0.1, 0.5, 0.3, 0.1]))
   np.testing.assert_allclose(divergence.overlap(a, b, 2), 0.5)
   np.testing.assert_allclose(divergence.overlap(a, a, 3), 1.0)
+
+
+PAIR = jnp.log(jnp.array([0.7, 0.2, 0.1])), jnp.log(jnp.array([0.2, 0.5, 0.3]))
+
+
+def proximal(beta: float):
+  o = Objective(3, kind="proximal", beta=beta)
+  return jax.value_and_grad(lambda x: divergence.divergence(o, jax.nn.log_softmax(x), PAIR[1]))(PAIR[0])
+
+
+def test_the_proximal_teacher_of_a_tenth_on_a_worked_pair():
+  value, gradient = proximal(0.1)
+  assert float(value) == pytest.approx(0.00569, abs=1e-5)
+  np.testing.assert_allclose(gradient / 0.1, [0.479, -0.291, -0.188], atol=1e-3)
+
+
+def test_far_from_the_teacher_it_pulls_as_the_forward_kl_and_at_the_teacher_as_the_reverse_kl():
+  s, t = PAIR
+  np.testing.assert_allclose(proximal(1e-4)[1] / 1e-4, jnp.exp(s) - jnp.exp(t), atol=2e-4)
+  value, gradient = proximal(1.0)
+  reverse, of_reverse = jax.value_and_grad(lambda x: divergence.divergence(Objective(3), jax.nn.log_softmax(x), t))(s)
+  np.testing.assert_allclose(value, reverse, rtol=1e-6)
+  np.testing.assert_allclose(gradient, of_reverse, atol=1e-6)
+  assert float(proximal(0.0)[0]) == 0

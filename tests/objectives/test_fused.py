@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_jax.objectives import divergence, fused
+from opd_jax.objectives import divergence, entries, fused
 from opd_jax.objectives.divergence import Coefficients, FrozenInputs, HiddenAndHead, Objective
 from tests.objectives import reference
 from tests.objectives.cases import OBJECTIVES, B, H, V, name, random_coefficients, random_inputs
@@ -57,7 +57,7 @@ def test_fused_is_dense_in_value_statistics_and_gradient(objective, seed):
   agree(graded(fused.weighted_sum, objective, *args), graded(divergence.weighted_sum, dense, *args))
 
 
-def alpha_divergence(o: Objective, s, t):
+def alpha_divergence(o: entries.Parameters, s, t):
   """Amari's, sum (s - s^a t^(1 - a)) / (a (1 - a)); its derivative is nowhere written down."""
   return (jnp.exp(s) - jnp.exp(o.beta * s + (1 - o.beta) * t)) / (o.beta * (1 - o.beta))
 
@@ -68,7 +68,7 @@ def alpha_divergence(o: Objective, s, t):
   ids=str,
 )
 def test_a_new_divergence_is_declared_once_and_gets_its_own_gradient(changes, monkeypatch):
-  monkeypatch.setitem(divergence.DIVERGENCES, "alpha", divergence.Divergence(alpha_divergence))
+  monkeypatch.setitem(divergence.DIVERGENCES, "alpha", entries.Divergence(alpha_divergence))
   objective = Objective(V, kind="alpha", beta=0.3, chunk=3, **changes)
   args = arguments(objective)
   dense = dataclasses.replace(objective, chunk=0, vocab_chunk=0)
@@ -301,3 +301,39 @@ def test_memory_does_not_grow_with_the_horizon():
   o = Objective(2048, chunk=16)
   at = {T: temporaries(fused.weighted_sum, o, 2, T, 16, 2048) for T in (64, 512)}
   assert at[512] < at[64] + 2 * 2 * 512 * 16 * 4 / 2**20 + 0.1, "hidden states and their gradient may grow; logits not"
+
+
+@pytest.mark.parametrize("support", ["full", "sampled", "student_topk"])
+@pytest.mark.parametrize("vocab_chunk", [0, 4])
+def test_without_a_teacher_there_is_what_the_student_alone_tells(support, vocab_chunk):
+  if vocab_chunk and support == "student_topk":
+    return
+  o = Objective(V, support=support, chunk=3, vocab_chunk=vocab_chunk, overlap_k=0 if vocab_chunk else 2)
+  args = (*random_inputs(teachers=0), random_coefficients(divergence=False))
+  got = graded(fused.weighted_sum, o, *args)
+  agree(got, graded(divergence.weighted_sum, o, *args))
+  assert got[0][1].keys() == {"logprob", "student_entropy"}
+
+
+@pytest.mark.parametrize("kind", ["topk_tv", "topk_kl"])
+@pytest.mark.parametrize("vocab_chunk", [0, 4])
+def test_how_far_the_recorded_distribution_has_moved(kind, vocab_chunk):
+  """Of all ids at once and in blocks; the distance of a student to what it has itself drawn from is 0."""
+  o = Objective(V, support="sampled", chunk=3, vocab_chunk=vocab_chunk, sampling_temperature=0.8, topk_distance=kind)
+  student, inputs = random_inputs()
+
+  def recorded_from(model: HiddenAndHead) -> divergence.Recorded:
+    log = jax.nn.log_softmax(divergence.logits(model, V) / 0.8)
+    logprob, ids = jax.lax.top_k(log, 4)
+    return divergence.Recorded(ids, logprob, jnp.take_along_axis(log, inputs.token[..., None], axis=-1)[..., 0])
+
+  coefficients = random_coefficients(divergence=False)
+  for model in (student, inputs.teachers[0]):
+    args = (student, inputs._replace(recorded=recorded_from(model)), coefficients)
+    got = graded(fused.weighted_sum, o, *args)
+    agree(got, graded(divergence.weighted_sum, o, *args))
+    moved = np.asarray(got[0][1]["topk_distance"])
+    if model is student:
+      np.testing.assert_allclose(moved, 0, atol=1e-5)
+    else:
+      assert moved[np.asarray(inputs.mask)].min() > 0.01

@@ -365,3 +365,35 @@ def test_what_does_not_exist_is_no_other_estimator_or_weight():
   ):
     with pytest.raises(ValueError):  # noqa: PT011
       call()
+
+
+def test_a_proximal_teachers_log_ratio_has_a_floor():
+  rho = jnp.array([0.0, 0.5, 1.0, 2.0, 10.0])
+  reward = -kl_estimators.proximal_log_ratio(-jnp.log(rho), 0.1)
+  np.testing.assert_allclose(reward, [-0.1054, -0.0513, 0, 0.0953, 0.6419], atol=1e-4)
+  r = jnp.array([0.3, -1.0])
+  np.testing.assert_array_equal(kl_estimators.proximal_log_ratio(r, 1.0), r)
+  np.testing.assert_array_equal(kl_estimators.proximal_log_ratio(r, 0.0), 0)
+
+
+def test_the_future_counts_by_its_mean_and_advantages_are_standard_scores():
+  reward, mask = jnp.array([[-0.1, 0.2, -0.3, 9.0]]), jnp.array([[True, True, True, False]])
+  returns = kl_estimators.mean_to_go(reward, mask)
+  np.testing.assert_allclose(returns, [[-0.15, -0.1, -0.3, 0]], atol=1e-6)
+  np.testing.assert_allclose(kl_estimators.standard_scores(returns, mask, 1), [[0.32, 0.80, -1.12, 0]], atol=5e-3)
+
+
+def test_standard_scores_are_over_the_rollouts_of_a_prompt():
+  value = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+  got = kl_estimators.standard_scores(value, jnp.ones((4, 3), bool), 2)
+  for group in (got[:2], got[2:]):
+    assert float(jnp.mean(group)) == pytest.approx(0, abs=1e-6)
+    assert float(jnp.std(group, ddof=1)) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_null_is_a_constant_and_opsa_follows_the_entropy_of_the_chosen_tokens():
+  entropy, mask = jnp.array([[9.0, 0.2, 1.0, 0.6], [0.5, 0.5, 0.5, 0.5]]), jnp.array([[False, True, True, True]] * 2)
+  null = kl_estimators.suppressing_advantage(entropy, mask, -0.5, 0.0)
+  np.testing.assert_array_equal(null, [[0, -0.5, -0.5, -0.5]] * 2)
+  opsa = kl_estimators.suppressing_advantage(entropy, mask, -0.5, -0.5)
+  np.testing.assert_allclose(opsa, [[0, -0.5, -1, -0.75], [0, -0.5, -0.5, -0.5]], atol=1e-6)

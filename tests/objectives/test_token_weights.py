@@ -67,7 +67,7 @@ def relative(values):
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 6, 50])
-@pytest.mark.parametrize("kind", token_weights.MASKS)
+@pytest.mark.parametrize("kind", token_weights.COUNTED)
 def test_masks_take_as_many_tokens_as_asked_where_the_row_has_them(kind, tokens):
   chosen = np.asarray(TokenWeighting(kind, tokens=tokens, start=2).choose(MASK, KEY))
   assert not np.any(chosen & ~MASK)
@@ -97,7 +97,7 @@ def test_other_kinds_train_every_token_and_masks_weigh_each_the_same():
   for kind in token_weights.KINDS:
     w = TokenWeighting(kind, tokens=2, start=1)
     if kind in token_weights.MASKS:
-      chosen = w.choose(MASK, KEY)
+      chosen = w.choose(MASK, KEY, STATS["logprob"])
       np.testing.assert_array_equal(w.weight(chosen, {}), chosen)
     else:
       np.testing.assert_array_equal(w.choose(MASK, KEY), MASK)
@@ -181,7 +181,7 @@ def test_entropy_weights():
 @pytest.mark.parametrize("kind", token_weights.KINDS)
 def test_mean_one_divides_by_the_mean_over_the_rows_tokens(kind):
   raw = TokenWeighting(kind, tokens=4, start=1, end=0.1, horizon=H)
-  mask: Any = np.asarray(raw.choose(MASK, KEY))
+  mask: Any = np.asarray(raw.choose(MASK, KEY, STATS["logprob"]))
   before = np.asarray(raw.weight(mask, STATS))
   after = np.asarray(TokenWeighting(kind, tokens=4, start=1, end=0.1, horizon=H, mean_one=True).weight(mask, STATS))
   has = mask.any(axis=1)
@@ -203,7 +203,7 @@ def test_rows_without_tokens_give_zeros_and_no_nan(kind, mean_one):
   w = TokenWeighting(kind, tokens=2, start=1, end=0.1, horizon=H, mean_one=mean_one)
   empty = tokens_of(0, 0)
   broken = {name: jnp.full(empty.shape, np.nan) for name in STATS}
-  assert not np.any(w.choose(empty, KEY))
+  assert not np.any(w.choose(empty, KEY, broken["logprob"]))
   np.testing.assert_array_equal(w.weight(empty, broken), 0)
   weights = np.asarray(w.weight(MASK, STATS))
   assert np.isfinite(weights).all()
@@ -258,7 +258,7 @@ def test_counts_are_exact_where_half_precision_is_not(length):
     weights = token_weights.mean_weights(mask, normaliser, 1000.0)
     assert weights[0, 0] == np.float32(1 / n)
     assert (weights * jnp.ones(mask.shape, jnp.bfloat16)).dtype == jnp.float32
-  for kind in token_weights.MASKS:
+  for kind in token_weights.COUNTED:
     assert np.sum(TokenWeighting(kind, tokens=length - 1).choose(mask, KEY)) == length - 1, kind
   last = np.flatnonzero(token_weights.last(mask, length - 1))
   np.testing.assert_array_equal(last, np.arange(1, length))
@@ -277,3 +277,24 @@ def test_a_kind_that_is_named_and_not_made_is_no_uniform_weight(monkeypatch):
   monkeypatch.setattr(token_weights, "KINDS", (*token_weights.KINDS, "centre"))
   with pytest.raises(NotImplementedError):
     token_weights.TokenWeighting(kind="centre").choose(mask, jax.random.key(0))
+
+
+LOGPROB = jnp.array([[-0.1, -3.0, -0.2, -1.0, -0.5], [-0.1, -0.2, -0.05, -9.0, -9.0]])
+THERE = jnp.array([[True] * 5, [True, True, True, False, False]])
+
+
+def test_the_rare_tokens_are_the_least_likely_fifth_of_each_row():
+  np.testing.assert_array_equal(token_weights.rare(LOGPROB, THERE, 0.2), [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0]])
+  np.testing.assert_array_equal(token_weights.rare(LOGPROB, THERE, 0.4), [[0, 1, 0, 1, 0], [1, 1, 0, 0, 0]])
+
+
+def test_the_rare_tokens_of_a_batch_may_all_stand_in_one_row():
+  np.testing.assert_array_equal(token_weights.rare(LOGPROB, THERE, 0.25, "batch"), [[0, 1, 0, 1, 0], [0] * 5])
+
+
+def test_common_tokens_are_all_the_others():
+  key = jax.random.key(0)
+  rare, common = (token_weights.TokenWeighting(kind=kind).choose(THERE, key, LOGPROB) for kind in ("rare", "common"))
+  np.testing.assert_array_equal(rare ^ common, THERE)
+  with pytest.raises(ValueError, match="log-probabilities"):
+    token_weights.TokenWeighting(kind="rare").choose(THERE, key)

@@ -57,13 +57,13 @@ def test_every_term_at_once_and_resumed(small, tmp_path):
 @pytest.mark.parametrize("std", [False, True])
 @pytest.mark.usefixtures("even_is_right")
 def test_advantages_are_relative_to_the_other_rollouts_of_a_prompt(std, small, tmp_path, monkeypatch):
-  given, experiences, group_relative = [], [], advantage.group_relative
+  given, experiences, of_rewards = [], [], advantage.of_rewards
 
   def recorded(*args, **kwargs):
-    given.append(group_relative(*args, **kwargs))
+    given.append(of_rewards(*args, **kwargs))
     return given[-1]
 
-  monkeypatch.setattr(advantage, "group_relative", recorded)
+  monkeypatch.setattr(advantage, "of_rewards", recorded)
   config = small("topd", steps=1, **ALL_TERMS | {"mixture.reward_std": std})
   run = train(config, tmp_path / "w", on_step=lambda run, experience, metrics: experiences.append(experience))
   (experience,) = experiences

@@ -20,6 +20,8 @@ FIRST = (
   "popd data 2 x fsdp 2 x tensor 2, segments and buckets",
 )
 LONG = (
+  "dppo 1",
+  "dppo data 2 x fsdp 2 x tensor 2",
   "opd 1",
   "opd fsdp 4 x expert 2, teacher over all and offloaded",
   "topd 1",

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from opd_jax.runtime.outcome import Outcome
 
 
@@ -44,6 +46,28 @@ def test_rollouts_and_rewards_that_teach_nothing_are_told():
   short, same = after({"response_length": 1.0, "reward": 0.0}, {"reward": 0.0}).lines()
   assert short.startswith("in 1 of 2 steps every rollout ended with its first token")
   assert same.startswith("all rollouts of every step had the same reward")
+
+
+def test_a_reward_that_never_tells_rollouts_apart_is_told_once_with_the_mend():
+  step = {"reward": 0.0, "teaching_groups": 0.0, "groups_by_solve_rate": [8, 0, 0, 0, 0]}
+  (line,) = after(step, step).lines()
+  assert line.startswith("no group ever taught: in 2 steps all rollouts of each prompt earned the same; take prompts")
+  assert list(after(step, step | {"teaching_groups": 0.125}).lines()) == []
+  mixed = {"reward": 0.5, "teaching_groups": 0.0}  # half of the prompts always solved, half never
+  assert len(list(after(mixed).lines())) == 1
+
+
+@pytest.mark.parametrize(("timeouts", "errors", "told"), [(64, 0, False), (65, 0, True), (40, 25, True)])
+def test_verifications_of_which_most_fail_are_told(timeouts, errors, told):
+  """Of 8 groups of 4, and 8 prompts drawn besides in the second step: 96 rollouts in all, 128 with the third step's."""
+  good = {"reward": 0.5, "groups_by_solve_rate": [2, 2, 2, 1, 1], "teaching_groups": 0.6}
+  bad = good | {"resampled": 8, "verifier_timeouts": timeouts, "verifier_errors": errors}
+  outcome = after(good, bad, good)
+  assert outcome.verified == 32 + 64 + 32
+  lines = list(outcome.lines())
+  assert [line.split(" and count")[0] for line in lines] == (
+    ["65 verifications of 128 rollouts timed out or raised,"] if told else []
+  )
 
 
 def test_a_method_without_counts_of_its_own_is_judged_by_what_it_skips():

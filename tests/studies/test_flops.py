@@ -55,6 +55,8 @@ class TestFlops:
     student, teacher = models()
     rolled_out = rollout(student, BATCH)
     assert total(run()) == pytest.approx(rolled_out + update(student, (teacher,), BATCH))
+    alone = run(teacher="")
+    assert total(alone) == pytest.approx(rolled_out + update(student, (), BATCH))
     both = update(student, (teacher, student), BATCH)
     assert total(run(**{"mixture.initial": 0.1, "updates_per_rollout": 2})) == pytest.approx(rolled_out + 2 * both)
 

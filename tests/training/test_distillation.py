@@ -13,8 +13,9 @@ from opd_jax.models import decoder
 from opd_jax.objectives.divergence import Objective
 from opd_jax.objectives.loss import Loss
 from opd_jax.objectives.token_weights import TokenWeighting
-from opd_jax.training.distillation import DistillationStep, Rows
+from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.microbatch import repeat
+from opd_jax.training.rows import Rows
 from opd_jax.types import Batch, FrozenModels, Rollout
 from tests.conftest import STUDENT, TEACHER
 from tests.helpers.distillation import STEP, H, by_hand, fresh, learn, programs

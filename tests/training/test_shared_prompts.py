@@ -11,7 +11,8 @@ import pytest
 from opd_jax.models import decoder, lora
 from opd_jax.models.moe import MoE
 from opd_jax.training import microbatch
-from opd_jax.training.distillation import DistillationStep, Rows
+from opd_jax.training.distillation import DistillationStep
+from opd_jax.training.rows import Rows
 from opd_jax.types import Batch, FrozenModels, Rollout
 from tests.conftest import STUDENT, TEACHER
 from tests.helpers.distillation import STEP, H, fresh, programs

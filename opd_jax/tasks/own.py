@@ -1,0 +1,111 @@
+"""A verifier of the user's own, named by its import path: `my_module:verify`, or `my_module.verify`.
+
+    def verify(response: str, answer: str) -> bool | float: ...
+
+It may also take `ended` and `prompt` by name, as `Verifier` in problem.py does, and is then told them.
+"""
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+from typing import Any
+
+from opd_jax.errors import InputError, first_line
+from opd_jax.tasks.problem import Verifier
+
+TOLD = ("ended", "prompt")  # what a verifier is told beside the response and the answer, where it takes it
+
+
+def is_path(name: str) -> bool:
+  """Tell whether the name of a verifier is an import path."""
+  return ":" in name or "." in name
+
+
+def load(path: str) -> Verifier:
+  """Import a verifier; the current directory is looked through after the other places of modules.
+
+  Raises:
+    InputError: there is no such module or nothing of that name in it, the module cannot be imported, or what is found cannot
+      be called as a verifier is.
+  """
+  module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+  if not module or not name or module.startswith("."):
+    raise InputError(f"The verifier {path!r} is no import path; write my_module:verify.")
+  found = _attribute(_module(module, path), name, path)
+  return _Own(found, _told(found, path))
+
+
+def _module(name: str, path: str) -> Any:
+  if not {"", os.getcwd()} & set(sys.path):
+    sys.path.append(os.getcwd())
+  importlib.invalidate_caches()
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as e:
+    if e.name is None or not f"{name}.".startswith(f"{e.name}."):  # what it imports itself
+      raise InputError(f"The module of the verifier {path!r} cannot be imported ({first_line(e)}); mend it.") from e
+    file = "; leave out the .py" if name.endswith(".py") else ""
+    raise InputError(
+      f"The verifier {path!r} cannot be loaded, since there is no module {e.name!r} in {os.getcwd()} or where Python looks "
+      f"for modules (PYTHONPATH){file}."
+    ) from None
+  except (Exception, SystemExit) as e:
+    raise InputError(
+      f"The module of the verifier {path!r} cannot be imported ({type(e).__name__}: {first_line(e)}); mend it."
+    ) from e
+
+
+def _attribute(module: Any, name: str, path: str) -> Any:
+  try:
+    found = functools.reduce(getattr, name.split("."), module)
+  except AttributeError:
+    raise InputError(
+      f"The verifier {path!r} cannot be loaded: {module.__name__} ({_file(module)}) has no {name!r}; name a function in it."
+    ) from None
+  if not callable(found) or inspect.isclass(found) or inspect.iscoroutinefunction(found):
+    kind = "an async function" if inspect.iscoroutinefunction(found) else f"a {type(found).__name__}"
+    raise InputError(
+      f"The verifier {path!r} is {kind}, where a function is needed that takes a response and an answer and returns "
+      "True, False or a number."
+    )
+  return found
+
+
+def _file(module: Any) -> str:
+  return getattr(module, "__file__", None) or "no file"
+
+
+def _told(found: Any, path: str) -> tuple[str, ...]:
+  """The names of what a verifier takes beside response and answer."""
+  try:
+    signature = inspect.signature(found)
+  except (TypeError, ValueError):  # of a function in C
+    return ()
+  parameters = list(signature.parameters.values())
+  any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+  pair = [
+    p.name for p in parameters[:2] if p.kind is p.POSITIONAL_OR_KEYWORD
+  ]  # response and answer, whatever their names
+  by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}.difference(pair)
+  told = tuple(name for name in TOLD if any_name or name in by_name)
+  try:
+    signature.bind("", "", **dict.fromkeys(told, ""))
+  except TypeError as e:
+    raise InputError(
+      f"The verifier {path!r} cannot be called as verify(response, answer): its signature is {signature} ({e}); besides the "
+      "two it may take ended and prompt by name, and what has a default."
+    ) from None
+  return told
+
+
+class _Own:
+  """A function as a `Verifier`: it is told what it takes."""
+
+  def __init__(self, verify: Any, told: tuple[str, ...]):
+    self._verify, self._told = verify, told
+
+  def __call__(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> Any:
+    known = {"ended": ended, "prompt": prompt}
+    return self._verify(response, answer, **{name: known[name] for name in self._told})
