@@ -49,7 +49,7 @@ def run(values: flags.FlagValues, config) -> None:
 
 def _export(recipe, state, name: str, out: pathlib.Path, *, merge: bool, dtype: str) -> str:
   """Writes one model, and returns what was written: "student" or "adapter"."""
-  from opd_jax.models import hf, lora
+  from opd_jax.models import hf, hf_config, lora
   from opd_jax.runtime import hosts
 
   model, adapter = recipe.spec(name), lora.from_config(recipe.config.lora)
@@ -60,7 +60,7 @@ def _export(recipe, state, name: str, out: pathlib.Path, *, merge: bool, dtype: 
     return "adapter"
   params = recipe.models(state, recipe.frozen(teachers=False))[name]
   params = lora.merge(params, model.cfg.adapter_scale) if adapter else params
-  hf.write(out, hf.read_config(model.path), params, like=model.path, dtype=dtype)
+  hf.write(out, hf_config.read(model.path), params, like=model.path, dtype=dtype)
   return "student"
 
 

@@ -20,7 +20,7 @@ from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError, brief
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.horizon import schedule as horizon
-from opd_jax.models import frozen, hf, model_sharding
+from opd_jax.models import frozen, hf, hf_config, model_sharding
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import loss_config as losses
 from opd_jax.rewards.pool import VerifierPool
@@ -83,8 +83,8 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
       mesh, config.batch // config.mini_batches, "the prompts of a mini-batch, config.batch / config.mini_batches,"
     )
   rendering = Rendering.from_config(config, began)
-  student, names = learner(config), configs.teacher_names(config)
-  tokenizer = tokenizers.load(student.path)
+  student, tokenizer = model_and_tokenizer(config.student, rendering)
+  student, names = specs.with_adapter(student, config), configs.teacher_names(config)
   find = functools.partial(teacher, rendering=rendering)
   teachers = tuple(find(name, student, tokenizer, config.allow_mismatch) for name in names)
   vocab = min(m.cfg.vocab for m in (student, *teachers))
@@ -249,10 +249,16 @@ def model(name: str, *, rendering: Rendering | None = None) -> ModelSpec:
   Args:
     rendering: of prompts; None: in the tokenizer's chat template, where it has one.
   """
+  return model_and_tokenizer(name, rendering or Rendering())[0]
+
+
+def model_and_tokenizer(name: str, rendering: Rendering) -> tuple[ModelSpec, Any]:
+  """Checks a model directory like `model`, and returns the tokenizer too, for which it was read."""
   path = hf.resolve(name)
   hf.check_directory(path)
-  stop = stop_tokens.find(hf.stop_ids(path), tokenizers.load(path), rendering or Rendering())
-  return ModelSpec(path, hf.read_config(path), stop.ids, name, stop.note)
+  tokenizer = tokenizers.load(path)
+  stop = stop_tokens.find(hf.stop_ids(path), tokenizer, rendering)
+  return ModelSpec(path, hf_config.read(path), stop.ids, name, stop.note), tokenizer
 
 
 def learner(config: Config) -> ModelSpec:
@@ -260,14 +266,11 @@ def learner(config: Config) -> ModelSpec:
   return specs.with_adapter(model(config.student, rendering=Rendering.from_config(config)), config)
 
 
-def teacher(
-  name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...], *, rendering: Rendering | None = None
-) -> ModelSpec:
+def teacher(name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...], *, rendering: Rendering) -> ModelSpec:
   """Finds a teacher, which has to share the student's token ids; "initial" is the student before training."""
   if name == configs.INITIAL:
     return student
-  found = model(name, rendering=rendering)
-  theirs = tokenizers.load(found.path)
+  found, theirs = model_and_tokenizer(name, rendering)
   tokenizers.compare(student.path, found.path, tokenizer, theirs, student.stop_ids, found.stop_ids, allow)
   return found
 

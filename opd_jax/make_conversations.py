@@ -100,10 +100,10 @@ def load_rephraser(directory: str, template_args: Mapping[str, Any] | None = Non
   from opd_jax.training import specs
 
   rendering = renderings.Rendering(args=template_args or {}, moment=began.now())
-  model = inputs.model(directory, rendering=rendering)
+  model, tokenizer = inputs.model_and_tokenizer(directory, rendering)
   if model.stop_note:
     print(f"note: {model.stop_note}")
-  tokenizer, mesh = tokenizers.load(model.path), meshes.make()
+  mesh = meshes.make()
   control = control_tokens(tokenizer)
   dtype = specs.compute_dtype("auto", mesh)
   params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg), dtype)

@@ -9,6 +9,7 @@ With OPD_JAX_TYPECHECK=1 every call is checked against its annotations, the shap
 
 import dataclasses
 import functools
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -36,7 +37,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from opd_jax import config  # noqa: E402
+from opd_jax import config, trainer  # noqa: E402
 from opd_jax.data import problems  # noqa: E402
 from opd_jax.models import decoder, moe  # noqa: E402
 from opd_jax.types import Batch  # noqa: E402
@@ -57,6 +58,7 @@ TEACHER = decoder.DecoderConfig(
   max_positions=512,
 )
 EXPERTS = dataclasses.replace(STUDENT, moe=moe.MoE(5, 2, renormalise=False))
+gc.set_threshold(50_000, 20, 100)  # a tenth of the time went into looking through what traced programs keep for good
 FEW_PROBLEMS = 64  # of a built-in task: more than any test's run takes
 
 
@@ -103,6 +105,22 @@ def tiny(tmp_path_factory) -> dict[str, str]:
     hf.write(root / role, cfg, params, pad_id=0, eos_id=1, dtype="float32")
     chain.TOKENIZER.save(root / role)
   return {role: str(root / role) for role in ("student", "teacher")}
+
+
+PROGRAMS: dict = {}  # by all that is static in them, see runtime/programs.py
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+  """Lets the runs of a file share compiled programs with each other and with other files, as those of a study do.
+
+  For files that train the same several times, and that patch nothing that is traced.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    for function in (trainer.train, trainer.open_run):
+      others = (function.__defaults__ or ())[1:]  # behind program_cache
+      patch.setattr(function, "__defaults__", (PROGRAMS, *others))
+    yield
 
 
 def small_config(tiny: dict[str, str], method: str = "popd", **changes):

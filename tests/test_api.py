@@ -18,6 +18,8 @@ from opd_jax.data import pipeline
 from opd_jax.models import decoder
 from opd_jax.tasks import chain
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 PROMPTS = ["58+-++x3=", "12++--x2="]
 
 

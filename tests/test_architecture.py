@@ -5,6 +5,7 @@ recipe's module as it finds a config file.
 """
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -49,6 +50,7 @@ def modules() -> dict[str, pathlib.Path]:
 MODULES = modules()
 
 
+@functools.cache
 def imported(name: str) -> list[tuple[str, str]]:
   """The modules of the package that a module imports, and the names that it takes from each ("" for the module)."""
   found = []
@@ -64,7 +66,10 @@ def imported(name: str) -> list[tuple[str, str]]:
   return found
 
 
-ARROWS = {name: {target for target, _ in imported(name)} - {name} for name in MODULES}
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+  """The modules that each module imports."""
+  return {name: {target for target, _ in imported(name)} - {name} for name in MODULES}
 
 
 def floor(name: str) -> int:
@@ -78,21 +83,21 @@ def test_every_module_has_a_floor():
 
 
 def test_no_import_goes_upward():
-  upward = [f"{name} imports {target}" for name in MODULES for target in ARROWS[name] if floor(target) > floor(name)]
+  upward = [f"{name} imports {target}" for name in MODULES for target in arrows()[name] if floor(target) > floor(name)]
   assert upward == []
 
 
 def test_nothing_imports_the_package_itself():
   """Its public names are for users; a module of the package goes where they come from."""
-  assert [name for name in MODULES if "opd_jax" in ARROWS[name]] == []
+  assert [name for name in MODULES if "opd_jax" in arrows()[name]] == []
 
 
 def test_no_imports_stand_in_a_circle():
   """By module, and by folder: what a folder imports, through whichever folders, never imports it."""
   folders: dict[str, set[str]] = {}
-  for name, targets in ARROWS.items():
+  for name, targets in arrows().items():
     folders.setdefault(folder(name), set()).update(folder(target) for target in targets)
-  for graph in (ARROWS, {name: targets - {name} for name, targets in folders.items()}):
+  for graph in (arrows(), {name: targets - {name} for name, targets in folders.items()}):
     assert circle(graph) == []
 
 
@@ -144,11 +149,11 @@ def test_only_recipes_know_recipes(name):
   """A method is named by a config alone; base.py, which all of them share, is no method."""
   if name.endswith(".base"):
     return
-  assert [other for other in MODULES if name in ARROWS[other] and not other.startswith("opd_jax.recipes.")] == []
+  assert [other for other in MODULES if name in arrows()[other] and not other.startswith("opd_jax.recipes.")] == []
 
 
 @pytest.mark.parametrize(("one", "other"), [("benchmarks", "planning"), ("planning", "benchmarks")])
 def test_plans_and_benchmarks_do_without_each_other(one, other):
   assert [
-    n for n in MODULES if folder(n) == f"opd_jax.{one}" for t in ARROWS[n] if folder(t) == f"opd_jax.{other}"
+    n for n in MODULES if folder(n) == f"opd_jax.{one}" for t in arrows()[n] if folder(t) == f"opd_jax.{other}"
   ] == []

@@ -19,6 +19,8 @@ from opd_jax.tasks import relay
 from opd_jax.trainer import open_run, train
 from tests.helpers.conversation_runs import small, write_talker
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 FIRST, LATER = datetime.datetime(2024, 7, 26), datetime.datetime(2024, 8, 3)
 TURNS = (relay.TOKENIZER.chat_template).removesuffix("\n")
 DATED = "{{ strftime_now('%d')[1] }}" + TURNS  # 6 at first, and 3 later

@@ -12,10 +12,12 @@ import pytest
 from absl import flags
 
 from opd_jax import checks, config, inputs
+from opd_jax.data import tokenizer
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
-from opd_jax.trainer import open_run, train, train_run
+from opd_jax.trainer import open_run, train
 from opd_jax.training import checkpoint
+from tests.conftest import PROGRAMS
 
 
 @pytest.fixture
@@ -140,16 +142,24 @@ def test_stop_tokens_that_differ(copy, refused, small, tmp_path):
   open_run(small(teacher=str(broken), allow_mismatch=("eos",)), tmp_path / "allowed")
 
 
+def test_each_tokenizer_is_read_once(small, tiny, monkeypatch):
+  """It takes most of a second where the vocabulary is large."""
+  read, load = [], tokenizer.load
+  monkeypatch.setattr(tokenizer, "load", lambda path: (read.append(str(path)), load(path))[1])
+  inputs.load(small())
+  assert sorted(read) == sorted(tiny.values())
+
+
 def test_vocabulary_without_room_for_the_tokenizer(tiny, refused, tmp_path):
   """Sizes may differ by padding only: here the teacher has fewer ids than the tokenizer."""
   import dataclasses
 
   import jax
 
-  from opd_jax.models import decoder, hf
+  from opd_jax.models import decoder, hf, hf_config
   from opd_jax.tasks import chain
 
-  cfg = dataclasses.replace(hf.read_config(pathlib.Path(tiny["teacher"])), vocab=25)
+  cfg = dataclasses.replace(hf_config.read(pathlib.Path(tiny["teacher"])), vocab=25)
   hf.write(tmp_path / "broken", cfg, decoder.init(cfg, jax.random.key(0)), pad_id=0, eos_id=1)
   chain.TOKENIZER.save(tmp_path / "broken")
   assert "6 token(s) from 'e' (id 25)" in refused(
@@ -213,7 +223,7 @@ def test_training_on_a_file_needs_something_to_evaluate_on(refused, tmp_path):
 def test_workdir_of_another_config(small, tmp_path):
   open_run(small(), tmp_path / "w")
   open_run(small(), tmp_path / "w")  # nothing was saved, so nothing is owned
-  train(small(steps=2, **{"eval.every": 0}), tmp_path / "w")
+  train(small(steps=2, **{"eval.every": 0}), tmp_path / "w", PROGRAMS)
   with pytest.raises(InputError, match=r"belongs to another config: .*horizon.growth: 3 -> 4"):
     open_run(small(**{"horizon.growth": 4, "eval.every": 0}), tmp_path / "w")
   open_run(small(steps=7, **{"checkpoint.keep": 5, "eval.every": 0}), tmp_path / "w")  # these may change
@@ -240,8 +250,7 @@ def test_no_space_during_a_save_is_one_sentence():
 
 
 def test_broken_checkpoint_is_named(small, tmp_path):
-  run = open_run(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w")
-  train_run(run)
+  train(small("opd", steps=2, **{"eval.every": 0}), tmp_path / "w", PROGRAMS)
   for file in (tmp_path / "w" / "checkpoints" / "2").rglob("*"):
     if file.is_file() and file.stat().st_size > 0:
       file.write_bytes(b"")

@@ -18,6 +18,8 @@ from opd_jax.tasks import chain
 from opd_jax.trainer import train
 from tests.conftest import STUDENT
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 KNOWN = len(chain.SYMBOLS)
 PADDED = KNOWN + 40  # most of what random weights give lies on the padding
 HOLE = chain.TOKENIZER.ids["e"]  # in no prompt

@@ -6,21 +6,21 @@ opd_jax itself.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
 
 from opd_jax import export
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, hf_config
 from opd_jax.runtime import cli
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 train, evaluate = map(importlib.import_module, ("opd_jax.train", "opd_jax.evaluate"))  # the commands, not the functions
 GSM8K = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 TEMPLATE = (
@@ -89,12 +89,6 @@ def write_model(path, width, layers, vocab):
     hf.write(path, cfg, decoder.init(cfg, jax.random.key(layers), 0.2), pad_id=0, eos_id=2, dtype="float32")
 
 
-def command(module, *args):
-  done = subprocess.run([sys.executable, "-m", f"opd_jax.{module}", *args], capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr
-  return done.stdout + done.stderr
-
-
 def call(module, *args):
   """What the command prints, in this process."""
   printed = io.StringIO()
@@ -128,7 +122,7 @@ def settings(root, steps):
 
 
 def test_train_resume_evaluate_export(root):
-  printed = command("train", *settings(root, 3))
+  printed = call(train, *settings(root, 3))
   assert "vocabulary sizes differ" in printed
   records = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
   steps = [r for r in records if r["kind"] == "train"]
@@ -165,7 +159,7 @@ def test_exported_student_loads_in_pytorch(root):
   ids = tokenizer.apply_chat_template(
     [{"role": "user", "content": "2+2?"}], add_generation_prompt=True, return_dict=False
   )
-  cfg, params = hf.read_config(root / "out"), hf.load(root / "out")
+  cfg, params = hf_config.read(root / "out"), hf.load(root / "out")
   tokens = jax.numpy.asarray([ids])
   mine = decoder.unembed(params, decoder.hidden(params, cfg, tokens, jax.numpy.ones_like(tokens, bool)))
   with torch.no_grad():
@@ -181,12 +175,11 @@ def test_greedy_rollout_is_generate(root):
   from opd_jax.data import pipeline
   from opd_jax.rollout import sample
 
-  cfg, params = hf.read_config(root / "student"), hf.load(root / "student")
+  cfg, params = hf_config.read(root / "student"), hf.load(root / "student")
   batch = pipeline.pad([[5, 9, 77, 31], [8, 100], [300, 4, 200]], 6, 0)
   sampling = sample.Sampling(stop_ids=(0, 2), pad_id=0, vocab=cfg.vocab, temperature=0.0)
-  rollout = sample.rollout(
-    params, batch, jax.random.key(0), jax.numpy.int32(24), cfg=cfg, sampling=sampling, response_len=24
-  )
+  run = jax.jit(functools.partial(sample.rollout, cfg=cfg, sampling=sampling, response_len=24))
+  rollout = run(params, batch, jax.random.key(0), jax.numpy.int32(24))
   model = AutoModelForCausalLM.from_pretrained(root / "student").float()
   with torch.no_grad():
     theirs = model.generate(  # pyright: ignore[reportAttributeAccessIssue]

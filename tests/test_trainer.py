@@ -25,6 +25,7 @@ from tests.conftest import small_config
 from tests.helpers.damage import contents
 from tests.helpers.runs import leaves, read, without_time
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 command = importlib.import_module("opd_jax.train")  # the package has a function of this name
 
 
@@ -273,7 +274,7 @@ def test_second_step_traces_and_compiles_nothing(small, tmp_path):
   def count(run, experience, metrics):
     counts.append(sum("compile" in e or "trace" in e for e in events))
 
-  train(small("opd", steps=4, **{"eval.every": 0, "optimizer.warmup": 2}), tmp_path / "w", on_step=count)
+  train(small("opd", steps=4, **{"eval.every": 0, "optimizer.warmup": 2}), tmp_path / "w", {}, on_step=count)
   assert counts[0] > 0, "the listener hears nothing"
   assert counts == [counts[0]] * 4
 

@@ -96,8 +96,9 @@ def override(config: Config, assignments: Mapping[str, Any]) -> Config:
 def with_recipe(config: Config, name: str) -> Config:
   """Returns a config with another recipe: the keys of the former are dropped, those of the new one have their defaults."""
   dropped, own, new = recipes.recipe_keys(config.recipe), recipes.recipe_keys(name), default(name)
+  kept = flat(new).keys() - {"recipe", *dropped, *own}
   for key in flat(config):
-    if key != "recipe" and key not in dropped and key not in own and has(new, key):
+    if key in kept:
       put(new, key, get(config, key))
   return new
 
@@ -171,8 +172,11 @@ def put(config: Config, key: str, value: Any) -> None:
   group, _, name = key.rpartition(".")
   if group:
     config = get(config, group)
-  with config.unlocked(), config.ignore_type():
-    config[name] = ConfigDict(value) if isinstance(value, Mapping) else value
+  value = ConfigDict(value) if isinstance(value, Mapping) else value
+  # To ignore types is to walk through all that the config holds.
+  as_it_is = type(value) is type(config[name])
+  with config.unlocked(), contextlib.nullcontext() if as_it_is else config.ignore_type():
+    config[name] = value
 
 
 def teacher_names(config: Config) -> tuple[str, ...]:

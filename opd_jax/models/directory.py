@@ -1,11 +1,16 @@
-"""The files of a Hugging Face directory beside its config and its weights: which are a tokenizer, which go with a copy.
+"""The files of a Hugging Face directory: which are a tokenizer, which go with a copy, and how its JSON is read and written.
 
-All are patterns of `pathlib.Path.glob`. A README goes with no copy: what it says was measured with other weights.
+All names are patterns of `pathlib.Path.glob`. A README goes with no copy: what it says was measured with other weights.
 """
 
+import json
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import Any
+
+from opd_jax.errors import InputError
+from opd_jax.runtime import json_files
 
 # Without any of these, transformers makes an empty tokenizer of the family that config.json names, and says nothing.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
@@ -43,3 +48,20 @@ def copy(source: pathlib.Path, target: pathlib.Path, patterns: Sequence[str]) ->
     copied = target / path.relative_to(source)
     copied.parent.mkdir(exist_ok=True)
     shutil.copyfile(path, copied)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Read a JSON object of a model directory.
+
+  Raises:
+    InputError: there is no file, or it holds anything else.
+  """
+  try:
+    return json_files.load_object(path, "download it again")
+  except FileNotFoundError:
+    raise InputError(f"{path.parent} has no {path.name}: it is not a model directory, or not a complete one.") from None
+
+
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Write a JSON object of a model directory, indented."""
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

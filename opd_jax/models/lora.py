@@ -138,7 +138,7 @@ def read_config(directory: pathlib.Path) -> Lora:
   path = directory / CONFIG
   if not path.is_file():
     raise InputError(f"{directory} has no {CONFIG}; config.lora.path names a PEFT directory.")
-  raw = safetensors_io.read_json(path)
+  raw = directories.read_json(path)
 
   def refuse(what: str) -> InputError:
     return InputError(f"{path}: {what}.")

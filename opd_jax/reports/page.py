@@ -20,14 +20,24 @@ def write(comparison: Comparison, folder: str | pathlib.Path) -> pathlib.Path:
   Raises:
     InputError: the folder cannot be made.
   """
+  folder = make_folder(folder)
+  page = folder / "index.html"
+  page.write_text(_render(comparison, figures.draw(comparison, folder)), encoding="utf-8")
+  return page
+
+
+def make_folder(folder: str | pathlib.Path) -> pathlib.Path:
+  """Make the folder of a page, where it is not there, and return its path.
+
+  Raises:
+    InputError: it cannot be made.
+  """
   folder = expanded_path(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise InputError(f"{folder} cannot be made a directory ({e.strerror}): choose another --out.") from None
-  page = folder / "index.html"
-  page.write_text(_render(comparison, figures.draw(comparison, folder)), encoding="utf-8")
-  return page
+  return folder
 
 
 def _render(comparison: Comparison, pictures: Sequence[figures.Picture]) -> str:

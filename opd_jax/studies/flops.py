@@ -130,9 +130,9 @@ class _Models(NamedTuple):
 
 @functools.cache
 def _config(name: str) -> Any:
-  from opd_jax.models import hf
+  from opd_jax.models import hf, hf_config
 
-  return hf.read_config(hf.resolve(name))
+  return hf_config.read(hf.resolve(name))
 
 
 def _prompt_width(run: Run) -> int:

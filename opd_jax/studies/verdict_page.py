@@ -16,8 +16,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from opd_jax.config import expanded_path
-from opd_jax.errors import InputError
 from opd_jax.reports import page as report_page
 from opd_jax.reports import plotting
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, UNDECIDED, Status, Verdict
@@ -46,11 +44,7 @@ def write(
   Raises:
     InputError: the folder cannot be made.
   """
-  folder = expanded_path(folder)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise InputError(f"{folder} cannot be made a directory ({e.strerror}): choose another --out.") from None
+  folder = report_page.make_folder(folder)
   (folder / "verdicts.json").write_text(json.dumps([_record(v) for v in verdicts], indent=2, ensure_ascii=False))
   page = folder / "index.html"
   page.write_text(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.errors import InputError
-from opd_jax.models import architectures, decoder, frozen, hf, kernels, lora, model_sharding
+from opd_jax.models import architectures, decoder, frozen, hf, hf_config, kernels, lora, model_sharding
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import GeneratorConfig
@@ -144,12 +144,12 @@ def architecture(name: str) -> DecoderConfig:
   path = configs.expanded_path(name)
   known = None if path.exists() else architectures.config(name)
   if known is None and not path.is_file():
-    return hf.read_config(hf.resolve(name))
+    return hf_config.read(hf.resolve(name))
   with tempfile.TemporaryDirectory() as there:  # hf.py reads directories
     copy = pathlib.Path(there) / "config.json"
     copy.write_text(json.dumps(known) if known else path.read_text(encoding="utf-8"), encoding="utf-8")
     try:
-      return hf.read_config(copy.parent)
+      return hf_config.read(copy.parent)
     except InputError as e:
       raise InputError(str(e).replace(str(copy), name)) from None
 

@@ -12,7 +12,7 @@ from opd_jax import bench, config
 from opd_jax.benchmarks import against_trl, trl_step
 from opd_jax.benchmarks.subject import Case
 from opd_jax.errors import InputError
-from opd_jax.models import hf, roofline
+from opd_jax.models import hf_config, roofline
 from opd_jax.training.specs import SMALLEST
 
 SIZES = ["--smallest", "--batch=2", "--n=3", "--prompt=8", "--horizon=4", "--repeat=3"]
@@ -208,7 +208,7 @@ def test_the_models_are_ours(tmp_path):
 
   subject = Subject.load(config.load("opd"), smallest=True)
   with against_trl.TrlSteps(subject, subject.params(), tmp_path) as steps:
-    assert hf.read_config(steps.student) == subject.student
-    assert hf.read_config(steps.teacher) == subject.teachers[0]
+    assert hf_config.read(steps.student) == subject.student
+    assert hf_config.read(steps.teacher) == subject.teachers[0]
     files = [(path / "model.safetensors").read_bytes() for path in (steps.student, steps.teacher)]
   assert files[0] != files[1]

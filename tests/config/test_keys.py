@@ -62,16 +62,17 @@ BAD = {
 def test_every_key_refuses_values_of_another_type_and_numbers_that_are_not_finite():
   """In one sentence that names key, value and what is allowed, whether set by an override or in place."""
   recipe = "ccopd"  # has all keys
+  usual = config.default(recipe)
   for name, key in config.table(recipe).items():
     if isinstance(key.default, dict):
       continue
     for value in BAD[type(key.default)]:
       with pytest.raises(InputError) as e:
-        checks.check(config.override(config.default(recipe), {name: value}))
+        checks.check(config.override(usual, {name: value}))
       assert "\n" not in str(e.value)
       assert len(str(e.value)) < 400
       assert "There is no recipe" in str(e.value) or str(e.value).startswith(f"config.{name} "), name
-      c = config.default(recipe).copy_and_resolve_references()
+      c = usual.copy_and_resolve_references()
       try:
         config.put(c, name, value)
       except OverflowError:

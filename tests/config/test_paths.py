@@ -16,6 +16,8 @@ from opd_jax.reports import runs
 from opd_jax.runtime import bucket, cli
 from opd_jax.trainer import open_run
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Iterator[pathlib.Path]:

@@ -1,35 +1,21 @@
 """The replies of conversations as a workdir keeps them."""
 
 import json
-from types import SimpleNamespace
 
-import jax
 import pytest
-from etils import epath
 
-from opd_jax.context.canonical import Histories
 from opd_jax.data import tokenizer
 from opd_jax.data.conversation import Conversation
-from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 from opd_jax.models import hf
+from tests.helpers.conversation_runs import saved_histories
 
 
 @pytest.fixture
 def prompts(tmp_path):
   """Reads saved replies to two conversations of two turns each, and returns the student's prompts."""
-  histories = Histories(
-    conversations=[Conversation("1 2", ("1", "2"))] * 2,
-    generate=SimpleNamespace(prompt_lens=(64,)),  # pyright: ignore[reportArgumentType]: nothing is generated
-    tokenizer=tokenizer.load(hf.resolve("builtin:talker")),
-    key=jax.random.key(0),
-    refresh=1,
-    final=True,
-    directory=epath.Path(tmp_path),
-    initial_student=dict,
-    digest="digest",
-    rendering=Rendering(),
-    reply_form=None,  # pyright: ignore[reportArgumentType]: nothing is generated
+  histories = saved_histories(
+    [Conversation("1 2", ("1", "2"))] * 2, tokenizer.load(hf.resolve("builtin:talker")), tmp_path
   )
 
   def read(*lines):

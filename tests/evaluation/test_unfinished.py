@@ -12,6 +12,8 @@ from opd_jax.trainer import open_run, train
 from tests.helpers.reciter import DROPS, KEEPS, template, write_lines, write_reciter
 from tests.helpers.runs import read
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 THINKS = r"<bot> <think> \boxed{18} no </think> It is 20 <eos>"
 SMALL = {
   "batch": 2,

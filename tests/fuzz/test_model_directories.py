@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_jax import inputs
-from opd_jax.models import decoder, hf, lora, safetensors_io
+from opd_jax.models import decoder, hf, hf_config, lora, safetensors_io
 from tests.conftest import EXPERTS, STUDENT
 from tests.helpers.damage import accepted_or_refused, damaged, documents, json_bytes, values
 from tests.helpers.fuzz import cases
@@ -36,7 +36,7 @@ def directories(tmp_path_factory) -> dict[str, pathlib.Path]:
     params = decoder.init(cfg, jax.random.key(0))
     hf.write(root / name, cfg, params, pad_id=0, eos_id=1, dtype="float32", max_shard_bytes=shard)
     chain.TOKENIZER.save(root / name)
-  cfg, adapter = hf.read_config(root / "one"), lora.Lora(2, 4.0, ("q", "down"))
+  cfg, adapter = hf_config.read(root / "one"), lora.Lora(2, 4.0, ("q", "down"))
   lora.write(root / "adapter", cfg, adapter, jax.device_get(lora.init(cfg, adapter, jax.random.key(0))), "one")
   for name in ("one", "experts"):
     raw = json.loads((root / name / "config.json").read_text())
@@ -122,7 +122,7 @@ def test_weights_under_any_index_are_read_or_refused(tmp_path, directories, data
 @cases(120)
 @given(data=st.data())
 def test_an_adapter_of_any_files_is_read_or_refused(tmp_path, directories, data):
-  path, cfg = copied(directories["adapter"], tmp_path), hf.read_config(directories["one"])
+  path, cfg = copied(directories["adapter"], tmp_path), hf_config.read(directories["one"])
   if data.draw(st.booleans()):
     (path / lora.CONFIG).write_bytes(data.draw(json_bytes(json.loads((path / lora.CONFIG).read_bytes()))))
   else:

@@ -13,7 +13,7 @@ from opd_jax import inputs
 from opd_jax.context.replies import ReplyForm
 from opd_jax.data import problems, stop_tokens, tokenizer
 from opd_jax.data.rendering import Rendering
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, hf_config
 from tests.helpers.damage import accepted_or_refused, contents, damaged, json_bytes
 from tests.helpers.fuzz import cases
 
@@ -53,7 +53,7 @@ def directories(tmp_path_factory) -> dict[str, pathlib.Path]:
     made.save(str(root / name / "tokenizer.json"))
   for path in root.iterdir():
     config = json.loads((path / "config.json").read_bytes()) | {"vocab_size": 64}  # room for more tokens
-    hf.write_config(
+    hf_config.write(
       path, decoder.DecoderConfig(64, 8, 1, 1, 1, 8, 8, qk_norm=True), pad_id=0, eos_id=config["eos_token_id"]
     )
   return {path.name: path for path in root.iterdir()}
@@ -69,7 +69,7 @@ def data(tmp_path_factory) -> str:
 def use(path: pathlib.Path, data: str, templated: bool) -> None:
   """All that a run does with a student's tokenizer before it begins, and what it does with a response."""
   config = configs.override(configs.default(), {"data.path": data, "data.chat_template": templated})
-  stop_ids, vocab = hf.stop_ids(path), hf.read_config(path).vocab
+  stop_ids, vocab = hf.stop_ids(path), hf_config.read(path).vocab
   found = tokenizer.load(path)
   inputs.check_vocabulary(found, stop_ids, vocab)
   loaded = problems.load(config, data, found, held_out=False)

@@ -9,21 +9,18 @@ from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from typing import Any, cast
 
-import jax
 import pytest
-from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_jax import config as configs
 from opd_jax import export, trainer
-from opd_jax.context.canonical import Histories
 from opd_jax.data import tokenizer
 from opd_jax.data.conversation import Conversation
-from opd_jax.data.rendering import Rendering
 from opd_jax.models import hf
 from opd_jax.runtime import cli, workdir
 from tests.conftest import small_config
+from tests.helpers.conversation_runs import saved_histories
 from tests.helpers.damage import accepted_or_refused, assert_one_sentence, contents, damaged, json_bytes
 from tests.helpers.fuzz import cases
 
@@ -169,19 +166,7 @@ def test_replies_of_conversations_are_read_or_refused(tmp_path, talker, data):
   whole = b"".join(text + b"\n" for text in texts)
   file = tmp_path / "00000000.jsonl"
   file.write_bytes(data.draw(damaged(whole)) if data.draw(st.booleans()) else whole)
-  histories = Histories(
-    conversations=CONVERSATIONS,
-    generate=SimpleNamespace(prompt_lens=(64,)),  # pyright: ignore[reportArgumentType]: nothing is generated
-    tokenizer=talker,
-    key=jax.random.key(0),
-    refresh=1,
-    final=True,
-    directory=epath.Path(tmp_path),
-    initial_student=dict,
-    digest="digest",
-    rendering=Rendering(),
-    reply_form=None,  # pyright: ignore[reportArgumentType]: nothing is generated
-  )
+  histories = saved_histories(CONVERSATIONS, talker, tmp_path)
   with accepted_or_refused(file):
     ids = histories.prompts(0, {}, [0, 1, 2], 1, lambda done, total: None)
     assert all(ids[i] for i in range(3))

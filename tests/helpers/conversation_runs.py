@@ -1,10 +1,14 @@
-"""A tiny model that reads conversations, and short runs with it."""
+"""A tiny model that reads conversations, short runs with it, and replies as a workdir keeps them."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
+from etils import epath
 
 from opd_jax import config
+from opd_jax.context.canonical import Histories
+from opd_jax.data.rendering import Rendering
 from opd_jax.models import decoder, hf
 from opd_jax.tasks import relay
 from tests.conftest import STUDENT
@@ -39,3 +43,20 @@ def small(talker, **changes):
     "log.tensorboard": False,
   }
   return config.override(config.load("ccopd"), base | changes)
+
+
+def saved_histories(conversations, tokenizer, directory) -> Histories:
+  """Histories that read replies saved in a directory under the digest "digest", and generate nothing."""
+  return Histories(
+    conversations=conversations,
+    generate=SimpleNamespace(prompt_lens=(64,)),  # pyright: ignore[reportArgumentType]: nothing is generated
+    tokenizer=tokenizer,
+    key=jax.random.key(0),
+    refresh=1,
+    final=True,
+    directory=epath.Path(directory),
+    initial_student=dict,
+    digest="digest",
+    rendering=Rendering(),
+    reply_form=None,  # pyright: ignore[reportArgumentType]: nothing is generated
+  )

@@ -25,7 +25,7 @@ def test_attention_in_blocks_of_queries_is_attention(block):
     def f(q, k, v):
       return jnp.sum(jnp.where(mask[..., None, None], attend_causal(q, k, v, mask, block), 0.0) ** 2)
 
-    return jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v)
+    return jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(q, k, v)
 
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), outcome(block), outcome(100))
 
@@ -48,25 +48,24 @@ def test_blocks_bound_the_scores_that_are_held():
 
 
 def test_padding_on_the_right_and_left_changes_nothing(student):
-  tokens = jnp.asarray([[5, 9, 11, 3]])
-  alone = decoder.hidden(student, STUDENT, tokens, jnp.ones_like(tokens, bool))
-  wide = jnp.asarray([[7, 7, 5, 9, 11, 3, 8]])
-  mask = jnp.asarray([[False, False, True, True, True, True, False]])
-  np.testing.assert_allclose(decoder.hidden(student, STUDENT, wide, mask)[:, 2:6], alone, atol=1e-5)
+  hidden = jax.jit(lambda tokens, mask: decoder.hidden(student, STUDENT, tokens, mask))
+  alone = hidden(np.array([[5, 9, 11, 3]]), np.ones((1, 4), bool))
+  wide, mask = np.array([[7, 7, 5, 9, 11, 3, 8]]), np.array([[False, False, True, True, True, True, False]])
+  np.testing.assert_allclose(np.asarray(hidden(wide, mask))[:, 2:6], alone, atol=1e-5)
 
 
 def test_response_states_predict_their_own_token(student, prompts):
   """State i of a row predicts response token i, under any prompt."""
   rng = np.random.default_rng(1)
-  response = jnp.asarray(rng.integers(2, 37, (4, 5)))
-  mask = jnp.ones((4, 5), bool)
-  states = decoder.response_hidden(student, STUDENT, prompts.prompt, prompts.prompt_mask, response, mask)
+  response = rng.integers(2, 37, (4, 5))
+  respond = jax.jit(lambda *arrays: decoder.response_hidden(student, STUDENT, *arrays))
+  states = np.asarray(respond(prompts.prompt, prompts.prompt_mask, response, np.ones((4, 5), bool)))
   assert states.shape == (4, 5, STUDENT.d_model)
   run = jax.jit(lambda tokens, there: decoder.hidden(student, STUDENT, tokens, there))  # one shape: padded at the end
   for row in range(4):
-    prompt = prompts.prompt[row][prompts.prompt_mask[row]]
+    prompt = np.asarray(prompts.prompt[row])[np.asarray(prompts.prompt_mask[row])]
     for i in range(5):
-      tokens = jnp.concatenate([prompt, response[row, :i]])
-      padded = jnp.pad(tokens, (0, 10 - len(tokens)))[None]
-      last = run(padded, jnp.arange(10)[None] < len(tokens))[0, len(tokens) - 1]
+      tokens = np.concatenate([prompt, response[row, :i]])
+      padded = np.pad(tokens, (0, 10 - len(tokens)))[None]
+      last = np.asarray(run(padded, np.arange(10)[None] < len(tokens)))[0, len(tokens) - 1]
       np.testing.assert_allclose(states[row, i], last, atol=2e-5)

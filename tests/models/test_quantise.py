@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from opd_jax.models import decoder, frozen, hf, moe, quantise
+from opd_jax.models import decoder, frozen, hf_config, moe, quantise
 from opd_jax.runtime import mesh as meshes
 from opd_jax.trainer import open_run, train_run
 from tests.conftest import EXPERTS, STUDENT, TEACHER
@@ -172,7 +172,7 @@ def test_eight_devices_read_what_one_reads(tiny):
 def on_eight_devices(directory: str) -> None:
   """An int8 matrix lies as its dense one does; its scales are split where the outputs are."""
   path = pathlib.Path(directory)
-  cfg, float32 = hf.read_config(path), jnp.dtype("float32")
+  cfg, float32 = hf_config.read(path), jnp.dtype("float32")
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   wide = frozen.external(path, cfg, mesh, float32, "int8")
   alone = frozen.external(path, cfg, meshes.make(devices=jax.devices()[:1]), float32, "int8")

@@ -20,7 +20,7 @@ from opd_jax.runtime import mesh as meshes
 from opd_jax.types import Batch
 from tests.conftest import STUDENT
 
-CFG = dataclasses.replace(STUDENT, vocab=64)
+CFG = dataclasses.replace(STUDENT, vocab=64, layers=1)
 
 
 def main():

@@ -25,6 +25,8 @@ from tests.conftest import STUDENT
 from tests.helpers.conversation_runs import small, write_talker
 from tests.helpers.runs import leaves, read, without_time
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory) -> str:

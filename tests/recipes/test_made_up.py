@@ -21,6 +21,8 @@ from opd_jax.trainer import open_run, train, train_run
 from tests.conftest import FEW_PROBLEMS
 from tests.helpers.eight_devices import run_on_eight_devices
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 evaluate = importlib.import_module("opd_jax.evaluate")  # the command; the package has a function of this name
 
 METHOD = pathlib.Path(__file__).with_name("made_up.py")

@@ -13,6 +13,8 @@ from opd_jax.rollout.generate import decode
 from opd_jax.trainer import open_run, train, train_run
 from tests.helpers.runs import read, without_time
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ALL_TERMS = {
   "horizon.ratio": 0.5,
   "eval.every": 0,

@@ -26,8 +26,13 @@ def model():
 def test_greedy_tokens_are_the_likeliest_of_the_teacher_forced_logits(model, prompts):
   run = jax.jit(functools.partial(sample.rollout, cfg=EXPERTS, sampling=SAMPLING, response_len=H))
   rollout = jax.device_get(run(model, prompts, jax.random.key(3), H))
-  x = decoder.response_hidden(model, EXPERTS, prompts.prompt, prompts.prompt_mask, rollout.response, rollout.mask)
-  logprob = np.asarray(jax.nn.log_softmax(decoder.unembed(model, x)))
+
+  @jax.jit
+  def of_responses(response, mask):
+    x = decoder.response_hidden(model, EXPERTS, prompts.prompt, prompts.prompt_mask, response, mask)
+    return jax.nn.log_softmax(decoder.unembed(model, x))
+
+  logprob = np.asarray(of_responses(rollout.response, rollout.mask))
   own = np.take_along_axis(logprob, rollout.response[..., None], -1)[..., 0]
   assert rollout.mask.sum() > 15
   np.testing.assert_allclose(rollout.behavior_logprob[rollout.mask], own[rollout.mask], atol=1e-5)
@@ -56,7 +61,8 @@ def test_prefill_and_decode_take_any_moe_fn(model, prompts, monkeypatch):
     x, caches = decode(tokens[:, t], rope, jnp.int32(t), of_prompts, caches)
     states.append(x)
   mask = jnp.ones_like(tokens, bool)
-  expected = decoder.response_hidden(model, EXPERTS, prompts.prompt, prompts.prompt_mask, tokens, mask)
+  respond = jax.jit(lambda *arrays: decoder.response_hidden(model, EXPERTS, *arrays))
+  expected = respond(prompts.prompt, prompts.prompt_mask, tokens, mask)
   np.testing.assert_allclose(jnp.stack(states, axis=1), expected, atol=2e-5)
   assert calls == [(P, True)] * EXPERTS.layers + [(1, False)] * EXPERTS.layers
 

@@ -14,6 +14,8 @@ from opd_jax import trainer
 from opd_jax.errors import InputError
 from opd_jax.runtime import bucket, workdir
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 NAME = "gs://runs/popd"
 
 

@@ -20,6 +20,8 @@ import pytest
 from tests.conftest import small_config
 from tests.helpers.eight_devices import with_devices
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 SILENCE = 8.0  # seconds
 
 

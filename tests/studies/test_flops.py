@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from opd_jax.errors import InputError
-from opd_jax.models import hf, roofline
+from opd_jax.models import hf, hf_config, roofline
 from opd_jax.reports.runs import Run
 from opd_jax.studies import flops
 from opd_jax.tasks import chain
@@ -27,7 +27,7 @@ def run(*records, **config) -> Run:
 
 def models() -> list[Any]:
   """The configs of student and teacher."""
-  return [hf.read_config(hf.resolve(f"builtin:{name}")) for name in ("student", "teacher")]
+  return [hf_config.read(hf.resolve(f"builtin:{name}")) for name in ("student", "teacher")]
 
 
 def total(measured: Run) -> float:

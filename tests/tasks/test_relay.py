@@ -12,7 +12,7 @@ from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.chat import render
 from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, hf_config
 from opd_jax.tasks import relay
 
 
@@ -130,7 +130,7 @@ def test_shipped_talkers_know_the_task_and_fall_back_in_conversations(role):
   path = hf.resolve(f"builtin:{role}")
   hf.check_directory(path)
   assert hf.stop_ids(path) == (relay.TOKENIZER.ids[relay.EOS],)
-  cfg = hf.read_config(path)
+  cfg = hf_config.read(path)
   params, tokenizer = hf.load(path, cfg), tokenizers.load(path)
   choice = jax.jit(lambda p, x: jnp.argmax(decoder.unembed(p, decoder.hidden(p, cfg, x, jnp.ones_like(x, bool))), -1))
   problems, rng, right = relay.RELAY.problems(64, seed=0, held_out=True), random.Random(4), {"full": [], "raw": []}

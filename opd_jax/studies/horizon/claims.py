@@ -3,11 +3,10 @@
 Intervals are over seeds, at 95% where a rule names no other level, see statistics.py; scores are means of a run's last
 evaluations; "within a point" is one point of accuracy. A time is training seconds, probes of the horizon included,
 compiling and evaluation not. A claim is decided where the runs that its rule needs are there; of other evidence it
-shows what is known.
+shows what is known. The rules of adaptive horizons are in adaptive_claims.py.
 """
 
-import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from opd_jax.studies.evidence import (
@@ -22,28 +21,13 @@ from opd_jax.studies.evidence import (
   quarter,
   seconds_down_to,
   speedup,
-  speedup_halfway,
   times,
   verdict,
 )
-from opd_jax.studies.results import Missing, Results
+from opd_jax.studies.horizon.adaptive_claims import adaptive_is_fastest, adaptive_is_safe
+from opd_jax.studies.results import Results
 from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
-from opd_jax.studies.verdicts import MISSING, Claim, Evidence, Status, Verdict, above, all_of, any_of, at_least, at_most
-
-ADAPTIVE = ("agreement", "drift", "saturation", "look")
-ONE_OF_FOUR = 1 - 0.05 / len(ADAPTIVE)  # level of each interval where one of the rules is enough (Bonferroni)
-FIXED = (
-  "topd-50",
-  "topd-25",
-  "topd-10",
-  "topd-5",
-  "topd-2.5",
-  "topd-10-long",
-  "topd-25-long",
-  "popd",
-  "popd-paper",
-  "popd-geometric",
-)
+from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least, at_most
 
 
 def topd_is_as_good(results: Results) -> Verdict:
@@ -262,65 +246,6 @@ def reverse_works(results: Results) -> Verdict:
     points("TOPD 25% less untrained", short),
     times("TOPD 25% sooner than OPD half way down", faster),
     *known(lazily(points, "TOPD 10% less untrained", gain, results, "reverse-topd-10")),
-  )
-
-
-def adaptive_is_fastest(results: Results) -> Verdict:
-  """Compare each rule with the fixed or scheduled arm that came to the target soonest, chosen in hindsight."""
-  best, best_speedup = best_fixed(results)
-  by_rule = of_adaptive_rules(lambda arm: speedup(results, arm, than=best, level=ONE_OF_FOUR))
-  return verdict(
-    one_of_rules(by_rule, 0.9),
-    f"ratio of times to OPD's score less a point, against {best}",
-    *(times(f"{arm} sooner than {best}", estimate) for arm, estimate in by_rule.items()),
-    times(f"{best} sooner than OPD", best_speedup),
-    *known(*(lazily(points, f"{arm} less OPD", difference, results, arm, "opd") for arm in ADAPTIVE)),
-  )
-
-
-def best_fixed(results: Results) -> tuple[str, IntervalEstimate]:
-  """Find the fixed or scheduled arm with the largest speed-up over OPD; OPD with its own, 1, where none has more."""
-  best, most = "opd", IntervalEstimate(1.0, 1.0, 1.0, len(results.runs("opd")))
-  for arm in results.present({arm: arm for arm in FIXED}):
-    with contextlib.suppress(Missing):
-      sooner = speedup(results, arm)
-      if sooner.mean > most.mean:  # a NaN, of which nothing is known, is not
-        best, most = arm, sooner
-  return best, most
-
-
-def of_adaptive_rules(estimate: Callable[[str], IntervalEstimate]) -> dict[str, IntervalEstimate]:
-  """Estimates by arm, for the adaptive rules that have been run.
-
-  Raises:
-    Missing: none has.
-  """
-  found = {}
-  for arm in ADAPTIVE:
-    with contextlib.suppress(Missing):
-      found[arm] = estimate(arm)
-  if not found:
-    raise Missing(f"no run of {', '.join(ADAPTIVE)} is finished")
-  return found
-
-
-def one_of_rules(by_rule: Mapping[str, IntervalEstimate], bound: float) -> Status:
-  """Decide whether one of the rules is at the bound or above; a rule that was not run may be the one."""
-  return any_of(*(at_least(by_rule[arm], bound) if arm in by_rule else MISSING for arm in ADAPTIVE))
-
-
-def adaptive_is_safe(results: Results) -> Verdict:
-  by_rule = of_adaptive_rules(lambda arm: difference(results, f"phase-{arm}", "phase-opd", ONE_OF_FOUR))
-  return verdict(
-    one_of_rules(by_rule, -POINT),
-    "paired difference of scores on the phase task",
-    *(points(f"{arm} less OPD", estimate) for arm, estimate in by_rule.items()),
-    *known(
-      *(
-        lazily(times, f"{arm} sooner than OPD half way up", speedup_halfway, results, f"phase-{arm}", "phase-opd")
-        for arm in ADAPTIVE
-      ),
-    ),
   )
 
 

@@ -1,8 +1,8 @@
 """The page of the study of horizons: what it is, and the pictures that its verdicts rest on."""
 
 from opd_jax.studies.horizon import figures
+from opd_jax.studies.horizon.adaptive_claims import ADAPTIVE, FIXED
 from opd_jax.studies.horizon.arms import ARMS, STEPS, T
-from opd_jax.studies.horizon.claims import ADAPTIVE, FIXED
 from opd_jax.studies.results import Results
 from opd_jax.studies.verdict_page import Section
 

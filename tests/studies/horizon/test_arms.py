@@ -4,8 +4,8 @@ import json
 
 from opd_jax import tasks
 from opd_jax.horizon import schedule as horizons
+from opd_jax.studies.horizon import adaptive_claims, claims, measures
 from opd_jax.studies.horizon import arms as horizon
-from opd_jax.studies.horizon import claims, measures
 
 NAMES = [arm.name for arm in horizon.ARMS]
 
@@ -39,7 +39,10 @@ def test_lengths_are_shares_of_the_longest_response():
 
 
 def test_what_claims_name_is_there():
-  assert {*claims.FIXED, *claims.ADAPTIVE, *horizon.SHORT, *measures.DRIFTING} <= {*NAMES, "untrained"}
+  assert {*adaptive_claims.FIXED, *adaptive_claims.ADAPTIVE, *horizon.SHORT, *measures.DRIFTING} <= {
+    *NAMES,
+    "untrained",
+  }
   assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS)
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from opd_jax.studies.horizon import claims
-from opd_jax.studies.horizon.claims import CLAIMS, best_fixed
+from opd_jax.studies.evidence import difference
+from opd_jax.studies.horizon.adaptive_claims import ADAPTIVE, ONE_OF_FOUR, best_fixed
+from opd_jax.studies.horizon.claims import CLAIMS
 from opd_jax.studies.horizon.sections import sections
 from opd_jax.studies.results import Results
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, Status, Verdict, decide
@@ -57,7 +58,7 @@ class TestWithEverything:
     assert decided(name, Results(tmp_path, range(5))).status == N
 
 
-RULES = claims.ADAPTIVE
+RULES = ADAPTIVE
 PHASE_RULES = [f"phase-{arm}" for arm in RULES]
 CASES: list[tuple[str, list[str], dict, Status]] = [
   ("TOPD is as good", ["opd", "topd-10"], {"topd-10": HIGH}, Y),
@@ -126,12 +127,12 @@ class TestAdaptive:
 
   def test_intervals_are_wider_for_four_rules(self, everything):
     verdict = decided("adaptive is safe", everything)
-    plain = claims.difference(everything, "phase-look", "phase-opd")
+    plain = difference(everything, "phase-look", "phase-opd")
     (wide,) = (e.estimate for e in verdict.evidence if e.label == "look less OPD")
     assert wide.mean == plain.mean
     assert (wide.high - wide.low) / (plain.high - plain.low) == pytest.approx(4.3147 / 2.7764, abs=1e-2)
     assert all("98.75%" in NAMED[name].rule for name in ("adaptive is fastest", "adaptive is safe"))
-    assert claims.ONE_OF_FOUR == 0.9875
+    assert ONE_OF_FOUR == 0.9875
 
 
 def test_the_gap_of_credit_is_paired_by_seed(tmp_path):

@@ -1,0 +1,287 @@
+"""The weights of a model directory: which parameter of decoder.py stands in which tensor of its safetensors files.
+
+Weights go from the pages of the files straight into the shards of the devices: a process reads what its devices
+hold, and keeps no more than one parameter (its layers stacked) in host memory at a time.
+
+Dimensions, one letter each in `_LEAVES`: v vocabulary, d model width, n heads, h head width, f feed-forward width,
+e experts.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
+
+from opd_jax.errors import InputError, brief, some
+from opd_jax.models import directory as directories
+from opd_jax.models import safetensors_io
+from opd_jax.models.decoder import DecoderConfig, shapes
+from opd_jax.models.safetensors_io import DTYPES, FILE, INDEX, Shape, Tensor
+from opd_jax.types import Params
+
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def check(directory: pathlib.Path, cfg: DecoderConfig) -> None:
+  """Check from the headers that the weights can be read to the end and are what `cfg` implies.
+
+  Raises:
+    InputError: they are not; names the file, the tensor and the mend.
+  """
+  tensors = _find_parameters(directory, cfg)
+  _check_tensors(directory, cfg, tensors)
+  if cfg.tied and _HEAD in tensors:
+    _check_tied(tensors[_EMBED], tensors[_HEAD])
+
+
+def _find_parameters(directory: pathlib.Path, cfg: DecoderConfig) -> dict[str, Tensor]:
+  """Find the tensors; embedding and head of a tied model are one, which some programs save under the head's name."""
+  tensors = safetensors_io.find_tensors(directory)
+  if cfg.tied and _HEAD in tensors and _EMBED not in tensors:
+    tensors[_EMBED] = tensors.pop(_HEAD)
+  return tensors
+
+
+def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[str, Tensor]) -> None:
+  """Refuse tensors that are missing, unknown, or not what config.json implies."""
+  where = directory / (FILE if (directory / FILE).is_file() else INDEX)
+  least = cfg.layers * (cfg.moe.experts if cfg.moe else 1)
+  if least > len(tensors):  # before all of their names are made
+    raise InputError(
+      f"{where} has {len(tensors)} tensors, and config.json implies more than {least}: they are of different models."
+    )
+  expected = _expected(cfg)
+  if missing := [name for name in expected if name not in tensors]:
+    hint = "it belongs to another model, or is not complete"
+    if missing == [_HEAD]:
+      hint = "if the model's head is its embedding, config.json has to say tie_word_embeddings true"
+    raise InputError(f"{where} has no tensor {some(missing)}, which config.json implies: {hint}.")
+  harmless = {_HEAD} if cfg.tied else set()
+  harmless |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+  if unknown := [name for name in tensors if name not in expected and name not in harmless]:
+    raise InputError(
+      f"{where} has unknown tensors {some(unknown)}: config.json and the weights are of different models."
+    )
+  for name, shape in expected.items():
+    t = tensors[name]
+    if t.shape != shape:
+      mend = "they are of different models"
+      if name == _EMBED and t.shape[1:] == shape[1:]:
+        mend = f"if they are of one model, config.json has to say vocab_size {t.shape[0]}"
+      raise InputError(
+        f"{t.file}: tensor {name} has shape {brief(list(t.shape))}, but config.json implies {list(shape)}: {mend}."
+      )
+    if t.dtype not in DTYPES:
+      raise InputError(f"{t.file}: tensor {name} has dtype {some([t.dtype])}; supported are {', '.join(DTYPES)}.")
+
+
+def _check_tied(embed: Tensor, head: Tensor) -> None:
+  """Refuse an output head that is not the embedding that config.json ties it to, by a sample of 64 rows."""
+  same = head.shape == embed.shape and head.dtype == embed.dtype
+  if same:
+    rows = np.linspace(0, embed.shape[0] - 1, 64).astype(int)
+    same = np.array_equal(embed.map()[rows], head.map()[rows])
+  if not same:
+    raise InputError(
+      f"{head.file}: lm_head.weight is not model.embed_tokens.weight, but config.json says tie_word_embeddings true: "
+      "set it to false, or remove the tensor."
+    )
+
+
+def read(
+  directory: pathlib.Path, cfg: DecoderConfig, shardings: Params | None, dtype: DTypeLike = jnp.float32
+) -> Params:
+  """Read the parameters of decoder.py, each into its sharding, and convert them on the way.
+
+  Args:
+    shardings: one for every parameter, in the same tree; None: the default device.
+    dtype: type of the result.
+
+  Raises:
+    InputError: the tensors are not what `cfg` implies.
+  """
+  tensors = _find_parameters(directory, cfg)
+  _check_tensors(directory, cfg, tensors)
+
+  def read_leaf(leaf: Leaf, sharding: jax.sharding.Sharding | None = None) -> jax.Array:
+    if sharding is None:
+      array = jnp.asarray(read_slice(leaf, tensors, np.dtype(dtype), (slice(None),) * len(leaf.shape)))
+    else:
+      array = _read_sharded(leaf, tensors, np.dtype(dtype), sharding)
+    # Transfers are asynchronous, and the next parameter waits so that two never stand in host memory.
+    return jax.block_until_ready(array)
+
+  return jax.tree.map(read_leaf, parameter_leaves(cfg), *([] if shardings is None else [shardings]))
+
+
+def _read_sharded(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, sharding: jax.sharding.Sharding):
+  """Read one parameter into its sharding, of which a process reads the slices that its devices hold."""
+  blocks: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one copy on the host
+
+  def block(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None
+    key = tuple(s.indices(n) for s, n in zip(index, leaf.shape, strict=True))
+    if key not in blocks:
+      blocks[key] = read_slice(leaf, tensors, dtype, index)
+    return blocks[key]
+
+  return jax.make_array_from_callback(leaf.shape, sharding, block)
+
+
+def read_slice(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+  """Read leaf[index] as a host array."""
+  # astype keeps the order of the file, so that its pages are read in sequence; the transposition is made in memory.
+  wanted = [range(n)[s] for n, s in zip(leaf.shape, index, strict=True)]
+  out = np.empty([len(w) for w in wanted], dtype)
+  for position in np.ndindex(*out.shape[: leaf.stacked]):
+    layer_and_expert = [w[i] for w, i in zip(wanted, position, strict=False)]
+    tensor = tensors[leaf.name.format(*layer_and_expert)]
+    out[position] = leaf.from_file(tensor.map())[index[leaf.stacked :]].astype(dtype)
+  return out
+
+
+def write(
+  directory: pathlib.Path | None, cfg: DecoderConfig, params: Params, kind: str, max_shard_bytes: float
+) -> None:
+  """Write the safetensors files, gathering one parameter at a time.
+
+  Args:
+    directory: None in a process that only takes part in gathering.
+    kind: a key of `safetensors_io.DTYPES`.
+    max_shard_bytes: a file larger than this is split between tensors.
+  """
+  arrays = _gathered(cfg, params, DTYPES[kind])
+  if directory is None:
+    for _ in arrays:
+      pass
+    return
+  files = _files(cfg, DTYPES[kind].itemsize, max_shard_bytes)
+  total = 0
+  for file, tensors in files.items():
+    with (directory / file).open("wb") as f:
+      f.write(safetensors_io.make_header(tensors, kind))
+      for wanted in tensors:
+        name, array = next(arrays)
+        assert name == wanted
+        f.write(array.reshape(-1).view(np.uint8).data)
+        total += array.nbytes
+  if len(files) > 1:
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    directories.write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _files(cfg: DecoderConfig, itemsize: int, max_shard_bytes: float) -> dict[str, dict[str, Shape]]:
+  """Share the tensors out over files: file -> its tensors and their shapes, in the order of `_expected`."""
+  shards: list[dict[str, Shape]] = [{}]
+  room = max_shard_bytes
+  for name, shape in _expected(cfg).items():
+    size = math.prod(shape) * itemsize
+    if size > room and shards[-1]:
+      shards.append({})
+      room = max_shard_bytes
+    shards[-1][name] = shape
+    room -= size
+  if len(shards) == 1:
+    return {FILE: shards[0]}
+  return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
+def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+  """Gather every tensor with its name, as it stands in a file, in the order of `_expected`."""
+  leaves, treedef = jax.tree.flatten(parameter_leaves(cfg))
+  for leaf, x in zip(leaves, treedef.flatten_up_to(params), strict=True):
+    if x.shape != leaf.shape:
+      raise ValueError(f"{leaf.name}: the parameter has shape {x.shape}, the config implies {leaf.shape}")
+    x = x.astype(dtype)  # where it lies, so that no more than the written type is moved
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      x = multihost_utils.process_allgather(x, tiled=True)
+    x = np.asarray(x)
+    for name, position in zip(leaf.tensors(), np.ndindex(*x.shape[: leaf.stacked]), strict=True):
+      yield name, np.ascontiguousarray(leaf.to_file(x[position]))
+    del x  # before the next one is gathered
+
+
+# Name in the file ({}: the layer, or the layer and the expert), the tensor's axes there ("nh": heads and head width are
+# one axis), and its axes in decoder.py behind those of the layer and the expert.
+_LEAVES = {
+  "embed": (_EMBED, ("v", "d"), "vd"),
+  "norm": ("model.norm.weight", ("d",), "d"),
+  "head": (_HEAD, ("v", "d"), "vd"),
+  "attn_norm": ("model.layers.{}.input_layernorm.weight", ("d",), "d"),
+  "mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", ("d",), "d"),
+  "q": ("model.layers.{}.self_attn.q_proj.weight", ("nh", "d"), "dnh"),
+  "k": ("model.layers.{}.self_attn.k_proj.weight", ("nh", "d"), "dnh"),
+  "v": ("model.layers.{}.self_attn.v_proj.weight", ("nh", "d"), "dnh"),
+  "o": ("model.layers.{}.self_attn.o_proj.weight", ("d", "nh"), "nhd"),
+  "q_bias": ("model.layers.{}.self_attn.q_proj.bias", ("nh",), "nh"),
+  "k_bias": ("model.layers.{}.self_attn.k_proj.bias", ("nh",), "nh"),
+  "v_bias": ("model.layers.{}.self_attn.v_proj.bias", ("nh",), "nh"),
+  "q_norm": ("model.layers.{}.self_attn.q_norm.weight", ("h",), "h"),
+  "k_norm": ("model.layers.{}.self_attn.k_norm.weight", ("h",), "h"),
+  "gate": ("model.layers.{}.mlp.gate_proj.weight", ("f", "d"), "df"),
+  "up": ("model.layers.{}.mlp.up_proj.weight", ("f", "d"), "df"),
+  "down": ("model.layers.{}.mlp.down_proj.weight", ("d", "f"), "fd"),
+  "router": ("model.layers.{}.mlp.gate.weight", ("e", "d"), "de"),
+  "experts_gate": ("model.layers.{}.mlp.experts.{}.gate_proj.weight", ("f", "d"), "df"),
+  "experts_up": ("model.layers.{}.mlp.experts.{}.up_proj.weight", ("f", "d"), "df"),
+  "experts_down": ("model.layers.{}.mlp.experts.{}.down_proj.weight", ("d", "f"), "fd"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One parameter of `decoder.shapes` and the tensors that hold it in a directory; the last three as in `_LEAVES`."""
+
+  shape: Shape  # of the parameter
+  name: str
+  file_axes: tuple[str, ...]
+  axes: str
+
+  @property
+  def stacked(self) -> int:
+    """The number of leading axes that count tensors: layers, and experts of a layer."""
+    return len(self.shape) - len(self.axes)
+
+  @property
+  def _sizes(self) -> dict[str, int]:
+    return dict(zip(self.axes, self.shape[-len(self.axes) :], strict=True))
+
+  @property
+  def _file_order(self) -> str:
+    return "".join(self.file_axes)
+
+  @property
+  def _file_shape(self) -> Shape:
+    return tuple(math.prod(self._sizes[letter] for letter in axis) for axis in self.file_axes)
+
+  def tensors(self) -> dict[str, Shape]:
+    """The names and shapes of its tensors in the file."""
+    names = [self.name.format(*position) for position in np.ndindex(*self.shape[: self.stacked])]
+    return dict.fromkeys(names, self._file_shape)
+
+  def from_file(self, x: np.ndarray) -> np.ndarray:
+    """View one tensor of a file with the parameter's axes."""
+    split = x.reshape([self._sizes[letter] for letter in self._file_order])
+    return split.transpose([self._file_order.index(letter) for letter in self.axes])
+
+  def to_file(self, x: np.ndarray) -> np.ndarray:
+    """Turn one layer of the parameter, or one expert, into its tensor in a file."""
+    return x.transpose([self.axes.index(letter) for letter in self._file_order]).reshape(self._file_shape)
+
+
+def parameter_leaves(cfg: DecoderConfig) -> dict[str, Any]:
+  """Make a `Leaf` for every parameter, in the tree of `decoder.shapes`."""
+  make_leaf = lambda path, shape: Leaf(shape, *_LEAVES[path[-1].key])
+  return jax.tree_util.tree_map_with_path(make_leaf, shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _expected(cfg: DecoderConfig) -> dict[str, Shape]:
+  """The shape of every tensor by name, in the order in which jax flattens the parameters."""
+  return {name: shape for leaf in jax.tree.leaves(parameter_leaves(cfg)) for name, shape in leaf.tensors().items()}
