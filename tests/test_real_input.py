@@ -18,10 +18,14 @@ import pytest
 
 from opd_jax import export
 from opd_jax.models import decoder, hf, hf_config
+from opd_jax.recipes.opd import OPD
 from opd_jax.runtime import cli
+from tests.helpers import own_verifiers
+from tests.helpers.runs import read, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 train, evaluate = map(importlib.import_module, ("opd_jax.train", "opd_jax.evaluate"))  # the commands, not the functions
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 GSM8K = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 TEMPLATE = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -147,6 +151,65 @@ def test_train_resume_evaluate_export(root):
     "--config.eval.prompts=2", "--config.compile_cache=off",
   )  # fmt: skip
   assert "avg@1" in printed
+
+
+OF_WORDS = """
+def verify(response, answer):
+  return float(sum(map(ord, response)) % 3 == 0)
+"""
+
+
+@pytest.mark.parametrize("method", [pytest.param("grpo", marks=pytest.mark.long), "drpo"])
+def test_a_reward_of_ones_own_killed_between_mini_batches_resumed_and_exported(method, root, tmp_path, monkeypatch):
+  """Three steps on GSM8K, with the verifier of the package beside one by its import path; bit for bit the run that never stopped."""
+  verifier = own_verifiers.write(tmp_path, monkeypatch, f"of_words_{method}", OF_WORDS)
+
+  def arguments(run):
+    return [
+      f"--config={CONFIGS / method}.py:hf",
+      f"--workdir={tmp_path / run}",
+      f"--config.student={root / 'student'}",
+      f"--config.data.path={root / 'train.jsonl'}",
+      "--config.data.prompt_field=question",
+      f"--config.reward.verifiers=('{verifier}:verify', 'gsm8k')",
+      "--config.reward.weights=(1.0, 0.5)",
+      "--config.reward.workers=1",
+      "--config.steps=3",
+      "--config.batch=2",
+      "--config.rollouts_per_prompt=4",
+      "--config.horizon.max=8",
+      "--config.checkpoint.every=1",
+      "--config.log.tensorboard=False",
+      "--config.compile_cache=off",
+    ]
+
+  call(train, *arguments("whole"))
+  update, made = OPD._update, []
+
+  def die(*args):
+    if len(made) == 3:  # in the second step, behind its first mini-batch
+      raise KeyboardInterrupt
+    made.append(args[-1])
+    return update(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(OPD, "_update", die)
+    with pytest.raises(KeyboardInterrupt):
+      call(train, *arguments("parts"))
+  assert made == [0, 1, 0]
+  assert "resumed after step 1" in call(train, *arguments("parts"))
+  whole, parts = ([without_time(r) for r in read(tmp_path / run, "train")] for run in ("whole", "parts"))
+  assert whole == parts
+  assert any(r["teaching_groups"] > 0 for r in whole)
+  assert all(r["reward/gsm8k"] == 0 and 0 < r[f"reward/{verifier}:verify"] < 1 for r in whole)
+  for run in ("whole", "parts"):
+    call(export, f"--workdir={tmp_path / run}", f"--out={tmp_path / run / 'out'}", "--dtype=float32")
+  start, end, again = (
+    jax.tree.leaves(hf.load(path, dtype=jax.numpy.float32))
+    for path in (root / "student", tmp_path / "whole" / "out", tmp_path / "parts" / "out")
+  )
+  assert any((a != b).any() for a, b in zip(start, end, strict=True))
+  assert all((a == b).all() for a, b in zip(end, again, strict=True))
 
 
 def test_exported_student_loads_in_pytorch(root):
