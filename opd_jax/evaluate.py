@@ -106,10 +106,12 @@ def run(values: flags.FlagValues, config) -> None:
 def _evaluate(config, found, params, recipe, name: str, *, deviation: bool) -> dict[str, Any]:
   """Evaluates one model, and returns its record with a few samples."""
   from opd_jax.analysis import deviation as deviations
-  from opd_jax.evaluation import MultiTurnEvaluator, make_evaluator
+  from opd_jax.evaluation import MultiTurnEvaluator, WithGreedy, make_evaluator
 
   evaluator = recipe.evaluator(name, params, found) if recipe else make_evaluator(config, found, params)
   record, samples = evaluator(params)
+  if isinstance(evaluator, WithGreedy):
+    evaluator = evaluator.sampled
   if isinstance(evaluator, MultiTurnEvaluator):
     record["pollution"] = evaluator.pollution(params)
     if deviation:
@@ -122,6 +124,8 @@ def summary_lines(config, record: dict[str, Any], skipped: int) -> Iterator[str]
   temperature = config.eval.temperature
   yield f"{record['of']}: {record['prompts']} problems, {record['k']} answer(s) each, temperature {temperature}"
   yield f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]"
+  if greedy := record.get("greedy"):
+    yield f"  greedy  {greedy['accuracy']:.4f}  [{greedy['low']:.4f}, {greedy['high']:.4f}]"
   forms = record.get("forms", {}) | {f"a wrong {name}": r for name, r in record.get("pollution", {}).items()}
   for name, r in forms.items():
     cut = f"; prompts that lost their beginning: {r['prompts_cut']}" if r.get("prompts_cut") else ""

@@ -346,6 +346,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "eval.pass_at": ((1,), "pass@k for each of these, none above eval.k", "whole numbers in [1, 2**16]"),
   "eval.max_tokens": (0, "0: horizon.max. Evaluation is never cut by the horizon", "[0, 2**24]"),
   "eval.temperature": (1.0, "0: greedy", "0 or [10**-6, 1000]"),
+  "eval.greedy": (False, "answer every problem once more by its likeliest tokens", "True or False"),
   "eval.batch": (128, "prompts per call of the evaluation program", "[1, 2**20]"),
   "checkpoint.every": (50, "steps, also after the last; 0: only after the last", "[0, 10**9]"),
   "checkpoint.keep": (2, "checkpoints", "[1, 10**6]"),

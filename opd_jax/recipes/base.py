@@ -25,7 +25,7 @@ from etils import epath
 
 from opd_jax.config import Config, recipe_module
 from opd_jax.errors import InputError
-from opd_jax.evaluation import EvaluationInputs, Evaluator, MultiTurnEvaluator, make_evaluator
+from opd_jax.evaluation import EvaluationInputs, Evaluator, MultiTurnEvaluator, WithGreedy, make_evaluator
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import Generator, GeneratorConfig
 from opd_jax.runtime import mesh as meshes
@@ -149,7 +149,7 @@ class Recipe(abc.ABC):
 
   def evaluator(
     self, name: str, params: Params, evaluation: EvaluationInputs, program_cache: ProgramCache | None = None
-  ) -> Evaluator | MultiTurnEvaluator:
+  ) -> Evaluator | MultiTurnEvaluator | WithGreedy:
     """Makes the evaluator of a model of `models`, compiled for its parameters."""
     generator = functools.partial(self.generator, name)
     return make_evaluator(self.config, evaluation, params, program_cache, generator)

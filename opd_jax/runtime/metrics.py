@@ -186,9 +186,10 @@ class ProgressBar:
     """Prints an evaluation's accuracy and the cost so far."""
     model = f" ({record['model']})" if record.get("model") else ""
     cut = f", prompts that lost their beginning: {record['prompts_cut']}" if record.get("prompts_cut") else ""
+    greedy = f"(greedy {record['greedy']['accuracy']:.3f}) " if "greedy" in record else ""
     self.say(
       f"{self._name}{model} step {record['step']} accuracy "
-      f"{record['accuracy']:.3f} [{record['low']:.3f}, {record['high']:.3f}] "
+      f"{record['accuracy']:.3f} [{record['low']:.3f}, {record['high']:.3f}] {greedy}"
       f"avg@{record['k']} on {record['prompts']} problems, mean length {record['length']['mean']:.0f}, "
       f"{record['elapsed']:.1f} s of training, {record['tokens']:,} tokens{cut}"
     )

@@ -50,6 +50,7 @@ FREE = (
   "eval.pass_at",
   "eval.max_tokens",
   "eval.temperature",
+  "eval.greedy",
   "eval.batch",
   "optimizer.max_skipped",
   "allow_mismatch",

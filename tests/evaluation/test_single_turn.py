@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from opd_jax import config
 from opd_jax.analysis import notebook
 from opd_jax.errors import InputError
 from opd_jax.evaluation import single_turn
@@ -118,3 +119,20 @@ def test_an_evaluation_says_how_many_answers_were_cut(small, capsys):
   bar = metrics.ProgressBar(1, 0, "run")
   bar.evaluation(found | {"step": 0, "elapsed": 0.0, "tokens": 0})
   assert f"note: {cut}" in capsys.readouterr().err
+
+
+def test_every_problem_is_answered_once_more_by_its_likeliest_tokens(small, capsys):
+  """Beside samples at the temperature, which stay what they are; the same as an evaluation that is greedy alone."""
+  c = small("opd", **{"eval.k": 2, "eval.max_tokens": 6, "eval.prompts": 4})
+  model = notebook.load_model(c.student)
+  both = notebook.evaluate(model, config.override(c, {"eval.greedy": True}))
+  alone = notebook.evaluate(model, config.override(c, {"eval.temperature": 0.0, "eval.k": 1}))
+  assert both.pop("greedy") == {name: alone[name] for name in ("accuracy", "low", "high")}
+  assert both == notebook.evaluate(model, c)
+  already = notebook.evaluate(model, config.override(c, {"eval.temperature": 0.0, "eval.greedy": True}))
+  assert "greedy" not in already
+  told = both | {"greedy": {"accuracy": 0.25, "low": 0.0, "high": 0.5}}
+  assert "  greedy  0.2500  [0.0000, 0.5000]" in list(evaluate.summary_lines(c, {"of": "x", **told}, 0))
+  bar = metrics.ProgressBar(1, 0, "run")
+  bar.evaluation(told | {"step": 0, "elapsed": 0.0, "tokens": 0})
+  assert "(greedy 0.250)" in capsys.readouterr().err
