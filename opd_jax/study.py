@@ -2,8 +2,10 @@
 
     python -m opd_jax.study horizon                    are full rollouts necessary? five seeds of every arm
     python -m opd_jax.study ccopd                      the same answer, told at once or turn by turn? likewise
+    python -m opd_jax.study drpo                       which trust region for stale rollouts? likewise
     python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
+    python -m opd_jax.study drpo --dry-run             what would be trained; checks every config, and runs nothing
 
 What is complete in --out is not repeated: stop it whenever you like, and give the same command to go on.
 """
@@ -21,7 +23,7 @@ from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
-STUDIES = ("horizon", "ccopd")
+STUDIES = ("horizon", "ccopd", "drpo")
 
 
 def part(study: str, name: str) -> ModuleType:
@@ -56,6 +58,25 @@ def run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> No
   console.print(f"{time.perf_counter() - began:.0f} s in all, report in {page}", soft_wrap=True)
 
 
+def dry_run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> None:
+  """Check the configs and workdirs of these arms, and print the runs that `run` would train, in its order.
+
+  Raises:
+    InputError: a config is refused, or a workdir in `out` belongs to another config.
+  """
+  from opd_jax import checks
+  from opd_jax.studies.run import check_all, missing
+
+  chosen = [arm for arm in part(study, "arms").ARMS if arm.name in names]
+  for arm in chosen:
+    checks.check(arm.config(seeds[0]))
+  check_all(chosen, seeds, out)
+  todo = missing(chosen, seeds, out)
+  for arm, seed in todo:
+    print(f"{arm.name}, seed {seed}")
+  print(f"{len(todo)} of {len(chosen) * len(seeds)} runs are missing in {out}")
+
+
 def arms(study: str, named: str) -> list[str]:
   """The names of the arms of --only, in the study's order.
 
@@ -78,6 +99,7 @@ def main() -> None:
   parser.add_argument("--short", action="store_true", help="only the arms of a first look")
   parser.add_argument("--only", default="", help="arms, with commas between")
   parser.add_argument("--list", action="store_true", help="the arms and what each changes; runs nothing")
+  parser.add_argument("--dry-run", action="store_true", help="check all configs and list what is missing; runs nothing")
   args = parser.parse_args()
   seed_count = args.seeds
   if seed_count is None:
@@ -93,6 +115,9 @@ def main() -> None:
     if args.list:
       for arm in (arm for arm in study.ARMS if arm.name in names):
         print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
+      return
+    if args.dry_run:
+      dry_run(args.study, out, names, seeds)
       return
     run(args.study, out, names, seeds)
 

@@ -97,6 +97,27 @@ def test_the_list_names_what_each_arm_changes(monkeypatch, capsys):
   assert "horizon.ratio=0.1" in next(line for line in lines if line.startswith("topd-10:"))
 
 
+def test_a_dry_run_checks_the_configs_and_lists_what_is_missing(monkeypatch, capsys, tmp_path):
+  finished_opd(tmp_path, horizon.FIRST_SEED)
+  before = sorted(tmp_path.rglob("*"))
+  monkeypatch.setattr(
+    sys, "argv", ["study", "horizon", "--only=opd,topd-10", "--seeds=2", f"--out={tmp_path}", "--dry-run"]
+  )
+  study.main()
+  assert capsys.readouterr().out.splitlines() == [
+    "topd-10, seed 20",
+    "opd, seed 21",
+    "topd-10, seed 21",
+    f"3 of 4 runs are missing in {tmp_path}",
+  ]
+  assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+  wrong = horizon.ARMS[0]._replace(changes={"eval.pass_at": (3,)})
+  monkeypatch.setattr(horizon, "ARMS", (wrong,))
+  monkeypatch.setattr(sys, "argv", ["study", "horizon", "--only=opd", f"--out={tmp_path / 'new'}", "--dry-run"])
+  with pytest.raises(SystemExit):
+    study.main()
+
+
 def test_ctrl_c_ends_a_study_in_a_sentence(monkeypatch, capsys, tmp_path):
   def interrupt(*_):
     signal.raise_signal(signal.SIGINT)

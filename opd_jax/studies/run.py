@@ -24,6 +24,11 @@ def done(path: pathlib.Path) -> bool:
   return run is not None and (path / "checkpoints" / str(run.steps)).is_dir()
 
 
+def missing(arms: Sequence[ArmSpec], seeds: Iterable[int], out: pathlib.Path) -> list[tuple[ArmSpec, int]]:
+  """List the runs that are not finished, in the order in which they are trained."""
+  return [(arm, seed) for seed in seeds for arm in arms if not done(workdir(out, arm.name, seed))]
+
+
 def check_all(
   arms: Sequence[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
@@ -67,7 +72,7 @@ def train_all(
   """
   changes = {"compile_cache": str((out / ".jax_cache").resolve())} | (changes or {})
   program_cache: ProgramCache = {}
-  todo = [(arm, seed) for seed in seeds for arm in arms if not done(workdir(out, arm.name, seed))]
+  todo = missing(arms, seeds, out)
   for i, (arm, seed) in enumerate(todo, 1):
     print(f"== {arm.name}, seed {seed}: run {i} of {len(todo)}", file=sys.stderr)
     train(arm.config(seed, changes), workdir(out, arm.name, seed), program_cache, compile_all=True)

@@ -29,11 +29,12 @@ NOTE = (
 
 
 class Section(NamedTuple):
-  """A part of the page: a text, with empty lines between its paragraphs, and a picture, where one could be drawn."""
+  """A part of the page: a text, with empty lines between its paragraphs, a picture, where one could be drawn, and a table."""
 
   title: str
   text: str
   figure: Figure | None = None
+  rows: Sequence[dict[str, str]] = ()  # of the table, by the heads of its columns
 
 
 def write(
@@ -114,6 +115,8 @@ def _section(section: Section, folder: pathlib.Path) -> str:
   parts = [f"<h2>{html.escape(section.title)}</h2>", _paragraphs(section.text)]
   if section.figure is not None:
     parts.append(_image(section.title, section.figure, folder))
+  if section.rows:
+    parts.append(report_page.table(section.rows))
   return "\n".join(parts)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from opd_jax.errors import InputError
 from opd_jax.tasks import chain, expressions, gsm8k, own, relay
 from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
+from opd_jax.tasks.synonyms import RUNNING_SUMS
 
 TASKS: tuple[Task, ...] = (
   chain.CHAIN,
@@ -18,6 +19,7 @@ TASKS: tuple[Task, ...] = (
   relay.RELAY,
   relay.TIMES,
   relay.LONG,
+  RUNNING_SUMS,
 )
 GENERATORS = {task.name: task for task in TASKS}
 

@@ -13,6 +13,10 @@
     python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --out=DIR             of the task relay, 20 minutes
     python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --seed=1 --out=DIR    talker-2
 
+    SUMS="--task=synonyms --rows=128 --lr=2e-3"                           of the task synonyms, 6 and 8 minutes
+    python -m opd_jax.tasks.pretrain --role=student $SUMS --short=300 --steps=1100 --out=DIR
+    python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/synonyms-student $SUMS --slips=0.1 --steps=1000 --seed=1 --out=DIR
+
 The teacher reads correct solutions of both tasks of a pair; the student reads solutions written by somebody with its
 misconceptions. The last of the short ones, short-exact-teacher, also read solutions with slips in them, and so knows how
 to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and loaded
@@ -34,7 +38,7 @@ import numpy as np
 import optax
 
 from opd_jax.models import decoder, hf
-from opd_jax.tasks import chain, relay
+from opd_jax.tasks import chain, relay, synonyms
 
 MODELS = {
   "student": decoder.DecoderConfig(
@@ -47,6 +51,9 @@ MODELS = {
     vocab=len(chain.SYMBOLS), d_model=192, layers=2, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
   ),
 }
+ADDER = decoder.DecoderConfig(  # of the task synonyms, student and teacher
+  vocab=len(synonyms.SYMBOLS), d_model=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+)
 
 PAIRS = {"chain": (chain.CHAIN, chain.PHASE), "chain-short": (chain.SHORT, chain.SHORT_PHASE)}
 
@@ -106,6 +113,29 @@ def conversation_batches(rows: int, seed: int, drift: float, short: int):
     yield from both
 
 
+def synonym_batches(beliefs: chain.Beliefs, rows: int, seed: int, plain: int, slips: float = 0.0):
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of running sums; only responses have weight.
+
+  Args:
+    plain: the number of batches, which come first, that are written with one word for each digit.
+    slips: share of the sums that are written wrong; these are read and not learned, see `batches`.
+  """
+  rng = random.Random(f"pretrain synonyms {seed}")
+  for batch in itertools.count():
+    task = dataclasses.replace(synonyms.RUNNING_SUMS, words=1 if batch < plain else synonyms.SYNONYMS)
+    tokens = np.zeros((rows, task.max_prompt + task.max_response), np.int32)
+    weights = np.zeros((rows, task.max_prompt + task.max_response - 1), np.float32)
+    for row in range(rows):
+      problem = task.problem(rng, held_out=False, beliefs=synonyms.slips(rng, slips) if slips else beliefs)
+      response = [*problem.solution, synonyms.EOS]
+      tokens[row] = synonyms.TOKENIZER.encode([*problem.prompt, *response])
+      weights[row, task.max_prompt - 1 :] = 1
+      if slips:
+        meant = [synonyms.MEANING.get(symbol, symbol) for symbol in response]
+        weights[row, task.max_prompt - 1 :] = np.array(meant) == task.right(problem.prompt, response)
+    yield tokens, weights
+
+
 def _padded(rows: int, length: int, corpus):
   """Pad the rows of a corpus, or cut their end, to `length` + 1 tokens; only learned tokens have weight."""
   for ids, learned in corpus:
@@ -155,9 +185,11 @@ def main() -> None:
     "--short",
     type=int,
     default=0,
-    help="so many of the steps, the first, on problems of 1 to 3 rounds; of the talker, on those told at once",
+    help="so many of the steps, the first, on problems of 1 to 3 rounds; of the talker, on those told at once; of synonyms, with one word a digit",
   )
-  parser.add_argument("--task", choices=sorted(PAIRS), default="chain", help="with its twin (chain)")
+  parser.add_argument(
+    "--task", choices=[*sorted(PAIRS), synonyms.RUNNING_SUMS.name], default="chain", help="with its twin (chain)"
+  )
   parser.add_argument("--slips", type=float, default=0.0, help="share of the facts that the text shows wrong")
   parser.add_argument("--drift", type=float, default=0.3, help="of the talker: last replies that fall back on a guess")
   parser.add_argument("--letter-weight", type=float, default=1.0, help="loss weight of the letters of PHASE")
@@ -170,17 +202,22 @@ def main() -> None:
     parser.error("--slips is for a teacher; a student reads what its own misconceptions write")
   if args.out.exists():
     parser.error(f"{args.out} exists; name a new directory")
+  cfg, task = MODELS[args.role], relay if args.role == "talker" else chain
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
-  cfg = MODELS[args.role]
-  params = hf.load(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
-  pair, task = PAIRS[args.task], relay if args.role == "talker" else chain
-  data = batches(beliefs, args.rows, args.seed, pair, args.letter_weight, args.slips)
   if args.role == "talker":
     data = conversation_batches(args.rows, args.seed, args.drift, args.short)
-  elif args.short:
-    short_pair = [dataclasses.replace(task, rounds=(1, 3)) for task in pair]
-    short_batches = batches(beliefs, args.rows, args.seed, short_pair)
-    data = itertools.chain(itertools.islice(short_batches, args.short), data)
+  elif args.task == synonyms.RUNNING_SUMS.name:
+    cfg, task = ADDER, synonyms
+    beliefs = synonyms.misconceptions() if args.role == "student" else chain.TRUTH
+    data = synonym_batches(beliefs, args.rows, args.seed, args.short, args.slips)
+  else:
+    pair = PAIRS[args.task]
+    data = batches(beliefs, args.rows, args.seed, pair, args.letter_weight, args.slips)
+    if args.short:
+      short_pair = [dataclasses.replace(task, rounds=(1, 3)) for task in pair]
+      short_batches = batches(beliefs, args.rows, args.seed, short_pair)
+      data = itertools.chain(itertools.islice(short_batches, args.short), data)
+  params = hf.load(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
   params = train(cfg, params, data, args.steps, args.lr)
   tokenizer = task.TOKENIZER
   pad_id, eos_id = tokenizer.ids[tokenizer.pad], tokenizer.ids[tokenizer.eos]

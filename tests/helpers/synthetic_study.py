@@ -41,11 +41,13 @@ def workdir(
   done: int | None = None,
   noise: float = 0.012,
   config: dict[str, Any] | None = None,
+  metrics: dict[str, float] | None = None,
   **horizon,
 ) -> pathlib.Path:
   """Write one run.
 
   Args:
+    metrics: more numbers of every training record.
     accuracy, limit: by step.
     log_every: steps between training records; divides `every`.
     done: the steps that were made before it was cut short; None: all.
@@ -87,6 +89,7 @@ def workdir(
         {"kind": "train", "step": step, "tokens": int(tokens), "elapsed": elapsed, "limit": cap, "width": cap}
         | {"step_tokens": step_tokens, "trained": step_tokens, "seconds": {"rollout": 0.1}, "skipped": 0}
         | {"by_position": {"edges": edges.tolist(), "count": count.tolist()}}
+        | (metrics or {})
       )
     if step % every == 0:
       a = float(np.clip(accuracy(step) + (noise * rng.normal() if step else 0), 0, 1))

@@ -42,7 +42,7 @@ def page(tmp_path_factory):
   figure.subplots().plot([1, 2])
   sections = [
     Section("Score & horizon", "First.\n\nSecond.", figure),
-    Section("How to read this", "Slowly."),
+    Section("How to read this", "Slowly.", rows=[{"arm": "a < b", "area": "0.5"}, {"arm": "c"}]),
   ]
   return verdict_page.write(
     "Are full rollouts necessary?", "Five seeds.", VERDICTS, sections, tmp_path_factory.mktemp("out") / "a" / "b"
@@ -73,6 +73,8 @@ class TestPage:
       "<h2>Score &amp; horizon</h2>",
       "<p>Second.</p>",
       "<p>Slowly.</p>",
+      "<th>area</th>",
+      "<td>a &lt; b</td><td>0.5</td>",
     ]
     assert [text.find(part) for part in order] == sorted(text.find(part) for part in order)
     assert min(text.find(part) for part in order) > 0
