@@ -67,7 +67,7 @@ def read(directory: pathlib.Path) -> DecoderConfig:
   arch = ARCHITECTURES[found]
   if raw.get("model_type") not in (None, arch.model_type):
     raise refuse(
-      f"architectures names {found}, whose model_type is {arch.model_type!r}, and model_type is {raw['model_type']!r}; "
+      f"architectures names {found}, whose model_type is {arch.model_type!r}, and model_type is {brief(raw['model_type'])}; "
       "mend the one that is wrong"
     )
   code = raw.get("auto_map")

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from opd_jax.runtime.json_files import is_whole
+
 CUT = 0.1  # the share of cut answers from which on their limit is part of what an accuracy measures
 
 
@@ -20,9 +22,7 @@ class Outcome:
   empty: int = 0  # updates that were left out, since the gradient was exactly zero
   at_once: int = 0  # whose rollouts all ended with their first token
   same_reward: int = 0  # whose rollouts all had the same reward, so that none was better than another
-  no_teaching_group: int = (
-    0  # in which the rollouts of every prompt earned the same, so that none was better than another
-  )
+  no_teaching_group: int = 0  # in which the rollouts of each prompt all earned the same
   verified: int = 0  # rollouts that verifiers were asked about
   not_verified: int = 0  # verifications of them that timed out or raised
 
@@ -30,6 +30,12 @@ class Outcome:
   def of_checkpoint(cls, position: dict[str, Any]) -> "Outcome":
     """Restores the counts; of a checkpoint from before there were any, the steps are taken to have moved the weights."""
     return cls(**position.get("outcome", {"steps": position["step"], "updated": position["step"]}))
+
+  @classmethod
+  def is_saved(cls, counts: Any) -> bool:
+    """Tells whether counts are what a checkpoint has of them: some of these, and whole numbers."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    return isinstance(counts, dict) and counts.keys() <= known and all(is_whole(n, most=2**62) for n in counts.values())
 
   def count(self, learned: dict[str, Any]) -> None:
     """Counts a step by its metrics, see recipes/base.py, and takes out those that are not logged: updated, same_reward."""

@@ -20,6 +20,7 @@ from opd_jax.models import finite
 from opd_jax.runtime import workdir
 from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.json_files import is_number, is_whole
+from opd_jax.runtime.outcome import Outcome
 from opd_jax.types import TrainState
 
 
@@ -180,6 +181,8 @@ def _is_position(position: Any, step: int) -> bool:
     return False
   lengths, seconds = position.get("lengths"), position.get("seconds")
   if not isinstance(lengths, dict) or not isinstance(seconds, dict):
+    return False
+  if not Outcome.is_saved(position.get("outcome", {})):
     return False
   return all(is_whole(v, most=2**62) for v in lengths.values()) and all(map(is_number, seconds.values()))
 

@@ -57,6 +57,7 @@ def test_config_missing_or_broken(directory):
     ({"architectures": "absent", "model_type": "absent"}, "no architecture is not supported"),
     ({"architectures": None, "model_type": "mistral"}, "model_type 'mistral' is not supported"),
     ({"model_type": "qwen2"}, "Qwen3ForCausalLM, whose model_type is 'qwen3', and model_type is 'qwen2'"),
+    ({"model_type": "x" * 5000}, r"and model_type is 'x{1,50}[.x]*'; mend"),
     ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map names code for AutoModelForCausalLM"),
     ({"hidden_size": "absent"}, "hidden_size is None"),
     ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),

@@ -61,6 +61,9 @@ def test_a_new_workdir_has_none_and_stays_new(tmp_path):
     {"lengths": {"metrics.jsonl": 0.5}},
     {"seconds": None},
     {"seconds": {"update": "long"}},
+    {"outcome": {"teps": 2}},
+    {"outcome": {"steps": "two"}},
+    {"outcome": [2]},
   ],
 )
 def test_a_position_that_no_run_saves_is_refused(root, change):
