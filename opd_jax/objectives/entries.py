@@ -9,7 +9,7 @@ Dimensions: n entries.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jax import lax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 TINY = 1e-38
 
 
+@runtime_checkable
 class Parameters(Protocol):
   """The fields of divergence.Objective that some divergences depend on."""
 

@@ -67,7 +67,7 @@ def test_the_coefficient_is_advantage_times_ratio_times_weight(s):
 
 def through_softmax(s: Surrogate, logits, anchor, token, advantage):
   """The gradient by logits of one token's loss."""
-  return jax.grad(lambda x: s.loss(jax.nn.log_softmax(x)[token], anchor, advantage))(logits)
+  return jax.grad(lambda x: s.loss(jax.nn.log_softmax(x)[token], anchor, jnp.float64(advantage)))(logits)
 
 
 @pytest.mark.parametrize("kind", ["drpo", "spo", "kl", "k3"])
@@ -152,14 +152,14 @@ def test_the_upper_and_the_lower_clip_are_apart():
   s = Surrogate("ppo_clip", clip_low=0.2, clip_high=0.28)
   ratio = jnp.array([1.27, 1.29, 0.79, 0.81])
   advantage = jnp.array([1.0, 1.0, -1.0, -1.0])
-  np.testing.assert_array_equal(s.weight(jnp.log(0.5 * ratio), jnp.log(0.5), advantage), [1, 0, 0, 1])
+  np.testing.assert_array_equal(s.weight(jnp.log(0.5 * ratio), jnp.full(4, jnp.log(0.5)), advantage), [1, 0, 0, 1])
 
 
 def test_the_dual_clip_stops_tokens_that_have_become_far_too_likely_and_ought_not():
   s = Surrogate("ppo_clip", dual_clip=3.0)
   ratio = jnp.array([2.9, 3.1, 3.1])
   advantage = jnp.array([-1.0, -1.0, 1.0])
-  np.testing.assert_array_equal(s.weight(jnp.log(0.1 * ratio), jnp.log(0.1), advantage), [1, 0, 0])
+  np.testing.assert_array_equal(s.weight(jnp.log(0.1 * ratio), jnp.full(3, jnp.log(0.1)), advantage), [1, 0, 0])
 
 
 def test_dppo_with_the_ratio_as_its_distance_is_ppos_mask():

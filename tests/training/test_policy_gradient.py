@@ -245,7 +245,7 @@ def test_a_bandit_is_solved():
 
 
 def test_greedy_sampling_has_log_probabilities_to_record(student, prompts):
-  step = dataclasses.replace(STEP, sampling=Sampling(stop_ids=(1,), pad_id=0, vocab=37, temperature=0, recorded=2))
+  step = dataclasses.replace(STEP, sampling=Sampling(stop_ids=(1,), pad_id=0, vocab=37, temperature=0.0, recorded=2))
   rollout = programs(step)[0](student, prompts, jax.random.key(0), H)
   mask = np.asarray(rollout.mask)
   np.testing.assert_array_equal(rollout.recorded_ids[..., 0][mask], np.asarray(rollout.response)[mask])
