@@ -94,12 +94,16 @@ class OPD(Recipe):
 
   def _prompts(self, run: Run, step: int) -> tuple[Batch, np.ndarray]:
     """Returns the next prompts on the devices, with each one's weights of several teachers, and which they are."""
-    batch, index = run.next_prompts(step)
+    batch, index = self._next_prompts(run, step)
     if run.inputs.teacher_weight is not None:
       batch = dataclasses.replace(batch, teacher_weight=run.inputs.teacher_weight[index])  # pyright: ignore[reportArgumentType]: numpy
     batch = run.to_devices(batch)
     run.clock.lap("other")
     return batch, index
+
+  def _next_prompts(self, run: Run, step: int) -> tuple[Batch, np.ndarray]:
+    """Returns the next prompts on the host, and which they are."""
+    return run.next_prompts(step)
 
   def _data_rollout(self, run: Run, index: np.ndarray, width: int, limit: int) -> Rollout:
     if not self._solutions:

@@ -86,8 +86,8 @@ class PolicyGradient(OPD):
 
   def _resample(self, run: Run, step: int, experience: Experience) -> Experience:
     """Replaces groups that teach nothing by those of other prompts that do, each on its own device."""
-    n, resampled, generated = self.step.n, 0, _tokens(experience.rollout)
-    found = self._verify(run, experience)
+    experience, n = run.wait(experience), self.step.n
+    found, resampled, generated = self._verify(run, experience), 0, _tokens(experience.rollout)
     for again in range(1, self.config.groups.rounds):
       if self._all_teach(run, found.reward):
         break
@@ -131,11 +131,11 @@ class PolicyGradient(OPD):
       return counted
     return counted & np.repeat(advantages.teaches(found.reward, self.step.n), self.step.n)
 
-  def _prompts(self, run: Run, step: int) -> tuple[Batch, Int[np.ndarray, "b"]]:
-    if not self._resamples:
-      return super()._prompts(run, step)
-    batch, index = run.next_prompts(step)
-    return run.to_devices(pipeline.widen(batch, run.inputs.prompt_widths[-1], self.specs.sampling.pad_id)), index
+  def _next_prompts(self, run: Run, step: int) -> tuple[Batch, Int[np.ndarray, "b"]]:
+    batch, index = super()._next_prompts(run, step)
+    if self._resamples:
+      batch = pipeline.widen(batch, run.inputs.prompt_widths[-1], self.specs.sampling.pad_id)
+    return batch, index
 
   # Programs.
 
