@@ -113,6 +113,10 @@ def _is_pass(value: Any) -> bool:
   return isinstance(value, dict) and all(isinstance(v, dict) and _share(v.get("value")) for v in value.values())
 
 
+def _is_accuracy(value: Any) -> bool:
+  return isinstance(value, dict) and _share(value.get("accuracy"))
+
+
 def _is_lengths(value: Any) -> bool:
   return isinstance(value, dict) and all(map(_amount, value.values()))
 
@@ -173,7 +177,7 @@ _VALUES: dict[str, _Values] = {
   "eval": _EVERY
   | {"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "seconds": _AMOUNT}
   | {"pass": (_is_pass, "a value by k"), "k": _STEP, "prompts": _STEP, "ended": _SHARE}
-  | {"length": (_is_lengths, "numbers of tokens by name")},
+  | {"length": (_is_lengths, "numbers of tokens by name"), "greedy": (_is_accuracy, "an accuracy by name")},
 }
 _CONFIG: _Values = {
   "horizon.kind": (lambda value: isinstance(value, str), "a word"),

@@ -80,9 +80,11 @@ def spread(found: Spread, show: Callable[[float], str]) -> str:
 
 
 def accuracy(arm: Arm) -> str:
-  """Write an arm's accuracy with its interval: '0.930 (0.910–0.950)'."""
+  """Write an arm's accuracy with its interval: '0.930 (0.910–0.950)', and the greedy one where all of its runs have it."""
   low, high = arm.interval
-  return f"{arm.accuracy:.3f} ({low:.3f}–{high:.3f})"
+  greedy = [run.evals[-1]["greedy"]["accuracy"] for run in arm.runs if "greedy" in run.evals[-1]]
+  beside = f", greedy {sum(greedy) / len(greedy):.3f}" if len(greedy) == len(arm.runs) else ""
+  return f"{arm.accuracy:.3f} ({low:.3f}–{high:.3f}){beside}"
 
 
 def steps(arm: Arm) -> str:

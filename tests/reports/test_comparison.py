@@ -1,11 +1,13 @@
 """Arms, the matched accuracy, speed-ups, and how they are put into words."""
 
+import json
+
 import pytest
 
 from opd_jax.errors import InputError
 from opd_jax.reports.comparison import compare
 from opd_jax.reports.runs import load
-from opd_jax.reports.words import count, headline, seconds, spread, steps
+from opd_jax.reports.words import accuracy, count, headline, seconds, spread, steps
 from tests.helpers.report_runs import workdir
 
 
@@ -128,3 +130,16 @@ class TestHeadline:
     assert not comparison.baseline.finished
     assert steps(comparison.baseline) == "step 10 of 100"
     assert headline(comparison) == ("OPD has not reached an accuracy of 0.9 by step 10 of 100 (medians over 2 seeds).")
+
+
+def test_the_greedy_accuracy_stands_beside_the_one_at_a_temperature_where_every_run_has_it(tmp_path):
+  for seed in range(2):
+    path = workdir(tmp_path / f"{seed}", [0.2, 0.5], seed=seed)
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+      if record["kind"] == "eval" and (seed or not record["step"]):
+        record["greedy"] = {"accuracy": 0.7, "low": 0.6, "high": 0.8}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+  both, last = compared(tmp_path / "0", tmp_path / "1"), compared(tmp_path / "1")
+  assert "greedy" not in accuracy(both.arms[0])
+  assert accuracy(last.arms[0]).endswith("), greedy 0.700")
