@@ -12,6 +12,8 @@ import importlib.util
 import io
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -91,6 +93,13 @@ def write_model(path, width, layers, vocab):
       padded, width, layers, heads=4, kv_heads=2, head_width=16, ff_width=2 * width, qk_norm=True, max_positions=2048
     )
     hf.write(path, cfg, decoder.init(cfg, jax.random.key(layers), 0.2), pad_id=0, eos_id=2, dtype="float32")
+
+
+def command(module, *args):
+  """What the command prints, in a process of its own."""
+  done = subprocess.run([sys.executable, "-m", f"opd_jax.{module}", *args], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  return done.stdout + done.stderr
 
 
 def call(module, *args):

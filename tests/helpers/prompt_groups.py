@@ -39,7 +39,7 @@ def run(mesh: jax.sharding.Mesh, n: int) -> dict:
   programs = {name: lowered.compile() for name, lowered in step.lower(H, state, frozen_models, batch)}
   key, limit = jax.device_put((jax.random.key(3), np.int32(H)), everywhere)
   rollout = programs["rollout"](student, batch, key, limit)
-  _, stats = programs["update"](state, frozen_models, batch, rollout, None)
+  _, stats = programs["update"](state, frozen_models, batch, rollout, None, None)
   sent = collections.Counter(
     f"{name} {kind}"
     for name, program in programs.items()
