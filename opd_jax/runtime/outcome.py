@@ -45,8 +45,8 @@ class Outcome:
     self.skipped += skipped
     self.empty = learned.get("empty", 0)
     self.at_once += learned.get("response_length", 2.0) <= 1
-    told = learned.get("reward") in (0.0, 1.0) and not learned.get("teaching_groups")
-    self.same_reward += learned.pop("same_reward", told)
+    by_mean = learned.get("reward") in (0.0, 1.0) and not learned.get("teaching_groups")
+    self.same_reward += learned.pop("same_reward", by_mean)
     self.no_teaching_group += learned.get("teaching_groups") == 0
     if groups := learned.get("groups_by_solve_rate"):
       prompts = sum(groups) + learned.get("resampled", 0)
