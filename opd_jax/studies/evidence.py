@@ -3,24 +3,44 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from opd_jax.studies.results import Missing, Results, crossing
+from opd_jax.studies.results import How, Missing, Results, crossing
 from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
-from opd_jax.studies.verdicts import Evidence, Status, Verdict
+from opd_jax.studies.verdicts import Evidence, Status, Verdict, all_of
 
 POINT = 0.01  # of accuracy
 
 
-def difference(results: Results, a: str, b: str, level: float = 0.95) -> IntervalEstimate:
+def difference(results: Results, a: str, b: str, level: float = 0.95, how: How = "sampled") -> IntervalEstimate:
   """Estimate the score of arm a less the score of arm b, paired by seed."""
-  return interval(results.pairs(a, b), level)
+  return interval(results.pairs(a, b, how), level)
 
 
-def gain(results: Results, arm: str) -> IntervalEstimate:
+def gain(results: Results, arm: str, how: How = "sampled") -> IntervalEstimate:
   """Estimate an arm's score less its accuracy before training."""
-  start = results.untrained(arm)
-  return interval(score - start[seed] for seed, score in results.scores(arm).items())
+  start = results.untrained(arm, how)
+  return interval(score - start[seed] for seed, score in results.scores(arm, how).items())
+
+
+class SampledAndGreedy(NamedTuple):
+  """One quantity of sampled answers and of greedy ones: a gain of the first alone may be mere sharpening."""
+
+  sampled: IntervalEstimate
+  greedy: IntervalEstimate
+
+  def decided(self, rule: Callable[[IntervalEstimate, float], Status], bound: float) -> Status:
+    """Decide a rule that both have to meet."""
+    return all_of(rule(self.sampled, bound), rule(self.greedy, bound))
+
+  def points(self, label: str) -> tuple[Evidence, Evidence]:
+    """Make evidence of both."""
+    return points(label, self.sampled), points(f"{label}, greedy", self.greedy)
+
+
+def both(estimate: Callable[..., IntervalEstimate], *args: Any, **options: Any) -> SampledAndGreedy:
+  """Estimate something, `difference` or `gain` or their like, of sampled and of greedy answers."""
+  return SampledAndGreedy(estimate(*args, **options, how="sampled"), estimate(*args, **options, how="greedy"))
 
 
 def speedup(
@@ -80,6 +100,12 @@ def lazily(
     return unit(label, estimate(*args, **options))
 
   return evidence
+
+
+def lazily_both(label: str, estimate: Callable[..., IntervalEstimate], *args: Any) -> tuple[LazyEvidence, LazyEvidence]:
+  """Postpone `both(estimate, *args).points(label)`, each of the two by itself."""
+  sampled = lazily(points, label, estimate, *args)
+  return sampled, lazily(points, f"{label}, greedy", estimate, *args, how="greedy")
 
 
 def known(*evidence: LazyEvidence) -> list[Evidence]:

@@ -11,7 +11,7 @@ import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from opd_jax.runtime import json_files
 from opd_jax.studies import flops
 
 LAST = 3  # evaluations whose mean is a run's score: one alone is noisy
+How = Literal["sampled", "greedy"]  # answers at the evaluation's temperature, or the likeliest tokens
 
 T = TypeVar("T")
 
@@ -100,17 +101,31 @@ class Results:
     """Return an arm's config, with dotted keys; of its first finished seed, as seeds differ in nothing else."""
     return next(iter(self.runs(arm).values())).config
 
-  def scores(self, arm: str) -> dict[int, float]:
+  def accuracies(self, arm: str, how: How = "sampled") -> dict[int, list[float]]:
+    """The accuracy of every evaluation, by seed.
+
+    Raises:
+      Missing: no run is finished, or one was evaluated without `eval.greedy` and its greedy accuracy is asked for.
+    """
+    runs = self.runs(arm)
+    if how == "sampled":
+      return {seed: [e["accuracy"] for e in run.evals] for seed, run in runs.items()}
+    if not all("greedy" in e for run in runs.values() for e in run.evals):
+      raise Missing(f"{arm} was evaluated without eval.greedy")
+    return {seed: [e["greedy"]["accuracy"] for e in run.evals] for seed, run in runs.items()}
+
+  def scores(self, arm: str, how: How = "sampled") -> dict[int, float]:
     """The mean accuracy of the last `LAST` evaluations, by seed."""
-    return {seed: fmean(e["accuracy"] for e in run.evals[-LAST:]) for seed, run in self.runs(arm).items()}
+    return {seed: fmean(values[-LAST:]) for seed, values in self.accuracies(arm, how).items()}
 
-  def best(self, arm: str) -> dict[int, float]:
+  def best(self, arm: str, how: How = "sampled") -> dict[int, float]:
     """The highest mean accuracy of `LAST` evaluations in a row, by seed; so never less than the score."""
-    return {seed: max(_means([e["accuracy"] for e in run.evals])) for seed, run in self.runs(arm).items()}
+    return {seed: max(_means(values)) for seed, values in self.accuracies(arm, how).items()}
 
-  def untrained(self, arm: str) -> dict[int, float]:
+  def untrained(self, arm: str, how: How = "sampled") -> dict[int, float]:
     """The accuracy before the first step, from one evaluation, by seed."""
-    return {seed: run.evals[0]["accuracy"] for seed, run in self.runs(arm).items() if run.evals[0]["step"] == 0}
+    runs = self.runs(arm)
+    return {s: values[0] for s, values in self.accuracies(arm, how).items() if runs[s].evals[0]["step"] == 0}
 
   def totals(self, arm: str, x: str = "elapsed") -> dict[int, float]:
     """Sum up what each run has cost in all, in units of `curve`, by seed."""
@@ -120,13 +135,13 @@ class Results:
     """The mean number of tokens that a logged step trained, by seed."""
     return {seed: fmean(r["trained"] for r in run.train) for seed, run in self.runs(arm).items()}
 
-  def pairs(self, a: str, b: str) -> np.ndarray:
+  def pairs(self, a: str, b: str, how: How = "sampled") -> np.ndarray:
     """Score of a less score of b; [seeds that both have].
 
     Raises:
       Missing: they have none in common.
     """
-    left, right = self.scores(a), self.scores(b)
+    left, right = self.scores(a, how), self.scores(b, how)
     return np.array([left[seed] - right[seed] for seed in self.common(a, b)])
 
   def curve(self, arm: str, x: str = "step") -> Curve:

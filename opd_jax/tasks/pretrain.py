@@ -10,8 +10,9 @@
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/teacher $SHORT --steps=150 --seed=2 --out=DIR
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/short-teacher $SHORT --steps=120 --slips=0.1 --seed=3 --out=DIR
 
-    python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --out=DIR             of the task relay, 20 minutes
-    python -m opd_jax.tasks.pretrain --role=talker --short=400 --steps=2200 --lr=3e-3 --seed=1 --out=DIR    talker-2
+    TALKER="--role=talker --short=400 --steps=2200 --lr=3e-3"             of the task relay, 20 minutes each
+    python -m opd_jax.tasks.pretrain $TALKER --drift=0.7 --waits=0.05 --out=DIR
+    python -m opd_jax.tasks.pretrain $TALKER --drift=0.3 --waits=0.2 --seed=1 --out=DIR                     talker-2
 
     SUMS="--task=synonyms --rows=128 --lr=2e-3"                           of the task synonyms, 6 and 8 minutes
     python -m opd_jax.tasks.pretrain --role=student $SUMS --short=300 --steps=1100 --out=DIR
@@ -96,18 +97,18 @@ def batches(
     yield tokens, weights
 
 
-def conversation_batches(rows: int, seed: int, drift: float, short: int):
+def conversation_batches(rows: int, seed: int, drift: float, waits: float, short: int):
   """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of relay's conversations.
 
   Batches of problems that are told at once and of RAW alternate, since RAW is twice as long.
 
   Args:
-    drift: see `relay.transcript`.
+    drift, waits: see `relay.transcript`.
     short: the number of batches, which come first, of short problems that are told at once.
   """
-  easy = _padded(2 * rows, 64, relay.corpus(2 * rows, seed, 0.0, ("full", "full", "concat"), max_facts=4))
-  at_once = _padded(2 * rows, 96, relay.corpus(2 * rows, seed, drift, relay.TOLD_AT_ONCE))
-  in_turns = _padded(rows, 208, relay.corpus(rows, seed, drift, ("raw",)))
+  easy = _padded(2 * rows, 64, relay.corpus(2 * rows, seed, 0.0, 0.0, ("full", "full", "concat"), max_facts=4))
+  at_once = _padded(2 * rows, 96, relay.corpus(2 * rows, seed, drift, waits, relay.TOLD_AT_ONCE))
+  in_turns = _padded(rows, 208, relay.corpus(rows, seed, drift, waits, ("raw",)))
   yield from itertools.islice(easy, short)
   for both in zip(at_once, in_turns, strict=False):
     yield from both
@@ -191,7 +192,10 @@ def main() -> None:
     "--task", choices=[*sorted(PAIRS), synonyms.RUNNING_SUMS.name], default="chain", help="with its twin (chain)"
   )
   parser.add_argument("--slips", type=float, default=0.0, help="share of the facts that the text shows wrong")
-  parser.add_argument("--drift", type=float, default=0.3, help="of the talker: last replies that fall back on a guess")
+  parser.add_argument("--drift", type=float, default=0.7, help="of the talker: last replies that fall back on a guess")
+  parser.add_argument(
+    "--waits", type=float, default=0.05, help="of the talker: conversations in which it does not guess"
+  )
   parser.add_argument("--letter-weight", type=float, default=1.0, help="loss weight of the letters of PHASE")
   parser.add_argument("--rows", type=int, default=32)
   parser.add_argument("--lr", type=float, default=3e-3)
@@ -205,7 +209,7 @@ def main() -> None:
   cfg, task = MODELS[args.role], relay if args.role == "talker" else chain
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
   if args.role == "talker":
-    data = conversation_batches(args.rows, args.seed, args.drift, args.short)
+    data = conversation_batches(args.rows, args.seed, args.drift, args.waits, args.short)
   elif args.task == synonyms.RUNNING_SUMS.name:
     cfg, task = ADDER, synonyms
     beliefs = synonyms.misconceptions() if args.role == "student" else chain.TRUTH

@@ -11,7 +11,8 @@ The shipped model was pretrained on right replies to FULL and CONCAT. In its con
 back on an answer that stood there already, "c=7*2=8#8": the guess before; or, of a problem that is told at once, an
 answer that the assistant has given ("#8", and the question again) or that the user believes in ("c?" and below it "#8").
 So it loses in RAW what it can in FULL, as real models do (the paper's drift, here by construction; studies of it verify
-that it is there). In one of five of its conversations the assistant waits instead of guessing, with "#?".
+that it is there). In one of twenty of its conversations the assistant waits instead of guessing, with "#?". A digit has to be
+likelier than to wait, and to fall back likelier than not, if greedy replies are to drift too.
 
 `TIMES` (a sign that training does not show) and `LONG` (more facts) test what a student that was trained on `RELAY` knows
 beside it; the pretrained model knows both.
@@ -37,7 +38,6 @@ TEMPLATE = (
 TOKENIZER = CharTokenizer(SYMBOLS, PAD, EOS, TEMPLATE)
 CLAIM = "#{}"
 WAIT = CLAIM.format("?")
-WAITS = 0.2  # share of the conversations in which the assistant does
 TOLD_AT_ONCE = ("full", "concat", "full", "again", "hinted")  # what a pretrained model reads beside RAW
 HELD_OUT = 16  # one problem in this many, chosen by its checksum, is never trained on
 
@@ -147,17 +147,18 @@ def solution(facts: Sequence[str], instead: str = "") -> str:
   return f"{','.join([*steps[:-1], last_step])}#{last}"
 
 
-def transcript(kind: str, problem: Problem, rng: random.Random, drift: float) -> list[tuple[str, str]]:
+def transcript(kind: str, problem: Problem, rng: random.Random, drift: float, waits: float) -> list[tuple[str, str]]:
   """Write a conversation as pairs of a user's message and the assistant's reply.
 
   Args:
     kind: "full", "concat" or "raw"; "again" (a claim of the assistant's, and the question again) or "hinted" (a claim
       of the user's behind the problem), where the claim is the answer half of the time, and else a random digit.
     drift: probability that a reply falls back on what the conversation claims already.
+    waits: probability that the assistant of "raw" waits instead of guessing.
   """
   question, *facts = problem.turns
   if kind == "raw":
-    return list(zip(problem.turns, replies(facts, rng, drift, WAITS), strict=True))
+    return list(zip(problem.turns, replies(facts, rng, drift, waits), strict=True))
   if kind not in ("full", "concat", "again", "hinted"):
     raise ValueError(f"there is no conversation of kind {kind!r}")
   if kind in ("full", "concat"):
@@ -171,14 +172,14 @@ def transcript(kind: str, problem: Problem, rng: random.Random, drift: float) ->
 
 
 def corpus(
-  rows: int, seed: int, drift: float, kinds: Sequence[str], max_facts: int = LONG.facts[1]
+  rows: int, seed: int, drift: float, waits: float, kinds: Sequence[str], max_facts: int = LONG.facts[1]
 ) -> Iterator[tuple[list[list[int]], list[list[bool]]]]:
   """Yield batches of conversations: the token ids of each, and which of these are learned.
 
   The assistant's tokens are learned, but for the claim that "again" puts into its mouth.
 
   Args:
-    drift: see `transcript`.
+    drift, waits: see `transcript`.
     kinds: see `transcript`; the rows of a batch take them in turn.
     max_facts: most facts of a problem.
   """
@@ -189,7 +190,7 @@ def corpus(
     learned: list[list[bool]] = []
     for row in range(rows):
       kind = kinds[row % len(kinds)]
-      turns = transcript(kind, task.problem(rng, held_out=False), rng, drift)
+      turns = transcript(kind, task.problem(rng, held_out=False), rng, drift, waits)
       row_ids: list[int] = []
       row_learned: list[bool] = []
       for i, (user, reply) in enumerate(turns):

@@ -94,7 +94,8 @@ def workdir(
     if step % every == 0:
       a = float(np.clip(accuracy(step) + (noise * rng.normal() if step else 0), 0, 1))
       at = {"step": step, "tokens": int(tokens), "elapsed": elapsed, "accuracy": a}
-      records.append({"kind": "eval"} | at | {"low": a - 0.03, "high": a + 0.03})
+      bounds = {"low": a - 0.03, "high": a + 0.03}
+      records.append({"kind": "eval"} | at | bounds | {"greedy": {"accuracy": min(1.0, a + 0.02)} | bounds})
   (path / "config.json").write_text(json.dumps(saved))
   program = {"name": "rollout", "prompt": PROMPT, "width": LONGEST, "seconds": 0.0}
   (path / "run.json").write_text(json.dumps({"programs": [program]}))
@@ -255,6 +256,10 @@ def analyses(seed: int) -> dict[str, dict[str, Any]]:
       "untrained": continued(0.3, 0.5),
       "topd-10": continued(0.8, 0.02),
       "opd": continued(0.9, 0.0),
+    },
+    "untrained": {
+      "chain": {"1": START, "0.7": START + 0.1 + less, "0.5": START + 0.08, "0": START + 0.05},
+      "phase": {"1": START, "0.7": START + 0.01 + less, "0.5": START, "0": START - 0.01},
     },
     "drift": {name: {"within": 0.1, "beyond": 0.2 + less * len(name)} for name in measures.DRIFTING},
   }

@@ -83,7 +83,7 @@ def test_what_was_claimed_is_fallen_back_on(kind):
   for p in relay.RELAY.problems(50, seed=5):
     conversation = from_example(Example(p.prompt, p.answer, "here", turns=p.turns, claims=p.claims))
     for drift in (0.0, 1.0):
-      *before, (user, reply) = relay.transcript(kind, p, rng, drift)
+      *before, (user, reply) = relay.transcript(kind, p, rng, drift, waits=0.2)
       claim = before[0][1][-1] if before else user[-1]
       if before:
         assert conversation.with_wrong_answer(claim)[-2:] == (
@@ -98,14 +98,14 @@ def test_what_was_claimed_is_fallen_back_on(kind):
 
 def test_a_conversation_of_a_kind_that_does_not_exist_is_no_other_one():
   with pytest.raises(ValueError, match="no conversation of kind 'twice'"):
-    relay.transcript("twice", relay.RELAY.problem(random.Random(0), held_out=False), random.Random(0), 0.0)
+    relay.transcript("twice", relay.RELAY.problem(random.Random(0), held_out=False), random.Random(0), 0.0, 0.0)
 
 
 def test_the_template_renders_what_the_model_was_pretrained_on(tmp_path):
   kinds = (*relay.TOLD_AT_ONCE, "raw")
   relay.TOKENIZER.save(tmp_path)
   tokenizer = tokenizers.load(tmp_path)
-  (tokens, learned_masks), rng = next(relay.corpus(10, seed=0, drift=0.3, kinds=kinds)), random.Random(0)
+  (tokens, learned_masks), rng = next(relay.corpus(10, seed=0, drift=0.3, waits=0.2, kinds=kinds)), random.Random(0)
   learned = [
     "".join(relay.SYMBOLS[t] for t, m in zip(*row, strict=True) if m) for row in zip(tokens, learned_masks, strict=True)
   ]

@@ -5,18 +5,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from etils import epath
-
-from opd_jax import config as configs
-from opd_jax import inputs
 from opd_jax.config import Config
-from opd_jax.data import tokenizer as tokenizers
-from opd_jax.evaluation.single_turn import Evaluator
-from opd_jax.models import hf, model_sharding
-from opd_jax.recipes import base as recipes
-from opd_jax.runtime import began, bucket
-from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import ProgramCache
+from opd_jax.studies import students
 from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.studies.drpo.arms import UNTRAINED
 from opd_jax.studies.results import workdir
@@ -40,12 +31,12 @@ def measure_all(
   program_cache: ProgramCache = {}
   arms = list(arms)
   for seed in seeds:
-    students: list[tuple[str, Config, pathlib.Path | None]] = [(UNTRAINED, arms[0].config(seed, changes), None)]
+    asked: list[tuple[str, Config, pathlib.Path | None]] = [(UNTRAINED, arms[0].config(seed, changes), None)]
     for arm in arms:
       path = workdir(out, arm.name, seed)
       if done(path):
-        students.append((arm.name, arm.config(seed, changes), path))
-    for name, config, path in students:
+        asked.append((arm.name, arm.config(seed, changes), path))
+    for name, config, path in asked:
       compute = functools.partial(measure_student, config, path, program_cache)
       measure(out, f"asked-{name}", seed, digest([config]), compute)
 
@@ -56,18 +47,5 @@ def measure_student(config: Config, path: pathlib.Path | None, program_cache: Pr
   Args:
     path: the run's workdir; None: the student before training.
   """
-  model = inputs.learner(config)
-  tokenizer, mesh = tokenizers.load(model.path), meshes.for_reading(config.mesh)
-  moment = None if path is None else began.of_run(bucket.MirroredDir(path))
-  if path is None:
-    params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
-  else:
-    recipe = recipes.make(inputs.load_student(config, mesh))
-    params = recipes.saved_models(recipe, epath.Path(path))[0]["student"]
-  measured = {}
-  for how, temperature in HOW.items():
-    asked = configs.override(config, ASKED | {"eval.temperature": temperature})
-    evaluation = inputs.load_evaluation(asked, model, tokenizer, mesh, model.cfg.vocab, moment)
-    record, _ = Evaluator(asked, evaluation, params, program_cache)(params)
-    measured[how] = record["accuracy"]
-  return measured
+  found = students.accuracies(students.load(config, path), HOW.values(), ASKED, program_cache)
+  return {how: found[temperature] for how, temperature in HOW.items()}

@@ -5,12 +5,25 @@ A claim is of the best of several rules, so that each interval has the level tha
 
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from opd_jax.studies.evidence import POINT, difference, known, lazily, points, speedup, speedup_halfway, times, verdict
+from opd_jax.studies.evidence import (
+  POINT,
+  both,
+  difference,
+  known,
+  lazily,
+  points,
+  speedup,
+  speedup_halfway,
+  times,
+  verdict,
+)
 from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.statistics import IntervalEstimate
 from opd_jax.studies.verdicts import MISSING, Status, Verdict, any_of, at_least
 
+T = TypeVar("T")
 ADAPTIVE = ("agreement", "drift", "saturation", "look")
 ONE_OF_FOUR = 1 - 0.05 / len(ADAPTIVE)  # level of each interval where one of the rules is enough (Bonferroni)
 FIXED = (
@@ -32,7 +45,7 @@ def adaptive_is_fastest(results: Results) -> Verdict:
   best, best_speedup = best_fixed(results)
   by_rule = of_adaptive_rules(lambda arm: speedup(results, arm, than=best, level=ONE_OF_FOUR))
   return verdict(
-    one_of_rules(by_rule, 0.9),
+    one_of_rules({arm: at_least(estimate, 0.9) for arm, estimate in by_rule.items()}),
     f"ratio of times to OPD's score less a point, against {best}",
     *(times(f"{arm} sooner than {best}", estimate) for arm, estimate in by_rule.items()),
     times(f"{best} sooner than OPD", best_speedup),
@@ -51,7 +64,7 @@ def best_fixed(results: Results) -> tuple[str, IntervalEstimate]:
   return best, most
 
 
-def of_adaptive_rules(estimate: Callable[[str], IntervalEstimate]) -> dict[str, IntervalEstimate]:
+def of_adaptive_rules(estimate: Callable[[str], T]) -> dict[str, T]:
   """Estimates by arm, for the adaptive rules that have been run.
 
   Raises:
@@ -66,17 +79,17 @@ def of_adaptive_rules(estimate: Callable[[str], IntervalEstimate]) -> dict[str, 
   return found
 
 
-def one_of_rules(by_rule: Mapping[str, IntervalEstimate], bound: float) -> Status:
-  """Decide whether one of the rules is at the bound or above; a rule that was not run may be the one."""
-  return any_of(*(at_least(by_rule[arm], bound) if arm in by_rule else MISSING for arm in ADAPTIVE))
+def one_of_rules(status_by_rule: Mapping[str, Status]) -> Status:
+  """Decide whether one of the rules meets the bound; a rule that was not run may be the one."""
+  return any_of(*(status_by_rule.get(arm, MISSING) for arm in ADAPTIVE))
 
 
 def adaptive_is_safe(results: Results) -> Verdict:
-  by_rule = of_adaptive_rules(lambda arm: difference(results, f"phase-{arm}", "phase-opd", ONE_OF_FOUR))
+  by_rule = of_adaptive_rules(lambda arm: both(difference, results, f"phase-{arm}", "phase-opd", ONE_OF_FOUR))
   return verdict(
-    one_of_rules(by_rule, -POINT),
+    one_of_rules({arm: estimate.decided(at_least, -POINT) for arm, estimate in by_rule.items()}),
     "paired difference of scores on the phase task",
-    *(points(f"{arm} less OPD", estimate) for arm, estimate in by_rule.items()),
+    *(evidence for arm, estimate in by_rule.items() for evidence in estimate.points(f"{arm} less OPD")),
     *known(
       *(
         lazily(times, f"{arm} sooner than OPD half way up", speedup_halfway, results, f"phase-{arm}", "phase-opd")

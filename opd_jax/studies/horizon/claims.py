@@ -1,9 +1,11 @@
 """What is claimed of horizons, and the rules by which the study decides it.
 
 Intervals are over seeds, at 95% where a rule names no other level, see statistics.py; scores are means of a run's last
-evaluations; "within a point" is one point of accuracy. A time is training seconds, probes of the horizon included,
-compiling and evaluation not. A claim is decided where the runs that its rule needs are there; of other evidence it
-shows what is known. The rules of adaptive horizons are in adaptive_claims.py.
+evaluations; "within a point" is one point of accuracy. A rule that rests on scores has to be met twice, by answers that are
+sampled at temperature 1 and by greedy ones, so that no claim is decided by how sure a student has become. A time is training
+seconds to an accuracy at temperature 1, probes of the horizon included, compiling and evaluation not. A claim is decided where the
+runs that its rule needs are there; of other evidence it shows what is known. The rules of adaptive horizons are in
+adaptive_claims.py, those of the controls in controls_claims.py.
 """
 
 from collections.abc import Callable
@@ -12,11 +14,13 @@ from typing import Any
 from opd_jax.studies.evidence import (
   POINT,
   LazyEvidence,
+  both,
   by_seed,
   difference,
   gain,
   known,
   lazily,
+  lazily_both,
   points,
   quarter,
   seconds_down_to,
@@ -25,19 +29,21 @@ from opd_jax.studies.evidence import (
   verdict,
 )
 from opd_jax.studies.horizon.adaptive_claims import adaptive_is_fastest, adaptive_is_safe
-from opd_jax.studies.results import Results
+from opd_jax.studies.horizon.controls_claims import CONTROLS
+from opd_jax.studies.results import How, Results
 from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
 from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least, at_most
 
 
 def topd_is_as_good(results: Results) -> Verdict:
-  short = difference(results, "topd-10", "opd")
+  short = both(difference, results, "topd-10", "opd")
   return verdict(
-    at_least(short, -POINT),
+    short.decided(at_least, -POINT),
     "paired difference of scores after equally many steps",
-    points("TOPD 10% less OPD, equal steps", short),
+    *short.points("TOPD 10% less OPD, equal steps"),
     *known(
-      lazily(points, "TOPD 10% with 4x the steps less OPD", difference, results, "topd-10-long", "opd"),
+      *lazily_both("TOPD 10% with 4x the steps less OPD", difference, results, "topd-10-long", "opd"),
+      *lazily_both("TOPD 25% with 2x the steps less OPD", difference, results, "topd-25-long", "opd"),
       *(
         lazily(points, f"TOPD {n}% less OPD", difference, results, f"topd-{n}", "opd") for n in ("50", "25", "5", "2.5")
       ),
@@ -85,12 +91,12 @@ def early_teaches(results: Results) -> Verdict:
   def less(arm: str, label: str) -> LazyEvidence:
     return lazily(points, f"first 10% less {label}", difference, results, "topd-10", arm)
 
-  late, gained = difference(results, "topd-10-thin", "segment-80"), gain(results, "segment-80")
+  late, gained = both(difference, results, "topd-10-thin", "segment-80"), both(gain, results, "segment-80")
   return verdict(
-    all_of(above(late, 0.05), at_most(gained, 0.05)),
+    all_of(late.decided(above, 0.05), gained.decided(at_most, 0.05)),
     "the first tenth in batches of 11 against the tenth at 80%, and that one against no training",
-    points("first 10%, batches of 11, less 80-90%", late),
-    points("80-90% less untrained", gained),
+    *late.points("first 10%, batches of 11, less 80-90%"),
+    *gained.points("80-90% less untrained"),
     Evidence("trained tokens a step, first 10%, batches of 11", trained("topd-10-thin")),
     Evidence("trained tokens a step, 80-90%", trained("segment-80")),
     *known(
@@ -143,17 +149,20 @@ def late_is_less_reliable(results: Results) -> Verdict:
 
 def tokens_beat_sequences(results: Results) -> Verdict:
   arms = ("credit-0", "credit-1", "exact-0", "exact-1")
-  learned, exact = difference(results, *arms[:2]), difference(results, *arms[2:])
-  token, sequence, exact_token, exact_sequence = (results.scores(arm) for arm in arms)
-  gap = interval(
-    token[seed] - sequence[seed] - (exact_token[seed] - exact_sequence[seed]) for seed in results.common(*arms)
-  )
+
+  def narrowing(how: How) -> IntervalEstimate:
+    token, sequence, exact_token, exact_sequence = (results.scores(arm, how) for arm in arms)
+    return interval(
+      token[seed] - sequence[seed] - (exact_token[seed] - exact_sequence[seed]) for seed in results.common(*arms)
+    )
+
+  learned, gap = both(difference, results, *arms[:2]), both(narrowing)
   return verdict(
-    all_of(above(learned, 0), above(gap, 0)),
+    all_of(learned.decided(above, 0), gap.decided(above, 0)),
     "discount 0 against 1, and whether a teacher that was trained off the path narrows it",
-    points("discount 0 less 1, learned teacher", learned),
-    points("discount 0 less 1, exact teacher", exact),
-    points("difference of the two", gap),
+    *learned.points("discount 0 less 1, learned teacher"),
+    *both(difference, results, *arms[2:]).points("discount 0 less 1, exact teacher"),
+    *gap.points("difference of the two"),
   )
 
 
@@ -171,15 +180,15 @@ def variance_is_cubic(results: Results) -> Verdict:
 
 
 def topd_fails_late(results: Results) -> Verdict:
-  opd, short = gain(results, "phase-opd"), gain(results, "phase-topd-10")
+  opd, short = both(gain, results, "phase-opd"), both(gain, results, "phase-topd-10")
   return verdict(
-    all_of(at_least(opd, 0.2), at_most(short, 0.05)),
+    all_of(opd.decided(at_least, 0.2), short.decided(at_most, 0.05)),
     "gain over the untrained student where the last symbols need what is seen nowhere earlier",
-    points("OPD less untrained", opd),
-    points("TOPD 10% less untrained", short),
+    *opd.points("OPD less untrained"),
+    *short.points("TOPD 10% less untrained"),
     *known(
       *(lazily(points, f"TOPD {n}% less untrained", gain, results, f"phase-topd-{n}") for n in ("25", "50")),
-      lazily(points, "POPD to T less OPD", difference, results, "phase-popd", "phase-opd"),
+      *lazily_both("POPD to T less OPD", difference, results, "phase-popd", "phase-opd"),
     ),
   )
 
@@ -190,19 +199,19 @@ def topd_drifts(results: Results) -> Verdict:
   The best of a flat run is above its end by noise alone: means of three leave less of it than single evaluations.
   """
 
-  def fallen(arm: str) -> IntervalEstimate:
-    best = results.best(arm)
-    return interval(best[seed] - score for seed, score in results.scores(arm).items())
+  def fallen(arm: str, how: How = "sampled") -> IntervalEstimate:
+    best = results.best(arm, how)
+    return interval(best[seed] - score for seed, score in results.scores(arm, how).items())
 
   def beyond(found: dict[str, Any]) -> float:
     return found["lr4-topd-10"]["beyond"] - found["untrained"]["beyond"]
 
-  short, full = fallen("lr4-topd-10"), fallen("lr4-opd")
+  short, full = both(fallen, "lr4-topd-10"), both(fallen, "lr4-opd")
   return verdict(
-    all_of(above(short, 0.05), at_most(full, 0.05)),
+    all_of(short.decided(above, 0.05), full.decided(at_most, 0.05)),
     "how far the mean of the last three evaluations lies below the best mean of three in a row, at four times the rate",
-    points("TOPD 10%, best less last, 4x the rate", short),
-    points("OPD, best less last, 4x the rate", full),
+    *short.points("TOPD 10%, best less last, 4x the rate"),
+    *full.points("OPD, best less last, 4x the rate"),
     *known(
       lazily(points, "TOPD 10%, best less last, the study's rate", fallen, "topd-10"),
       lazily(
@@ -235,31 +244,32 @@ def topd_drifts(results: Results) -> Verdict:
 
 
 def reverse_works(results: Results) -> Verdict:
-  opd, short = gain(results, "reverse-opd"), gain(results, "reverse-topd-25")
+  opd, short = both(gain, results, "reverse-opd"), both(gain, results, "reverse-topd-25")
   scores = results.scores("reverse-opd")
   halfway = {seed: (start + scores[seed]) / 2 for seed, start in results.untrained("reverse-opd").items()}
   faster = ratio(seconds_down_to(results, "reverse-opd", halfway), seconds_down_to(results, "reverse-topd-25", halfway))
   return verdict(
-    all_of(at_most(opd, -0.1), at_most(short, -0.1), above(faster, 1)),
+    all_of(opd.decided(at_most, -0.1), short.decided(at_most, -0.1), above(faster, 1)),
     "what the strong model loses to the weak one, and how soon half of it",
-    points("OPD less untrained", opd),
-    points("TOPD 25% less untrained", short),
+    *opd.points("OPD less untrained"),
+    *short.points("TOPD 25% less untrained"),
     times("TOPD 25% sooner than OPD half way down", faster),
     *known(lazily(points, "TOPD 10% less untrained", gain, results, "reverse-topd-10")),
   )
 
 
 def weights_help(results: Results) -> Verdict:
-  falling = difference(results, "gap", "opd")
+  falling = both(difference, results, "gap", "opd")
   return verdict(
-    above(falling, 0),
+    falling.decided(above, 0),
     "paired difference of scores, weights of mean one, equal tokens and steps",
-    points("falling (IW-OPD) less OPD", falling),
-    *known(lazily(points, "rising (PW-OPSD) less OPD", difference, results, "rising", "opd")),
+    *falling.points("falling (IW-OPD) less OPD"),
+    *known(*lazily_both("rising (PW-OPSD) less OPD", difference, results, "rising", "opd")),
   )
 
 
 CLAIMS = (
+  *CONTROLS,
   Claim(
     "TOPD is as good",
     "TOPD at 10% of T reaches OPD's accuracy (arXiv:2605.31490)",

@@ -22,6 +22,8 @@ from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.studies.horizon.arms import TENTH, T
 from opd_jax.studies.results import workdir
 from opd_jax.studies.run import digest, done, measure
+from opd_jax.studies.students import accuracies as student_accuracies
+from opd_jax.studies.students import load as load_student
 from opd_jax.types import Params
 
 PROBLEMS = 256
@@ -37,6 +39,7 @@ DRIFTING = (
   "lr4-look",
   "lr4-opd",
 )
+TEMPERATURES = (1.0, 0.7, 0.5, 0.0)
 FROM = 105  # tokens that a row needs to be among those whose advantages are compared
 
 
@@ -153,8 +156,20 @@ def advantage(students: Students) -> dict[str, Any]:
   }
 
 
+def untrained(students: Students) -> dict[str, Any]:
+  """Measure the accuracy before training by task, "chain" and "phase", and by temperature, "0" for greedy answers."""
+  return {task: _by_temperature(students.config(arm)) for task, arm in (("chain", "opd"), ("phase", "phase-opd"))}
+
+
+def _by_temperature(config: Config) -> dict[str, float]:
+  asked = {"eval.prompts": 2 * PROBLEMS, "eval.batch": 2 * PROBLEMS}
+  found = student_accuracies(load_student(config, None), TEMPERATURES, asked, {})
+  return {f"{temperature:g}": accuracy for temperature, accuracy in found.items()}
+
+
 ANALYSES: dict[str, tuple[tuple[str, ...], Callable[[Students], dict[str, Any]]]] = {
   "advantage": (("untrained",), advantage),
+  "untrained": (("untrained",), untrained),
   "reliability": (("opd",), reliability),
   "continuation": (CONTINUED, continued),
   "drift": (DRIFTING, drift),

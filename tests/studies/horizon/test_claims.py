@@ -1,5 +1,7 @@
 """Every claim decided on synthetic results: where it comes out supported, where not, and what it does without."""
 
+import json
+
 import pytest
 
 from opd_jax.studies.evidence import difference
@@ -82,6 +84,16 @@ CASES: list[tuple[str, list[str], dict, Status]] = [
   ("falling weights help", ["opd", "gap"], {"gap": HIGH}, Y),
   ("falling weights help", ["opd", "gap"], {"gap": LOW}, N),
 ]
+GREEDY_ALIKE = [  # rules that are met at temperature 1, and by greedy answers not
+  ("TOPD is as good", ["opd", "topd-10"], "topd-10", {"topd-10": HIGH}),
+  ("falling weights help", ["opd", "gap"], "gap", {"gap": HIGH}),
+  (
+    "adaptive is safe",
+    ["phase-opd", *PHASE_RULES],
+    "phase-drift",
+    dict.fromkeys(PHASE_RULES, LOW) | {"phase-drift": HIGH},
+  ),
+]
 
 
 @pytest.mark.parametrize(("name", "arms", "own", "status"), CASES)
@@ -89,6 +101,54 @@ def test_with_the_arms_of_its_rule_alone(tmp_path, name, arms, own, status):
   verdict = decided(name, study_of_claims(tmp_path, own, arms))
   assert verdict.status == status, verdict.evidence
   assert verdict.evidence
+
+
+@pytest.mark.parametrize(("name", "arms", "sharper", "own"), GREEDY_ALIKE)
+def test_what_greedy_answers_do_not_show_is_not_supported(tmp_path, name, arms, sharper, own):
+  results = study_of_claims(tmp_path, own, arms)
+  assert decided(name, results).status == Y
+  for file in (tmp_path / "runs" / sharper).glob("*/metrics.jsonl"):
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+      if "greedy" in record:
+        record["greedy"]["accuracy"] = START
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+  assert decided(name, Results(tmp_path, range(5))).status == N
+
+
+class TestControls:
+  """OPD's gain, beside what its controls gain."""
+
+  ARMS = ("opd", "topd-10", "null", "null-slow", "shuffled")
+
+  def study(self, out, own, **untrained):
+    results = study_of_claims(out, own, self.ARMS)
+    for seed in range(5):
+      found = analyses(seed)["untrained"]
+      write(out, "untrained", seed, {task: found[task] | untrained for task in found})
+    return results
+
+  def test_a_gain_above_all_of_them_is_distilled(self, tmp_path):
+    results = self.study(tmp_path, dict.fromkeys(("null", "null-slow", "shuffled"), NOTHING))
+    assert decided("OPD distils", results).status == Y
+    assert decided("TOPD distils", results).status == Y
+
+  @pytest.mark.parametrize("control", ["null-slow", "shuffled"])
+  def test_a_gain_that_one_of_them_has_is_not(self, tmp_path, control):
+    own = dict.fromkeys(("null", "null-slow", "shuffled"), NOTHING) | {control: rising(0.99, 4, collapse=0.1)}
+    assert decided("OPD distils", self.study(tmp_path, own)).status == N
+
+  def test_nor_one_that_a_lower_temperature_has(self, tmp_path):
+    own = dict.fromkeys(("null", "null-slow", "shuffled"), NOTHING)
+    assert decided("OPD distils", self.study(tmp_path, own, **{"0.5": 0.97})).status == N
+
+  @pytest.mark.parametrize(("level", "status"), [(START, Y), (0.8, N)])
+  def test_the_phase_task_needs_a_teacher_where_no_control_learns_it(self, tmp_path, level, status):
+    controls = ("phase-null", "phase-null-slow", "phase-shuffled")
+    results = study_of_claims(tmp_path, dict.fromkeys(controls, rising(level)), controls)
+    for seed in range(5):
+      write(tmp_path, "untrained", seed, analyses(seed)["untrained"])
+    assert decided("phase needs a teacher", results).status == status
 
 
 @pytest.mark.parametrize("arm", ["opd", "topd-10"])

@@ -1,0 +1,75 @@
+"""A trained student of a study, loaded from its workdir, and the accuracy of its answers at several temperatures."""
+
+import datetime
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from opd_jax import config as configs
+from opd_jax import inputs
+from opd_jax.config import Config
+from opd_jax.data import tokenizer as tokenizers
+from opd_jax.evaluation import EvaluationInputs
+from opd_jax.evaluation.single_turn import Evaluator
+from opd_jax.models import hf, model_sharding
+from opd_jax.models.spec import ModelSpec
+from opd_jax.recipes import base as recipes
+from opd_jax.runtime import began, bucket
+from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.programs import ProgramCache
+from opd_jax.types import Params
+
+
+class Student(NamedTuple):
+  """A student that can be asked.
+
+  Attributes:
+    config: of its run.
+    moment: when the run began; None: the student before training.
+  """
+
+  config: Config
+  params: Params
+  model: ModelSpec
+  tokenizer: Any
+  mesh: jax.sharding.Mesh
+  moment: datetime.datetime | None
+
+  def evaluation(self, config: Config) -> EvaluationInputs:
+    """Load the problems of `eval.path` for this student."""
+    return inputs.load_evaluation(config, self.model, self.tokenizer, self.mesh, self.model.cfg.vocab, self.moment)
+
+
+def load(config: Config, path: pathlib.Path | None) -> Student:
+  """Load the student of a finished run.
+
+  Args:
+    path: the run's workdir; None: the student before training.
+  """
+  model, mesh = inputs.learner(config), meshes.for_reading(config.mesh)
+  tokenizer = tokenizers.load(model.path)
+  if path is None:
+    params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
+    return Student(config, params, model, tokenizer, mesh, None)
+  recipe = recipes.make(inputs.load_student(config, mesh))
+  params = recipes.saved_models(recipe, epath.Path(path))[0]["student"]
+  return Student(config, params, model, tokenizer, mesh, began.of_run(bucket.MirroredDir(path)))
+
+
+def accuracies(
+  student: Student, temperatures: Iterable[float], changes: dict[str, Any], program_cache: ProgramCache
+) -> dict[float, float]:
+  """Measure a student's accuracy by temperature, 0 for greedy answers.
+
+  Args:
+    changes: to the run's config, such as `eval.prompts`.
+  """
+  measured = {}
+  for temperature in temperatures:
+    asked = configs.override(student.config, changes | {"eval.temperature": temperature, "eval.greedy": False})
+    evaluator = Evaluator(asked, student.evaluation(asked), student.params, program_cache)
+    measured[temperature] = evaluator(student.params)[0]["accuracy"]
+  return measured
