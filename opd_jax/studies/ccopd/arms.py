@@ -30,6 +30,13 @@ BASE: dict[str, Any] = {
   "log.samples": 0,
   "log.tensorboard": False,
 }
+NULL = {  # the teacher that the context asks for is not read
+  "objective.support": "sampled",
+  "objective.kind": "suppress",
+  "objective.advantage": -0.5,
+  "weights.kind": "rare",
+  "weights.fraction": 0.2,
+}
 LEARNED = {"objective.support": "sampled", "objective.kind": "forward_kl", "objective.estimator": "nll"}
 
 
@@ -60,6 +67,12 @@ ARMS: tuple[ArmSpec, ...] = (
     "CCOPD, POPD",
     {"horizon.kind": "progressive", "horizon.start": 8, "horizon.growth": 1, "horizon.quantum": 8, "horizon.every": 2},
   ),
+  # Controls, after arXiv:2608.31046: no teacher, and a teacher of other tokens.
+  arm("null", "CCOPD's null: rare tokens suppressed", NULL),
+  arm("null-slow", "CCOPD's null, a tenth of the rate", NULL | {"optimizer.lr": LR / 10}),
+  arm("shuffled", "CCOPD, teacher's readings permuted", {"objective.shuffle_teacher": True}),
 )
+NULLS = ("null", "null-slow")
 SHORT = ("ccopd", "forward", "sft-teacher", "any-turn")
-OTHERS = {"relay": relay.RELAY, "times": relay.TIMES, "long": relay.LONG}  # asked of every student after training
+OUT_OF_DOMAIN = {"times": relay.TIMES, "long": relay.LONG}
+OTHERS = {"relay": relay.RELAY, **OUT_OF_DOMAIN}  # asked of every student after training

@@ -12,7 +12,7 @@ from opd_jax.evaluation.multi_turn import MultiTurnEvaluator
 from opd_jax.runtime.programs import ProgramCache
 from opd_jax.studies import students
 from opd_jax.studies.arm_spec import ArmSpec
-from opd_jax.studies.ccopd.arms import ARMS, OTHERS, UNTRAINED
+from opd_jax.studies.ccopd.arms import ARMS, OTHERS, OUT_OF_DOMAIN, UNTRAINED
 from opd_jax.studies.results import workdir
 from opd_jax.studies.run import digest, done, measure
 from opd_jax.tasks import relay
@@ -59,31 +59,38 @@ def measure_student(config: configs.Config, path: pathlib.Path | None, program_c
 
   Returns:
     relay, times, long: accuracy by form, "full", "concat" and "raw", at temperature 1.
-    greedy: the same of the task of training, where every reply of the conversation is greedy.
-    cooler: likewise by temperature, of `COOLER`; of the student before training alone.
-    pollution: accuracy behind a wrong "solution" and a wrong "hint".
+    pollution: accuracy behind a wrong "solution" and a wrong "hint", at temperature 1.
+    greedy: all of these again, where the student says its likeliest tokens in every turn.
+    cooler: accuracy by form at the temperatures `COOLER`, of the student before training alone.
     anchored, deviation: the records of `MultiTurnEvaluator` and of analysis/deviation.py.
     looks: the deviation's attention ratio, a mean over layers.
   """
   student = students.load(config, path)
 
-  def evaluator(task: relay.Relay, **changes: Any) -> MultiTurnEvaluator:
+  def evaluator(task: relay.Relay, changes: dict[str, Any]) -> MultiTurnEvaluator:
     asked = configs.override(config, ASKED | {"eval.path": f"{configs.TASK}{task.name}"} | changes)
     return MultiTurnEvaluator(asked, student.evaluation(asked), student.params, program_cache)
 
   def accuracies(evaluator: MultiTurnEvaluator) -> dict[str, float]:
     return {form: result["accuracy"] for form, result in evaluator(student.params)[0]["forms"].items()}
 
-  measured: dict[str, Any] = {name: accuracies(evaluator(task)) for name, task in OTHERS.items() if name != "relay"}
-  own = evaluator(OTHERS["relay"], **{"eval.k": 2})
+  def pollution(evaluator: MultiTurnEvaluator) -> dict[str, float]:
+    return {kind: result["accuracy"] for kind, result in evaluator.pollution(student.params).items()}
+
+  own = evaluator(relay.RELAY, {"eval.k": 2})
   record, _ = own(student.params)
-  measured["relay"] = {form: result["accuracy"] for form, result in record["forms"].items()}
-  measured["greedy"] = accuracies(evaluator(OTHERS["relay"], **{"eval.temperature": 0.0}))
-  if path is None:
-    cooler = {f"{t:g}": evaluator(OTHERS["relay"], **{"eval.temperature": t}) for t in COOLER}
-    measured["cooler"] = {temperature: accuracies(asked) for temperature, asked in cooler.items()}
-  measured["pollution"] = {kind: result["accuracy"] for kind, result in own.pollution(student.params).items()}
-  measured["anchored"] = record["anchored"]
-  measured["deviation"] = deviation(own, student.params)
+  measured: dict[str, Any] = {
+    "relay": {form: result["accuracy"] for form, result in record["forms"].items()},
+    **{name: accuracies(evaluator(task, {})) for name, task in OUT_OF_DOMAIN.items()},
+    "pollution": pollution(own),
+    "anchored": record["anchored"],
+    "deviation": deviation(own, student.params),
+  }
   measured["looks"] = statistics.fmean(measured["deviation"]["looks"])
+  greedy = {name: evaluator(task, {"eval.temperature": 0.0}) for name, task in OTHERS.items()}
+  measured["greedy"] = {name: accuracies(asked) for name, asked in greedy.items()}
+  measured["greedy"]["pollution"] = pollution(greedy["relay"])
+  if path is None:
+    cooler = {f"{t:g}": evaluator(relay.RELAY, {"eval.temperature": t}) for t in COOLER}
+    measured["cooler"] = {temperature: accuracies(asked) for temperature, asked in cooler.items()}
   return measured

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from opd_jax.reports import plotting
 from opd_jax.studies import charts
-from opd_jax.studies.ccopd.arms import ARMS, OTHERS, UNTRAINED
+from opd_jax.studies.ccopd.arms import ARMS, OUT_OF_DOMAIN, UNTRAINED
 from opd_jax.studies.ccopd.claims import measured
 from opd_jax.studies.charts import picture
 from opd_jax.studies.results import Missing, Results
@@ -26,12 +26,17 @@ LABELS = {UNTRAINED: "before training"} | {arm.name: arm.label for arm in ARMS}
 
 def sections(results: Results) -> list[Section]:
   forms = {f"{form.upper()}": ("relay", form) for form in ("full", "concat", "raw")}
-  other = {f"RAW, {name}": (name, "raw") for name in OTHERS if name != "relay"}
+  other = {f"RAW, {name}": (name, "raw") for name in OUT_OF_DOMAIN}
   polluted = {"a wrong solution": ("pollution", "solution"), "a wrong hint": ("pollution", "hint")}
   guesses = {"share of wrong guesses repeated": ("anchored", "kept"), "attention, user over own (log)": ("looks",)}
   deviations = {"deviation": ("deviation", "psi"), "own turns' share": ("deviation", "own_turn")}
   return [
     Section("Told at once, and turn by turn", "Accuracy after training, on held-out problems.", bars(results, forms)),
+    Section(
+      "Greedy",
+      "The same where the student says its likeliest tokens in every turn.",
+      bars(results, {title: ("greedy", *path) for title, path in forms.items()}),
+    ),
     Section("Out of domain", "A sign that training did not show, and longer chains.", bars(results, other)),
     Section(
       "Polluted",

@@ -20,12 +20,16 @@ def measurement(raw: float, seed: int, full: float = 0.95, **more: float) -> dic
   def by_form(raw: float) -> dict[str, float]:
     return {"full": full + noise, "concat": 0.9 + noise, "raw": raw + noise}
 
+  def asked(raw: float) -> dict[str, Any]:
+    pollution = {"solution": more.get("solution", 0.5) + noise, "hint": 0.8 + noise}
+    tasks = {"relay": by_form(raw), "times": by_form(raw - 0.05), "long": by_form(raw - 0.1)}
+    return tasks | {"pollution": pollution}
+
   return {
-    "relay": by_form(raw),
-    "times": by_form(raw - 0.05),
-    "long": by_form(raw - 0.1),
+    **asked(raw),
+    "greedy": asked(more.get("greedy", raw)),
+    "cooler": {"0.7": by_form(more.get("cooler", raw)), "0.5": by_form(raw)},
     "anchored": {"wrong": 0.6, "kept": 0.4 + noise},
-    "pollution": {"solution": more.get("solution", 0.5) + noise, "hint": 0.8 + noise},
     "deviation": {"psi": more.get("psi", 0.4) + noise, "own_turn": more.get("own", 0.2)},
     "looks": -0.5 + noise,
   }
@@ -69,10 +73,16 @@ def test_what_is_as_claimed_is_supported(study_of):
   ("arm", "numbers", "claim"),
   [
     ("untrained", {"raw": 0.94}, "drift is there"),
+    ("untrained", {"raw": 0.7, "greedy": 0.94}, "drift is there"),
     ("untrained", {"raw": 0.7, "own": -0.1}, "drift is there"),
     ("ccopd", {"raw": 0.75}, "RAW rises"),
     ("ccopd", {"raw": 0.93, "full": 0.9}, "RAW rises"),
+    ("ccopd", {"raw": 0.93, "greedy": 0.75}, "RAW rises"),
     ("ccopd", {"raw": 0.71}, "out of domain"),
+    ("untrained", {"raw": 0.7, "greedy": 0.95}, "CCOPD distils"),
+    ("untrained", {"raw": 0.7, "cooler": 0.95}, "CCOPD distils"),
+    ("null-slow", {"raw": 0.95}, "CCOPD distils"),
+    ("shuffled", {"raw": 0.7, "greedy": 0.95}, "CCOPD distils"),
     ("forward", {"raw": 0.95}, "better than the forward KL"),
     ("sft-teacher", {"raw": 0.95}, "better than SFT on the teacher's answers"),
     ("sft-gold", {"raw": 0.95}, "better than SFT on right answers"),
