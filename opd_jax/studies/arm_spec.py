@@ -5,6 +5,16 @@ from typing import Any, NamedTuple
 from opd_jax import config as configs
 from opd_jax.config import Config
 
+UNTRAINED = "untrained"  # the student before training
+# OPD's null, after arXiv:2608.31046: the rarest fifth of a response's tokens become rarer, whatever a teacher says.
+NULL: dict[str, Any] = {
+  "objective.support": "sampled",
+  "objective.kind": "suppress",
+  "objective.advantage": -0.5,
+  "weights.kind": "rare",
+  "weights.fraction": 0.2,
+}
+
 
 class ArmSpec(NamedTuple):
   """The config of runs that differ in the seed alone.

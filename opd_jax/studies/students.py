@@ -1,8 +1,9 @@
-"""A trained student of a study, loaded from its workdir, and the accuracy of its answers at several temperatures."""
+"""The trained students of a study, loaded from their workdirs, and what they are asked after training."""
 
 import datetime
+import functools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ from opd_jax.recipes import base as recipes
 from opd_jax.runtime import began, bucket
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import ProgramCache
+from opd_jax.studies.arm_spec import UNTRAINED, ArmSpec
+from opd_jax.studies.results import workdir
+from opd_jax.studies.run import digest, done, measure
 from opd_jax.types import Params
 
 
@@ -57,6 +61,32 @@ def load(config: Config, path: pathlib.Path | None) -> Student:
   recipe = recipes.make(inputs.load_student(config, mesh))
   params = recipes.saved_models(recipe, epath.Path(path))[0]["student"]
   return Student(config, params, model, tokenizer, mesh, began.of_run(bucket.MirroredDir(path)))
+
+
+Ask = Callable[[Config, pathlib.Path | None, ProgramCache], dict[str, Any]]  # of a run's config and workdir
+
+
+def ask_all(
+  ask: Ask, arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+) -> None:
+  """Ask the student of every finished run, and the student before training, and write OUT/analysis/asked-<arm>.
+
+  What was measured of the same runs before is not measured again.
+
+  Args:
+    ask: returns what it measured; its workdir is None for the student before training.
+    out: the study's directory.
+    changes: to the config of every arm.
+  """
+  program_cache: ProgramCache = {}
+  arms = list(arms)
+  for seed in seeds:
+    asked: list[tuple[str, Config, pathlib.Path | None]] = [(UNTRAINED, arms[0].config(seed, changes), None)]
+    for arm in arms:
+      if done(path := workdir(out, arm.name, seed)):
+        asked.append((arm.name, arm.config(seed, changes), path))
+    for name, config, path in asked:
+      measure(out, f"asked-{name}", seed, digest([config]), functools.partial(ask, config, path, program_cache))
 
 
 def accuracies(

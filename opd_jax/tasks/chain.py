@@ -23,7 +23,7 @@ firmly as those about facts.
 import dataclasses
 import random
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from opd_jax.tasks import thoughts
 from opd_jax.tasks.problem import Problem
@@ -135,18 +135,7 @@ class Chain:
     Somebody who knows the facts goes on from a wrong result as if it were right: after "3+5=9,5-" follows 9. The list
     is as long as the response, and shorter where that leaves the format: nothing is right from there on.
     """
-    right = []
-    follow = self._follow(prompt)
-    expected = next(follow)
-    for written in response:
-      right.append(expected)
-      if _kind(written) != _kind(expected):
-        break
-      try:
-        expected = follow.send(written)
-      except StopIteration:
-        break
-    return right
+    return list(followed(self._follow(prompt), response, _kind))
 
   def _follow(self, prompt: str) -> Generator[str, str, None]:
     """Follow a response: yield the right symbol, and be sent the one that was written."""
@@ -169,6 +158,24 @@ class Chain:
       yield LETTERS[int(a)]
       yield LETTERS[int(b)]
     yield EOS
+
+
+def followed(right: Generator[str, str, None], response: Sequence[str], kind: Callable[[str], str]) -> Iterator[str]:
+  """Yield the right symbol at each position of a response, up to the first that leaves the format.
+
+  Args:
+    right: yields the right symbol, and is sent the one that was written.
+    kind: the symbols that can stand for one without leaving the format.
+  """
+  expected = next(right)
+  for written in response:
+    yield expected
+    if kind(written) != kind(expected):
+      return
+    try:
+      expected = right.send(written)
+    except StopIteration:
+      return
 
 
 def _kind(symbol: str) -> str:

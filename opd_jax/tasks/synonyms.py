@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Generator, Sequence
 
 from opd_jax.tasks import thoughts
-from opd_jax.tasks.chain import TRUTH, Beliefs
+from opd_jax.tasks.chain import TRUTH, Beliefs, followed
 from opd_jax.tasks.problem import Problem
 from opd_jax.tasks.symbols import CharTokenizer
 
@@ -100,18 +100,7 @@ class Synonyms:
     A digit stands for all of its words. Somebody who knows the sums goes on from a wrong one as if it were right. The list
     is as long as the response, and shorter where that leaves the format: nothing is right from there on.
     """
-    right = []
-    follow = self._follow(prompt)
-    expected = next(follow)
-    for written in response:
-      right.append(expected)
-      if _kind(written) != _kind(expected):
-        break
-      try:
-        expected = follow.send(written)
-      except StopIteration:
-        break
-    return right
+    return list(followed(self._follow(prompt), response, _kind))
 
   def _follow(self, prompt: str) -> Generator[str, str, None]:
     """Follow a response: yield what is right, and be sent the symbol that was written."""

@@ -11,11 +11,10 @@ claims are judged stand in claims.py.
 
 from typing import Any
 
-from opd_jax.studies.arm_spec import ArmSpec
+from opd_jax.studies.arm_spec import NULL, ArmSpec
 from opd_jax.tasks import relay
 
 STEPS, LR = 60, 3e-5
-UNTRAINED = "untrained"  # the student before training
 FIRST_SEED = 20  # those before it were calibrated on
 BASE: dict[str, Any] = {
   "lora.rank": 0,
@@ -29,13 +28,6 @@ BASE: dict[str, Any] = {
   "log.overlap_k": 2,
   "log.samples": 0,
   "log.tensorboard": False,
-}
-NULL = {  # the teacher that the context asks for is not read
-  "objective.support": "sampled",
-  "objective.kind": "suppress",
-  "objective.advantage": -0.5,
-  "weights.kind": "rare",
-  "weights.fraction": 0.2,
 }
 LEARNED = {"objective.support": "sampled", "objective.kind": "forward_kl", "objective.estimator": "nll"}
 
@@ -67,7 +59,7 @@ ARMS: tuple[ArmSpec, ...] = (
     "CCOPD, POPD",
     {"horizon.kind": "progressive", "horizon.start": 8, "horizon.growth": 1, "horizon.quantum": 8, "horizon.every": 2},
   ),
-  # Controls, after arXiv:2608.31046: no teacher, and a teacher of other tokens.
+  # Controls, after arXiv:2608.31046. The null does not read the teacher that its context asks for.
   arm("null", "CCOPD's null: rare tokens suppressed", NULL),
   arm("null-slow", "CCOPD's null, a tenth of the rate", NULL | {"optimizer.lr": LR / 10}),
   arm("shuffled", "CCOPD, teacher's readings permuted", {"objective.shuffle_teacher": True}),

@@ -10,7 +10,8 @@ in which the student says its likeliest tokens in every turn.
 import functools
 from collections.abc import Sequence
 
-from opd_jax.studies.ccopd.arms import NULLS, OUT_OF_DOMAIN, UNTRAINED
+from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.ccopd.arms import NULLS, OUT_OF_DOMAIN
 from opd_jax.studies.evidence import both, known, lazily, lazily_both, points, verdict
 from opd_jax.studies.results import How, Missing, Results
 from opd_jax.studies.statistics import IntervalEstimate, interval

@@ -3,7 +3,6 @@
 import functools
 import pathlib
 import statistics
-from collections.abc import Iterable
 from typing import Any
 
 from opd_jax import config as configs
@@ -11,10 +10,7 @@ from opd_jax.analysis.deviation import deviation
 from opd_jax.evaluation.multi_turn import MultiTurnEvaluator
 from opd_jax.runtime.programs import ProgramCache
 from opd_jax.studies import students
-from opd_jax.studies.arm_spec import ArmSpec
-from opd_jax.studies.ccopd.arms import ARMS, OTHERS, OUT_OF_DOMAIN, UNTRAINED
-from opd_jax.studies.results import workdir
-from opd_jax.studies.run import digest, done, measure
+from opd_jax.studies.ccopd.arms import OTHERS, OUT_OF_DOMAIN
 from opd_jax.tasks import relay
 
 COOLER = (0.7, 0.5)  # temperatures
@@ -25,30 +21,6 @@ ASKED = {
   "eval.max_tokens": LONGEST,
   "context.turn_tokens": LONGEST,
 }
-
-
-def measure_all(
-  arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
-) -> None:
-  """Measure every finished run, and the student before training.
-
-  What was measured of the same runs before is not measured again.
-
-  Args:
-    out: the study's directory.
-    changes: to the config of every arm.
-  """
-  program_cache: ProgramCache = {}
-  for seed in seeds:
-    config = ARMS[0].config(seed, changes)
-    asked: list[tuple[str, configs.Config, pathlib.Path | None]] = [(UNTRAINED, config, None)]
-    for arm in arms:
-      path = workdir(out, arm.name, seed)
-      if done(path):
-        asked.append((arm.name, arm.config(seed, changes), path))
-    for name, config, path in asked:
-      compute = functools.partial(measure_student, config, path, program_cache)
-      measure(out, f"asked-{name}", seed, digest([config]), compute)
 
 
 def measure_student(config: configs.Config, path: pathlib.Path | None, program_cache: ProgramCache) -> dict[str, Any]:
@@ -94,3 +66,6 @@ def measure_student(config: configs.Config, path: pathlib.Path | None, program_c
     cooler = {f"{t:g}": evaluator(relay.RELAY, {"eval.temperature": t}) for t in COOLER}
     measured["cooler"] = {temperature: accuracies(asked) for temperature, asked in cooler.items()}
   return measured
+
+
+measure_all = functools.partial(students.ask_all, measure_student)

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 
 from opd_jax.reports import plotting
 from opd_jax.studies import charts
-from opd_jax.studies.ccopd.arms import ARMS, OUT_OF_DOMAIN, UNTRAINED
+from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.ccopd.arms import ARMS, OUT_OF_DOMAIN
 from opd_jax.studies.ccopd.claims import measured
 from opd_jax.studies.charts import picture
 from opd_jax.studies.results import Missing, Results

@@ -18,14 +18,13 @@ is at chance from the fourth step on, so that no arm has ten times the rate.
 
 from typing import Any
 
-from opd_jax.studies.arm_spec import ArmSpec
+from opd_jax.studies.arm_spec import NULL, ArmSpec
 
 STEPS, EVERY = 40, 4
 PROMPTS, GROUP = 32, 8
 UPDATES, LR = 16, 1e-4
 HARD_RATE = 2  # times LR
 WARMUP = 4  # steps
-UNTRAINED = "untrained"  # the student before training
 FIRST_SEED = 20  # those before it were calibrated on
 
 BASE: dict[str, Any] = {
@@ -111,16 +110,7 @@ ARMS: tuple[ArmSpec, ...] = (
   arm(
     "opd-null",
     "OPD's null: rare tokens suppressed",
-    {
-      "teacher": "",
-      "objective.support": "sampled",
-      "objective.kind": "suppress",
-      "objective.advantage": -0.5,
-      "weights.kind": "rare",
-      "weights.fraction": 0.2,
-      **CONDITIONS["u1"][1],
-      "optimizer.lr": LR,
-    },
+    NULL | CONDITIONS["u1"][1] | {"teacher": "", "optimizer.lr": LR},
     "opd",
   ),
   arm("opd-reward", "OPD and a reward", TEACHER | {"mixture.reward": 1.0}, "opd"),

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-from opd_jax.studies.drpo.arms import CONDITIONS, DPPO, DRPO, LABELS, UNTRAINED, VACUOUS
+from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.drpo.arms import CONDITIONS, DPPO, DRPO, LABELS, VACUOUS
 from opd_jax.studies.drpo.estimates import (
   accuracy,
   area,

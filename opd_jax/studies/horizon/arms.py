@@ -15,7 +15,7 @@ and .07 and .09 at the rate itself.
 
 from typing import Any
 
-from opd_jax.studies.arm_spec import ArmSpec
+from opd_jax.studies.arm_spec import NULL, ArmSpec
 
 T, STEPS, LR = 140, 60, 1e-4
 TENTH = T // 10
@@ -44,14 +44,7 @@ EXACT = {"teacher": "builtin:short-exact-teacher"}
 REVERSED = {"student": "builtin:short-teacher", "teacher": "builtin:short-student", "optimizer.lr": 3 * LR}
 
 FULL = {"horizon.kind": "full"}
-NULL = {
-  "teacher": "",
-  "objective.support": "sampled",
-  "objective.kind": "suppress",
-  "objective.advantage": -0.5,
-  "weights.kind": "rare",
-  "weights.fraction": 0.2,
-}
+NO_TEACHER = NULL | {"teacher": ""}
 SHUFFLED = {"objective.shuffle_teacher": True}
 STAIRCASE = {"horizon.kind": "progressive", "horizon.start": TENTH, "horizon.growth": 3, "horizon.quantum": T // 4}
 PAPER = {
@@ -135,11 +128,13 @@ ARMS: tuple[ArmSpec, ...] = (
   *(arm(f"exact-{d:g}", f"discount {d:g}, exact teacher", credit(d) | EXACT) for d in (0.0, 1.0)),
   arm("gap", "IW-OPD's falling weights", FULL | {"weights.kind": "gap", "weights.mean_one": True}),
   arm("rising", "PW-OPSD's rising weights", FULL | {"weights.kind": "rising", "weights.mean_one": True}),
-  arm("null", "OPD's null", FULL | NULL),
-  arm("null-slow", "OPD's null, a tenth of the rate", FULL | NULL | {"optimizer.lr": LR / 10}),
+  arm("null", "OPD's null", FULL | NO_TEACHER),
+  arm("null-slow", "OPD's null, a tenth of the rate", FULL | NO_TEACHER | {"optimizer.lr": LR / 10}),
   arm("shuffled", "OPD, teacher's readings permuted", FULL | SHUFFLED),
-  arm("phase-null", "OPD's null", FULL | PHASE | NULL),
-  arm("phase-null-slow", "OPD's null, a tenth of the rate", FULL | PHASE | NULL | {"optimizer.lr": PHASE_LR / 10}),
+  arm("phase-null", "OPD's null", FULL | PHASE | NO_TEACHER),
+  arm(
+    "phase-null-slow", "OPD's null, a tenth of the rate", FULL | PHASE | NO_TEACHER | {"optimizer.lr": PHASE_LR / 10}
+  ),
   arm("phase-shuffled", "OPD, teacher's readings permuted", FULL | PHASE | SHUFFLED),
 )
 SHORT = ("opd", "topd-25", "topd-10", "popd", "look", "phase-opd", "phase-topd-10")
