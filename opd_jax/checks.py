@@ -76,6 +76,31 @@ def check(config: Config) -> None:
       "rollouts_per_prompt / mini_batches)."
     )
   _check_teacher(config)
+  _check_teacher_update(config)
+
+
+def _check_teacher_update(config: Config) -> None:
+  """Refuses a teacher that moves and is not the student's own, or that something else needs as it was."""
+  kind = config.teacher_update.kind
+  if kind == "frozen":
+    return
+  if teacher_names(config) != (INITIAL,):
+    raise InputError(
+      f"config.teacher_update.kind is {kind!r}, which moves the student's own earlier self, and the teacher is "
+      f"{' and '.join(teacher_names(config)) or 'none'}; set config.teacher=initial, or leave teacher_update.kind 'frozen'."
+    )
+  if config.context.kind == "same" and config.mixture.reward == 0 and config.objective.teacher_temperature == 1:
+    raise InputError(
+      f"config.teacher_update.kind is {kind!r}, and student and teacher are one model and read the same prompts, so that nothing is ever "
+      "learned; use a recipe that gives the teacher a context of its own, or add a reward (mixture.reward)."
+    )
+  stay = {"rollout.by": "student", "teacher_precision": "compute", "teacher_offload": False}
+  for key, allowed in stay.items():
+    if get(config, key) != allowed and not (key == "teacher_offload" and kind == "mix"):
+      raise InputError(
+        f"config.{key} is {get(config, key)!r}, which needs a teacher that stays as it is, and config.teacher_update.kind is {kind!r}; "
+        f"leave config.{key} {allowed!r}."
+      )
 
 
 def _check_teacher(config: Config) -> None:
@@ -147,10 +172,12 @@ def _check_adapter(config: Config) -> None:
   if not config.lora.path and not config.lora.targets:
     raise InputError(f"config.lora.targets is (); it holds some of {', '.join(lora.INPUTS)}.")
   names = teacher_names(config)
-  if config.lora.path and (INITIAL in names or config.mixture.initial):
+  initial_teaches = INITIAL in names and config.teacher_update.kind in ("frozen", "mix")
+  if config.lora.path and (initial_teaches or config.mixture.initial):
     raise InputError(
       "config.lora.path begins with an adapter that is trained already, and a frozen copy of it is not kept, so that the "
-      "student before training cannot teach; export it with --merge, and give that directory as config.student."
+      "student before training cannot teach; export it with --merge, and give that directory as config.student, or let the teacher "
+      "follow the student with config.teacher_update.kind=ema."
     )
   if INITIAL in names and config.teacher_precision != "compute":
     raise InputError(

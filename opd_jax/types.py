@@ -60,6 +60,7 @@ class FrozenModels:
   teachers: tuple[Params | None, ...]  # None: `base` teaches, and a program is given its arrays once
   reference: Params | None = None  # the student before training, where the loss holds it near
   base: Params | None = None  # of a student that is an adapter, models/lora.py
+  moving: Params | None = None  # a teacher that follows the student, as it is in this update; not kept between them
 
   @property
   def teacher_params(self) -> tuple[Params, ...]:
@@ -76,3 +77,4 @@ class TrainState:
   step: jax.Array  # int32[], updates applied or skipped so far
   skipped: jax.Array  # int32[], updates skipped in a row because of a NaN or Inf
   empty: jax.Array  # int32[], updates left out so far because the gradient was exactly zero
+  teacher: Params | None = None  # the average of `params` that teaches, where one does: training/teacher_update.py

@@ -43,7 +43,7 @@ def measure(
   for _ in range(repeat + 1):
     seconds, state = timing.timed(functools.partial(a_pass, state))
     spent.append(seconds)
-  cost = update_cost(subject, case, distillation.remat, frozen_models)
+  cost = update_cost(subject, case, distillation.remat)
   summary = timing.summary(spent[1:])
   least = summary["min_seconds"]
   bound = roofline.seconds(cost, machine, subject.mesh.size, subject.tensor)
@@ -66,12 +66,11 @@ def measure(
   return record, state
 
 
-def update_cost(subject: Subject, case: Case, remat: str, frozen_models: FrozenModels) -> roofline.Cost:
+def update_cost(subject: Subject, case: Case, remat: str) -> roofline.Cost:
   """The cost of one update, the frozen models' forward passes included."""
-  frozen = subject.teachers + ((subject.student,) if frozen_models.reference is not None else ())
   return roofline.update(
     subject.student,
-    frozen,
+    subject.specs.scoring,
     case.batch,
     case.n,
     case.prompt,

@@ -31,6 +31,17 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "of the mixture, one per teacher; (): equal. See data.teacher_field for one per example",
     "numbers in [0, 10**6]",
   ),
+  "teacher_update.kind": (
+    "frozen",
+    "with teacher=initial: the teacher stays; follows the student as a moving average (ema); is the student (current); or mixes the logits "
+    "of the initial and the current student (mix)",
+    "one of frozen, ema, current, mix",
+  ),
+  "teacher_update.rate": (
+    0.05,
+    "of ema, per update that moved the weights; of mix, the current student's share",
+    "[0, 1]",
+  ),
   "allow_mismatch": (
     (),
     "differences between student and teacher that are intended",

@@ -93,7 +93,7 @@ class RunEstimate:
     s = self.setup
     student = s.student
     if name == "update":
-      frozen = s.teachers + ((student,) if s.c.mixture.initial else ())
+      frozen = s.recipe.specs.scoring
       return [
         roofline.update(
           student, frozen, s.c.batch, s.c.rollouts_per_prompt, s.prompt, width, remat=s.c.remat, **self._sizes

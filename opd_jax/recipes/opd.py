@@ -29,6 +29,7 @@ from opd_jax.data import pipeline, problems
 from opd_jax.horizon import schedule as horizons
 from opd_jax.horizon.adaptive import StepObservation
 from opd_jax.models import frozen, lora
+from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import advantage as advantages
 from opd_jax.recipes.base import Recipe
 from opd_jax.rewards.reward import RewardRecord
@@ -40,6 +41,7 @@ from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
 from opd_jax.training import optim, specs, state
 from opd_jax.training.distillation import DistillationStep
+from opd_jax.training.teacher_update import TeacherUpdate
 from opd_jax.training.update_stats import UpdateStats
 from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout, TrainState
 
@@ -160,7 +162,7 @@ class OPD(Recipe):
     program = run.compiled.at(self._probe_shape(experience.shape))["probe"]
     run.clock.lap("compile")
     key = run.key(keys.Use.GRADIENT_PROBE, step)
-    probed = jax.device_get(program(run.state.params, self._frozen_on_devices(run), experience.prompts, key))
+    probed = jax.device_get(program(run.state, self._frozen_on_devices(run), experience.prompts, key))
     run.tokens += int(probed["tokens"])
     run.clock.lap("probe")
     return [float(cosine) for cosine in probed["agreement"]]
@@ -227,12 +229,15 @@ class OPD(Recipe):
       return FrozenModels((), None, base)
     params = tuple(
       None if base is not None and name == configs.INITIAL else offloaded(load(model, config.teacher_precision))
-      for name, model in zip(configs.teacher_names(config), self.specs.teachers, strict=True)
+      for name, model in (self._teachers() if TeacherUpdate.from_config(config).needs_initial else ())
     )
     reference = None
     if config.mixture.initial:
       reference = offloaded(load(self.specs.student)) if base is None else base
     return FrozenModels(params, reference, base)
+
+  def _teachers(self) -> Iterator[tuple[str, ModelSpec]]:
+    return zip(configs.teacher_names(self.config), self.specs.teachers, strict=True)
 
   def models(self, state: TrainState, frozen: FrozenModels | None = None) -> dict[str, Params]:
     base = frozen and frozen.base
@@ -295,8 +300,8 @@ class OPD(Recipe):
     return horizons.describe(self.horizon, self.config.steps, self.config.batch * self.step.n)
 
   def summary(self, run: Run) -> Iterator[str]:
-    teachers = dict(zip(configs.teacher_names(self.config), run.frozen.teacher_params, strict=True))
     student = run.models()["student"]
+    teachers = dict(zip(configs.teacher_names(self.config), run.frozen.teacher_params or (student,), strict=False))
     horizon = self.horizon.lines(self.stages())
     yield from startup_summary.summary_lines(self.config, run, student, teachers, horizon, self.horizon.measured)
 

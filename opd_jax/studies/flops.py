@@ -92,7 +92,8 @@ class _Models(NamedTuple):
       return c["student"] if name == INITIAL else name
 
     teachers = [_config(path_of(name)) for name in c.get("teachers") or filter(None, [c["teacher"]])]
-    frozen = (*teachers, *([student] if c.get("mixture.initial") else []))
+    own = [c.get("teacher_update.kind") == "mix", bool(c.get("mixture.initial"))]
+    frozen = (*teachers, *[student] * sum(own))
     vocab = min(m.vocab for m in (student, *frozen))
     behavior = {"student": student, "teacher": next(iter(teachers), None), "data": None}[c.get("rollout.by", "student")]
     updates, adapter = c.get("updates_per_rollout", 1), bool(c.get("lora.rank") or c.get("lora.path"))

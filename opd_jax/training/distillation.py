@@ -2,7 +2,7 @@
 
     rollout   params, prompts, key, limit                     -> responses of at most `limit` tokens
     update    state, frozen models, prompts, rollout, credit  -> state after one optimiser update, metrics
-    probe     params, frozen models, prompts, key             -> how far shorter horizons' gradients agree with the full one
+    probe     state, frozen models, prompts, key              -> how far shorter horizons' gradients agree with the full one
 
 Recipes compile these and decide what goes into them.
 
@@ -34,6 +34,7 @@ from opd_jax.runtime import keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training import microbatch, optim, specs
 from opd_jax.training.rows import Rows, Stats, lengths, shuffled
+from opd_jax.training.teacher_update import FROZEN, TeacherUpdate
 from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout, TrainState
 
 
@@ -65,6 +66,7 @@ class DistillationStep:
   bins: int = 16
   seed: int = 0  # of the mask of random tokens, and of shuffled teachers
   sampler_precision: str = "compute"  # that rollouts' weights are rounded to, see models/rounding.py
+  teacher_update: TeacherUpdate = FROZEN
   shuffle_teacher: bool = False  # a control: compare every token with the teacher's prediction of another one
 
   def __post_init__(self):
@@ -75,11 +77,12 @@ class DistillationStep:
   def from_specs(cls, s: specs.Specs) -> "DistillationStep":
     """Makes the step that a run's specs describe."""
     c = s.config
+    teacher_update = TeacherUpdate.from_config(c)
     rows, loss = c.batch // c.mini_batches * c.rollouts_per_prompt, losses.from_config(c, s.sampling.vocab)
     recorded = loss.surrogate.recorded_ids if loss.surrogate else 0
     return cls(
       student=s.student.cfg,
-      teachers=tuple(t.cfg for t in s.teachers),
+      teachers=tuple(t.cfg for t in s.teachers) if teacher_update.needs_initial else (),
       sampling=dataclasses.replace(s.sampling, recorded=min(recorded, s.sampling.vocab)),
       loss=loss,
       optimizer=optim.make(c.optimizer),
@@ -98,6 +101,7 @@ class DistillationStep:
       bins=min(c.log.bins, c.horizon.max),
       seed=c.seed if c.weights.kind == "random" or c.objective.shuffle_teacher else 0,
       sampler_precision=c.rollout.precision,
+      teacher_update=teacher_update,
       shuffle_teacher=c.objective.shuffle_teacher,
     )
 
@@ -129,6 +133,7 @@ class DistillationStep:
     """
     if part is not None:
       batch, rollout, credit = self._mini_batch((batch, rollout, credit), part)
+    frozen_models = self.with_moving_teacher(state, frozen_models)
     key, shuffle = jax.random.fold_in(self.key, state.step), None
     if self.shuffle_teacher:
       shuffle = jax.random.uniform(jax.random.fold_in(key, 1), rollout.mask.shape)
@@ -152,6 +157,7 @@ class DistillationStep:
     empty_before = state.empty
     state, norm = optim.apply(self.optimizer, state, grads, loss)
     updated = (state.skipped == 0) & (state.empty == empty_before)
+    state = self.teacher_update.follow(state, updated)
     counts = {"skipped": state.skipped, "empty": state.empty, "updated": updated, "trained": trained}
     numbers = {"loss": loss, "grad_norm": norm, "sums": sums, "largest": largest}
     return state, numbers | counts | lengths(rollout)
@@ -168,6 +174,10 @@ class DistillationStep:
       forward(params, cfg, part.batch.of_teacher)
       for params, cfg in zip(frozen_models.teacher_params, self.teachers, strict=True)
     )
+    if frozen_models.moving is not None:
+      layout = self.trained_layout(frozen_models)
+      current = self.forward(frozen_models.moving, self.student, part.batch.of_teacher, rollout, layout)
+      teachers = (self.teacher_update.predict(next(iter(teachers), None), current),)
     reference = None
     if frozen_models.reference is not None:
       reference = forward(frozen_models.reference, self.student, part.batch)
@@ -191,7 +201,7 @@ class DistillationStep:
 
   def probe(
     self,
-    params: Params,
+    state: TrainState,
     frozen_models: FrozenModels,
     batch: Batch,
     key: jax.Array,
@@ -217,6 +227,7 @@ class DistillationStep:
     shards = meshes.row_shards(self.mesh)
     rows = min(-(-prompts // shards) * shards, batch.prompt.shape[0])  # every device has as many
     probe_batch = jax.tree.map(lambda a: lax.with_sharding_constraint(a[:rows], meshes.rows(self.mesh)), batch)
+    params, frozen_models = state.params, self.with_moving_teacher(state, frozen_models)
     student_params = self.with_base(params, frozen_models)
     rollout = self.rollout(student_params, probe_batch, key, jnp.int32(widths[-1]), response_len=widths[-1])
     counted = rollout.mask & (jnp.arange(len(rollout.mask)) < prompts * self.n)[:, None]
@@ -255,13 +266,24 @@ class DistillationStep:
     """Returns the student's parameters: those of an adapter with its base's beside them."""
     return params if frozen_models.base is None else lora.join(frozen_models.base, params)
 
+  def with_moving_teacher(self, state: TrainState, frozen_models: FrozenModels) -> FrozenModels:
+    """Puts the teacher that follows the student, if there is one, beside the models that do not move."""
+    moving = self.teacher_update.of(state)
+    if moving is None:
+      return frozen_models
+    return dataclasses.replace(frozen_models, moving=lax.stop_gradient(self.with_base(moving, frozen_models)))
+
+  def trained_layout(self, frozen_models: FrozenModels) -> str:
+    """Returns how the student's parameters lie on the mesh: as an adapter's base does, where there is one."""
+    return "train" if frozen_models.base is None else self.teacher_layout
+
   def behavior_params(self, params: Params, frozen_models: FrozenModels) -> Params:
     """Returns the parameters of the model that writes the rollouts."""
     return frozen_models.teacher_params[0] if self.behavior == "teacher" else self.with_base(params, frozen_models)
 
   def forward_student(self, params: Params, frozen_models: FrozenModels, part: Rows) -> HiddenAndHead:
     """Computes what the student predicts at each response token."""
-    layout = "train" if frozen_models.base is None else self.teacher_layout  # where its base lies
+    layout = self.trained_layout(frozen_models)
     return self.forward(self.with_base(params, frozen_models), self.student, part.batch, part.rollout, layout)
 
   def by_position(self, stats: dict[str, Float[Array, "B H"]]) -> dict[str, Float[Array, "bins"]]:
@@ -338,7 +360,7 @@ class DistillationStep:
     program = jax.jit(
       functools.partial(self.probe, widths=widths, prompts=prompts), out_shardings=meshes.replicated(self.mesh)
     )
-    return "probe", program.lower(state.params, frozen_models, batch, key)
+    return "probe", program.lower(state, frozen_models, batch, key)
 
   def _abstract(self, state: TrainState, frozen_models: FrozenModels, batch: Batch):
     key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))

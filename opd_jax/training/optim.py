@@ -1,5 +1,6 @@
 """Which weights move, and how: the optimiser chain and the guard against a broken update."""
 
+import dataclasses
 import functools
 
 import jax
@@ -61,7 +62,8 @@ def apply(
   def if_updated(new, old):
     return jnp.where(good & wanted, new, old)
 
-  return TrainState(
+  return dataclasses.replace(
+    state,
     params=jax.tree.map(if_updated, params, state.params),
     opt_state=jax.tree.map(if_updated, opt_state, state.opt_state),
     step=state.step + 1,

@@ -49,6 +49,12 @@ class Specs:
     return (self.student, *self.teachers)
 
   @property
+  def scoring(self) -> tuple[DecoderConfig, ...]:
+    """The architectures of the forward passes that score a rollout without a gradient: teachers, and the reference."""
+    own = [self.config.teacher_update.kind == "mix", bool(self.config.mixture.initial)]
+    return (*(teacher.cfg for teacher in self.teachers), *[self.student.cfg] * sum(own))
+
+  @property
   def generator_config(self) -> GeneratorConfig:
     """The student as it generates in training."""
     return GeneratorConfig(self.student.cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)

@@ -27,6 +27,7 @@ METHODS = {
   "topd": {"horizon.ratio": 0.5, "optimizer.warmup": 0},
   "agreement": {"horizon.kind": "agreement", "horizon.start": 4, "horizon.probes": 3, "horizon.ratio": 0.0},
   "ccopd": {"horizon.max": 8, "data.max_prompt": 256},
+  "moving": {"horizon.max": 8, "data.max_prompt": 256, "teacher_update.kind": "ema", "teacher_update.rate": 0.5},
   "opd": {"mixture.reward": 0.1, "rollouts_per_prompt": 2, "mixture.initial": 0.1, "optimizer.warmup": 0},
 }
 REWARDED = {"rollouts_per_prompt": 2, "mini_batches": 2, "surrogate.divergence": "topk_tv", "surrogate.k": 3}
@@ -42,6 +43,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "agreement data 2 x fsdp 2 x tensor 2": ("agreement", 8, {"fsdp": 2, "tensor": 2}, {}),
   "ccopd 1": ("ccopd", 1, {}, {}),
   "ccopd data 2 x fsdp 2 x tensor 2, adapters": ("ccopd", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "moving 1": ("moving", 1, {}, {}),
+  "moving data 2 x fsdp 2 x tensor 2, adapters": ("moving", 8, {"fsdp": 2, "tensor": 2}, {}),
   "dppo 1": ("dppo", 1, {}, {}),
   "dppo data 2 x fsdp 2 x tensor 2": ("dppo", 8, {"fsdp": 2, "tensor": 2}, {}),
   "opd 1": ("opd", 1, {}, {}),
@@ -79,7 +82,7 @@ def main() -> None:
     method, devices, mesh, more = RUNS[name]
     base = {"steps": 2, "batch": 8, "horizon.max": 16, "eval.every": 2, "eval.prompts": 8, "eval.batch": 8}
     base |= {"eval.temperature": 0.0, "checkpoint.every": 0, "optimizer.warmup": 1} | METHODS[method] | more
-    if method == "ccopd":
+    if method in ("ccopd", "moving"):
       c = conversation_runs.small(conversation_runs.write_talker(pathlib.Path(directory) / f"talker{i}"))
     else:
       c = small_config({"student": student, "teacher": teacher}, "topd" if method == "agreement" else method)
