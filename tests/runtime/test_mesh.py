@@ -20,6 +20,8 @@ FIRST = (
   "popd data 2 x fsdp 2 x tensor 2, segments and buckets",
 )
 LONG = (
+  "moving 1",
+  "moving data 2 x fsdp 2 x tensor 2, adapters",
   "dppo 1",
   "dppo data 2 x fsdp 2 x tensor 2",
   "opd 1",
