@@ -2,7 +2,8 @@
 
 cpu    python -m opd_jax.train --config=configs/dppo.py --workdir=runs/dppo
 hf     --config=configs/dppo.py:hf      any Hugging Face directory and a JSONL file of problems with answers
-paper  --config=configs/dppo.py:paper   the published hyper-parameters
+paper  --config=configs/dppo.py:paper   the published threshold and batch (256 prompts x 16, 8 mini-batches); the model, lengths, steps and
+       weight decay are DRPO's, for comparison
 
 |pi - mu| > 0.15 on the way out is masked (--config.surrogate.divergence=kl --config.surrogate.threshold=0.05, or topk_tv, topk_kl
 over the sampler's 20 most likely tokens). Advantages are rewards less the group's mean, not divided. Not stated in the paper,

@@ -6,7 +6,8 @@ hf     --config=configs/grpo.py:hf      any Hugging Face directory and a JSONL f
 
 PPO's clip with the two bounds of DAPO (arXiv:2503.14476), advantages divided by the group's standard deviation, a mean over
 tokens. Others are keys: --config.advantage.kind=group with --config.objective.normaliser=constant is Dr. GRPO, leave_one_out is
-RLOO, reinforce_pp is REINFORCE++; --config.groups.equal=resample is DAPO's dynamic sampling, --config.reward.overlong=soft its
+RLOO, reinforce_pp is REINFORCE++ with the group's mean as baseline; --config.mixture.initial=0.04 adds the published KL to the initial
+student, which DAPO leaves out; --config.groups.equal=resample is DAPO's dynamic sampling, --config.reward.overlong=soft its
 punishment of long responses.
 """
 

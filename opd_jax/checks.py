@@ -205,10 +205,11 @@ def _check_reward(config: Config) -> None:
       f"config.reward.timeout is {c.timeout}, and only a process of its own can be stopped at what it does; set "
       "config.reward.workers to 1 or more."
     )
-  if c.overlong == "soft" and not 0 < c.overlong_buffer <= config.horizon.max:
+  shortest = horizon.from_config(config.horizon).limit(0) if c.overlong == "soft" else 0
+  if c.overlong == "soft" and not 0 < c.overlong_buffer <= shortest:
     raise InputError(
-      f"config.reward.overlong is 'soft' with overlong_buffer={c.overlong_buffer}; give it between 1 and horizon.max="
-      f"{config.horizon.max} tokens, a fifth of it in DAPO."
+      f"config.reward.overlong is 'soft' with overlong_buffer={c.overlong_buffer}; give it between 1 and the first horizon of "
+      f"{shortest} tokens, a fifth of the full one in DAPO."
     )
 
 
@@ -240,6 +241,9 @@ def _check_chosen_horizon(config: Config) -> None:
     local = {
       "weights.kind": "uniform",
       "objective.discount": 0.0,
+      "objective.future": "discounted",
+      "objective.standardise": False,
+      "objective.shuffle_teacher": False,
       "mixture.reward": 0.0,
       "importance.kind": ("auto", "none"),
       "objective.normaliser": ("token", "constant"),

@@ -335,9 +335,10 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "0 or [0.05, 10**6]",
   ),
   "reward.overlong": (
-    "wrong",
-    "a response that the limit cuts: wrong (the verifier is told), mask (out of the loss), soft (less near the limit)",
-    "one of wrong, mask, soft",
+    "judge",
+    "a response that the limit cuts: judge (the verifier gets ended=False), wrong (0 of every verifier), mask (out of the loss), soft (less "
+    "near the limit)",
+    "one of judge, wrong, mask, soft",
   ),
   "reward.overlong_buffer": (0, "soft: tokens before the limit over which the reward falls", "[0, 2**24]"),
   "reward.overlong_penalty": (1.0, "soft: by how much it falls, at the limit", "[0, 10**6]"),

@@ -4,10 +4,12 @@
     group                     r - mean of the group; Dr. GRPO's (arXiv:2503.20783), with objective.normaliser=constant
     group_std                 (r - mean) / standard deviation of the group; GRPO's (arXiv:2402.03300)
     leave_one_out             r - mean of the other n - 1; RLOO's (arXiv:2402.14740)
-    reinforce_pp              (r - mean of the group) / standard deviation of that over the batch (arXiv:2501.03262)
+    reinforce_pp              (r - mean of the group) / standard deviation of that over the batch: REINFORCE++-baseline
+                              (arXiv:2501.03262); REINFORCE++ itself has no group and takes the batch's mean
     reinforce_pp_nontrivial   the same over the groups whose rollouts do not all earn the same (ZPPO, arXiv:2606.18216)
 
-A group whose rollouts all earn the same has advantages of exactly 0 in each of them.
+A group whose rollouts all earn the same has advantages of exactly 0 in each of them. Standard deviations are the population's, over
+n; TRL's and verl's are a sample's, over n - 1, so that theirs of a group of 8 are 7% larger.
 
 Dimensions: p prompts, n rollouts of each, B = p n rows; a prompt's rollouts stand together.
 """

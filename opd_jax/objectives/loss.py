@@ -95,11 +95,11 @@ class Loss:
       counted: the rows that count for the reward; None: all.
     """
 
-    def means_of(mask: Bool[Array, "B H"]) -> Float[Array, "B H"]:
-      return mean_weights(mask, self.normaliser, self.constant)
+    def means_of(mask: Bool[Array, "B H"], counted: Bool[Array, "B"] | None = None) -> Float[Array, "B H"]:
+      return mean_weights(mask, self.normaliser, self.constant, counted)
 
     trained, every = means_of(self.weights.choose(mask, key, behavior_logprob)), means_of(mask)
-    return TokenWeights(trained, every, every if counted is None else means_of(mask & counted[:, None]))
+    return TokenWeights(trained, every, every if counted is None else means_of(mask, counted))
 
   def coefficients(
     self,

@@ -241,6 +241,16 @@ def check(config) -> None:
   m = config.mixture
   if min(m.divergence, m.reward, m.initial) < 0 or not (m.divergence or m.reward):
     refuse("mixture", "needs coefficients of 0 or more, and divergence or reward above 0")
+  if not m.divergence and w.kind != "uniform":
+    refuse(
+      "weights.kind",
+      f"is {w.kind!r}, which weighs the tokens of the divergence, and mixture.divergence is 0; leave it 'uniform'",
+    )
+  if m.reward_std and config.advantage.kind != "auto":
+    refuse(
+      "mixture.reward_std",
+      f"is True, and config.advantage.kind is {config.advantage.kind!r}, which takes its place; set one of the two",
+    )
   if m.reward and config.rollouts_per_prompt < 2:
     refuse(
       "mixture.reward",
@@ -270,5 +280,7 @@ def _check_surrogate(config, refuse) -> None:
       f"is {s.kind!r}, which compares a token's probability with the one that it was drawn with, and top_p or top_k cut the "
       "latter: set sampling.top_p=1 and sampling.top_k=0, or surrogate.kind=importance with importance.kind=none",
     )
-  if config.importance.kind not in ("auto", "none") and config.mixture.divergence == 0:
+  if s.kind == "truncated" and not s.cap:
+    refuse("surrogate.cap", "is 0, and surrogate.kind 'truncated' cuts the ratio there; set it above 0, or take 'is'")
+  if config.importance.kind not in ("auto", "none") and importance_kind(config) == "none":
     refuse("importance.kind", f"is {config.importance.kind!r}, and a surrogate has its own ratio; set it to 'none'")

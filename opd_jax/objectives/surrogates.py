@@ -9,7 +9,7 @@ with a weight w that says how much of the plain importance-weighted gradient is 
 
     kind        loss l                                          weight w
     is          -A r                                            1
-    truncated   -A sg(min(r, cap)) log pi                       min(r, cap) / r
+    truncated   -A sg(min(r, cap)) log pi                       min(r, cap) / r; CISPO (arXiv:2506.13585)
     ppo_clip    max(-A r, -A clip(r, 1 - low, 1 + high))        0 where A > 0 and r > 1 + high, A < 0 and r < 1 - low, or
                 at most -A dual_clip for A < 0                  A < 0 and r > dual_clip; else 1
     dppo        -A sg(M min(r, cap)) log pi                     0 where A (r - 1) > 0 and D > delta; else as truncated

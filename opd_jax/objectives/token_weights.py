@@ -167,7 +167,9 @@ def relative(w: Float[Array, "B H"], mask: Bool[Array, "B H"]) -> Float[Array, "
   return jnp.where(mask, jnp.where(mean > 0, w / jnp.where(mean > 0, mean, 1.0), 1.0), 0.0)
 
 
-def mean_weights(mask: Bool[Array, "B H"], normaliser: str, constant: float) -> Float[Array, "B H"]:
+def mean_weights(
+  mask: Bool[Array, "B H"], normaliser: str, constant: float, counted: Bool[Array, "B"] | None = None
+) -> Float[Array, "B H"]:
   """Compute the weight of each token in the mean over the whole batch, 0 outside the mask.
 
   A sum with these weights is the mean, so parts of a batch add up to it however it is split. For a batch without tokens
@@ -176,10 +178,12 @@ def mean_weights(mask: Bool[Array, "B H"], normaliser: str, constant: float) -> 
   Args:
     normaliser: "token": 1 / tokens of the batch. "sequence": 1 / tokens of the row / rows that have any. "constant":
       1 / constant / rows.
+    counted: rows that are in the mean at all; None: all. Rows that are, and have no token, count in "constant" alone.
 
   Raises:
     ValueError: when `normaliser` is not one of NORMALISERS.
   """
+  mask = mask if counted is None else mask & counted[:, None]
   tokens = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32)
   match normaliser:
     case "token":
@@ -188,7 +192,8 @@ def mean_weights(mask: Bool[Array, "B H"], normaliser: str, constant: float) -> 
       rows = jnp.maximum(jnp.sum(tokens > 0, dtype=jnp.int32), 1).astype(jnp.float32)
       weight = 1 / jnp.maximum(tokens, 1).astype(jnp.float32) / rows
     case "constant":
-      weight = jnp.float32(1 / constant / mask.shape[0])
+      rows = mask.shape[0] if counted is None else jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1)
+      weight = jnp.float32(1 / constant) / rows
     case _:
       raise ValueError(f"normaliser {normaliser!r} is not one of {', '.join(NORMALISERS)}")
   return jnp.where(mask, weight, 0.0)

@@ -120,8 +120,8 @@ class Recipe(abc.ABC):
     """Updates `run.state`, once or several times, and returns the step's metrics as host numbers.
 
     Of the metrics `loss` and `step_tokens` are needed; `by_position`, `skipped` and others see docs/metrics.md. `updated`,
-    how many updates moved the weights, and `same_reward`, whether all rollouts earned the same, are not logged: they tell at the
-    end whether anything was learned, see runtime/outcome.py.
+    how many updates moved the weights, `same_reward`, whether all rollouts earned the same, and `verified`, how many verifications
+    there were, are not logged: they tell at the end whether anything was learned, see runtime/outcome.py.
     """
 
   # Afterwards.

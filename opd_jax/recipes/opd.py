@@ -184,7 +184,7 @@ class OPD(Recipe):
     """Makes the record of a step, and lets the horizon observe it."""
     last, tokens, cut = seen.last, seen.tokens, seen.cut
     by_position = metrics.by_position(seen.sums, self.config.horizon.max)
-    if not int(last["skipped"]):
+    if not seen.skipped:
       observation = StepObservation.from_metrics(experience.limit, by_position, cut, agreement)
       self.horizon.observe(step, observation)
     means = metrics.means(seen.sums)
@@ -195,7 +195,7 @@ class OPD(Recipe):
       "lr": optim.learning_rate(
         self.config.optimizer, step * self.config.updates_per_rollout * self.config.mini_batches
       ),
-      "skipped": int(last["skipped"]),
+      "skipped": seen.skipped,
       "empty": int(last["empty"]),
       "updated": seen.updated,
       "trained": seen.trained,

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
@@ -56,7 +56,7 @@ class Rewarded(NamedTuple):
   """What the rollouts of a step earn, and what they have cost."""
 
   found: RewardRecord  # of this process's rows
-  resampled: int  # prompts that were drawn besides, of all processes
+  sampled: Float[np.ndarray, "rows columns"]  # of all rollouts of all processes, also those in whose place others stand
   discarded: int  # tokens of rollouts that are not learned from
 
 
@@ -87,32 +87,35 @@ class PolicyGradient(OPD):
   def _resample(self, run: Run, step: int, experience: Experience) -> Experience:
     """Replaces groups that teach nothing by those of other prompts that do, each on its own device."""
     experience, n = run.wait(experience), self.step.n
-    found, resampled, generated = self._verify(run, experience), 0, _tokens(experience.rollout)
+    found, generated = self._verify(run, experience), _tokens(experience.rollout)
+    in_place = self._of_all_processes(run, found)
+    sampled = [in_place]
     for again in range(1, self.config.groups.rounds):
-      if self._all_teach(run, found.reward):
+      if advantages.teaches(in_place[:, 0], n).all():
         break
       prompts, index = self._prompts(run, step)
-      key = jax.random.fold_in(run.key(keys.Use.ROLLOUT, step), again)
+      key = run.key(keys.Use.RESAMPLED, step * self.config.groups.rounds + again)
       params = self.step.behavior_params(run.state.params, run.frozen)
       rollout = run.wait(experience.programs["rollout"](params, prompts, key, np.int32(experience.limit)))
       other = experience._replace(prompts=prompts, rollout=rollout, index=index)
       of_others = self._verify(run, other)
-      resampled, generated = resampled + self.config.batch, generated + _tokens(rollout)
+      sampled.append(self._of_all_processes(run, of_others))
+      generated += _tokens(rollout)
       teaches = (advantages.teaches(each.reward, n) for each in (found, of_others))
       source = replacements(*teaches, self._groups_of_a_device)
       here = _of_process(source, self._groups_of_a_device)
       found = found.replaced(of_others, _rows(here, n))
+      in_place = self._of_all_processes(run, found)
       merged = experience.programs["merge"](
         (experience.prompts, experience.rollout), (prompts, rollout), run.to_devices(source)
       )
       index = np.where(here >= 0, index[np.maximum(here, 0)], experience.index)
       experience = experience._replace(prompts=merged[0], rollout=merged[1], index=index)
-    self._rewarded[step] = Rewarded(found, resampled, generated - _tokens(experience.rollout))
+    self._rewarded[step] = Rewarded(found, np.concatenate(sampled), generated - _tokens(experience.rollout))
     return experience
 
-  def _all_teach(self, run: Run, reward: np.ndarray) -> bool:
-    batch = hosts.all_gather_to_host(run.to_devices(reward, self.step.n))
-    return bool(advantages.teaches(batch, self.step.n).all())
+  def _of_all_processes(self, run: Run, found: RewardRecord) -> Float[np.ndarray, "B columns"]:
+    return hosts.all_gather_to_host(run.to_devices(found.columns(), self.step.n))
 
   @property
   def _groups_of_a_device(self) -> int:
@@ -123,7 +126,15 @@ class PolicyGradient(OPD):
     if rewarded is None:
       return super()._credit(run, experience)
     credit, earned = self._credit_of(run, rewarded.found)
-    return credit, earned | {"resampled": rewarded.resampled, "discarded_tokens": rewarded.discarded}
+    n, sampled = self.step.n, rewarded.found.metrics(rewarded.sampled)
+    failed = {name: sampled[name] for name in ("verifier_timeouts", "verifier_errors", "verified")}
+    solved = rewarded.found.solved_of(rewarded.sampled).reshape(-1, n).sum(axis=1)
+    return credit, earned | failed | {
+      "reward_sampled": sampled["reward"],
+      "groups_by_solve_rate_sampled": np.bincount(solved, minlength=n + 1).tolist(),
+      "resampled": len(solved) - self.config.batch,
+      "discarded_tokens": rewarded.discarded,
+    }
 
   def _counted(self, found: RewardRecord) -> Bool[np.ndarray, "b"]:
     counted = super()._counted(found)

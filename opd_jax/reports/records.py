@@ -75,7 +75,9 @@ def read_records(path: pathlib.Path) -> tuple[list[dict], list[dict], bool]:
       cut_short = True
     elif (kind := record.get("kind")) in ("train", "eval"):
       _check(record, kind, f"Line {number} of {path}")
-      found[kind][record["step"]] = record  # a resumed run may repeat steps: the later record is the one that went on
+      found[kind][record["step"]] = _of_all_rollouts(
+        record
+      )  # a resumed run may repeat steps: the later record is the one that went on
   train, evals = ([records[step] for step in sorted(records)] for records in found.values())
   return train, evals, cut_short
 
@@ -87,6 +89,12 @@ def _check(record: dict, kind: str, where: str) -> None:
   for key, (fits, meaning) in _VALUES[kind].items():
     if record.get(key) is not None and not fits(record[key]):
       raise InputError(f"{where} has {brief(record[key])} for {key!r}, which has to be {meaning}: {AGAIN}.")
+
+
+def _of_all_rollouts(record: dict) -> dict:
+  """Put in the place of what the rollouts earned that a step has chosen to learn from what all of them earned."""
+  sampled = {name: record.get(f"{name}_sampled") for name in ("reward", "groups_by_solve_rate")}
+  return record | {name: value for name, value in sampled.items() if value is not None}
 
 
 # What a report needs of every record, by its kind.
@@ -171,6 +179,7 @@ _VALUES: dict[str, _Values] = {
   | {"ended": _SHARE, "cut": _SHARE, "trained": _AMOUNT}
   # of a run that learns from a reward
   | {"reward": _NUMBER, "teaching_groups": _SHARE, "groups_by_solve_rate": _GROUPS, "resampled": _AMOUNT}
+  | {"reward_sampled": _NUMBER, "groups_by_solve_rate_sampled": _GROUPS}
   | {"verifier_timeouts": _AMOUNT, "student_entropy": _NUMBER, "initial_kl": _NUMBER, "rare": _SHARE, "beyond": _SHARE}
   | {"moved": _AMOUNT, "moved_by_mu": _BY_MU, "ratio": _AMOUNT, "ratio_max": _AMOUNT, "logprob_gap": _AMOUNT}
   | {"gradient_weight": _NUMBER, "gradient_weight_min": _NUMBER, "gradient_weight_max": _NUMBER},

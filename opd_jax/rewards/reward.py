@@ -3,9 +3,10 @@
     pending = rewards.submit(responses, answers, lengths, limit)     returns at once; processes begin to verify
     found = pending.result()                                         waits for the verdicts
 
-A response that is cut at the limit has not said its last word (`overlong`):
+A response that was cut at the limit has no stop token (`overlong`):
 
-    wrong   a verifier is told, and those of the package count no answer that might go on
+    judge   a verifier gets ended=False and decides; those of the package count an answer that was stated to its end
+    wrong   it is 0 of every verifier
     mask    its row is to be left out of the loss (overlong filtering, DAPO, arXiv:2503.14476, section 3.4)
     soft    the reward falls over the last `buffer` tokens before the limit, by `penalty` at the limit (ibid., equation 13)
 
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from opd_jax.config import Config
 from opd_jax.rewards.pool import VerifierPool
-from opd_jax.rewards.verdicts import BatchVerifier, PendingVerdicts, Verdict
+from opd_jax.rewards.verdicts import SOLVED, BatchVerifier, PendingVerdicts, Verdict
 from opd_jax.tasks.problem import Response
 
 
@@ -46,6 +47,10 @@ class RewardRecord:
   def columns(self) -> Float[np.ndarray, "B columns"]:
     """Lay the numbers of a row side by side, for `metrics` of all processes: reward, timeouts, errors, verdicts."""
     return np.stack([self.reward, self.timeouts, self.errors, *self.verdicts.values()], axis=1).astype(np.float32)
+
+  def solved_of(self, columns: Float[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows"]:
+    """Tell which rows of `columns` count as right, by the first verifier."""
+    return columns[:, 3] > SOLVED
 
   def replaced(self, others: "RewardRecord", source: Int[np.ndarray, "B"]) -> "RewardRecord":
     """Puts rows of another record in the place of rows of this one.
@@ -75,6 +80,7 @@ class RewardRecord:
       "same_reward": bool(np.all(reward == reward[0])),
       "verifier_timeouts": int(timeouts.sum()),
       "verifier_errors": int(errors.sum()),
+      "verified": len(reward) * len(self.verdicts),
     }
     if len(verdicts) > 1:
       found |= {f"reward/{name}": float(np.mean(v)) for name, v in zip(self.verdicts, verdicts, strict=True)}
@@ -87,7 +93,7 @@ class Rewards:
   Args:
     verifiers: the first decides what counts as solved.
     weights: one each; (): 1 each.
-    overlong: wrong, mask or soft, see above.
+    overlong: judge, wrong, mask or soft, see above.
     buffer: of soft, tokens.
     penalty: of soft, what a response of the limit's length loses.
   """
@@ -97,7 +103,7 @@ class Rewards:
     verifiers: Sequence[BatchVerifier],
     weights: Sequence[float] = (),
     *,
-    overlong: str = "wrong",
+    overlong: str = "judge",
     buffer: int = 0,
     penalty: float = 1.0,
   ):
@@ -141,13 +147,16 @@ class Rewards:
     values = np.array([[v.value for v in of_one] for of_one in verdicts], np.float64)
     for verifier, of_one in zip(self._verifiers, verdicts, strict=True):
       verifier.tell(of_one)
+    solved = np.array([v.solved for v in verdicts[0]], bool)
+    if self._overlong == "wrong":
+      values, solved = np.where(ended, values, 0.0), solved & ended
     reward = np.asarray(self._weights, np.float64) @ values
     if self._overlong == "soft":
       reward += self._penalty * soft_overlong(lengths, limit, self._buffer)
     return RewardRecord(
       reward=reward.astype(np.float32),
       verdicts=dict(zip(names, values.astype(np.float32), strict=True)),
-      solved=np.array([v.solved for v in verdicts[0]], bool),
+      solved=solved,
       masked=~ended if self._overlong == "mask" else np.zeros(len(ended), bool),
       timeouts=np.array([[v.timed_out for v in of_one] for of_one in verdicts], np.int32).sum(axis=0, dtype=np.int32),
       errors=np.array([[bool(v.error) for v in of_one] for of_one in verdicts], np.int32).sum(axis=0, dtype=np.int32),

@@ -19,6 +19,7 @@ class Use(enum.IntEnum):
   ANALYSIS = 2**23
   ADAPTER = 2**24  # initial values of low-rank adapters
   HISTORIES = 2**25  # earlier replies of training conversations
+  RESAMPLED = 2**26  # rollouts of other prompts in the place of groups without variance
 
 
 def named(key: jax.Array, use: Use, step: int = 0) -> jax.Array:

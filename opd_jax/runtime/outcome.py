@@ -18,13 +18,13 @@ class Outcome:
 
   steps: int = 0
   updated: int = 0  # steps that moved the weights
-  skipped: int = 0  # whose last update a NaN or Inf kept from being made
+  skipped: int = 0  # of which a NaN or Inf kept an update from being made
   empty: int = 0  # updates that were left out, since the gradient was exactly zero
   at_once: int = 0  # whose rollouts all ended with their first token
   same_reward: int = 0  # whose rollouts all had the same reward, so that none was better than another
   no_teaching_group: int = 0  # in which the rollouts of each prompt all earned the same
-  verified: int = 0  # rollouts that verifiers were asked about
-  not_verified: int = 0  # verifications of them that timed out or raised
+  verified: int = 0  # verifications, of every rollout one by each verifier
+  not_verified: int = 0  # of these, those that timed out or raised
 
   @classmethod
   def of_checkpoint(cls, position: dict[str, Any]) -> "Outcome":
@@ -38,7 +38,7 @@ class Outcome:
     return isinstance(counts, dict) and counts.keys() <= known and all(is_whole(n, most=2**62) for n in counts.values())
 
   def count(self, learned: dict[str, Any]) -> None:
-    """Counts a step by its metrics, see recipes/base.py, and takes out those that are not logged: updated, same_reward."""
+    """Counts a step by its metrics, see recipes/base.py, and takes out those that are not logged: updated, same_reward, verified."""
     skipped = bool(learned.get("skipped"))
     self.steps += 1
     self.updated += learned.pop("updated", not skipped) > 0
@@ -48,10 +48,8 @@ class Outcome:
     by_mean = learned.get("reward") in (0.0, 1.0) and not learned.get("teaching_groups")
     self.same_reward += learned.pop("same_reward", by_mean)
     self.no_teaching_group += learned.get("teaching_groups") == 0
-    if groups := learned.get("groups_by_solve_rate"):
-      prompts = sum(groups) + learned.get("resampled", 0)
-      self.verified += prompts * (len(groups) - 1)
-      self.not_verified += learned.get("verifier_timeouts", 0) + learned.get("verifier_errors", 0)
+    self.verified += learned.pop("verified", 0)
+    self.not_verified += learned.get("verifier_timeouts", 0) + learned.get("verifier_errors", 0)
 
   @property
   def learned_nothing(self) -> bool:
@@ -82,7 +80,7 @@ class Outcome:
       yield "all rollouts of every step had the same reward: mixture.reward taught nothing; look at samples and data.verifier"
     if 2 * self.not_verified > self.verified:
       yield (
-        f"{self.not_verified} verifications of {self.verified} rollouts timed out or raised, and count as not solved: try "
+        f"{self.not_verified} of {self.verified} verifications timed out or raised, and count as not solved: try "
         "the verifier on responses of samples.jsonl, or give it more time"
       )
 

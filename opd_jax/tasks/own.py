@@ -2,7 +2,7 @@
 
     def verify(response: str, answer: str) -> bool | float: ...
 
-It may also take `ended` and `prompt` by name, as `Verifier` in problem.py does, and is then told them.
+It may also take `ended` and `prompt` by name, as `Verifier` in problem.py does, and is then passed them.
 """
 
 import functools
@@ -88,6 +88,11 @@ def _told(found: Any, path: str) -> tuple[str, ...]:
   pair = [
     p.name for p in parameters[:2] if p.kind is p.POSITIONAL_OR_KEYWORD
   ]  # response and answer, whatever their names
+  if pair[:1] in (["prompt"], ["prompts"], ["completions"]):
+    raise InputError(
+      f"The verifier {path!r} takes {signature}, as TRL's reward functions do; a verifier is called with one response at a time, as "
+      "verify(response, answer), and may take ended and prompt by name."
+    )
   by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}.difference(pair)
   told = tuple(name for name in TOLD if any_name or name in by_name)
   try:

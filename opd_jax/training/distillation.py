@@ -21,6 +21,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
+from opd_jax.config import Config
+from opd_jax.errors import InputError
 from opd_jax.models import decoder, lora, rounding
 from opd_jax.objectives import fused
 from opd_jax.objectives import loss_config as losses
@@ -80,6 +82,8 @@ class DistillationStep:
     teacher_update = TeacherUpdate.from_config(c)
     rows, loss = c.batch // c.mini_batches * c.rollouts_per_prompt, losses.from_config(c, s.sampling.vocab)
     recorded = loss.surrogate.recorded_ids if loss.surrogate else 0
+    micro_batches = rows // specs.micro_batch(c, s.mesh)
+    _check_groups(loss, c, micro_batches, meshes.row_shards(s.mesh))
     return cls(
       student=s.student.cfg,
       teachers=tuple(t.cfg for t in s.teachers) if teacher_update.needs_initial else (),
@@ -90,7 +94,7 @@ class DistillationStep:
       behavior=c.rollout.by,
       n=c.rollouts_per_prompt,
       mini_batches=c.mini_batches,
-      micro_batches=rows // specs.micro_batch(c, s.mesh),
+      micro_batches=micro_batches,
       buckets=c.buckets,
       dtype=s.dtype,
       remat=c.remat,
@@ -153,7 +157,10 @@ class DistillationStep:
       (loss, sums, grads), largest = gradient_of(rows)
     else:
       (loss, sums, grads), largest = microbatch.accumulate(gradient_of, self.split(rows))
-    trained = jnp.sum(token_weights.trained > 0, dtype=jnp.int32)
+    in_mean = (token_weights.trained > 0) & (self.loss.divergence > 0)
+    if self.loss.reward:
+      in_mean |= token_weights.rewarded > 0
+    trained = jnp.sum(in_mean, dtype=jnp.int32)
     empty_before = state.empty
     state, norm = optim.apply(self.optimizer, state, grads, loss)
     updated = (state.skipped == 0) & (state.empty == empty_before)
@@ -365,3 +372,17 @@ class DistillationStep:
   def _abstract(self, state: TrainState, frozen_models: FrozenModels, batch: Batch):
     key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))
     return meshes.abstract(state), meshes.abstract(frozen_models), meshes.abstract(batch, meshes.rows(self.mesh)), key
+
+
+def _check_groups(loss: Loss, config: Config, micro_batches: int, shards: int) -> None:
+  """Refuses micro-batches that split the rollouts of a prompt, where the loss compares them with each other.
+
+  Raises:
+    InputError: says how many rows a micro-batch has to have.
+  """
+  n, prompts = config.rollouts_per_prompt, config.batch // config.mini_batches
+  if loss.standardise and microbatch.prompt_copies(prompts // shards, n, micro_batches) > 1:
+    raise InputError(
+      f"config.micro_batch is {config.micro_batch}, which splits the {n} rollouts of a prompt over {shards} row shards, and "
+      f"objective.standardise compares them with each other; raise it to {n * shards} or more, or set it to 0."
+    )

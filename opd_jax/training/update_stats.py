@@ -57,13 +57,23 @@ class UpdateStats:
     return float(np.mean([float(numbers["cut"]) for numbers in self._pass]))
 
   @property
+  def skipped(self) -> int:
+    """The longest run of skipped updates up to or within these, as each of them counts: 0 where all were finite."""
+    return max(int(numbers["skipped"]) for numbers in self._all)
+
+  @property
+  def _finite(self) -> list[Numbers]:
+    """The updates of a pass that were not skipped; all of them where none was made."""
+    return [numbers for numbers in self._pass if not int(numbers["skipped"])] or self._pass
+
+  @property
   def loss(self) -> float:
-    """The mean of the losses of a pass."""
-    return float(np.mean([float(numbers["loss"]) for numbers in self._pass]))
+    """The mean of the losses of a pass, without those of updates that were skipped."""
+    return float(np.mean([float(numbers["loss"]) for numbers in self._finite]))
 
   @property
   def sums(self) -> dict[str, np.ndarray]:
-    """Sums over the tokens by bin of position, of the last pass."""
+    """Sums over the tokens by bin of position, of the last pass, without updates that were skipped."""
     names = [name for name in self.last["sums"] if not name.endswith("_by_mu")]
     return {name: self._sum(name) for name in names}
 
@@ -84,4 +94,4 @@ class UpdateStats:
     }
 
   def _sum(self, name: str) -> np.ndarray:
-    return np.sum([np.asarray(numbers["sums"][name], np.float64) for numbers in self._pass], axis=0)
+    return np.sum([np.asarray(numbers["sums"][name], np.float64) for numbers in self._finite], axis=0)

@@ -32,6 +32,8 @@ METHODS = {
 }
 REWARDED = {"rollouts_per_prompt": 2, "mini_batches": 2, "surrogate.divergence": "topk_tv", "surrogate.k": 3}
 METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}
+METHODS["resample"] = METHODS["dppo"] | {"groups.equal": "resample", "groups.rounds": 3}
+NAMED = {"agreement": "topd", "resample": "dppo"}  # the config of a method that has none of its own
 RUNS = {  # name: method, devices, mesh, what else
   "popd 1": ("popd", 1, {}, {}),
   "popd data 2": ("popd", 2, {"data": 2}, {}),
@@ -47,6 +49,7 @@ RUNS = {  # name: method, devices, mesh, what else
   "moving data 2 x fsdp 2 x tensor 2, adapters": ("moving", 8, {"fsdp": 2, "tensor": 2}, {}),
   "dppo 1": ("dppo", 1, {}, {}),
   "dppo data 2 x fsdp 2 x tensor 2": ("dppo", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "resample data 2": ("resample", 2, {"data": 2}, {}),
   "opd 1": ("opd", 1, {}, {}),
   "opd fsdp 4 x expert 2, teacher over all and offloaded": ("opd", 8, {"fsdp": 4, "expert": 2}, FAR),
 }
@@ -85,7 +88,7 @@ def main() -> None:
     if method in ("ccopd", "moving"):
       c = conversation_runs.small(conversation_runs.write_talker(pathlib.Path(directory) / f"talker{i}"))
     else:
-      c = small_config({"student": student, "teacher": teacher}, "topd" if method == "agreement" else method)
+      c = small_config({"student": student, "teacher": teacher}, NAMED.get(method, method))
     c = config.override(c, base | {f"mesh.{axis}": n for axis, n in mesh.items()})
     of_config = meshes.make(
       **({"data": c.mesh.data, "fsdp": c.mesh.fsdp, "expert": c.mesh.expert, "tensor": c.mesh.tensor}),

@@ -241,6 +241,8 @@ def test_mean_weights_by_hand():
     token_weights.mean_weights(mask, "sequence", 8.0), mask * [[1 / 6], [1 / 2], [0]], rtol=1e-6
   )
   np.testing.assert_allclose(token_weights.mean_weights(mask, "constant", 8.0), mask / 24, rtol=1e-6)
+  some = token_weights.mean_weights(mask, "constant", 8.0, jnp.array([True, False, True]))
+  np.testing.assert_allclose(some, mask * [[1 / 16], [0], [0]], rtol=1e-6)
   with pytest.raises(ValueError, match=r"'tokens'.*token, sequence, constant"):
     token_weights.mean_weights(mask, "tokens", 8.0)
 

@@ -88,14 +88,17 @@ def test_killed_between_two_mini_batches_and_resumed_it_is_the_run_that_never_st
   assert records[0] == records[1]
 
 
-def test_equal_groups_are_dropped_from_the_mean(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("normaliser", ["token", "sequence", "constant"])
+def test_equal_groups_are_dropped_from_the_mean(normaliser, config, tmp_path, monkeypatch):
   """Only the first prompt's rollouts differ in what they earn; kept, the others make its update smaller."""
   monkeypatch.setitem(tasks.VERIFIERS, "chain", even_for_some)
   norms = {}
   for equal in ("keep", "drop"):
-    run = train(config(steps=1, mini_batches=1, **{"groups.equal": equal}), tmp_path / equal)
+    changes = {"groups.equal": equal, "objective.normaliser": normaliser}
+    run = train(config(steps=1, mini_batches=1, **changes), tmp_path / equal)
     (record,) = read(tmp_path / equal, "train")
     norms[equal] = record["grad_norm"], record["teaching_groups"]
+    assert (record["trained"] < record["step_tokens"]) == (equal == "drop")
   (kept, share), (dropped, same) = norms["keep"], norms["drop"]
   assert share == same
   assert 0 < share < 1
@@ -111,6 +114,10 @@ def test_resampled_groups_teach_and_their_discarded_tokens_count(config, tmp_pat
     assert record["teaching_groups"] == 1
     assert record["resampled"] > 0
     assert record["discarded_tokens"] > 0
+    groups, of_all = record["groups_by_solve_rate"], record["groups_by_solve_rate_sampled"]
+    assert groups[0] == groups[-1] == 0 < of_all[0] + of_all[-1]
+    assert sum(of_all) == sum(groups) + record["resampled"]
+    assert record["reward_sampled"] == pytest.approx(np.dot(of_all, np.arange(5)) / (4 * sum(of_all)))
     assert record["step_tokens"] == sum(record["by_position"]["count"]) + record["discarded_tokens"]
   again = train(config(steps=4, **changes), tmp_path / "w")
   whole = train(config(steps=4, **changes), tmp_path / "whole")
@@ -123,6 +130,38 @@ def test_resampling_ends_where_no_group_ever_teaches(config, tmp_path, monkeypat
   (record,) = read(tmp_path / "w", "train")
   assert (record["resampled"], record["teaching_groups"]) == (2 * 4, 0)
   assert int(run.state.empty) == 2
+
+
+def test_failures_of_discarded_rollouts_are_counted(config, tmp_path, monkeypatch):
+  def fails(response: str, answer: str, **_) -> bool:
+    raise RuntimeError("always")
+
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", fails)
+  run = train(config(steps=1, **{"groups.equal": "resample", "groups.rounds": 3}), tmp_path / "w")
+  assert (run.outcome.verified, run.outcome.not_verified) == (3 * 16, 3 * 16)
+  assert any("48 of 48 verifications timed out or raised" in line for line in run.outcome.lines())
+
+
+def test_a_mini_batch_without_numbers_is_told_and_left_out_of_the_means(config, tmp_path, monkeypatch):
+  run = open_run(config(steps=1), tmp_path / "w")
+  update, stats = run.recipe._update, []
+
+  def broken_first(run, experience, credit, part):
+    if part == 0:
+      nan = jax.tree.map(lambda a: a * np.nan, run.state.params)
+      whole, run.state = run.state, run.state.replace(params=nan)
+      stats.append(update(run, experience, credit, part))
+      run.state = run.state.replace(params=whole.params)
+      return stats[-1]
+    return update(run, experience, credit, part)
+
+  monkeypatch.setattr(run.recipe, "_update", broken_first)
+  train_run(run)
+  (record,) = read(tmp_path / "w", "train")
+  assert np.isnan(float(stats[0]["loss"]))
+  assert record["skipped"] == 1
+  assert np.isfinite(record["loss"])
+  assert run.outcome.skipped == 1
 
 
 def test_a_place_is_taken_by_a_group_of_the_same_device():
@@ -172,7 +211,9 @@ def test_rewards_of_the_teacher_go_through_the_surrogate_too(config, tiny, tmp_p
     ({"mini_batches": 3}, r"config\.mini_batches is 3; it has to divide the 4 prompts"),
     ({"groups.equal": "resample", "rollout.ahead": True}, r"config\.rollout\.ahead=False"),
     ({"mixture.divergence": 1.0}, r"config\.teacher is '', and config\.mixture\.divergence is 1\.0"),
-    ({"weights.kind": "gap"}, r"config\.teacher is '', and config\.weights\.kind is 'gap'"),
+    ({"weights.kind": "gap"}, r"config\.weights\.kind is 'gap', which weighs the tokens of the divergence"),
+    ({"surrogate.kind": "truncated"}, r"config\.surrogate\.cap is 0"),
+    ({"advantage.kind": "group", "mixture.reward_std": True}, r"config\.mixture\.reward_std is True"),
     (
       {"horizon.kind": "drift", "horizon.start": 4, "horizon.measure": "gap", "horizon.threshold": 0.1, "log.bins": 3},
       r"config\.teacher is '', and config\.horizon\.kind is 'drift'",

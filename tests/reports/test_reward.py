@@ -205,7 +205,7 @@ class TestRuns:
     (run,) = load([reward_workdir(tmp_path / "a", info={"outcome": counts})])
     untaught, unverified = run.notes
     assert untaught.startswith("no group ever taught: in 20 steps")
-    assert unverified.startswith("400 verifications of 640 rollouts timed out or raised")
+    assert unverified.startswith("400 of 640 verifications timed out or raised")
 
   def test_of_a_later_version_with_other_counts_are_loaded(self, tmp_path):
     (run,) = load([workdir(tmp_path / "a", [0.1, 0.9], info={"outcome": {"steps": 2, "updated": 1, "other": 7}})])

@@ -44,7 +44,7 @@ def test_one_verifier_alone_is_its_verdict():
   assert found.reward.dtype == np.float32
   np.testing.assert_array_equal(found.solved, [True, False, True, False])
   assert not found.masked.any()
-  same = {"reward": 0.5, "same_reward": False, "verifier_timeouts": 0, "verifier_errors": 0}
+  same = {"reward": 0.5, "same_reward": False, "verifier_timeouts": 0, "verifier_errors": 0, "verified": 4}
   assert found.metrics() == same
 
 
@@ -79,9 +79,14 @@ def test_the_number_of_processes_changes_no_bit(module):
     np.testing.assert_array_equal(other.solved, first.solved)
 
 
-def test_cut_responses_are_wrong_unless_the_answer_was_stated_to_the_end():
-  found = record(rewards(overlong="wrong"), answer="1")
-  assert found.reward.tolist() == [0, 0, 0, 0]
+@pytest.mark.parametrize(("overlong", "reward"), [("judge", 1), ("wrong", 0)])
+def test_a_cut_response_that_stated_its_answer_counts_by_key(overlong, reward):
+  """The built-in verifier counts no answer that might go on, and one that was closed."""
+  assert record(rewards(overlong=overlong), answer="1").reward.tolist() == [0, 0, 0, 0]
+  cut = [Response("so it is \\boxed{1}, since", ended=False), Response("#### 1")]
+  found = rewards(overlong=overlong).submit(cut, ["1", "1"], LENGTHS[:2], 10).result()
+  assert found.reward.tolist() == [reward, 1]
+  assert found.solved.tolist() == [bool(reward), True]
   assert not found.masked.any()
 
 
@@ -118,7 +123,7 @@ def test_a_plain_function_is_a_batch_verifier_too():
     ({"verifiers": ("gsm8k", "chain"), "weights": (1.0,)}, "weights has 1 numbers for 2 verifier"),
     ({"verifiers": ("gsm8k", "gsm8k")}, "names one twice"),
     ({"timeout": 5.0}, "timeout is 5.0, and only a process of its own .*workers to 1"),
-    ({"overlong": "soft"}, "overlong_buffer=0; give it between 1 and horizon.max=256 tokens"),
+    ({"overlong": "soft"}, "overlong_buffer=0; give it between 1 and the first horizon of 256 tokens"),
     ({"overlong": "soft", "overlong_buffer": 257}, "overlong_buffer=257; give it"),
     ({"workers": -1}, "reward.workers is -1"),
   ],

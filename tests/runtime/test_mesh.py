@@ -22,6 +22,7 @@ FIRST = (
 LONG = (
   "moving 1",
   "moving data 2 x fsdp 2 x tensor 2, adapters",
+  "resample data 2",
   "dppo 1",
   "dppo data 2 x fsdp 2 x tensor 2",
   "opd 1",
@@ -42,7 +43,7 @@ LONG = (
 def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
   """Of every method; one test, so that the runs are made once however many processes test."""
   runs = json_from_eight_devices("tests.helpers.mesh_runs", tiny["student"], tiny["teacher"], tmp_path, *names)
-  for name in (name for name in names if RUNS[name][1] > 1):
+  for name in (name for name in names if RUNS[name][1] > 1 and f"{RUNS[name][0]} 1" in names):
     several, alone = runs[name], runs[f"{RUNS[name][0]} 1"]
     assert [r["kind"] for r in several["records"]] == ["eval", "train", "train", "eval"]
     for mine, theirs in zip(several["records"], alone["records"], strict=True):
@@ -54,6 +55,13 @@ def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
       else:
         assert mine["length"] == theirs["length"], name
     assert several["samples"] == alone["samples"], f"greedy tokens differ: {name}"
+
+  # A group is replaced by one of its own device, so that several devices choose others than one.
+  for record in runs.get("resample data 2", {"records": []})["records"]:
+    if record["kind"] == "train":
+      assert record["resampled"] > 0
+      assert record["step_tokens"] == sum(record["by_position"]["count"]) + record["discarded_tokens"]
+      assert sum(record["groups_by_solve_rate_sampled"]) == 8 + record["resampled"]
 
   # A draw whose ids lie over four devices, where only block masses travel.
   several, alone = runs["drawn"]["several"], runs["drawn"]["alone"]

@@ -59,14 +59,13 @@ def test_a_reward_that_never_tells_rollouts_apart_is_told_once_with_the_mend():
 
 @pytest.mark.parametrize(("timeouts", "errors", "told"), [(64, 0, False), (65, 0, True), (40, 25, True)])
 def test_verifications_of_which_most_fail_are_told(timeouts, errors, told):
-  """Of 8 groups of 4, and 8 prompts drawn besides in the second step: 96 rollouts in all, 128 with the third step's."""
-  good = {"reward": 0.5, "groups_by_solve_rate": [2, 2, 2, 1, 1], "teaching_groups": 0.6}
-  bad = good | {"resampled": 8, "verifier_timeouts": timeouts, "verifier_errors": errors}
+  good = {"reward": 0.5, "verified": 32, "teaching_groups": 0.6}
+  bad = good | {"verified": 64, "verifier_timeouts": timeouts, "verifier_errors": errors}
   outcome = after(good, bad, good)
   assert outcome.verified == 32 + 64 + 32
   lines = list(outcome.lines())
   assert [line.split(" and count")[0] for line in lines] == (
-    ["65 verifications of 128 rollouts timed out or raised,"] if told else []
+    ["65 of 128 verifications timed out or raised,"] if told else []
   )
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -216,16 +219,20 @@ def test_a_sampler_of_lower_precision_records_its_own_probabilities(student, pro
   assert exact < 1e-5 < bf16 < i8 < f8
 
 
-def test_matrices_are_rounded_and_vectors_are_not():
-  w = {"w": jnp.array([[1.0, 0.5003, -0.011], [0.0, 0.0, 0.0]]), "norm": jnp.array([1.00001])}
-  rounded = rounding.round_weights(w, "int8")
-  np.testing.assert_array_equal(rounded["norm"], w["norm"])
-  np.testing.assert_allclose(rounded["w"], [[1.0, 64 / 127, -1 / 127], [0, 0, 0]], rtol=1e-6)
-  assert rounding.round_weights(w, "compute") is w
+def test_the_layers_matrices_are_rounded_by_output_channel_and_nothing_else(student):
+  rounded = rounding.round_weights(student, "int8")
+  layers, now = student["layers"], rounded["layers"]
+  changed = {name for name in layers if not np.array_equal(layers[name], now[name])}
+  assert changed == {name for name in ("q", "k", "v", "o", "gate", "up", "down") if name in layers}
+  assert all(rounded[name] is student[name] for name in student if name != "layers")
+  channel = np.asarray(now["o"][0, :, :, 3])  # of [L, N, h, D]: what one number of the output sums over
+  scale = np.abs(np.asarray(layers["o"][0, :, :, 3])).max() / 127
+  np.testing.assert_allclose(channel / scale, np.round(channel / scale), atol=1e-4)
+  assert rounding.round_weights(student, "compute") is student
 
 
 def test_a_bandit_is_solved():
-  """Three rounds of two mini-batches by DRPO make the rewarded token of a bandit the likeliest, and by no more than it may a round."""
+  """Twenty rollout batches by DRPO make the rewarded token of a bandit the likeliest, and by no more than it may a round."""
   surrogate = Surrogate("drpo", threshold=0.15)
   logits = jnp.log(jnp.array([0.7, 0.2, 0.1]))
 
@@ -252,3 +259,20 @@ def test_greedy_sampling_has_log_probabilities_to_record(student, prompts):
   np.testing.assert_allclose(
     rollout.recorded_logprob[..., 0][mask], np.asarray(rollout.behavior_logprob)[mask], atol=1e-5
   )
+
+
+def test_scores_of_a_prompt_are_refused_where_a_slice_holds_some_of_its_rollouts(tiny):
+  """Slices of eight rows over eight devices hold one rollout of each of eight prompts."""
+  script = f"""
+import dataclasses
+from opd_jax import config
+from opd_jax.training import specs
+from opd_jax.training.distillation import DistillationStep
+keys = {{"objective.support": "sampled", "objective.standardise": True, "rollouts_per_prompt": 4, "batch": 8, "student": {tiny["student"]!r}}}
+for micro_batch in (32, 8):
+  c = config.override(config.default(), keys | {{"teacher": {tiny["teacher"]!r}, "micro_batch": micro_batch}})
+  DistillationStep.from_specs(specs.from_architectures(c))
+"""
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | flags)
+  assert done.stderr.rstrip().endswith("raise it to 32 or more, or set it to 0."), done.stderr

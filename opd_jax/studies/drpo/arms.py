@@ -1,7 +1,7 @@
 """Trust regions of a policy gradient on stale rollouts, and what they are compared with, on the task synonyms.
 
 Seed by seed, all arms start from the same student and read the same prompts in the same order. A step samples 32 prompts eight
-times each, in every arm, so that equal steps are equal generated tokens; no prompt comes twice. With U updates a step the
+times each, in every arm, so that equal steps are equal numbers of responses, of at most 14 tokens each; no prompt comes twice. With U updates a step the
 rollouts are learned from in U disjoint parts, one after another: the last is U - 1 updates old.
 
 The design is no full grid, which would be 17 arms in 18 conditions. All surrogates meet in the condition where they should

@@ -2,7 +2,8 @@
 
 Intervals are over seeds, at 95%, paired by seed. The area of a run is that under its accuracy by step, over the number of
 steps: answers to 256 held-out problems, one each at temperature 1, at every `arms.EVERY` steps. A run has collapsed where its
-last three evaluations are, in the mean, more than 10 points below its best three in a row, or below the student before training.
+last three evaluations are, in the mean, more than 10 points below its best three in a row, or more than 10 points below the student
+before training.
 
 What is tuned is tuned on other seeds than it is judged on: the area of "the best of" several arms is, for each seed, that of
 the arm whose mean area over all other seeds is highest.
@@ -195,7 +196,7 @@ def teacher_teaches(results: Results) -> Verdict:
   half = less(null, {seed: (opd[seed] + before) / 2 for seed, before in results.untrained("opd").items()})
   return verdict(
     all_of(above(found, 0), at_most(half, 0)),
-    "area at equal generated tokens, OPD less its null; and the null's gain less half of OPD's",
+    "area at equal numbers of sampled responses, OPD less its null; and the null's gain less half of OPD's",
     points("OPD less the null", found),
     points("the null's gain less half of OPD's", half),
     points("the null less the untrained student", gained),
@@ -208,12 +209,19 @@ def teacher_teaches(results: Results) -> Verdict:
 
 def teacher_over_reward(results: Results) -> Verdict:
   found = less(area(results, "opd"), best_of(results, DRPO_ARMS))
-  return verdict(above(found, 0), "area at equal generated tokens", points("OPD less the best of DRPO", found))
+  return verdict(
+    above(found, 0),
+    "area at equal numbers of sampled responses",
+    points("OPD less the best of DRPO", found),
+    *known(lazily(points, "OPD less PPO clip .2/.28", difference, results, "opd", "clip-higher")),
+  )
 
 
 def reward_on_top(results: Results) -> Verdict:
   found = difference(results, "opd-reward", "opd")
-  return verdict(above(found, 0), "area at equal generated tokens", points("OPD and a reward less OPD", found))
+  return verdict(
+    above(found, 0), "area at equal numbers of sampled responses", points("OPD and a reward less OPD", found)
+  )
 
 
 def coarse_sampler(results: Results) -> Verdict:
@@ -223,6 +231,15 @@ def coarse_sampler(results: Results) -> Verdict:
     "area with an int8 sampler less the same with an exact one",
     points("DRPO 0.15", found),
     *known(
+      lazily(
+        Evidence,
+        "log-probability gap of sampler and trainer, DRPO 0.15 (nats)",
+        _over_seeds,
+        logged,
+        results,
+        "int8-drpo-0.15",
+        "logprob_gap",
+      ),
       lazily(points, "DPPO 0.15", difference, results, "int8-dppo-0.15", "dppo-0.15"),
       lazily(points, "importance weighting", difference, results, "int8-is", "is"),
       lazily(points, "PPO clip .2/.28", difference, results, "int8-clip-higher", "clip-higher"),
@@ -312,7 +329,7 @@ CLAIMS = (
   ),
   Claim(
     "a teacher teaches more than a reward",
-    "at equal generated tokens an exact teacher on every token beats a verdict on the answer (ours)",
+    "at equal numbers of sampled responses an exact teacher on every token beats a verdict on the answer (ours)",
     "the area of OPD is above that of DRPO at the best of four thresholds",
     teacher_over_reward,
   ),

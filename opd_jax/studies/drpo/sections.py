@@ -51,7 +51,7 @@ def sections(results: Results) -> list[Section]:
     Section(
       "Sixteen updates a step",
       f"Every surrogate after {STEPS} steps. Area: under the accuracy's curve on held-out problems, at "
-      "temperature 1. Collapsed, in the table: the share of the seeds that end 10 points below their best, or below the untrained student.",
+      "temperature 1. Collapsed, in the table: the share of the seeds that end more than 10 points below their best, or below the untrained student.",
       figures.bars(
         results,
         label,
@@ -111,7 +111,7 @@ def sections(results: Results) -> list[Section]:
     ),
     Section(
       "A teacher, nobody, and a reward",
-      "At equal generated tokens. The null suppresses the rarest fifth of the tokens and knows nothing of the task (arXiv:2608.31046).",
+      "At equal numbers of sampled responses. The null suppresses the rarest fifth of the tokens and knows nothing of the task (arXiv:2608.31046).",
       figures.curves(results, {name: LABELS[name] for name in (*TEACHERS, "drpo-0.15", "dppo-0.15")}),
     ),
   ]

@@ -23,7 +23,7 @@ def test_every_arm_is_another_config():
   assert len({digest([arm.config(3)]) for arm in arms.ARMS}) == len(NAMES)
 
 
-def test_equal_steps_are_equal_generated_tokens():
+def test_equal_steps_are_equal_numbers_of_sampled_responses():
   shape = {(c.batch, c.rollouts_per_prompt, c.steps) for c in (arm.config(3) for arm in arms.ARMS)}
   assert shape == {(arms.PROMPTS, arms.GROUP, arms.STEPS)}
 
