@@ -18,6 +18,15 @@ def test_writes_the_page_and_prints_where(tmp_path, capsys, monkeypatch):
   assert "index.html" in capsys.readouterr().out
 
 
+def test_a_directory_above_runs_is_reported_with_what_was_left_out(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(figures, "draw", lambda *_: [])
+  workdir(tmp_path / "runs" / "a", [0.1, 0.9])
+  empty = workdir(tmp_path / "runs" / "b", [0.1, 0.9])
+  (empty / "metrics.jsonl").write_text("")
+  assert report.main([str(tmp_path / "runs"), f"--out={tmp_path / 'r'}"]) == 0
+  assert f"left out: {empty} has no record" in capsys.readouterr().out
+
+
 def test_mistake_is_one_sentence(tmp_path, capsys):
   with pytest.raises(SystemExit) as stopped:
     report.main([str(tmp_path / "gone")])

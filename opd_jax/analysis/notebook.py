@@ -185,13 +185,27 @@ def generate(
       f"max_tokens is {max_tokens} and temperature {temperature}; they have to be at least 1 and at least 0."
     )
   _warn(lost_text.notes("prompts", prompts, model.tokenizer, chat_template=True))
-  ids = _render(model, prompts, template_args)
-  prompt_len = _check_length(model, ids, max_tokens)
-  generator_config = GeneratorConfig(
+  ids = render_prompts(model, prompts, template_args)
+  prompt_len = check_length(model, ids, max_tokens)
+  generator = Generator(
+    generator_config(model, temperature),
+    model.tokenizer,
+    batch=len(ids),
+    prompt_lens=(prompt_len,),
+    max_tokens=max_tokens,
+    numbered=True,
+    program_cache=_PROGRAMS,
+  )
+  return generator(model.params, ids, keys.of_seed(seed, keys.Use.ANALYSIS), range(len(ids)))
+
+
+def generator_config(model: Model, temperature: float) -> GeneratorConfig:
+  """Returns the static settings with which a model answers prompts, over the whole of its vocabulary."""
+  return GeneratorConfig(
     cfg=model.spec.cfg,
     sampling=Sampling(
       model.spec.stop_ids,
-      _pad_id(model),
+      pad_id(model),
       model.spec.cfg.vocab,
       temperature,
       never=tokenizers.ids_without_token(model.tokenizer, model.spec.cfg.vocab),
@@ -201,16 +215,6 @@ def generate(
     mesh=model.mesh,
     dtype=model.dtype,
   )
-  generator = Generator(
-    generator_config,
-    model.tokenizer,
-    batch=len(ids),
-    prompt_lens=(prompt_len,),
-    max_tokens=max_tokens,
-    numbered=True,
-    program_cache=_PROGRAMS,
-  )
-  return generator(model.params, ids, keys.of_seed(seed, keys.Use.ANALYSIS), range(len(ids)))
 
 
 def token_divergence(
@@ -237,14 +241,14 @@ def token_divergence(
     InputError: an unknown kind, an empty response, an id that a model does not have, different tokenizers or devices, or
       more tokens than the models have positions.
   """
-  vocab = _check_pair(student, teacher, kind)
-  ids = _response_ids(student, response, vocab)
-  prompt_ids = _render(student, [prompt], template_args)[0]
+  vocab = check_pair(student, teacher, kind)
+  ids = response_ids(student, response, vocab)
+  prompt_ids = render_prompts(student, [prompt], template_args)[0]
   width = pipeline.padded_len([ids], 64)  # few widths, so that few programs are compiled
-  prompt_len = min(_check_length(model, [prompt_ids], len(ids)) for model in (student, teacher))
+  prompt_len = min(check_length(model, [prompt_ids], len(ids)) for model in (student, teacher))
   rows = meshes.row_shards(student.mesh)  # copies, so that every device has one
-  batch = pipeline.pad([prompt_ids] * rows, prompt_len, _pad_id(student))
-  rollout = pipeline.rollout_from_data([ids] * rows, width, len(ids), _pad_id(student))
+  batch = pipeline.pad([prompt_ids] * rows, prompt_len, pad_id(student))
+  rollout = pipeline.rollout_from_data([ids] * rows, width, len(ids), pad_id(student))
   batch, rollout = hosts.to_global((batch, rollout), meshes.rows(student.mesh))
   stats = _token_stats(
     (student.params, teacher.params),
@@ -311,7 +315,7 @@ def read_metrics(path: str | os.PathLike) -> runs.Run:
     docs/metrics.md; `config` by dotted key; sums such as `tokens` and `elapsed` (seconds).
 
   Raises:
-    InputError: the directory is no workdir, or holds no evaluation yet.
+    InputError: the directory is no workdir, or holds no step and no evaluation yet.
   """
   return runs.load([os.fspath(path)])[0]
 
@@ -321,7 +325,7 @@ def _warn(notes: Sequence[str]) -> None:
     warnings.warn(note, stacklevel=3)
 
 
-def _render(model: Model, prompts: Sequence[Prompt], template_args: Mapping[str, Any] | None) -> list[list[int]]:
+def render_prompts(model: Model, prompts: Sequence[Prompt], template_args: Mapping[str, Any] | None) -> list[list[int]]:
   """Renders prompts as the model's run does; a system message of their own stands instead of the run's."""
   rendering = model.rendering
   if template_args is not None:
@@ -339,11 +343,12 @@ def _render(model: Model, prompts: Sequence[Prompt], template_args: Mapping[str,
   ]
 
 
-def _pad_id(model: Model) -> int:
+def pad_id(model: Model) -> int:
+  """Returns the id that fills rows up."""
   return tokenizers.pad_id(model.tokenizer, model.spec.stop_ids)
 
 
-def _check_length(model: Model, prompt_ids: Sequence[Sequence[int]], tokens: int) -> int:
+def check_length(model: Model, prompt_ids: Sequence[Sequence[int]], tokens: int) -> int:
   """Returns the width that the prompts are padded to; refuses prompts and responses without room in the model."""
   longest, positions = max(map(len, prompt_ids)), model.spec.cfg.max_positions
   if longest + tokens > positions:
@@ -354,7 +359,7 @@ def _check_length(model: Model, prompt_ids: Sequence[Sequence[int]], tokens: int
   return pipeline.padded_len(prompt_ids)
 
 
-def _check_pair(student: Model, teacher: Model, kind: str) -> int:
+def check_pair(student: Model, teacher: Model, kind: str) -> int:
   """Returns the number of ids that both models have; refuses a pair that cannot be compared."""
   if kind not in divergence.DIVERGENCES:
     raise InputError(f"kind is {kind!r}; it is one of {', '.join(divergence.DIVERGENCES)}.")
@@ -372,7 +377,8 @@ def _check_pair(student: Model, teacher: Model, kind: str) -> int:
   return min(student.spec.cfg.vocab, teacher.spec.cfg.vocab)
 
 
-def _response_ids(model: Model, response: str | Sequence[int], vocab: int) -> list[int]:
+def response_ids(model: Model, response: str | Sequence[int], vocab: int) -> list[int]:
+  """Returns a response's token ids; refuses an empty one, and ids of `vocab` or more."""
   if isinstance(response, str):
     ids = model.tokenizer(response, add_special_tokens=False)["input_ids"]
   else:

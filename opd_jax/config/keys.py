@@ -394,4 +394,5 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "log.tensorboard": (True, "TensorBoard files in the workdir", "True or False"),
   "log.wandb": ("", 'a Weights & Biases project; "": off', "text"),
   "log.samples": (2, "rollouts written as text into samples.jsonl at every evaluation", "[0, 10**6]"),
+  "log.rollouts": (0, "training rollouts of a logged step written token by token into rollouts.jsonl", "[0, 1000]"),
 }

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from opd_jax import config as configs
-from opd_jax.data import pipeline, problems
+from opd_jax.data import pipeline, problems, scored
 from opd_jax.horizon import schedule as horizons
 from opd_jax.horizon.adaptive import StepObservation
 from opd_jax.models import frozen, lora
@@ -86,6 +86,7 @@ class OPD(Recipe):
 
   def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
     credit, earned = self._credit(run, experience)
+    self._write_rollouts(run, step, experience)
     agreement = self._probe_gradient(run, step, experience)
     seen = UpdateStats()
     for _ in range(self.config.updates_per_rollout):
@@ -166,6 +167,27 @@ class OPD(Recipe):
     run.tokens += int(probed["tokens"])
     run.clock.lap("probe")
     return [float(cosine) for cosine in probed["agreement"]]
+
+  def _write_rollouts(self, run: Run, step: int, experience: Experience) -> None:
+    """Writes a few rollouts token by token, as the student is before it learns from them, where config.log.rollouts says so."""
+    if not self.config.log.rollouts or not run.log.logs(step + 1):
+      return
+    run.clock.lap("other")
+    program = run.compiled.at(experience.shape._replace(kind="score"))["score"]
+    run.clock.lap("compile")
+    arguments = run.state.params, self._frozen_on_devices(run), experience.prompts, experience.rollout
+    found, of = jax.device_get(program(*arguments)), f"{self.step.behavior}, training step {step + 1}"
+    if hosts.first():
+      responses = scored.of_rollouts(
+        found, run.inputs.tokenizer, self.step.n, self.step.loss.objective.kind, of, step + 1
+      )
+      run.log.rollouts([response.to_json() for response in responses[: self.config.log.rollouts]])
+    run.clock.lap("eval")  # it looks at the run, and is no part of training
+
+  @property
+  def _scored_prompts(self) -> int:
+    """How many prompts have all the rollouts that are written; 0: none are."""
+    return min(-(-self.config.log.rollouts // self.step.n), self.config.batch)
 
   def _update(self, run: Run, experience: Experience, credit: Credit | None, part: int = 0) -> dict[str, Any]:
     update, frozen_models = experience.programs["update"], self._frozen_on_devices(run)
@@ -248,7 +270,8 @@ class OPD(Recipe):
   @property
   def static(self) -> Hashable:
     c = self.config
-    return self.step, c.batch, lora.from_config(c.lora), c.teacher_offload, c.teacher_precision, self._probe
+    adapter = lora.from_config(c.lora)
+    return self.step, c.batch, adapter, c.teacher_offload, c.teacher_precision, self._probe, self._scored_prompts
 
   def shapes(self, run: Run, step: int) -> list[StepShape]:
     return self._shapes_between(run, step, self.config.steps)
@@ -258,7 +281,8 @@ class OPD(Recipe):
       self._shape(run, step, width) for step in range(first, end) for width in self.horizon.possible_widths(step)
     ]
     probes = [self._probe_shape(shape) for shape in steps] if self.horizon.measured else []
-    return list(dict.fromkeys([*steps, *probes]))
+    scores = [shape._replace(kind="score") for shape in steps] if self._scored_prompts else []
+    return list(dict.fromkeys([*steps, *probes, *scores]))
 
   def _shape(self, run: Run, step: int, width: int) -> StepShape:
     return StepShape(run.prompts.prompt_len(step), width, run.prompts.teacher_prompt_len)
@@ -274,6 +298,9 @@ class OPD(Recipe):
     batch = self.abstract_prompts(shape)
     if shape.kind == "probe":
       yield self.step.lower_probe(self._probe, self.abstract_state(), self.abstract_frozen(), batch)
+    elif shape.kind == "score":
+      models = self.abstract_state(), self.abstract_frozen()
+      yield self.step.lower_score(shape.width, self._scored_prompts, *models, batch)
     else:
       yield from self.step.lower(shape.width, self.abstract_state(), self.abstract_frozen(), batch)
 

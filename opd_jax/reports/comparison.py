@@ -49,23 +49,29 @@ class Arm:
     return self.runs[0].steps
 
   @property
+  def evaluated(self) -> list[Run]:
+    """The runs that have an evaluation."""
+    return [run for run in self.runs if run.evals]
+
+  @property
   def accuracy(self) -> float:
-    """The mean accuracy of the runs' last evaluations."""
-    return fmean(run.accuracy for run in self.runs)
+    """The mean accuracy of the runs' last evaluations, of which there is at least one."""
+    return fmean(run.accuracy for run in self.evaluated)
 
   @property
   def interval(self) -> tuple[float, float]:
     """The interval of `accuracy`: of one run its last evaluation's own, of several from the lowest to the highest."""
-    if len(self.runs) > 1:
-      return min(run.accuracy for run in self.runs), max(run.accuracy for run in self.runs)
-    last = self.runs[0].evals[-1]
+    runs = self.evaluated
+    if len(runs) > 1:
+      return min(run.accuracy for run in runs), max(run.accuracy for run in runs)
+    last = runs[0].evals[-1]
     return last["low"], last["high"]
 
   @property
   def pass_at(self) -> dict[str, float]:
     """Average pass@k over the last evaluations, by k, for k above 1."""
-    last = [run.evals[-1].get("pass") or {} for run in self.runs]
-    common = [k for k in last[0] if k != "1" and all(k in by_k for by_k in last)]
+    last = [run.evals[-1].get("pass") or {} for run in self.evaluated]
+    common = [k for k in (last[0] if last else ()) if k != "1" and all(k in by_k for by_k in last)]
     return {k: fmean(by_k[k]["value"] for by_k in last) for k in common}
 
   @property
@@ -169,11 +175,14 @@ def compare(runs: Sequence[Run], target: float | None = None) -> Comparison:
   grouped: dict[str, list[Run]] = {}
   for run in runs:
     grouped.setdefault(run.label, []).append(run)
-  baseline = next((run.label for run in runs if run.config["horizon.kind"] == "full"), runs[0].label)
+  known = [run for run in runs if run.evals] or runs  # what is not evaluated is no measure for others
+  baseline = next((run.label for run in known if run.config["horizon.kind"] == "full"), known[0].label)
   grouped = {baseline: grouped[baseline]} | grouped  # the baseline first
   rule = "given"
-  if target is None:
-    target = MATCH * max(run.accuracy for run in grouped[baseline])
+  if target is None and not any(run.evals for run in runs):
+    target, rule = 0.0, "no run is evaluated"
+  elif target is None:
+    target = MATCH * max(run.accuracy for run in grouped[baseline] if run.evals)
     rule = f"{MATCH:.0%} of the best final accuracy of {baseline}"
   elif not 0 < target <= 1:
     raise InputError(f"--target is {target:g}; an accuracy is above 0 and at most 1.")

@@ -37,13 +37,16 @@ def draw(comparison: Comparison, folder: pathlib.Path) -> list[Picture]:
   arms, target = comparison.arms, comparison.target
   pictures = []
   with matplotlib.rc_context(plotting.RC):
-    figures: list[tuple[str, str, str, Figure | None]] = [  # file name, title, caption
-      ("result", "Result", _RESULT, result(arms, target)),
-      ("accuracy", "Accuracy against time, tokens and steps", _ACCURACY, accuracy(arms, target)),
-    ]
+    figures: list[tuple[str, str, str, Figure | None]] = []  # file name, title, caption
+    evaluated = [arm for arm in arms if arm.evaluated]
+    if evaluated:
+      figures.append(("result", "Result", _RESULT, result(arms, target)))
+      figures.append(("accuracy", "Accuracy against tokens and steps", _ACCURACY, accuracy(arms, target)))
     if any(run.train for run in comparison.runs):
       of_horizon = [
-        ("horizon", "Horizon", _HORIZON, horizon(arms)),
+        ("learning", "Loss and KL by step", _LEARNING, learning(arms)),
+        # Beside an accuracy the picture of the result has it.
+        ("horizon", "Horizon", _HORIZON, None if evaluated else horizon(arms)),
         ("kl_by_position", "KL by position", _KL, kl_by_position(arms)),
       ]
       of_responses = [("responses", "Training responses", _RESPONSES, responses(arms))]
@@ -65,9 +68,11 @@ _ACCURACY = (
   "An arm with one run shows the interval of each evaluation instead. The dashed grey line is the accuracy at which "
   "the arms are compared. Training time leaves out compiling and evaluation."
 )
-_RESULT = (
-  "Left: accuracy on held-out problems by training time. Right: how many tokens the student may generate. " + _ACCURACY
+_HORIZON = (
+  "The limit is what the student may generate at that step (thick); the width is what was compiled for it (thin, "
+  "dotted, drawn where it differs from the limit)."
 )
+_RESULT = f"Left: accuracy on held-out problems by training time. Right: the horizon. {_HORIZON} {_ACCURACY}"
 
 
 def result(arms: Arms, target: float) -> Figure:
@@ -77,26 +82,24 @@ def result(arms: Arms, target: float) -> Figure:
   handles = plotting.target_line(left, target)
   plotting.time_axis(left, arms)
   left.set(ylabel="accuracy", title="Accuracy by training time")
-  _horizon_lines(right, arms)
+  _horizon_lines(right, arms, widths=True)
   right.set(xlabel="step", ylabel="horizon (tokens)", title="Horizon by step")
-  plotting.legend(figure, arms, handles)
+  plotting.legend(figure, arms, [*handles, *_width_handle(arms)])
   return figure
 
 
 def accuracy(arms: Arms, target: float) -> Figure:
-  """Draw the accuracy against training time, generated tokens and steps."""
-  figure, axes = plotting.panels(13, 4.5, 1, 3, sharey=True)
+  """Draw the accuracy against generated tokens and steps; `result` has it against training time."""
+  figure, axes = plotting.panels(10.4, 4.3, 1, 2, sharey=True)
   handles = []
-  for ax, x in zip(axes, ("elapsed", "tokens", "step"), strict=True):
+  for ax, x in zip(axes, ("tokens", "step"), strict=True):
     _accuracy_lines(ax, arms, x)
     handles = plotting.target_line(ax, target)
     ax.yaxis.set_tick_params(labelleft=True)
-  plotting.time_axis(axes[0], arms)
-  axes[0].set(ylabel="accuracy")
-  axes[1].set(xlabel="generated tokens")
-  axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
-  axes[1].xaxis.set_major_locator(MaxNLocator(6, steps=plotting.TICKS))
-  axes[2].set(xlabel="step")
+  axes[0].set(xlabel="generated tokens", ylabel="accuracy")
+  axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+  axes[0].xaxis.set_major_locator(MaxNLocator(6, steps=plotting.TICKS))
+  axes[1].set(xlabel="step")
   plotting.legend(figure, arms, handles)
   return figure
 
@@ -104,17 +107,53 @@ def accuracy(arms: Arms, target: float) -> Figure:
 def _accuracy_lines(ax: Axes, arms: Arms, x: str) -> None:
   plotting.lines(ax, arms, lambda run: run.evals, x, "accuracy", every_point=True)
   for arm, style in plotting.styled(arms):
-    if len(arm.runs) == 1:
+    if len(arm.runs) == 1 and arm.evaluated:
       at, low, high = ([e[key] for e in arm.runs[0].evals] for key in (x, "low", "high"))
       ax.fill_between(at, low, high, color=style.color, alpha=0.14, lw=0)
   ax.set_ylim(bottom=0)
   plotting.from_zero(ax)
 
 
-_HORIZON = (
-  "The limit is what the student may generate at that step (thick); the width is what was compiled for it (thin, "
-  "dotted, drawn where it differs from the limit)."
+_LEARNING = (
+  "Of every logged step, over all tokens that it generated: the loss, which is the objective of each run and compares only where "
+  "the objectives are the same, and the KL(student || teacher) over the whole vocabulary, whatever the objective. A horizon that "
+  "grows changes which tokens these are means of."
 )
+
+
+def learning(arms: Arms) -> Figure | None:
+  """Draw loss and KL by step, each where any run has it; None where none has either."""
+  titles = {"loss": "Loss", "kl": "KL to the teacher (nats per token)"}
+  shown = {
+    key: title
+    for key, title in titles.items()
+    if any(r.get(key) is not None for a in arms for run in a.runs for r in run.train)
+  }
+  if not shown:
+    return None
+  if all(_is_kl(r) for a in arms for run in a.runs for r in run.train):
+    shown = {"kl": "The loss, which is the KL to the teacher (nats per token)"}
+  figure, axes = plotting.panels(10.4 if len(shown) > 1 else 8, 4.1, 1, len(shown))
+  for ax, (key, title) in zip(axes, shown.items(), strict=True):
+    plotting.lines(ax, arms, _train, "step", key)
+    values = [r[key] for a in arms for run in a.runs for r in run.train if r.get(key) is not None]
+    if values and min(values) > 0 and max(values) > 20 * min(values):
+      ax.set_yscale("log")
+      ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+      ax.yaxis.set_minor_locator(NullLocator())
+    elif values and min(values) >= 0:
+      ax.set_ylim(bottom=0)
+    ax.set(xlabel="step", title=title)
+    plotting.from_zero(ax)
+  plotting.legend(figure, arms)
+  return figure
+
+
+def _is_kl(record: dict) -> bool:
+  """Tell whether a step's loss is its KL, but for rounding."""
+  loss, kl = record.get("loss"), record.get("kl")
+  return loss is not None and kl is not None and abs(loss - kl) <= 1e-3 * abs(kl)
 
 
 def horizon(arms: Arms) -> Figure:
@@ -122,8 +161,14 @@ def horizon(arms: Arms) -> Figure:
   figure, (ax,) = plotting.panels(8, 4.5, 1, 1)
   _horizon_lines(ax, arms, widths=True)
   ax.set(xlabel="step", ylabel="horizon (tokens)")
-  plotting.legend(figure, arms, [Line2D([], [], color=plotting.GREY, label="compiled width", **_WIDTH)])
+  plotting.legend(figure, arms, _width_handle(arms))
   return figure
+
+
+def _width_handle(arms: Arms) -> list[Line2D]:
+  """The legend's entry for compiled widths, where any differs from its limit."""
+  differ = any(r["width"] != r["limit"] for arm in arms for run in arm.runs for r in run.train)
+  return [Line2D([], [], color=plotting.GREY, label="compiled width", **_WIDTH)] if differ else []
 
 
 _WIDTH: Any = {"linestyle": ":", "linewidth": 1.2}

@@ -6,12 +6,15 @@ import pathlib
 from collections.abc import Sequence
 
 from opd_jax.config import expanded_path
+from opd_jax.data import scored
 from opd_jax.errors import InputError
-from opd_jax.reports import figures, reward
+from opd_jax.reports import figures, reward, tokens
 from opd_jax.reports.comparison import Arm, Comparison
 from opd_jax.reports.labels import FREE, differing, show
 from opd_jax.reports.runs import Run
 from opd_jax.reports.words import accuracy, count, headline, seconds, spread, steps, times
+
+MOST_RESPONSES = 12  # of a run that are shown token by token
 
 
 def write(comparison: Comparison, folder: str | pathlib.Path) -> pathlib.Path:
@@ -45,13 +48,16 @@ def _render(comparison: Comparison, pictures: Sequence[figures.Picture]) -> str:
   keys = differing([run.config for run in runs])
   shared = [f"{k} = {show(v)}" for k, v in sorted(runs[0].config.items()) if k not in keys]
   return _PAGE.format(
-    style=STYLE,
+    style=STYLE + tokens.STYLE,
     question=_QUESTIONS[all(map(reward.learns_from_reward, runs))],
     headline=html.escape(headline(comparison)),
     arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]) + _reward(comparison),
+    cost=table([_cost_cells(arm) for arm in comparison.arms]),
+    tokens=_token_by_token(runs),
     figures="\n".join(map(_figure, pictures)),
     notes="".join(f"<li>{html.escape(note)}</li>" for note in _notes(comparison)),
     runs=table([_run_cells(run) for run in runs], "text"),
+    made=table([_made_cells(run) for run in runs], "text"),
     differing=table([{"workdir": str(run.path)} | {k: show(run.config.get(k)) for k in keys} for run in runs], "text"),
     shared=html.escape("\n".join(shared)),
   )
@@ -68,6 +74,19 @@ _REWARD = (
   "of one prompt, and teaches where they do not all earn the same; mu is the probability that a token was drawn with, pi the one "
   "that it has when it is learned from."
 )
+
+
+def _token_by_token(runs: Sequence[Run]) -> str:
+  """Write the responses that `python -m opd_jax.view` and log.rollouts left in the workdirs; nothing where there are none."""
+  parts = []
+  for run in runs:
+    viewed = scored.read(run.path / scored.VIEW)[:MOST_RESPONSES]
+    rollouts = scored.read(run.path / scored.ROLLOUTS, ends=True)
+    for what, found in (("answers", viewed), ("first and last training rollouts", rollouts)):
+      if found:
+        summary = html.escape(f"{run.path}: {what}")
+        parts.append(f"<details><summary>{summary}</summary>{tokens.sections(found)}</details>")
+  return "<h2>Token by token</h2>\n" + "\n".join(parts) if parts else ""
 
 
 _QUESTIONS = ("How far must the student speak?", "What does the reward teach?")  # the second where every run has one
@@ -93,19 +112,20 @@ def table(rows: Sequence[dict[str, str]], kind: str = "numbers") -> str:
 
 
 def _arm_cells(comparison: Comparison, arm: Arm) -> dict[str, str]:
-  goal = f"{comparison.target:.3g}"
   alone = len(comparison.arms) == 1
   return {
     "arm": arm.label + (" (baseline)" if arm is comparison.baseline and not alone else ""),
     "runs": str(len(arm.runs)),
     "steps": steps(arm),
+    **(_accuracy_cells(comparison, arm) if any(each.evaluated for each in comparison.arms) else {}),
+  }
+
+
+def _accuracy_cells(comparison: Comparison, arm: Arm) -> dict[str, str]:
+  goal = f"{comparison.target:.3g}"
+  return {
     "final accuracy": accuracy(arm),
     **{f"pass@{k}": f"{v:.3f}" for k, v in arm.pass_at.items()},
-    "generated tokens": count(arm.tokens),
-    "training s": seconds(arm.train_seconds),
-    "compiling s (waited for)": f"{seconds(arm.compile_seconds)} ({seconds(arm.compile_wait)})",
-    "programs": str(arm.programs),
-    "evaluation s": seconds(arm.eval_seconds),
     f"runs that reached {goal}": f"{arm.reached} of {len(arm.runs)}",
     f"training s to {goal}": spread(arm.seconds_to_target, seconds),
     f"tokens to {goal}": spread(arm.tokens_to_target, count),
@@ -115,25 +135,44 @@ def _arm_cells(comparison: Comparison, arm: Arm) -> dict[str, str]:
   }
 
 
+def _cost_cells(arm: Arm) -> dict[str, str]:
+  return {
+    "arm": arm.label,
+    "generated tokens": count(arm.tokens),
+    "training s": seconds(arm.train_seconds),
+    "compiling s (waited for)": f"{seconds(arm.compile_seconds)} ({seconds(arm.compile_wait)})",
+    "programs": str(arm.programs),
+    "evaluation s": seconds(arm.eval_seconds),
+  }
+
+
 def _run_cells(run: Run) -> dict[str, str]:
-  memory = max((p.get("bytes") or 0 for p in run.info.get("programs", []) if p.get("name") != "evaluate"), default=0)
-  programs = [f"{p.get('name')} {p.get('width')}: {p.get('seconds', 0):.1f}" for p in run.info.get("programs", ())]
-  versions = run.info.get("versions") or {}
+  last = f"{run.accuracy:.3f} at step {run.evals[-1]['step']}" if run.evals else "–"
   return {
     "workdir": str(run.path),
     "arm": run.label,
     "seed": str(run.seed),
     "step": f"{run.step} of {run.steps}" + ("" if run.finished else " (running or cut short)"),
-    "last evaluation": f"{run.accuracy:.3f} at step {run.evals[-1]['step']}",
+    "last evaluation": last,
     "training s": seconds(run.elapsed),
     "all s": seconds(run.wall) if run.wall else "–",
+    "changed on the way": "; ".join(run.changes),
+    "notes": "; ".join(run.notes),
+  }
+
+
+def _made_cells(run: Run) -> dict[str, str]:
+  """How a run was computed: memory, programs, machine and versions."""
+  memory = max((p.get("bytes") or 0 for p in run.info.get("programs", []) if p.get("name") != "evaluate"), default=0)
+  programs = [f"{p.get('name')} {p.get('width')}: {p.get('seconds', 0):.1f}" for p in run.info.get("programs", ())]
+  versions = run.info.get("versions") or {}
+  return {
+    "workdir": str(run.path),
     "largest program": f"{memory / 2**20:,.0f} MiB" if memory else "–",
     "compiled (width: s)": ", ".join(programs),
     "devices": str(run.info.get("devices", "–")),
     "commit": str(run.info.get("commit") or "–")[:12],
     "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "–",
-    "changed on the way": "; ".join(run.changes),
-    "notes": "; ".join(run.notes),
   }
 
 
@@ -144,6 +183,8 @@ def _notes(comparison: Comparison) -> list[str]:
   notes = [
     "Training time is rollout, scoring, update and the rest of the loop. Compiling and evaluation are left out of it "
     "and have columns of their own; compiling counts all programs, in brackets the part that training had to wait for.",
+  ]
+  matched = [
     f"Matched accuracy: {target:.4g} ({comparison.rule}). It is set by the baseline or by hand, never by the arm that "
     "is compared.",
     "An arm reaches it at the first evaluation at or above it, without interpolation, so times are known to one "
@@ -153,9 +194,10 @@ def _notes(comparison: Comparison) -> list[str]:
     "evaluation with its own interval.",
     "Speed-up and fewer tokens: the baseline's median divided by the arm's.",
   ]
+  first = [run.evals[0] for run in runs if run.evals]
+  notes += matched if first else []
   if len(arms) > 1 and any(len(arm.runs) == 1 for arm in arms):
     notes.append("At least one arm has a single run: a difference between arms may be chance. Train with other seeds.")
-  first = [run.evals[0] for run in runs]
   if target and any(e["step"] == 0 and e["accuracy"] >= target for e in first):
     notes.append("At least one run was at the matched accuracy before training: the target is too low to compare by.")
   for arm in arms:
@@ -179,6 +221,7 @@ table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabu
 th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
 th { vertical-align: bottom; border-bottom: 2px solid #888; }
 td { min-width: 3.5rem; max-width: 22rem; }
+.text td { overflow-wrap: anywhere; }
 .text th, .text td, th:first-child, td:first-child { text-align: left; }
 figure { margin: 0; } img { max-width: 100%; height: auto; }
 figcaption, li { font-size: .9rem; color: #444; max-width: 60rem; }
@@ -194,11 +237,16 @@ _PAGE = """<!doctype html>
 <p class="lead">{headline}</p>
 <h2>Arms</h2>
 {arms}
+<h2>What it cost</h2>
+{cost}
 {figures}
+{tokens}
 <h2>How to read this</h2>
 <ul>{notes}</ul>
 <h2>Runs</h2>
 {runs}
+<h2>How they were computed</h2>
+{made}
 <h2>Where the configs differ</h2>
 {differing}
 <details><summary>Config that all runs share</summary><pre>{shared}</pre></details>

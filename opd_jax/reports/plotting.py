@@ -97,9 +97,10 @@ def lines(ax: Axes, arms: Sequence[Arm], records: Records, x: str, y: str, every
 
 
 def means(arm: Arm, records: Records, x: str, y: str) -> tuple[list[float], list[float]]:
-  """Average x and y over runs, at the steps that all runs have: a run that stopped early bends no mean."""
+  """Average x and y over the runs that have them, at the steps that all of these have: a run that stopped early bends no mean."""
   tables = [{r["step"]: r for r in records(run) if r.get(y) is not None} for run in arm.runs]
-  common = sorted(set.intersection(*map(set, tables)))
+  tables = [table for table in tables if table]
+  common = sorted(set.intersection(*map(set, tables))) if tables else []
 
   def mean(key: str) -> list[float]:
     return [float(np.mean([table[step][key] for table in tables])) for step in common]

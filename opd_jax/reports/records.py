@@ -176,6 +176,7 @@ _EVERY: _Values = {"step": _STEP, "tokens": _AMOUNT, "elapsed": _AMOUNT, "wall":
 _VALUES: dict[str, _Values] = {
   "train": _EVERY
   | {"limit": _AMOUNT, "width": _AMOUNT, "seconds": _SECONDS, "by_position": _BINS, "response_length": _AMOUNT}
+  | {"loss": _NUMBER, "kl": _NUMBER}
   | {"ended": _SHARE, "cut": _SHARE, "trained": _AMOUNT}
   # of a run that learns from a reward
   | {"reward": _NUMBER, "teaching_groups": _SHARE, "groups_by_solve_rate": _GROUPS, "resampled": _AMOUNT}

@@ -1,9 +1,11 @@
 """Workdirs as a report loads them: finished, running or interrupted."""
 
 import dataclasses
+import math
+import os
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
@@ -11,6 +13,8 @@ from opd_jax.reports import records
 from opd_jax.reports.labels import arm_labels, show
 from opd_jax.runtime.json_files import is_whole
 from opd_jax.runtime.outcome import Outcome, answers_cut
+
+RECORDS = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Run:
   config: dict[str, Any]  # config.json, with dotted keys
   info: dict[str, Any]  # run.json; empty where the run has not written it
   train: list[dict]  # one record per logged step, by step
-  evals: list[dict]  # one record per evaluation, by step; at least one
+  evals: list[dict]  # one record per evaluation, by step; with none there is a training record
   notes: list[str]  # what the page has to say about this workdir
   label: str = ""  # of the arm; `load` gives it
 
@@ -52,8 +56,8 @@ class Run:
 
   @property
   def accuracy(self) -> float:
-    """The accuracy of the last evaluation."""
-    return self.evals[-1]["accuracy"]
+    """The accuracy of the last evaluation; NaN where there is none."""
+    return self.evals[-1]["accuracy"] if self.evals else math.nan
 
   @property
   def tokens(self) -> int:
@@ -93,19 +97,41 @@ class Run:
 
 
 def load(dirs: Iterable[str | pathlib.Path]) -> list[Run]:
-  """Load workdirs and name their arms. A directory given twice counts once.
+  """Load workdirs and name their arms. A directory given twice counts once; one that is none stands for all below it.
 
   Raises:
     InputError: a directory, a file or a field that the report needs is not there.
   """
   paths = {}
   for path in map(expanded_path, dirs):
-    paths.setdefault(path.resolve(), path)
+    for workdir in below(path).begun or [path]:
+      paths.setdefault(workdir.resolve(), workdir)
   if not paths:
     raise InputError("No workdir was named: give the directories that opd_jax.train wrote.")
   runs = [_read(path) for path in paths.values()]
   labels = arm_labels([run.config for run in runs])
   return [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+class Below(NamedTuple):
+  """The workdirs in a directory and its subdirectories, by name."""
+
+  begun: list[pathlib.Path]  # with a record, of a step or of an evaluation
+  empty: list[pathlib.Path]  # without one yet
+
+
+def below(path: pathlib.Path) -> Below:
+  """Find the workdirs below a directory; a workdir itself has none but itself."""
+  if (path / RECORDS).is_file() or (path / "config.json").is_file():
+    return Below([path], [])
+  found = Below([], [])
+  for folder, folders, files in os.walk(path):
+    folders.sort()
+    if RECORDS in files and "config.json" in files:
+      folders.clear()  # what a run writes has no run in it
+      workdir = pathlib.Path(folder)
+      (found.begun if (workdir / RECORDS).stat().st_size else found.empty).append(workdir)
+  return found
 
 
 def tenth(records: list[dict], at_share: float) -> list[dict]:
@@ -120,7 +146,7 @@ def tenth(records: list[dict], at_share: float) -> list[dict]:
 def _read(path: pathlib.Path) -> Run:
   if not path.is_dir():
     raise InputError(f"There is no directory {path}: name a workdir that opd_jax.train has written.")
-  if not (path / "metrics.jsonl").is_file():
+  if not (path / RECORDS).is_file():
     raise InputError(f"{path} has no metrics.jsonl: name a workdir in which opd_jax.train has made at least one step.")
   config = records.read_config(path / "config.json")
   notes = []
@@ -128,8 +154,10 @@ def _read(path: pathlib.Path) -> Run:
   if not info:
     notes.append("run.json is missing: versions, devices and compiled programs are not known")
   train, evals, cut_short = records.read_records(path / "metrics.jsonl")
+  if not evals and not train:
+    raise InputError(f"{path} holds no step and no evaluation yet: wait for the first of them.")
   if not evals:
-    raise InputError(f"{path} holds no evaluation: set eval.every above 0 and train, or wait for the first evaluation.")
+    notes.append("there is no evaluation, so no accuracy is known: train with eval.every above 0")
   if not train:
     notes.append("no step is made yet: the accuracy is that of the untrained student")
   if cut_short:
@@ -142,7 +170,7 @@ def _read(path: pathlib.Path) -> Run:
   if outcome.learned_nothing:
     notes.append("nothing was learned: every update was skipped or left out, so the student is as it was")
   notes += outcome.reward_lines()
-  if cut := _answers_cut(evals[-1]):
+  if evals and (cut := _answers_cut(evals[-1])):
     notes.append(f"at the last evaluation {cut}")
   return Run(path, config, info, train, evals, notes)
 

@@ -53,17 +53,17 @@ def _reward_cells(arms: Sequence[Arm], columns: int) -> list[dict[str, str]]:
 def _cells(comparison: Comparison, arm: Arm, wide: bool) -> dict[str, str]:
   goal = f"{comparison.target:.3g}"
   runs = f"{len(arm.runs)} run{'s' if len(arm.runs) > 1 else ''}"
-  cells = {
-    "final\naccuracy": accuracy(arm),
-    "training\ns": seconds(arm.train_seconds),
-    f"training s\nto {goal}": spread(arm.seconds_to_target, seconds),
-    "speed-up": times(comparison.speedup(arm)),
-  }
-  if wide:
+  evaluated = any(each.evaluated for each in comparison.arms)
+  cells = {"final\naccuracy": accuracy(arm)} if evaluated else {}
+  cells["training\ns"] = seconds(arm.train_seconds)
+  if evaluated:
     cells |= {
-      "tokens": count(arm.tokens),
-      "compile s\n(programs)": f"{seconds(arm.compile_seconds)} ({arm.programs})",
-      f"tokens\nto {goal}": spread(arm.tokens_to_target, count),
+      f"training s\nto {goal}": spread(arm.seconds_to_target, seconds),
+      "speed-up": times(comparison.speedup(arm)),
     }
+  if wide:
+    cells["tokens"] = count(arm.tokens)
+    cells["compile s\n(programs)"] = f"{seconds(arm.compile_seconds)} ({arm.programs})"
+    cells |= {f"tokens\nto {goal}": spread(arm.tokens_to_target, count)} if evaluated else {}
   name = {"arm": f"{arm.label}\n{runs}, {steps(arm)}{' steps' if arm.finished else ''}"}
   return name | {head: text.replace(" (", "\n(") for head, text in cells.items()}

@@ -8,6 +8,8 @@ from opd_jax.reports.comparison import Arm, Comparison, Spread
 def headline(comparison: Comparison) -> str:
   """Write the finding in one sentence, made of the comparison and of nothing else."""
   arms, baseline, target = comparison.arms, comparison.baseline, comparison.target
+  if not any(arm.evaluated for arm in arms):
+    return "No run is evaluated: the curves tell what was learned, and accuracies need eval.every above 0."
   if not target:
     return f"No run of {baseline.label} ended with an accuracy above 0: give a --target to compare the arms at."
   there = [(took, arm) for arm in arms if (took := arm.seconds_to_target.median) is not None]
@@ -80,10 +82,12 @@ def spread(found: Spread, show: Callable[[float], str]) -> str:
 
 
 def accuracy(arm: Arm) -> str:
-  """Write an arm's accuracy with its interval: '0.930 (0.910–0.950)', and the greedy one where all of its runs have it."""
+  """Write an arm's accuracy with its interval: '0.930 (0.910–0.950)', and the greedy one where all have it; a dash for none."""
+  if not arm.evaluated:
+    return "–"
   low, high = arm.interval
-  greedy = [run.evals[-1]["greedy"]["accuracy"] for run in arm.runs if "greedy" in run.evals[-1]]
-  beside = f", greedy {sum(greedy) / len(greedy):.3f}" if len(greedy) == len(arm.runs) else ""
+  greedy = [run.evals[-1]["greedy"]["accuracy"] for run in arm.evaluated if "greedy" in run.evals[-1]]
+  beside = f", greedy {sum(greedy) / len(greedy):.3f}" if len(greedy) == len(arm.evaluated) else ""
   return f"{arm.accuracy:.3f} ({low:.3f}–{high:.3f}){beside}"
 
 

@@ -1,9 +1,10 @@
-"""What a run reports while it trains: a progress bar, JSON lines, TensorBoard and Weights & Biases.
+"""What a run reports while it trains: a progress bar on a terminal or in a notebook, JSON lines, TensorBoard and Weights & Biases.
 
 `metrics.jsonl` is the record that everything else is drawn from: one object per line, of kind "train" or "eval".
 """
 
 import hashlib
+import html
 import json
 import pathlib
 import resource
@@ -71,7 +72,7 @@ class Metrics:
     lengths: bytes of each file at the checkpoint that the run goes on from; what was written later is cut off.
   """
 
-  FILES = ("metrics.jsonl", "samples.jsonl")
+  FILES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl")
 
   def __init__(self, workdir: pathlib.Path, log, steps: int, first_step: int, lengths: dict[str, int], name: str):
     self._on = jax.process_index() == 0
@@ -81,19 +82,21 @@ class Metrics:
     self._files = {}
     for file in self.FILES:
       path = workdir / file
+      if file == "rollouts.jsonl" and not log.rollouts and not path.exists():
+        continue
       path.touch()
       with path.open("r+b") as f:
         f.truncate(min(lengths.get(file, 0), path.stat().st_size))  # never longer, where lines were lost
       self._files[file] = path.open("a", encoding="utf-8")
     self._board = _tensorboard(workdir, first_step) if log.tensorboard else None
     self._wandb = _wandb(log.wandb, workdir, name) if log.wandb else None
-    self._bar = ProgressBar(steps, first_step, name)
+    self._bar = NotebookBar(steps, first_step, name) if in_notebook() else ProgressBar(steps, first_step, name)
 
   def train(self, record: dict[str, Any]) -> None:
     """Shows a step's record, and writes every `log.every`-th."""
     if self._on:
       self._bar.step(record)
-      if record["step"] % self._every == 0:
+      if self.logs(record["step"]):
         self._write("metrics.jsonl", {"kind": "train", **record})
         self._scalars(record, record["step"], "train")
 
@@ -105,6 +108,16 @@ class Metrics:
       self._scalars(record, record["step"], "eval")
       for sample in samples:
         self._write("samples.jsonl", {"step": record["step"], **sample})
+
+  def logs(self, step: int) -> bool:
+    """Tells whether the record of a step is written; the same on every process."""
+    return step % self._every == 0
+
+  def rollouts(self, records: list[dict[str, Any]]) -> None:
+    """Writes rollouts of a step, token by token; see data/scored.py."""
+    if self._on:
+      for record in records:
+        self._write("rollouts.jsonl", record)
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
@@ -198,12 +211,57 @@ class ProgressBar:
 
   def say(self, text: str) -> None:
     """Prints a line above the bar."""
-    self._console.print(text, soft_wrap=True)
+    self._console.print(text, soft_wrap=True, markup=False, emoji=False)  # it may quote a prompt
 
   def close(self) -> None:
     """Leaves the terminal to others."""
     if self._bar:
       self._bar.stop()
+
+
+class NotebookBar(ProgressBar):
+  """A progress bar in a notebook's cell, updated in place; what is said stands below it."""
+
+  UPDATE = 0.2  # seconds between two updates, which all travel to the browser
+
+  def __init__(self, steps: int, first_step: int, name: str):
+    from IPython import display  # in a notebook it is there
+
+    self._steps, self._name = steps, name
+    self._html, self._began, self._first = display.HTML, time.monotonic(), first_step
+    self._shown, self._latest = 0.0, (first_step, "")
+    self._handle = display.display(self._html(self._markup()), display_id=True)
+
+  def step(self, record: dict[str, Any]) -> None:
+    """Shows a training step's loss, horizon, speed and the time that is left."""
+    self._latest = record["step"], _progress(record, self.LINE)
+    if time.monotonic() - self._shown >= self.UPDATE or record["step"] == self._steps:
+      self._update()
+
+  def say(self, text: str) -> None:
+    """Prints a line below the bar."""
+    print(text)
+
+  def close(self) -> None:
+    """Shows the last step, which may have come too soon after the one before."""
+    self._update()
+
+  def _update(self) -> None:
+    self._shown = time.monotonic()
+    self._handle.update(self._html(self._markup()))
+
+  def _markup(self) -> str:
+    step, text = self._latest
+    spent = time.monotonic() - self._began
+    made = step - self._first
+    left = f", {spent / made * (self._steps - step):.0f} s left" if made > 0 and step < self._steps else ""
+    text = html.escape(f"{self._name} step {step}/{self._steps} {text}, {spent:.0f} s{left}")
+    return f'<progress value="{step}" max="{max(self._steps, 1)}"></progress> <code>{text}</code>'
+
+
+def in_notebook() -> bool:
+  """Tells whether a cell of a notebook shows what is printed, as rich tells it: Jupyter, Colab, Databricks."""
+  return Console().is_jupyter
 
 
 def _progress(record: dict[str, Any], room: int) -> str:

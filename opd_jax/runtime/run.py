@@ -21,7 +21,7 @@ from jaxtyping import Int
 
 from opd_jax.config import Config
 from opd_jax.errors import RESUME, InputError, StopRequested
-from opd_jax.runtime import hosts, interrupts, keys, metrics
+from opd_jax.runtime import hosts, interrupts, keys, metrics, startup_summary
 from opd_jax.runtime import workdir as workdirs
 from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.outcome import Outcome
@@ -131,6 +131,7 @@ class Run:
     self._describe([])
     for line in self.recipe.summary(self):
       self.log.say(line)
+    self.log.say(startup_summary.prompt_line(self.inputs))
     if self.resumed_from:
       self.log.say(f"  resumed after step {self.resumed_from}")
     self.clock.start()

@@ -9,6 +9,7 @@ from opd_jax.config import Config
 from opd_jax.runtime import hosts
 
 Params = dict[str, Any]
+PROMPT = 600  # characters of a prompt that is shown
 
 
 def summary_lines(
@@ -40,6 +41,16 @@ def summary_lines(
   listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
   yield f"  {len(shapes)} shape(s) x 2 programs (rollout, update){probes}{evaluations}; prompt + response: {listed}"
   yield from (f"  note: {warning}" for warning in inputs.warnings)
+
+
+def prompt_line(inputs: Any) -> str:
+  """Shows the first prompt of the data as the models see it, with all special tokens; a long one without its middle."""
+  ids = inputs.train.ids[0]
+  text = inputs.tokenizer.decode(list(ids), skip_special_tokens=False)
+  if len(text) > PROMPT:
+    text = f"{text[: PROMPT // 2]} ... {text[-PROMPT // 2 :]}"
+  reader = "the teachers read" if inputs.train.conversations else "the models read"
+  return f"  a prompt as {reader} it ({len(ids)} tokens): {text!r}"
 
 
 def _loss(config: Config) -> str:

@@ -38,6 +38,7 @@ UNHASHED = (
   "log.tensorboard",
   "log.wandb",
   "log.samples",
+  "log.rollouts",
   "reward.workers",
 )
 # A run may be resumed with other values of these: they change no step, neither those that are done nor those to come.
@@ -84,7 +85,7 @@ def check(directory: MirroredDir, config: Config, allow: Sequence[str] = ()) -> 
   existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
   if not os.access(existing, os.W_OK):
     raise InputError(f"--workdir={path} cannot be written: there is no permission in {existing}.")
-  for name in ("config.json", "run.json", "metrics.jsonl", "samples.jsonl", began.FILE):
+  for name in ("config.json", "run.json", "metrics.jsonl", "samples.jsonl", "rollouts.jsonl", began.FILE):
     if (path / name).is_dir():
       raise InputError(
         f"{path / name} is a directory, where a run writes a file; remove it, or give another --workdir."

@@ -45,7 +45,7 @@ def finished(path: pathlib.Path) -> Run | None:
   if not records.is_file() or '"kind": "eval"' not in records.read_text(errors="replace"):
     return None
   run = load([path])[0]
-  return run if run.finished and run.evals[-1]["step"] >= run.steps else None
+  return run if run.finished and run.evals and run.evals[-1]["step"] >= run.steps else None
 
 
 class Curve(NamedTuple):

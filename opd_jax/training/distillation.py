@@ -176,6 +176,19 @@ class DistillationStep:
   def compare(self, student: HiddenAndHead, frozen_models: FrozenModels, part: Rows) -> tuple[jax.Array, tuple]:
     """Computes `loss_of` from what the student predicts there."""
     rollout = part.rollout
+    compared = (self.loss.objective, student, self.frozen_inputs(frozen_models, part))
+    first = self.loss.needs_stats_first
+    stats = fused.token_stats(*compared, mesh=self.mesh) if first else {}
+    coefficients = self.loss.coefficients(part.token_weights, stats, rollout.behavior_logprob, part.advantage)
+    total, more_stats = fused.weighted_sum(*compared, coefficients, mesh=self.mesh, with_stats=not first)
+    stats = stats or more_stats
+    value, token_metrics = self.loss.value(part.token_weights, stats, rollout.behavior_logprob, part.advantage)
+    sums = self.by_position(stats | token_metrics | {"count": rollout.mask})
+    return total, (value, Stats.of(sums, token_metrics, rollout))
+
+  def frozen_inputs(self, frozen_models: FrozenModels, part: Rows) -> FrozenInputs:
+    """Computes what the student is compared with at these rows: what the frozen models predict there; without gradient."""
+    rollout = part.rollout
     forward = functools.partial(self.forward, rollout=rollout, layout=self.teacher_layout)
     teachers = tuple(
       forward(params, cfg, part.batch.of_teacher)
@@ -195,16 +208,9 @@ class DistillationStep:
     if rollout.recorded_ids is not None:
       assert rollout.recorded_logprob is not None
       recorded = Recorded(rollout.recorded_ids, rollout.recorded_logprob, rollout.behavior_logprob)
-    frozen = FrozenInputs(teachers, rollout.response, rollout.mask, teacher_weight, reference, recorded)
-    compared = (self.loss.objective, student, lax.stop_gradient(frozen))
-    first = self.loss.needs_stats_first
-    stats = fused.token_stats(*compared, mesh=self.mesh) if first else {}
-    coefficients = self.loss.coefficients(part.token_weights, stats, rollout.behavior_logprob, part.advantage)
-    total, more_stats = fused.weighted_sum(*compared, coefficients, mesh=self.mesh, with_stats=not first)
-    stats = stats or more_stats
-    value, token_metrics = self.loss.value(part.token_weights, stats, rollout.behavior_logprob, part.advantage)
-    sums = self.by_position(stats | token_metrics | {"count": rollout.mask})
-    return total, (value, Stats.of(sums, token_metrics, rollout))
+    return lax.stop_gradient(
+      FrozenInputs(teachers, rollout.response, rollout.mask, teacher_weight, reference, recorded)
+    )
 
   def probe(
     self,
@@ -258,6 +264,32 @@ class DistillationStep:
     norm = jnp.sqrt(inner(up_to, up_to) * inner(up_to[-1:], up_to[-1:]))
     cosine = jnp.where(norm > 0, inner(up_to, up_to[-1:]) / jnp.where(norm > 0, norm, 1), 0.0)
     return {"agreement": cosine, "tokens": jnp.sum(counted, dtype=jnp.int32)}
+
+  def score(
+    self, params: Params, frozen_models: FrozenModels, batch: Batch, rollout: Rollout, *, prompts: int
+  ) -> dict[str, Array]:
+    """Computes the statistics of single tokens that `update` sums, of the rollouts of the first prompts; without gradient.
+
+    A program of its own, so that the update of a run is the same whether its rollouts are written or not.
+
+    Args:
+      prompts: how many; as many more as the mesh needs are computed too.
+
+    Returns:
+      The statistics of divergence.token_stats [rows, H], with the rows' prompt, prompt_mask, response, mask and ended.
+    """
+    shards = meshes.row_shards(self.mesh)
+    p = min(-(-prompts // shards) * shards, batch.prompt.shape[0])  # every device has as many
+
+    def leading(tree: Any, rows: int) -> Any:
+      return jax.tree.map(lambda a: lax.with_sharding_constraint(a[:rows], meshes.rows(self.mesh)), tree)
+
+    first, rows = leading(batch, p), leading(rollout, p * self.n)
+    part = Rows(first, rows, self.loss.token_weights(rows.mask, self.key, rows.behavior_logprob), None)
+    student = lax.stop_gradient(self.forward_student(params, frozen_models, part))
+    stats = fused.token_stats(self.loss.objective, student, self.frozen_inputs(frozen_models, part), mesh=self.mesh)
+    seen = {"prompt": first.prompt, "prompt_mask": first.prompt_mask}
+    return stats | seen | {"response": rows.response, "mask": rows.mask, "ended": rows.ended}
 
   @property
   def key(self) -> jax.Array:
@@ -368,6 +400,15 @@ class DistillationStep:
       functools.partial(self.probe, widths=widths, prompts=prompts), out_shardings=meshes.replicated(self.mesh)
     )
     return "probe", program.lower(state, frozen_models, batch, key)
+
+  def lower_score(
+    self, response_len: int, prompts: int, state: TrainState, frozen_models: FrozenModels, batch: Batch
+  ) -> tuple[str, jax.stages.Lowered]:
+    """Lowers `score` of so many prompts."""
+    state, frozen_models, batch, _ = self._abstract(state, frozen_models, batch)
+    _, responses = self.lower_rollout(response_len, self.behavior_params(state.params, frozen_models), batch)
+    program = jax.jit(functools.partial(self.score, prompts=prompts), out_shardings=meshes.replicated(self.mesh))
+    return "score", program.lower(state.params, frozen_models, batch, responses)
 
   def _abstract(self, state: TrainState, frozen_models: FrozenModels, batch: Batch):
     key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))

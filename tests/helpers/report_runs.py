@@ -3,6 +3,8 @@
 import itertools
 import json
 
+from opd_jax.data.scored import ScoredResponse
+
 EDGES = [0, 10, 20, 40]
 
 
@@ -41,6 +43,7 @@ def workdir(
       records.append(
         at
         | {"kind": "train", "limit": limit, "width": 40, "skipped": 0, "peak_memory": 2**20}
+        | {"loss": 0.7 / step, "kl": 0.5 / step}
         | {"response_length": 0.9 * limit, "ended": 0.4, "cut": 0.6}
         | {"seconds": {k: v * seconds for k, v in parts.items()} | {"compile": 2.0 if step == 1 else 0.0}}
         | {"by_position": {"edges": EDGES, "count": count, "kl": [0.5 / step if n else None for n in count]}}
@@ -66,3 +69,22 @@ def workdir(
   (path / "run.json").write_text(json.dumps(default | (info or {})))
   (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
   return path
+
+
+def response(texts: list[str], divergence=None, **changes) -> ScoredResponse:
+  """A response of these tokens, with made-up numbers."""
+  n = len(texts)
+  return ScoredResponse(
+    of=changes.pop("of", "student"),
+    prompt=changes.pop("prompt", "p"),
+    tokens=texts,
+    ids=[0] * n,
+    ended=False,
+    kind="reverse_kl",
+    divergence=[0.0] * n if divergence is None else divergence,
+    logprob=[-0.5] * n,
+    teacher_logprob=[-1.0] * n,
+    student_entropy=[0.5] * n,
+    teacher_entropy=[0.5] * n,
+    **changes,
+  )

@@ -106,8 +106,15 @@ class TestPictures:
   def test_of_a_reward_are_on_the_page_with_its_table(self, rewarded, tmp_path, no_drawing):
     text = page.write(rewarded, tmp_path / "out").read_text()
     stems = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert stems >= {*self.NAMES, "responses", "horizon", "kl_by_position"}
-    titles = ["Reward", "Groups by solve rate", "Training responses", "Entropy and distance", "Trust region", "Horizon"]
+    assert stems >= {*self.NAMES, "responses", "learning", "kl_by_position"}
+    titles = [
+      "Reward",
+      "Groups by solve rate",
+      "Training responses",
+      "Entropy and distance",
+      "Trust region",
+      "Loss and KL by step",
+    ]
     places = [text.index(f"<h2>{title}") for title in titles]
     assert places == sorted(places)
     assert "<h2>What the reward did</h2>" in text

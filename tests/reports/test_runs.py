@@ -9,7 +9,7 @@ from rich.console import Console
 from opd_jax.errors import InputError
 from opd_jax.reports import table
 from opd_jax.reports.comparison import compare
-from opd_jax.reports.runs import load
+from opd_jax.reports.runs import below, load
 from tests.helpers.report_runs import workdir
 
 
@@ -87,8 +87,21 @@ class TestLoad:
     path = workdir(tmp_path / "a", [0.1, 0.9])
     lines = [line for line in (path / "metrics.jsonl").read_text().splitlines() if '"kind": "train"' in line]
     (path / "metrics.jsonl").write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"holds no evaluation: set eval\.every"):
+    (run,) = load([path])
+    assert run.notes == ["there is no evaluation, so no accuracy is known: train with eval.every above 0"]
+    (path / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds no step and no evaluation yet"):
       load([path])
+
+  def test_a_directory_above_runs_stands_for_all_of_them(self, tmp_path):
+    a, b = workdir(tmp_path / "deep" / "a", [0.1, 0.9]), workdir(tmp_path / "b", [0.1, 0.9], seed=1)
+    workdir(a / "inside", [0.1, 0.9], seed=2)  # a run's own files are not searched
+    empty = workdir(tmp_path / "c", [0.1, 0.9])
+    (empty / "metrics.jsonl").write_text("")
+    assert [run.path for run in load([tmp_path])] == [b, a]
+    assert [run.path for run in load([a, tmp_path])] == [a, b]
+    assert below(tmp_path).empty == [empty]
+    assert below(a) == ([a], [])
 
   def test_broken_last_line_is_noted(self, tmp_path):
     path = workdir(tmp_path / "a", [0.1, 0.9])

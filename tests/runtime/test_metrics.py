@@ -60,3 +60,69 @@ def test_an_evaluation_says_how_many_prompts_lost_their_beginning(capsys, cut):
   bar.evaluation(RECORD | ({"prompts_cut": cut} if cut else {}))
   bar.close()
   assert ("prompts that lost their beginning: 3" in capsys.readouterr().err) == bool(cut)
+
+
+def test_a_line_with_brackets_is_printed_as_it_is(capsys):
+  bar = ProgressBar(4, 0, "run")
+  bar.say("  a prompt: '[bold]x[/y] :smile:'")
+  bar.close()
+  assert capsys.readouterr().err == "  a prompt: '[bold]x[/y] :smile:'\n"
+
+
+class Shown:
+  """A cell's output: what stands in it now, and how often it was written."""
+
+  def __init__(self):
+    self.text, self.times = "", 0
+
+  def display(self, shown, display_id):
+    assert display_id is True
+    self.update(shown)
+    return self
+
+  def update(self, shown):
+    self.text, self.times = shown.data, self.times + 1
+
+
+@pytest.fixture
+def cell(monkeypatch):
+  display = pytest.importorskip("IPython.display")
+  shown = Shown()
+  monkeypatch.setattr(display, "display", shown.display)
+  return shown
+
+
+def test_a_notebook_has_one_bar_that_is_updated(cell, capsys):
+  bar = metrics.NotebookBar(4, 0, "<run>")
+  assert 'value="0" max="4"' in cell.text
+  for step in (1, 2, 3):
+    bar.step(STEP | {"step": step})
+  assert cell.times <= 3  # not every step of a fast run
+  bar.step(STEP)
+  bar.evaluation(RECORD)
+  bar.close()
+  assert 'value="4" max="4"' in cell.text
+  assert "&lt;run&gt; step 4/4 loss 0.2500 horizon 256 1,000 tokens/s" in cell.text
+  assert "<run>" not in cell.text
+  assert "accuracy 0.500" in capsys.readouterr().out
+
+
+def test_a_notebook_tells_the_time_that_is_left(cell, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+  bar = metrics.NotebookBar(10, 2, "run")
+  now[0] += 8
+  bar.step(STEP | {"step": 4})
+  assert ", 8 s, 24 s left" in cell.text  # two steps took 8 seconds, and six are to come
+
+
+def test_a_notebook_is_known_as_rich_knows_it(monkeypatch):
+  import builtins
+
+  shell = type("ZMQInteractiveShell", (), {})
+  monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+  assert metrics.in_notebook()
+  monkeypatch.setattr(builtins, "get_ipython", type("TerminalInteractiveShell", (), {}), raising=False)
+  assert not metrics.in_notebook()
+  monkeypatch.delattr(builtins, "get_ipython")
+  assert not metrics.in_notebook()

@@ -1,0 +1,187 @@
+"""What student and teacher make of given texts, token by token: divergence, log-probabilities, and the likeliest alternatives.
+
+    scored = score(student, teacher, ["58+-++x3="], ["3:5+8=3"])
+    scored[0].divergence, scored[0].teacher_top
+
+Both models are run over the responses once, as in an update. `opd_jax/reports/tokens.py` draws the records.
+
+Dimensions: R rows, H response positions, D width of a model, V vocabulary, k alternatives.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from opd_jax.analysis import notebook
+from opd_jax.analysis.notebook import Model
+from opd_jax.data import pipeline, scored
+from opd_jax.data.chat import Prompt
+from opd_jax.data.scored import ScoredResponse
+from opd_jax.errors import InputError
+from opd_jax.models.decoder import DecoderConfig
+from opd_jax.objectives import fused
+from opd_jax.objectives.divergence import FrozenInputs, HiddenAndHead, Objective, TokenStats, logits
+from opd_jax.objectives.forward import Forward
+from opd_jax.runtime import hosts, keys
+from opd_jax.runtime import mesh as meshes
+from opd_jax.types import Batch, Params, Rollout
+
+AT_A_TIME = 8  # responses; what bounds the memory
+Ids = Sequence[Sequence[int]]
+
+
+def score(
+  student: Model,
+  teacher: Model,
+  prompts: Sequence[Prompt],
+  responses: Sequence[str | Sequence[int]],
+  *,
+  k: int = 5,
+  kind: str = "reverse_kl",
+  of: str = "",
+  template_args: dict[str, Any] | None = None,
+) -> list[ScoredResponse]:
+  """Scores given responses under student and teacher: one record for each, with numbers for every token.
+
+  Args:
+    prompts: texts or lists of chat messages, one for each response; both models read them in the student's chat template.
+    responses: texts, or token ids, which may end with a stop token.
+    k: how many of the likeliest tokens are told of each model at every position; 0: none.
+    kind: of the divergence: "reverse_kl", "forward_kl", "jsd" or "mixture", over the whole vocabulary.
+    of: what the records say about who wrote the responses.
+    template_args: what the chat template is told by name; None: what the student's run tells it.
+
+  Raises:
+    InputError: no prompt, or another number of responses; an empty response; different tokenizers or devices; an unknown
+      kind; more tokens than the models have positions.
+  """
+  if isinstance(prompts, str) or isinstance(responses, str) or not len(prompts) or len(prompts) != len(responses):
+    raise InputError("prompts and responses have to be lists of the same length, with at least one of each.")
+  if k < 0:
+    raise InputError(f"k is {k}; it has to be at least 0.")
+  vocab = notebook.check_pair(student, teacher, kind)
+  ids = [notebook.response_ids(student, response, vocab) for response in responses]
+  return score_ids(
+    student, teacher, notebook.render_prompts(student, prompts, template_args), ids, k=k, kind=kind, of=of
+  )
+
+
+def score_ids(
+  student: Model, teacher: Model, prompts: Ids, responses: Ids, *, k: int = 5, kind: str = "reverse_kl", of: str = ""
+) -> list[ScoredResponse]:
+  """Scores responses like `score`, where prompts and responses are token ids already."""
+  vocab = notebook.check_pair(student, teacher, kind)
+  longest = max(map(len, responses))
+  prompt_len = min(notebook.check_length(model, prompts, longest) for model in (student, teacher))
+  width, pad = (
+    pipeline.padded_len(responses, 64),
+    notebook.pad_id(student),
+  )  # few widths, so that few programs are compiled
+  shards = meshes.row_shards(student.mesh)
+  rows = -(-min(AT_A_TIME, len(prompts)) // shards) * shards
+  found: list[ScoredResponse] = []
+  for first in range(0, len(prompts), rows):
+    part = range(first, min(first + rows, len(prompts)))
+    padded = [*part, *[first] * (rows - len(part))]
+    batch = pipeline.pad([prompts[i] for i in padded], prompt_len, pad)
+    rollout = pipeline.rollout_from_data([responses[i] for i in padded], width, longest, pad)
+    batch, rollout = hosts.to_global((batch, rollout), meshes.rows(student.mesh))
+    numbers = _scores(
+      (student.params, teacher.params),
+      batch,
+      rollout,
+      cfgs=(student.spec.cfg, teacher.spec.cfg),
+      forwards=tuple(Forward(m.mesh, m.dtype, attention=m.attention) for m in (student, teacher)),
+      objective=Objective(vocab, kind),
+      k=min(k, vocab),
+    )
+    numbers = hosts.all_gather_to_host(numbers)
+    found += [_record(student, prompts[i], responses[i], numbers, i - first, kind, of) for i in part]
+  return found
+
+
+def respond(model: Model, prompts: Ids, max_tokens: int, temperature: float, seed: int = 0) -> list[list[int]]:
+  """Samples a response to each prompt, as token ids with the stop token, which text would lose.
+
+  Args:
+    temperature: 0 takes the likeliest token always.
+    seed: two models with one seed draw with the same random numbers.
+
+  Raises:
+    InputError: more tokens than the model has positions.
+  """
+  width = notebook.check_length(model, prompts, max_tokens)
+  shards = meshes.row_shards(model.mesh)
+  rows = [*prompts, *[prompts[0]] * (-len(prompts) % shards)]
+  config = notebook.generator_config(model, temperature)
+  program = config.lower(model.params, len(rows), width, max_tokens, 1).compile()
+  batch = hosts.to_global(pipeline.pad(rows, width, config.sampling.pad_id), meshes.rows(model.mesh))
+  rollout = program(model.params, batch, keys.of_seed(seed, keys.Use.ANALYSIS), np.int32(max_tokens))
+  response, mask = hosts.all_gather_to_host((rollout.response, rollout.mask))
+  return [response[i, mask[i]].tolist() for i in range(len(prompts))]
+
+
+def _record(
+  model: Model, prompt: Sequence[int], ids: Sequence[int], numbers: TokenStats, row: int, kind: str, of: str
+) -> ScoredResponse:
+  """Makes the record of one row of `_scores`."""
+  tokenizer, n = model.tokenizer, len(ids)
+
+  def top(whose: str) -> scored.Top:
+    chosen, probability = numbers[f"{whose}_ids"][row, :n], np.exp(numbers[f"{whose}_top"][row, :n])
+    befores = [None, *ids[:-1]]
+    return [
+      [(scored.piece(tokenizer, before, int(t)), float(p)) for t, p in zip(ts, ps, strict=True)]
+      for before, ts, ps in zip(befores, chosen, probability, strict=True)
+    ]
+
+  per_token: dict[str, Any] = {name: numbers[name][row, :n].astype(float).tolist() for name in scored.NUMBERS}
+  return ScoredResponse(
+    of=of,
+    prompt=tokenizer.decode(list(prompt), skip_special_tokens=False),
+    tokens=scored.pieces(tokenizer, ids),
+    ids=[int(i) for i in ids],
+    ended=int(ids[-1]) in model.spec.stop_ids,
+    kind=kind,
+    student_top=top("student"),
+    teacher_top=top("teacher"),
+    **per_token,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("cfgs", "forwards", "objective", "k"))
+def _scores(
+  params: tuple[Params, Params],
+  batch: Batch,
+  rollout: Rollout,
+  *,
+  cfgs: tuple[DecoderConfig, DecoderConfig],
+  forwards: tuple[Forward, Forward],
+  objective: Objective,
+  k: int,
+) -> dict[str, Any]:
+  """Computes the statistics of the tokens, as training does, and of each model the k likeliest ids."""
+  models = [forward(weights, cfg, batch, rollout) for forward, weights, cfg in zip(forwards, params, cfgs, strict=True)]
+  compared = FrozenInputs((models[1],), rollout.response, rollout.mask)
+  numbers: dict[str, Any] = dict(fused.token_stats(objective, models[0], compared, mesh=forwards[0].mesh))
+  for name, model in zip(("student", "teacher"), models, strict=True):
+    numbers[f"{name}_top"], numbers[f"{name}_ids"] = _likeliest(model, objective.vocab, k)
+  return numbers
+
+
+def _likeliest(model: HiddenAndHead, vocab: int, k: int) -> tuple[Float[Array, "R H k"], Int[Array, "R H k"]]:
+  """Finds the k likeliest ids and their log-probabilities, one position at a time: [R, H, V] never exists."""
+
+  def at_position(hidden: Float[Array, "R D"]) -> tuple[Array, Array]:
+    z = logits(model._replace(hidden=hidden[:, None]), vocab)[:, 0]
+    return lax.top_k(jax.nn.log_softmax(z), k)
+
+  by_position = lax.map(at_position, model.hidden.swapaxes(0, 1))
+  log, ids = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), by_position)
+  return log, ids
