@@ -175,7 +175,7 @@ class OPD(Recipe):
     run.clock.lap("other")
     program = run.compiled.at(experience.shape._replace(kind="score"))["score"]
     run.clock.lap("compile")
-    arguments = run.state.params, self._frozen_on_devices(run), experience.prompts, experience.rollout
+    arguments = run.state, self._frozen_on_devices(run), experience.prompts, experience.rollout
     found, of = jax.device_get(program(*arguments)), f"{self.step.behavior}, training step {step + 1}"
     if hosts.first():
       responses = scored.of_rollouts(

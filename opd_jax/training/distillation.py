@@ -266,7 +266,7 @@ class DistillationStep:
     return {"agreement": cosine, "tokens": jnp.sum(counted, dtype=jnp.int32)}
 
   def score(
-    self, params: Params, frozen_models: FrozenModels, batch: Batch, rollout: Rollout, *, prompts: int
+    self, state: TrainState, frozen_models: FrozenModels, batch: Batch, rollout: Rollout, *, prompts: int
   ) -> dict[str, Array]:
     """Computes the statistics of single tokens that `update` sums, of the rollouts of the first prompts; without gradient.
 
@@ -278,6 +278,7 @@ class DistillationStep:
     Returns:
       The statistics of divergence.token_stats [rows, H], with the rows' prompt, prompt_mask, response, mask and ended.
     """
+    params, frozen_models = state.params, self.with_moving_teacher(state, frozen_models)
     shards = meshes.row_shards(self.mesh)
     p = min(-(-prompts // shards) * shards, batch.prompt.shape[0])  # every device has as many
 
@@ -408,7 +409,7 @@ class DistillationStep:
     state, frozen_models, batch, _ = self._abstract(state, frozen_models, batch)
     _, responses = self.lower_rollout(response_len, self.behavior_params(state.params, frozen_models), batch)
     program = jax.jit(functools.partial(self.score, prompts=prompts), out_shardings=meshes.replicated(self.mesh))
-    return "score", program.lower(state.params, frozen_models, batch, responses)
+    return "score", program.lower(state, frozen_models, batch, responses)
 
   def _abstract(self, state: TrainState, frozen_models: FrozenModels, batch: Batch):
     key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))

@@ -1,6 +1,7 @@
 """Teachers that follow the student: what each predicts, when an average moves, and that a run resumes with it."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ def test_an_average_follows_updates_that_moved_the_weights_and_no_others(student
 @pytest.mark.parametrize("kind", ["ema", "current", "mix"])
 def test_killed_and_resumed_is_uninterrupted(kind, talker, tmp_path):
   """Through an adapter, whose average is an adapter."""
-  changes = {"teacher_update.kind": kind, "teacher_update.rate": 0.5, "eval.every": 0}
+  changes = {"teacher_update.kind": kind, "teacher_update.rate": 0.5, "eval.every": 0, "log.rollouts": 1}
   whole = train(conversations(talker, **changes), tmp_path / "whole")
   train(conversations(talker, **changes, steps=2), tmp_path / "parts")
   again = open_run(conversations(talker, **changes), tmp_path / "parts")
@@ -129,6 +130,8 @@ def test_killed_and_resumed_is_uninterrupted(kind, talker, tmp_path):
   records = [without_time(r) for r in read(tmp_path / "whole", "train")]
   assert [without_time(r) for r in read(tmp_path / "parts", "train")] == records
   assert any(r["loss"] > 0 for r in records)
+  scored = [json.loads(line) for line in (tmp_path / "whole" / "rollouts.jsonl").read_text().splitlines()]
+  assert any(sum(response["divergence"]) > 0 for response in scored), "rollouts are read by the teacher that moves"
   for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
     np.testing.assert_array_equal(a, b)
   if kind == "ema":
