@@ -30,11 +30,20 @@ def check(config: Config) -> None:
     raise InputError(
       f"config.log.wandb is {config.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
     )
-  if config.data.teacher_field and config.data.path.startswith(TASK):
+  if config.data.weights and len(config.data.weights) != len(config.data.paths):
     raise InputError(
-      f"config.data.teacher_field is {config.data.teacher_field!r}, but {config.data.path} is a built-in task, "
+      f"config.data.weights has {len(config.data.weights)} numbers for {len(config.data.paths)} of config.data.paths; give one "
+      "for each, or ()."
+    )
+  paths = configs.data_paths(config)
+  if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
+    raise InputError(f"config.data.paths names {twice[0]!r} twice; name each source once, and give it a weight.")
+  tasks = [path for path in paths if path.startswith(TASK)]
+  if config.data.teacher_field and tasks:
+    raise InputError(
+      f"config.data.teacher_field is {config.data.teacher_field!r}, but {tasks[0]} is a built-in task, "
       "whose problems name no "
-      "teacher; give a JSONL file in config.data.path, or leave the field empty."
+      "teacher; give a file in config.data.path, or leave the field empty."
     )
   if config.data.teacher_field and config.teacher_weights:
     raise InputError(
@@ -43,11 +52,6 @@ def check(config: Config) -> None:
     )
   for key in MAPPINGS:
     rendering.check_args(f"config.{key}", get(config, key).to_dict())
-  if config.data.teacher_template_args and config.context.kind == "same":
-    raise InputError(
-      "config.data.teacher_template_args is set, but config.context.kind is 'same', where teachers read the student's own token "
-      "ids; use config.data.template_args, which is for both."
-    )
   if config.context.kind == "canonical" and not configs.has(config, "context.turn_tokens"):
     raise InputError(
       f"config.context.kind is 'canonical', and the recipe {config.recipe!r} has none of its keys; give --config.recipe=ccopd."
@@ -162,7 +166,8 @@ def _check_speaker(config: Config) -> None:
     raise InputError(
       f"config.horizon.kind is {config.horizon.kind!r}, and rollout.by={config.rollout.by!r} tells it nothing."
     )
-  if config.rollout.by == "data" and not config.data.path.startswith(TASK) and not config.data.solution_field:
+  of_files = not all(path.startswith(TASK) for path in configs.data_paths(config))
+  if config.rollout.by == "data" and of_files and not config.data.solution_field:
     raise InputError("config.rollout.by is 'data'; name the field with the responses in config.data.solution_field.")
 
 
@@ -194,6 +199,10 @@ def _check_adapter(config: Config) -> None:
 
 def _check_reward(config: Config) -> None:
   names, weights, c = config.reward.verifiers, config.reward.weights, config.reward
+  if config.data.answer_pattern and "regex" not in (config.data.verifier, *names):
+    raise InputError(
+      "config.data.answer_pattern is set, and no verifier reads it; set config.data.verifier='regex', or leave it empty."
+    )
   if weights and len(weights) != max(1, len(names)):
     raise InputError(
       f"config.reward.weights has {len(weights)} numbers for {max(1, len(names))} verifier(s); give one for each, or ()."

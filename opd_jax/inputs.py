@@ -56,8 +56,9 @@ class Inputs(specs.Specs):
       self.sampling.pad_id,
       self.config.seed,
       rows=rows,
-      teacher_ids=train.ids if train.conversations else None,
+      teacher_ids=train.ids if train.conversations else (train.teacher_ids or None),
       origin=train.origin,
+      mixture=train.mixture,
     )
 
   def close(self) -> None:
@@ -89,11 +90,12 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
   teachers = tuple(find(name, student, tokenizer, config.allow_mismatch) for name in names)
   vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
-  train = load_problems(config, config.data.path, tokenizer, rendering, held_out=False)
+  train = load_training(config, tokenizer, rendering)
   if config.rollout.by == "data":
     problems.check_solutions(train)
   teacher_weight = frozen.teacher_weights(names, config.teacher_weights, train.teachers, len(train.ids))
-  width = max(pipeline.padded_len(train.ids), train.prompt_lens[-1])
+  of_teacher = pipeline.padded_len(train.teacher_ids) if train.teacher_ids else 0
+  width = max(pipeline.padded_len(train.ids), train.prompt_lens[-1], of_teacher)
   longest = min(m.cfg.max_positions for m in (student, *teachers))
   if width + config.horizon.max > longest:
     raise InputError(
@@ -110,7 +112,7 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     top_k=config.sampling.top_k,
     never=tokenizers.ids_without_token(tokenizer, vocab),
   )
-  verifiers = VerifierPool(config.reward.workers, config.reward.timeout)
+  verifiers = VerifierPool.from_config(config)
   evaluation = None
   if config.eval.every:
     evaluation = load_evaluation(config, student, tokenizer, mesh, vocab, rendering.moment, verifiers)
@@ -150,11 +152,21 @@ def load_student(config: Config, mesh: jax.sharding.Mesh) -> specs.Specs:
   )
 
 
+def load_training(config: Config, tokenizer, rendering: Rendering) -> Problems:
+  """Loads the problems to train on, of one source or of several."""
+  paths = configs.data_paths(config)
+  parts = [load_problems(config, path, tokenizer, rendering, held_out=False) for path in paths]
+  return parts[0] if len(parts) == 1 else problems.joined(paths, parts, config.data.weights, config.data.widths)
+
+
 def load_problems(config: Config, path: str, tokenizer, rendering: Rendering, *, held_out: bool) -> Problems:
   """Loads problems as `config.context` shows them to the student: as prompts, or turn by turn."""
   load = {"same": problems.load, "canonical": canonical.load}[config.context.kind]
   found = load(config, path, tokenizer, rendering, held_out=held_out)
   verified = held_out or config.mixture.reward > 0
+  verifiers = {verifier_name(config, path), *(() if held_out else reward_verifiers(config))} if verified else ()
+  if not any(map(tasks.reads_record, verifiers)):
+    found = dataclasses.replace(found, records=())  # all that is told of a problem may be much
   return problems.read_references(found, verifier_name(config, path), path, verified=verified)
 
 
@@ -174,14 +186,15 @@ def load_evaluation(
     began: when the run began, for chat templates that write the date; None: now.
     verifiers: where the verifier runs; None: as the config says, in processes of this evaluation's own if in any.
   """
-  path = config.eval.path or (config.data.path if config.data.path.startswith(configs.TASK) else "")
+  paths = configs.data_paths(config)
+  path = config.eval.path or (paths[0] if len(paths) == 1 and paths[0].startswith(configs.TASK) else "")
   if not path:
     raise InputError(
-      "config.eval.path is empty, so there is nothing to evaluate on: name a JSONL file of held-out problems with "
+      "config.eval.path is empty, so there is nothing to evaluate on: name a file of held-out problems with "
       "answers, or set config.eval.every=0 to train without evaluation."
     )
   rendering = Rendering.from_config(config, began)
-  verifiers = verifiers or VerifierPool(config.reward.workers, config.reward.timeout)
+  verifiers = verifiers or VerifierPool.from_config(config)
   held_out = load_problems(config, path, tokenizer, rendering, held_out=True)
   max_tokens = config.eval.max_tokens or config.horizon.max
   width = max(pipeline.padded_len(held_out.ids), held_out.prompt_lens[-1])
@@ -220,10 +233,22 @@ def verifier_name(config: Config, path: str) -> str:
 
 
 def reward_verifiers(config: Config) -> tuple[str, ...]:
-  """Returns the names of the verifiers whose verdicts make the reward; "auto" is what it is in `data.verifier`."""
-  automatic = verifier_name(configs.override(config, {"data.verifier": "auto"}), config.data.path)
-  names = tuple(automatic if name == "auto" else name for name in config.reward.verifiers)
-  return names or (verifier_name(config, config.data.path),)
+  """Returns the names of the verifiers whose verdicts make the reward; "auto" is what it is in `data.verifier`.
+
+  Raises:
+    InputError: "auto" is another one for each of several sources.
+  """
+  names = tuple(config.reward.verifiers) or (config.data.verifier,)
+  if "auto" not in names:
+    return names
+  automatic = configs.override(config, {"data.verifier": "auto"})
+  found = list(dict.fromkeys(verifier_name(automatic, path) for path in configs.data_paths(config)))
+  if len(found) > 1:
+    raise InputError(
+      f"config.data.paths are verified by {' and '.join(map(repr, found))}, and rewards have one verifier for all; name it in "
+      "config.data.verifier."
+    )
+  return tuple(found[0] if name == "auto" else name for name in names)
 
 
 def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
@@ -301,6 +326,13 @@ def _warnings(
       "importance.kind "
       "is none"
     )
+  own = reward_verifiers(config) if config.mixture.reward else ()
+  own += (config.data.verifier,) if evaluation else ()
+  if not config.reward.workers and (own := [name for name in own if tasks.is_own(name)]):
+    out.append(
+      f"the verifier {own[0]!r} runs in the process that trains, which hangs or ends where it does: reward.workers=1 gives it one "
+      "of its own, and reward.timeout seconds for an answer"
+    )
   if config.mixture.reward and config.horizon.kind != "full":
     out.append(
       f"mixture.reward with a {config.horizon.kind} horizon: of a response that the horizon cuts only an answer counts "
@@ -338,7 +370,7 @@ def _warnings(
   out += dict.fromkeys(f"{m.name}: {m.stop_note}" for m in (student, *teachers) if m.stop_note)
   out += dict.fromkeys((*train.notes, *(evaluation.problems.notes if evaluation else ())))
   for path, skipped in (
-    (config.data.path, train.skipped),
+    *([(s.path, s.skipped) for s in train.sources] or [(configs.data_paths(config)[0], train.skipped)]),
     (config.eval.path, evaluation.problems.skipped if evaluation else 0),
   ):
     if skipped:

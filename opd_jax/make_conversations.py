@@ -20,7 +20,7 @@ from typing import Any
 
 from opd_jax.config import expanded_path
 from opd_jax.context.split_problem import CannotSplit, from_example
-from opd_jax.data import sources
+from opd_jax.data import sources, styles
 from opd_jax.data.conversation import Conversation, message
 from opd_jax.errors import InputError
 from opd_jax.models import model_sharding
@@ -132,7 +132,9 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--data", type=expanded_path, required=True, help="a JSONL file of problems")
+  parser.add_argument(
+    "--data", type=expanded_path, required=True, help="a file of problems, of any format of data.path"
+  )
   parser.add_argument("--prompt-field", default="prompt")
   parser.add_argument("--answer-field", default="answer")
   parser.add_argument(
@@ -161,9 +163,11 @@ def run(args: argparse.Namespace) -> None:
     raise InputError(f"{args.out} exists; name a new file.")
   if args.out and not args.out.parent.is_dir():
     raise InputError(f"--out={args.out} cannot be written: there is no directory {args.out.parent}.")
-  fields = sources.Fields(args.prompt_field, args.answer_field)
-  examples, _ = sources.read_jsonl(args.data, fields, "refuse", need_answer=False)
-  examples = examples[: args.first or None]
+  fields = styles.Fields(args.prompt_field, args.answer_field)
+  found = sources.read_examples(args.data, fields, "refuse", need_answer=False)
+  for note in found.notes:
+    print(f"note: {note}")
+  examples = found.examples[: args.first or None]
   by_rule = args.user in ("templates", "plain")
   converted, reasons = convert(examples, args.user if by_rule else "plain", args.max_turns)
   turns = [conversation.turns for _, conversation in converted]

@@ -147,13 +147,13 @@ def _prompts_of(values: flags.FlagValues, config, student) -> tuple[list[list[in
 
   if values.prompt:
     return notebook.render_prompts(student, values.prompt, None), "Prompts of the command line"
-  path = config.eval.path or (config.data.path if config.data.path.startswith(configs.TASK) else "")
+  trained_on = configs.data_paths(config)[0]  # of several sources the first
+  held_out = config.eval.path or (trained_on if trained_on.startswith(configs.TASK) else "")
   config = configs.override(config, {"eval.prompts": values.prompts})
-  found = inputs.load_problems(
-    config, path or config.data.path, student.tokenizer, student.rendering, held_out=bool(path)
-  )
-  kind = "Held-out problems" if path else "Problems of the training data"
-  return found.ids[: values.prompts], f"{kind} of {path or config.data.path}"
+  path = held_out or trained_on
+  found = inputs.load_problems(config, path, student.tokenizer, student.rendering, held_out=bool(held_out))
+  kind = "Held-out problems" if held_out else "Problems of the training data"
+  return found.ids[: values.prompts], f"{kind} of {path}"
 
 
 def _answered(writer, teacher, student, prompts, length: int, temperature: float, top: int, of: str) -> list[Any]:

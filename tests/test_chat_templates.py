@@ -157,3 +157,18 @@ def test_a_notebook_renders_as_the_run_does(templated, tmp_path, monkeypatch):
     opd_jax.generate(model, ["c"], template_args={"marc": 1})
   with pytest.raises(InputError, match="given already"):
     opd_jax.generate(model, ["c"], template_args={"tools": 1})
+
+
+def test_a_teacher_has_a_system_message_and_a_suffix_of_its_own(templated):
+  """In conversations, where it reads everything at once; the student's have theirs behind the last turn."""
+  around = {"data.system": "a=1", "data.suffix": "b=2", "data.teacher_system": "c=3", "data.teacher_suffix": ""}
+  i = inputs.load(small(templated(TURNS), **SHORT, **around))
+  plain = inputs.load(small(templated(TURNS), **SHORT))
+  decode = i.tokenizer.decode
+  full = decode(plain.train.ids[0])
+  assert decode(i.train.ids[0]) == f"Uc=3{full}"
+  assert decode(i.evaluation.problems.ids[0]).startswith("Ua=1U")
+  assert decode(i.evaluation.problems.ids[0]).endswith("b=2A")
+  raw = i.train.conversations[0].raw(["#5"] * (len(i.train.conversations[0].turns) - 1))
+  assert raw[0] == {"role": "system", "content": "a=1"}
+  assert raw[-1]["content"].endswith("\nb=2")

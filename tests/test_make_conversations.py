@@ -7,7 +7,7 @@ import pytest
 
 from opd_jax import make_conversations
 from opd_jax.context.split_problem import from_example
-from opd_jax.data import sources
+from opd_jax.data import sources, styles
 from opd_jax.data.conversation import Conversation
 
 PROBLEMS = [
@@ -37,8 +37,8 @@ def test_the_figures_and_the_file(file, tmp_path, monkeypatch, capsys):
   assert "2 of 3 problems" in text
   assert "left out: 1 (no question)" in text
   assert "3: 2" in text
-  fields = sources.Fields("messages", "answer", canonical="canonical")
-  examples, _ = sources.read_jsonl(out, fields, "refuse", need_answer=True)
+  fields = styles.Fields("messages", "answer", canonical="canonical")
+  examples, *_ = sources.read_examples(out, fields, "refuse", need_answer=True)
   conversations = [from_example(e) for e in examples]
   alone = [from_example(sources.Example(p["question"], p["answer"], "")) for p in (PROBLEMS[0], PROBLEMS[2])]
   assert [c.turns for c in conversations] == [c.turns for c in alone]

@@ -59,7 +59,6 @@ def test_arguments_are_given_one_by_one_or_together():
     (f"{KEY}.a=[1]", r"config.data.template_args.a is \[1\]"),
     (f"{KEY}.a=null", "config.data.template_args.a is None"),
     ("data.template_arg.a=1", "There is no config key 'data.template_arg.a'"),
-    ("data.teacher_template_args.a=1", "use config.data.template_args, which is for both"),
   ],
 )
 def test_what_cannot_be_given_is_refused(argument, says):

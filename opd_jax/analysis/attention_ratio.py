@@ -37,10 +37,10 @@ def speakers(messages: chats.Prompt, tokenizer: Any, rendering: Rendering) -> tu
   A turn that the template does not show word by word is nobody's; of one whose thought it leaves out, what stands behind it counts.
 
   Args:
-    rendering: but for its system message, which conversations have in them.
+    rendering: but for its system message and suffix, which conversations have in them.
   """
   chat = [dict(m) for m in messages if not isinstance(m, str)]
-  text = chats.as_text([chat], tokenizer, rendering.without_system())[0]
+  text = chats.as_text([chat], tokenizer, rendering.for_conversations())[0]
   by_character = np.zeros(len(text), np.int8)
   at = 0
   for m in chat:

@@ -67,24 +67,21 @@ class Panel:
     self.program_cache = {} if program_cache is None else program_cache
     i = self.inputs = inputs.load(config)
     (model, *others), layout = i.teachers, f"teacher:{config.mesh.teacher}"
-    if not config.data.path.startswith(configs.TASK) or others:
+    path, *more = configs.data_paths(config)
+    if not path.startswith(configs.TASK) or more or others:
       raise InputError(
-        f"A panel reads one teacher on a built-in task; config.data.path is {config.data.path!r}, and config.teachers names "
+        f"A panel reads one teacher on a built-in task; config.data.path is {path!r}, and config.teachers names "
         f"{len(config.teachers)}."
       )
-    task = tasks.generator(config.data.path.removeprefix(configs.TASK))
+    task = tasks.generator(path.removeprefix(configs.TASK))
     if not isinstance(task, chain.Chain):
-      raise InputError(f"A panel asks the task what is right after each token, and {config.data.path} cannot tell.")
+      raise InputError(f"A panel asks the task what is right after each token, and {path} cannot tell.")
     self.task = task
     self.symbols: dict[str, int] = i.tokenizer.get_vocab()
     if lost := [s for s in chain.SYMBOLS if s not in self.symbols]:
-      raise InputError(
-        f"The tokenizer of {config.student} has no token for {lost[0]!r}, a symbol of {config.data.path}."
-      )
+      raise InputError(f"The tokenizer of {config.student} has no token for {lost[0]!r}, a symbol of {path}.")
     generated = self.task.problems(problems, seed=0, held_out=True)
-    held_out = problems_of.load(
-      configs.override(config, {"eval.prompts": problems}), config.data.path, i.tokenizer, held_out=True
-    )
+    held_out = problems_of.load(configs.override(config, {"eval.prompts": problems}), path, i.tokenizer, held_out=True)
     self.prompts = [p.prompt for p in generated]
     self.ids, self.answers = held_out.ids, held_out.answers
     self.horizon, self.width = config.horizon.max, pipeline.padded_len(self.ids)

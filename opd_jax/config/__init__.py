@@ -18,11 +18,13 @@ from opd_jax.config.recipes import Key, implied_recipe, recipe_keys, recipe_modu
 from opd_jax.config.saved import OtherVersion, changed, different, from_saved, to_json, upgraded
 from opd_jax.config.values import (
   BUILTIN,
+  HUB,
   INITIAL,
   MAPPINGS,
   TASK,
   Config,
   check,
+  data_paths,
   default,
   flat,
   get,
@@ -40,6 +42,7 @@ from opd_jax.config.values import (
 
 __all__ = [
   "BUILTIN",
+  "HUB",
   "INITIAL",
   "MAPPINGS",
   "TASK",
@@ -50,6 +53,7 @@ __all__ = [
   "changed",
   "check",
   "configs_dir",
+  "data_paths",
   "default",
   "different",
   "expanded",

@@ -73,9 +73,23 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "[0, 2**31)",
   ),
   "buckets": (1, "response widths of an update: each slice runs at the least that holds its longest row", "[1, 1000]"),
-  "data.path": ("task:chain", "a JSONL file, or task:NAME", "path"),
+  "data.path": (
+    "task:chain",
+    "a file (JSONL, JSON, CSV, Parquet, Arrow), a saved data set, hub:NAME:SPLIT, or task:NAME",
+    "path",
+  ),
+  "data.paths": ((), "several sources, instead of `data.path`, each as that", "paths"),
+  "data.weights": (
+    (),
+    "how often each of data.paths is drawn from, in proportion; (): all prompts equally often",
+    "numbers in (0, 10**6]",
+  ),
   "data.prompt_field": ("prompt", "a string, or a list of chat messages", "text"),
-  "data.answer_field": ("answer", "of what a verifier compares with", "text"),
+  "data.answer_field": (
+    "answer",
+    "of what a verifier compares with; dots lead into objects: reward_model.ground_truth",
+    "text",
+  ),
   "data.solution_field": ("", "of a file, with rollout.by=data: the response that is learned", "text"),
   "data.canonical_field": (
     "",
@@ -104,6 +118,17 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "True or False",
   ),
   "data.system": ("", "a system message put before every prompt, with a chat template only", "text"),
+  "data.suffix": (
+    "",
+    "text put behind what the user says last, on a line of its own unless it begins with white space",
+    "text",
+  ),
+  "data.teacher_system": (
+    "same",
+    'the system message of teachers\' prompts; same: data.system; "": none',
+    "text",
+  ),
+  "data.teacher_suffix": ("same", 'the suffix of teachers\' prompts; same: data.suffix; "": none', "text"),
   "data.template_args": (
     {},
     "what the chat template is told by name, e.g. enable_thinking: True, numbers, text",
@@ -111,12 +136,17 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   ),
   "data.teacher_template_args": (
     {},
-    "the same for prompts that only teachers read (context.kind=canonical), besides",
+    "the same for teachers' prompts, besides",
     "object",
   ),
   "data.verifier": (
     "auto",
-    "auto (the task's own; gsm8k for files), a name in opd_jax/tasks, or an import path, my_module:verify",
+    "auto (the task's own; gsm8k for files), a name in opd_jax/tasks, or your function: my_module:verify, FILE.py:verify",
+    "text",
+  ),
+  "data.answer_pattern": (
+    "",
+    "verifier regex: finds the answer in a response; the last match's first group, or all of it",
     "text",
   ),
   # how long the student speaks, horizon/

@@ -19,6 +19,7 @@ Config = Any  # an ml_collections.ConfigDict, whose keys a type checker cannot k
 BUILTIN = "builtin:"  # student and teacher directories that ship with the package: "builtin:student"
 INITIAL = "initial"  # a teacher: the student before training
 TASK = "task:"  # prompts made by a generator in opd_jax/tasks: "task:chain"
+HUB = "hub:"  # prompts of a data set of the Hugging Face hub: "hub:openai/gsm8k:main:train"
 MAPPINGS = tuple(name for name, key in recipes.GENERAL.items() if isinstance(key.default, dict))  # keys that hold one
 
 
@@ -177,6 +178,11 @@ def put(config: Config, key: str, value: Any) -> None:
   as_it_is = type(value) is type(config[name])
   with config.unlocked(), contextlib.nullcontext() if as_it_is else config.ignore_type():
     config[name] = value
+
+
+def data_paths(config: Config) -> tuple[str, ...]:
+  """The sources of training prompts: `data.paths`, or `data.path` alone."""
+  return tuple(config.data.paths) or (config.data.path,)
 
 
 def teacher_names(config: Config) -> tuple[str, ...]:

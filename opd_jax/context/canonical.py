@@ -44,7 +44,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     rendering: how the run renders its prompts; None: as its config says, today.
   """
   rendering = rendering or Rendering.from_config(config)
-  examples, skipped = problems.load_examples(config, path, held_out=held_out)
+  examples, skipped, told = problems.load_examples(config, path, held_out=held_out)
   data, pairs = config.data, []
   for example in examples:
     try:
@@ -53,7 +53,9 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
         raise CannotSplit(
           f"it has {len(conversation.turns)} turns, and config.context.min_turns is {config.context.min_turns}"
         )
-      pairs.append((example, conversation.with_system(rendering.system) if rendering.system else conversation))
+      told_student = _around(conversation, rendering)
+      told_reader = told_student if held_out else _around(conversation, rendering.for_teacher())
+      pairs.append((example, dataclasses.replace(told_student, full=told_reader.full)))
     except CannotSplit as e:
       if data.on_bad_line != "skip":
         raise InputError(
@@ -67,8 +69,8 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
       "config.data.chat_template=True."
     )
   renderings.check(rendering, tokenizer)
-  of_student = rendering.without_system()  # conversations have the system message in them
-  of_reader = of_student if held_out else of_student.for_teacher()  # who is told everything at once
+  of_student = rendering.for_conversations()
+  of_reader = of_student if held_out else rendering.for_teacher().for_conversations()  # who is told everything at once
   pairs, at_once, turn_by_turn = _rendered(pairs, tokenizer, of_reader, of_student, data.on_bad_line)
   left_out = (
     *problems.shown(pairs[0][1].full, tokenizer, of_reader),
@@ -96,19 +98,32 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
   ends = [range(int(least[fits].min())), range(int(most[fits].max()))]
   chosen_examples = [e for e, _ in chosen]
   return Problems(
-    ids,
-    [e.answer for e in chosen_examples],
-    skipped + len(examples) - int(fits.sum()),
-    tuple((e.teacher, e.where) for e in chosen_examples) if any(e.teacher for e in chosen_examples) else (),
-    tuple(e.solution for e in chosen_examples if e.solution),
-    tuple(conversation for _, conversation in chosen),
-    pipeline.padded_lens(ends, config.data.widths),
-    (
+    ids=ids,
+    answers=[e.answer for e in chosen_examples],
+    skipped=skipped + len(examples) - int(fits.sum()),
+    teachers=tuple((e.teacher, e.where) for e in chosen_examples) if any(e.teacher for e in chosen_examples) else (),
+    solutions=tuple(e.solution for e in chosen_examples if e.solution),
+    conversations=tuple(conversation for _, conversation in chosen),
+    prompt_lens=pipeline.padded_lens(ends, config.data.widths),
+    records=tuple(e.record for e in chosen_examples),
+    notes=(
+      *told,
       *problems.text_notes(config, path, chosen_examples, tokenizer, [c for _, c in chosen], held_out=held_out),
       *dict.fromkeys(left_out),
     ),
-    problems.origin(examples, tokenizer, rendering),
+    origin=problems.origin(examples, tokenizer, rendering),
   )
+
+
+def _around(conversation: Conversation, rendering: Rendering) -> Conversation:
+  """Put the system message and the suffix of a rendering around a conversation.
+
+  Raises:
+    CannotSplit: it has a system message of its own.
+  """
+  if rendering.suffix:
+    conversation = conversation.with_suffix(rendering.suffix)
+  return conversation.with_system(rendering.system) if rendering.system else conversation
 
 
 def _rendered(

@@ -73,7 +73,7 @@ def render_within(
   generated, so that a conversation outgrows the length that was reserved for it.
 
   Args:
-    rendering: but for its system message, which conversations have in them.
+    rendering: but for its system message and suffix, which conversations have in them.
     max_len: at least 1.
 
   Returns:
@@ -82,7 +82,7 @@ def render_within(
   Raises:
     InputError: as `render_all`.
   """
-  rows = render_all(prompts, tokenizer, rendering.without_system())
+  rows = render_all(prompts, tokenizer, rendering.for_conversations())
   cut = sum(len(ids) > max_len for ids in rows)
   return [ids[-max_len:] for ids in rows], cut
 
@@ -94,10 +94,11 @@ def uses_template(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) ->
     InputError: there is a system message that nothing would wrap, or an argument that nothing would read.
   """
   wrapped = rendering.chat_template and bool(getattr(tokenizer, "chat_template", None))
-  if rendering.system and not wrapped:
+  if not wrapped and (rendering.system or rendering.for_teacher().system):
+    key = "system" if rendering.system else "teacher_system"
     raise InputError(
-      f"config.data.system is set, but {_no_template(tokenizer, rendering.chat_template)}, so there is no place for a system "
-      'message; set config.data.system="", or use a tokenizer with a chat template.'
+      f"config.data.{key} is set, but {_no_template(tokenizer, rendering.chat_template)}, so there is no place for a system "
+      f'message; set config.data.{key}="", say it in config.data.suffix, or use a tokenizer with a chat template.'
     )
   if (rendering.args or rendering.teacher_args) and not wrapped:
     key = "template_args" if rendering.args else "teacher_template_args"
@@ -118,7 +119,9 @@ def as_text(chats: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rende
 
 
 def messages(prompt: Prompt, rendering: Rendering) -> list[dict[str, Any]]:
-  """The messages that the template reads: a text as one user message, with the rendering's system message before it.
+  """The messages that the template reads: a text as one user message, with the rendering's system message and suffix.
+
+  The suffix stands behind the last message of the user.
 
   Raises:
     InputError: two system messages, or messages without a role and words.
@@ -127,6 +130,9 @@ def messages(prompt: Prompt, rendering: Rendering) -> list[dict[str, Any]]:
   if not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) and "content" in m for m in chat):
     raise InputError('the prompt has a message that is not {"role": ..., "content": ...}; write every message so')
   chat = [dict(m) for m in chat]
+  if rendering.suffix and (of_user := [i for i, m in enumerate(chat) if m["role"] == "user"]):
+    last = chat[of_user[-1]]
+    last["content"] = rendering.with_suffix(last["content"])
   if rendering.system:
     if any(m["role"] == "system" for m in chat):
       raise InputError(
@@ -151,7 +157,7 @@ def end_of_turn(
     InputError: the template refuses a conversation.
   """
   user, assistant = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}
-  rendering = rendering.without_system() if opening else rendering
+  rendering = rendering.for_conversations() if opening else rendering.without_suffix()
   before, two_turns = as_text(([*opening, user], [*opening, user, assistant, user]), tokenizer, rendering)
   up_to_reply = f"{before}{assistant['content']}"
   if not two_turns.startswith(up_to_reply):
@@ -175,7 +181,7 @@ def shows_thought(
     opening: as for `end_of_turn`.
   """
   thought, asked = "zqxj", {"role": "user", "content": "Hello."}
-  rendering = rendering.without_system() if opening else rendering
+  rendering = rendering.for_conversations() if opening else rendering.without_suffix()
 
   def rendered(reply: str) -> str | None:
     turns = [*opening, asked, {"role": "assistant", "content": reply}, asked]
@@ -200,7 +206,6 @@ def _templated(
 
 
 def _plain(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[list[int]]:
-  del rendering  # `uses_template` has refused what only a template can show
   texts = []
   for prompt in prompts:
     if not isinstance(prompt, str):
@@ -209,7 +214,7 @@ def _plain(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rend
         f"the prompt is a list of chat messages, but {_no_template(tokenizer, not has_template)}; "
         "use a tokenizer with a chat template and config.data.chat_template=True, or write the prompt as a string"
       )
-    texts.append(prompt)
+    texts.append(rendering.with_suffix(prompt))  # `uses_template` has refused what only a template can show
   rows = tokenizers.encode(texts, tokenizer, **_plain_output())
   bos = tokenizer.bos_token_id
   if bos is not None:  # of a text that begins with BOS, as one that was rendered beforehand, one is enough

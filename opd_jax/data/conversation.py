@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from opd_jax.data.chat import Prompt
+from opd_jax.data.rendering import with_suffix
 
 Message = dict[str, Any]
 
@@ -53,6 +54,13 @@ class Conversation:
       raise CannotSplit("it has a system message of its own, and config.data.system is another")
     first = message("system", system)
     return dataclasses.replace(self, full=(first, *self._full_messages()), system=(first,))
+
+  def with_suffix(self, suffix: str) -> "Conversation":
+    """Put a suffix behind the user's last turn, and behind everything where it is told at once."""
+    *before, last = self._full_messages()
+    full = with_suffix(last["content"], suffix)
+    messages = full if isinstance(self.full, str) else (*before, {**last, "content": full})
+    return dataclasses.replace(self, full=messages, turns=(*self.turns[:-1], with_suffix(self.turns[-1], suffix)))
 
   def concat(self) -> tuple[Message, ...]:
     """Join all turns to one message of the user."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from opd_jax.data import chat
+from opd_jax.data.order import Epochs, Mixture, proportions
 from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
 from opd_jax.errors import InputError, brief
@@ -31,6 +32,8 @@ class Prompts:
 
   Every epoch visits each prompt once, in an order drawn from (seed, epoch). A batch may reach into the next epoch,
   so it can be larger than the data. The order depends on nothing else, and `restore(state())` repeats it exactly.
+
+  Of several sources with weights, each has epochs of its own, and the order takes from them in exact proportions.
 
   Attributes:
     index: which prompts the last batch holds, by their number.
@@ -50,6 +53,7 @@ class Prompts:
     rows: Int[np.ndarray, "b"] | None = None,
     teacher_ids: Sequence[Sequence[int]] | None = None,
     origin: Mapping[str, str] | None = None,
+    mixture: Sequence[tuple[int, float]] = (),
   ):
     """Begins at the first batch.
 
@@ -63,6 +67,8 @@ class Prompts:
       rows: which rows of every batch this process makes, where several share them; None: all.
       teacher_ids: token ids of the prompt that the teachers read for each of `ids`; None: the same.
       origin: what the ids were made of, each with a digest, to name what has changed where a run cannot go on.
+      mixture: of several sources, whose prompts stand one source after another, how many each has and its weight; (): all
+        prompts are one source.
 
     Raises:
       InputError: there is no prompt.
@@ -92,9 +98,18 @@ class Prompts:
       "seed": int(seed),
       "shuffle": bool(shuffle),
     }
+    if mixture:
+      counts, weights = zip(*mixture, strict=True)
+      if sum(counts) != len(self._rows):
+        raise ValueError(f"a mixture of {sum(counts)} prompts, and there are {len(self._rows)}")
+      self._fingerprint["mixture"] = [list(pair) for pair in zip(counts, proportions(weights), strict=True)]
+
+    def positions() -> Epochs | Mixture:
+      return Mixture(counts, weights, seed, shuffle) if mixture else Epochs(len(self._rows), seed, shuffle)
+
     self._origin = dict(origin or {})
-    self._lookahead = _Epochs(len(self._rows), seed, shuffle)  # apart from `_order`, since each holds one epoch's order
-    order = grain.MapDataset.source(_Epochs(len(self._rows), seed, shuffle)).batch(batch, drop_remainder=True)
+    self._lookahead = positions()  # apart from `_order`, since each holds one epoch's order
+    order = grain.MapDataset.source(positions()).batch(batch, drop_remainder=True)
     # Everything is in memory: threads would only wait for each other.
     self._order = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
@@ -204,29 +219,6 @@ def widen(batch: Batch, width: int, pad_id: int) -> Batch:
     prompt=np.pad(batch.prompt, left, constant_values=pad_id),  # pyright: ignore[reportArgumentType]: numpy
     prompt_mask=np.pad(batch.prompt_mask, left),  # pyright: ignore[reportArgumentType]: numpy
   )
-
-
-class _Epochs:
-  """Endless epochs over n prompts, as a sequence whose element i is the number of the i-th prompt to be read.
-
-  This stands in for grain's own shuffle, which spends 65536 / n rounds of a cipher on each element: 50 ms for a
-  batch of 64 out of 64 prompts.
-  """
-
-  def __init__(self, n: int, seed: int, shuffle: bool):
-    self._n, self._seed, self._shuffle = n, seed % 2**64, shuffle
-    self._epoch, self._order = -1, np.arange(n)
-
-  def __len__(self) -> int:
-    return sys.maxsize
-
-  def __getitem__(self, index: int) -> int:
-    epoch, position = divmod(int(index), self._n)
-    if self._shuffle and epoch != self._epoch:
-      # numpy promises these raw bits for every version, and not the order that permutation() makes of them.
-      bits = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(self._n)
-      self._epoch, self._order = epoch, np.argsort(bits, kind="stable")
-    return int(self._order[position])
 
 
 def tokenise(

@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from opd_jax import config as configs
 from opd_jax import tasks
@@ -12,10 +13,22 @@ from opd_jax.data import chat, lost_text, pipeline, sources, stop_tokens
 from opd_jax.data import rendering as renderings
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.conversation import Conversation
-from opd_jax.data.rendering import Rendering
-from opd_jax.errors import InputError
+from opd_jax.data.order import proportions
+from opd_jax.data.rendering import SAME, Rendering
+from opd_jax.data.styles import Fields
+from opd_jax.errors import InputError, brief
+from opd_jax.tasks.problem import Response
 
 TRAIN_PROBLEMS = 8192  # of a built-in task; generated, so the number only has to be larger than most runs need
+
+
+class Source(NamedTuple):
+  """One of several sources of prompts."""
+
+  path: str
+  prompts: int
+  skipped: int
+  weight: float  # 0 where all prompts are drawn equally often
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +42,13 @@ class Problems:
     teachers: the teacher of each prompt and the prompt's line, where the data name teachers.
     solutions: responses to learn, where the data have them.
     conversations: the same problems turn by turn, where the context asks for them.
+    teacher_ids: token ids of the prompts that teachers read instead, where they are others.
     prompt_lens: padded lengths of what the student reads, in tokens, rising; a batch takes the first that holds it.
+    records: all that the file has of each problem, where a verifier takes it.
     notes: what is allowed but worth a note before the problems are used: see also lost_text.py, and what the chat template
       leaves out.
     origin: what `ids` were made of, each with a digest.
+    sources: where there are several, in the order of their prompts.
   """
 
   ids: list[list[int]]
@@ -41,9 +57,23 @@ class Problems:
   teachers: tuple[tuple[str, str], ...] = ()
   solutions: tuple[str, ...] = ()
   conversations: tuple[Conversation, ...] = ()
+  teacher_ids: tuple[list[int], ...] = ()
   prompt_lens: tuple[int, ...] = ()
+  records: tuple[Mapping[str, Any], ...] = ()
   notes: tuple[str, ...] = ()
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  sources: tuple[Source, ...] = ()
+
+  @property
+  def mixture(self) -> tuple[tuple[int, float], ...]:
+    """The size and the weight of each source; () where all prompts are drawn equally often."""
+    return tuple((s.prompts, s.weight) for s in self.sources if s.weight)
+
+  def with_records(self, responses: Sequence[Response], index: Iterable[int]) -> Sequence[Response]:
+    """Give responses the records of their problems, by the numbers of these, where there are any."""
+    if not self.records:
+      return responses
+    return [r._replace(record=self.records[i]) for r, i in zip(responses, index, strict=True)]
 
 
 def load(config: Config, path: str, tokenizer, rendering: Rendering | None = None, *, held_out: bool) -> Problems:
@@ -54,7 +84,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     held_out: load problems to evaluate on, which need answers: the first `eval.prompts` of them.
   """
   rendering = rendering or Rendering.from_config(config)
-  examples, skipped = load_examples(config, path, held_out=held_out)
+  examples, skipped, told = load_examples(config, path, held_out=held_out)
   if chat.uses_template(tokenizer, rendering):
     renderings.check(rendering, tokenizer)
   ids, usable, unusable = pipeline.tokenise(
@@ -64,6 +94,18 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     max_prompt=config.data.max_prompt,
     on_bad_line=config.data.on_bad_line,
   )
+  teacher_ids: list[list[int]] = []
+  if rendering.teacher_differs and not held_out:
+    teacher_ids, readable, lost = pipeline.tokenise(
+      usable,
+      tokenizer,
+      rendering.for_teacher(),
+      max_prompt=config.data.max_prompt,
+      on_bad_line=config.data.on_bad_line,
+    )
+    places = {e.where for e in readable}
+    ids = [row for row, e in zip(ids, usable, strict=True) if e.where in places]
+    usable, unusable = readable, unusable + lost
   number = config.eval.prompts if held_out else len(ids)
   ids, chosen = ids[:number], usable[:number]
   return Problems(
@@ -72,12 +114,55 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     skipped=skipped + unusable,
     teachers=tuple((e.teacher, e.where) for e in chosen) if any(e.teacher for e in usable) else (),
     solutions=tuple(e.solution for e in chosen if e.solution),
+    teacher_ids=tuple(teacher_ids),
     prompt_lens=pipeline.padded_lens(ids, config.data.widths),
-    notes=_cut_prompts(chosen, path, config.data.max_prompt)
+    records=tuple(e.record for e in chosen),
+    notes=told
+    + _cut_prompts(chosen, path, config.data.max_prompt)
     + text_notes(config, path, chosen, tokenizer, held_out=held_out)
     + shown(usable[0].prompt, tokenizer, rendering),
     origin=origin(examples, tokenizer, rendering),
   )
+
+
+def joined(paths: Sequence[str], parts: Sequence[Problems], weights: Sequence[float], widths: float) -> Problems:
+  """Join the problems of several sources.
+
+  Args:
+    weights: see config.data.weights.
+    widths: see config.data.widths.
+  """
+  names = ("answers", "teachers", "solutions", "conversations", "teacher_ids", "records", "notes")
+  together = {name: [each for part in parts for each in getattr(part, name)] for name in names}
+  ids, answers = [row for part in parts for row in part.ids], together.pop("answers")
+  lens = [range(part.prompt_lens[end]) for part in parts for end in (0, -1)] if together["conversations"] else ids
+  sources = tuple(
+    Source(path, len(part.ids), part.skipped, weight)
+    for path, part, weight in zip(paths, parts, weights or [0.0] * len(parts), strict=True)
+  )
+  data = hashlib.sha256("".join(part.origin["data file"] for part in parts).encode()).hexdigest()[:16]
+  notes = (_shares(sources), *dict.fromkeys(together.pop("notes")))
+  return Problems(
+    ids=ids,
+    answers=answers,
+    skipped=sum(part.skipped for part in parts),
+    prompt_lens=pipeline.padded_lens(lens, widths),
+    notes=notes,
+    origin={**parts[0].origin, "data file": data},
+    sources=sources,
+    **{name: tuple(of_all) for name, of_all in together.items()},
+  )
+
+
+def _shares(sources: Sequence[Source]) -> str:
+  """Tell how often prompts are drawn from each source."""
+  weighted = bool(sources[0].weight)
+  turns = proportions([s.weight for s in sources]) if weighted else [s.prompts for s in sources]
+  shares = (
+    f"{n / sum(turns):.2%} {s.path} ({s.prompts:,} prompts{f', weight {s.weight:g}' if weighted else ''})"
+    for s, n in zip(sources, turns, strict=True)
+  )
+  return f"prompts are drawn from {len(sources)} sources: {', '.join(shares)}"
 
 
 def _cut_prompts(examples: Sequence[sources.Example], path: str, max_prompt: int) -> tuple[str, ...]:
@@ -97,6 +182,8 @@ def read_references(problems: Problems, verifier: str, path: str, *, verified: b
     verifier: its name.
     verified: responses will be verified, so that references which none can match are worth a note.
   """
+  if verified and verifier in tasks.MEANINGLESS:
+    return dataclasses.replace(problems, notes=problems.notes + _meaningless(problems.answers, verifier, path))
   if verifier not in tasks.FINAL_ANSWERS:
     return problems
   finals = list(map(tasks.FINAL_ANSWERS[verifier], problems.answers))
@@ -118,6 +205,17 @@ def _unmatched(references: Sequence[str], verifier: str, path: str) -> tuple[str
   )
 
 
+def _meaningless(references: Sequence[str], verifier: str, path: str) -> tuple[str, ...]:
+  find, lack = tasks.MEANINGLESS[verifier]
+  found, examined = find(references)
+  if not found:
+    return ()
+  return (
+    f"no response to {len(found)} of {examined} problems of {path} can be right: data.verifier is {verifier!r}, and the reference "
+    f"is not {lack} (the first: {brief(references[found[0]])})",
+  )
+
+
 def shown(prompt: chat.Prompt, tokenizer, rendering: Rendering) -> tuple[str, ...]:
   """Hold the chat template against a prompt; returns a warning for each role whose words it leaves out.
 
@@ -135,6 +233,8 @@ def origin(examples: Sequence[sources.Example], tokenizer, rendering: Rendering)
   for example in examples:
     data.update(json.dumps([example.prompt, example.canonical, example.turns]).encode())
   parts = {"data file": data.hexdigest()[:16], "tokenizer": tokenizers.digest(tokenizer)}
+  if rendering.suffix:
+    parts["suffix"] = hashlib.sha256(rendering.suffix.encode(errors="replace")).hexdigest()[:16]
   if not chat.uses_template(tokenizer, rendering):
     return parts
   texts = {
@@ -148,21 +248,34 @@ def origin(examples: Sequence[sources.Example], tokenizer, rendering: Rendering)
   return parts
 
 
-def load_examples(config: Config, path: str, *, held_out: bool) -> tuple[list[sources.Example], int]:
-  """Read the examples of a file or make those of a built-in task; returns them and the number of lines left out."""
+def load_examples(config: Config, path: str, *, held_out: bool) -> sources.Reading:
+  """Read the examples of a file or make those of a built-in task."""
   if path.startswith(configs.TASK):
     task = tasks.generator(path.removeprefix(configs.TASK))
     number = config.eval.prompts if held_out else TRAIN_PROBLEMS
     examples = [
-      sources.Example(p.prompt, p.answer, f"{path}:{i + 1}", solution=p.solution, turns=p.turns, claims=p.claims)
+      sources.Example(
+        p.prompt,
+        p.answer,
+        f"{path}:{i + 1}",
+        solution=p.solution,
+        turns=p.turns,
+        claims=p.claims,
+        record={"prompt": p.prompt, "answer": p.answer, "solution": p.solution},
+      )
       for i, p in enumerate(task.problems(number, seed=0, held_out=held_out))
     ]
-    return examples, 0
+    return sources.Reading(examples, 0)
   data = config.data
-  fields = sources.Fields(data.prompt_field, data.answer_field, canonical=data.canonical_field)
+  fields = Fields(
+    data.prompt_field,
+    data.answer_field,
+    canonical=data.canonical_field,
+    json_answers="json" in (data.verifier, *config.reward.verifiers),
+  )
   if not held_out:
     fields = dataclasses.replace(fields, teacher=data.teacher_field, solution=data.solution_field)
-  return sources.read_jsonl(path, fields, data.on_bad_line, need_answer=held_out or config.mixture.reward > 0)
+  return sources.read_examples(path, fields, data.on_bad_line, need_answer=held_out or config.mixture.reward > 0)
 
 
 def text_notes(
@@ -184,6 +297,12 @@ def text_notes(
   found = lost_text.notes(f"prompts of {path}", [e.prompt for e in examples], tokenizer, chat_template=template)
   found += lost_text.notes(f"conversations of {path}", turns, tokenizer)
   found += lost_text.notes("system messages (data.system)", [data.system] if data.system else [], tokenizer)
+  around = [
+    ("suffix", data.suffix),
+    *((key, data[key]) for key in ("teacher_system", "teacher_suffix") if data[key] != SAME),
+  ]
+  for key, text in around:
+    found += lost_text.notes(f"texts around prompts (data.{key})", [text] if text else [], tokenizer)
   if config.rollout.by == "data" and not held_out:
     found += lost_text.notes(f"responses of {path}", [e.solution for e in examples if e.solution], tokenizer)
   return found

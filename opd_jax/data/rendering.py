@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Scalar = bool | int | float | str
 Message = Mapping[str, Any]  # of a chat: {role, content}
 
+SAME = "same"  # of what is put around teachers' prompts: as around the student's
 CLOCK = "strftime_now"  # the name under which transformers gives templates the time
 RESERVED = {  # what every template is given, and what `apply_chat_template` of transformers takes for itself
   *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", CLOCK),
@@ -56,6 +57,8 @@ class Rendering:
     system: a system message put first; "" for none.
     args: what the template is told by name, see config.data.template_args.
     teacher_args: what it is told besides for a teacher's own prompts, see config.data.teacher_template_args.
+    suffix: text put behind what the user says last, on a line of its own unless it begins with white space; "" for none.
+    teacher_system, teacher_suffix: the same around a teacher's own prompts; SAME for as around the student's.
     moment: the local time that the template reads from the clock; None: the clock's own.
   """
 
@@ -64,6 +67,9 @@ class Rendering:
   args: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
   teacher_args: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
   moment: datetime.datetime | None = None
+  suffix: str = ""
+  teacher_system: str = SAME
+  teacher_suffix: str = SAME
 
   @classmethod
   def from_config(cls, config: Config, moment: datetime.datetime | None = None) -> "Rendering":
@@ -79,15 +85,44 @@ class Rendering:
       args=data.template_args.to_dict(),
       teacher_args=data.teacher_template_args.to_dict(),
       moment=moment or datetime.datetime.now(),
+      suffix=data.suffix,
+      teacher_system=data.teacher_system,
+      teacher_suffix=data.teacher_suffix,
     )
 
   def without_system(self) -> "Rendering":
     """The same, for chats that have their system message in them."""
     return dataclasses.replace(self, system="")
 
+  def without_suffix(self) -> "Rendering":
+    """The same, for chats that have it in them, or are not asked anything."""
+    return dataclasses.replace(self, suffix="")
+
+  def for_conversations(self) -> "Rendering":
+    """The same, for conversations, which have their system message and suffix in them."""
+    return self.without_system().without_suffix()
+
   def for_teacher(self) -> "Rendering":
     """The same, for prompts that only teachers read."""
-    return dataclasses.replace(self, args={**self.args, **self.teacher_args}, teacher_args={})
+    return dataclasses.replace(
+      self,
+      args={**self.args, **self.teacher_args},
+      system=self.system if self.teacher_system == SAME else self.teacher_system,
+      suffix=self.suffix if self.teacher_suffix == SAME else self.teacher_suffix,
+      teacher_args={},
+      teacher_system=SAME,
+      teacher_suffix=SAME,
+    )
+
+  @property
+  def teacher_differs(self) -> bool:
+    """Whether teachers read other prompts than the student, where both are told the same."""
+    own = self.for_teacher()
+    return (own.args, own.system, own.suffix) != (self.args, self.system, self.suffix)
+
+  def with_suffix(self, text: str) -> str:
+    """Put the suffix behind a text."""
+    return with_suffix(text, self.suffix)
 
   def apply(self, chats: Sequence[Sequence[Message]], tokenizer: "PreTrainedTokenizerBase", **output: Any) -> list[Any]:
     """Apply the tokenizer's chat template to chats, up to where the response begins.
@@ -122,6 +157,11 @@ class Rendering:
       return {}
     formats = {*read.formats, *(value for value in self.args.values() if isinstance(value, str) and "%" in value)}
     return {"chat_template": _FIXED_CLOCK + template, _DATES: {f: self.moment.strftime(f) for f in formats}}
+
+
+def with_suffix(text: str, suffix: str) -> str:
+  """Put a suffix behind a text: on a line of its own, unless it begins with white space."""
+  return f"{text}{suffix}" if not suffix or suffix[0].isspace() else f"{text}\n{suffix}"
 
 
 def template_text(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -1,17 +1,19 @@
-"""Problems from a JSONL file: one object per line, a prompt and, where a verifier needs it, an answer.
+"""Problems from the records of a file: a prompt and, where a verifier needs it, an answer.
 
-A line that cannot be meant is never repaired. It stops the run with its number and the mend, or, where the
-config says so, is left out and counted.
+A record that cannot be meant is never repaired. It stops the run with its place and the mend, or, where the
+config says so, is left out and counted. How files are read is in formats.py.
 """
 
 import json
 import math
 import pathlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from opd_jax.config import expanded_path
+from opd_jax.data import formats, styles
+from opd_jax.data.formats import Entry
+from opd_jax.data.styles import Fields
 from opd_jax.errors import InputError, brief, some
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -19,7 +21,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Example:
-  """A problem as a line of a file or a task gives it."""
+  """A problem as a record of a file or a task gives it."""
 
   prompt: str | tuple[dict[str, Any], ...]  # plain text, or chat messages {role, content}
   answer: str  # "" where there is none
@@ -30,56 +32,51 @@ class Example:
   turns: tuple[str, ...] = ()  # the user's messages in a task's conversation
   claims: tuple[str, str] | None = None  # how an answer is claimed in a task's conversation, see conversation.py
   cut: bool = False  # its prompt was longer than data.max_prompt, and lost its beginning
+  record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all that the file has of it
 
 
-@dataclass(frozen=True)
-class Fields:
-  """The keys under which the lines of a file hold a problem; "" for what they do not hold.
+class Reading(NamedTuple):
+  """The problems of a file."""
 
-  Attributes:
-    prompt: the key of a string or of a list of chat messages.
-    answer: the key of a string or a number; read where present.
-    teacher: the key of a string or a number, which every line then needs.
-    canonical: the key of a string, which every line then needs.
-    solution: the key of a string, which every line then needs.
-  """
-
-  prompt: str
-  answer: str
-  teacher: str = ""
-  canonical: str = ""
-  solution: str = ""
+  examples: list[Example]
+  skipped: int  # records left out
+  notes: tuple[str, ...] = ()  # which fields were taken from the shape of its records
 
 
-def read_jsonl(
-  path: str | pathlib.Path, fields: Fields, on_bad_line: str, need_answer: bool
-) -> tuple[list[Example], int]:
-  """Read the problems of a file; returns them and the number of lines left out.
+def read_examples(path: str | pathlib.Path, fields: Fields, on_bad_line: str, need_answer: bool) -> Reading:
+  """Read the problems of a file, of a directory that `datasets` saved, or of a data set of the hub.
 
   Args:
-    on_bad_line: "skip" leaves bad lines out; "refuse" and "truncate" stop at the first.
-    need_answer: a line without an answer is bad.
+    fields: where they are as by default, and the records have not these fields but a known shape, it decides; see styles.py.
+    on_bad_line: "skip" leaves bad records out; "refuse" and "truncate" stop at the first.
+    need_answer: a record without an answer is bad.
 
   Raises:
-    InputError: a bad line that may not be skipped, no usable line at all, or a file that cannot be read.
+    InputError: a bad record that may not be skipped, no usable one at all, or a file that cannot be read.
   """
+  fields, notes, entries = styles.recognise(path, formats.entries(path), fields)
+  return Reading(*_examples(path, entries, fields, on_bad_line, need_answer), notes)
+
+
+def _examples(
+  path: str | pathlib.Path, entries: Iterable[Entry], fields: Fields, on_bad_line: str, need_answer: bool
+) -> tuple[list[Example], int]:
   examples: list[Example] = []
-  skipped = 0
-  first = None
-  for number, line in _lines(path):
-    where = f"{path}:{number}"
+  skipped, first, unit = 0, None, "line"
+  for entry in entries:
+    unit = entry.unit
     try:
-      examples.append(_example(line, fields, need_answer, where))
+      examples.append(_example(entry, fields, need_answer))
     except _BadLine as e:
-      fault = f"{where}: {e}"
+      fault = f"{entry.where}: {e}"
       if on_bad_line != "skip":
         raise InputError(f"{fault}, or set data.on_bad_line=skip to leave such lines out.") from None
       skipped += 1
       first = first or fault
   if first and not examples:
-    raise InputError(f"None of the {skipped} lines of {path} can be used; the first fault is at {first}.")
+    raise InputError(f"None of the {skipped} {unit}s of {path} can be used; the first fault is at {first}.")
   if not examples:
-    raise InputError(f"{path} is empty; data.path needs a file with one JSON object per line.")
+    raise InputError(f"{path} is empty; data.path needs a file of problems, such as one JSON object per line.")
   return examples, skipped
 
 
@@ -87,78 +84,45 @@ class _BadLine(ValueError):
   """The fault of a line and its mend; `on_bad_line` decides what follows."""
 
 
-def _lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Read the lines of a file with their numbers, without the blank ones at the end.
-
-  A line ends at a newline byte only, since JSON text may hold U+2028.
-  """
-  path = expanded_path(path)
-  if path.is_dir():
-    raise InputError(f"{path} is a directory; data.path needs a JSONL file, such as {path / 'train.jsonl'}.")
-  if not path.exists():
-    raise InputError(f"There is no file {path}; data.path names a JSONL file, or a task as task:NAME.")
-  blank = []
-  try:
-    with path.open("rb") as file:
-      for number, raw in enumerate(file, start=1):
-        try:
-          # Windows editors put a byte order mark before the first line.
-          line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
-        except UnicodeDecodeError as e:
-          raise InputError(f"{path}:{number}: byte {e.start + 1} is not UTF-8; save the file as UTF-8.") from None
-        if not line:
-          blank.append(number)
-          continue
-        yield from ((n, "") for n in blank)
-        blank.clear()
-        yield number, line
-  except OSError as e:
-    raise InputError(f"{path} cannot be read ({e.strerror}); check data.path and its permissions.") from None
-
-
-def _example(line: str, fields: Fields, need_answer: bool, where: str) -> Example:
-  if not line:
-    raise _BadLine("the line is empty; remove it")
-  try:
-    record = json.loads(line)
-  except json.JSONDecodeError as e:
-    raise _BadLine(
-      f"the line is not JSON ({e.msg} at column {e.colno}); write one complete JSON object on it"
-    ) from None
-  except (RecursionError, ValueError) as e:  # nested too deeply, or an integer of thousands of digits
-    raise _BadLine(f"the line is JSON that cannot be read ({e}); write one plain JSON object on it") from None
+def _example(entry: Entry, fields: Fields, need_answer: bool) -> Example:
+  if entry.fault:
+    raise _BadLine(entry.fault)
+  record, unit = entry.record, entry.unit
   if not isinstance(record, dict):
-    raise _BadLine(f"the line is {_kind(record)}, not a JSON object; write it as {{{json.dumps(fields.prompt)}: ...}}")
+    mend = f"write it as {{{json.dumps(fields.prompt)}: ...}}"
+    raise _BadLine(f"the {unit} is {_kind(record)}, not a JSON object; {mend}")
 
-  prompt = _prompt(_field(record, fields.prompt, "prompt"), fields.prompt)
+  prompt = _prompt(_field(record, fields.prompt, "prompt", unit), fields.prompt)
   answer = ""
-  if need_answer or fields.answer in record:
+  if need_answer or styles.find(record, fields.answer) is not styles.MISSING:
     try:
-      answer = _answer(_field(record, fields.answer, "answer"), fields.answer)
+      value = _field(record, fields.answer, "answer", unit)
+      answer = (_json if fields.json_answers else _answer)(value, fields.answer)
     except _BadLine:
       if need_answer:
         raise
-  teacher = _answer(_field(record, fields.teacher, "teacher"), fields.teacher) if fields.teacher else ""
-  canonical = _string(record, fields.canonical, "canonical") if fields.canonical else ""
-  solution = _string(record, fields.solution, "solution") if fields.solution else ""
-  return Example(prompt, answer, where, teacher, canonical, solution)
+  teacher = _answer(_field(record, fields.teacher, "teacher", unit), fields.teacher) if fields.teacher else ""
+  canonical = _string(record, fields.canonical, "canonical", unit) if fields.canonical else ""
+  solution = _string(record, fields.solution, "solution", unit) if fields.solution else ""
+  return Example(prompt, answer, entry.where, teacher, canonical, solution, record=record)
 
 
-def _string(record: dict, field: str, role: str) -> str:
-  value = _field(record, field, role)
+def _string(record: dict, field: str, role: str, unit: str) -> str:
+  value = _field(record, field, role, unit)
   if not isinstance(value, str):
     raise _BadLine(f"the field {field!r} is {_kind(value)}; make it a string")
   return _text(value, f"the field {field!r}", blank=False)
 
 
-def _field(record: dict, name: str, role: str) -> Any:
+def _field(record: dict, name: str, role: str, unit: str) -> Any:
   """The value under a key, which `data.{role}_field` sets."""
-  if name not in record:
+  value = styles.find(record, name)
+  if value is styles.MISSING:
     present = some([brief(key) for key in record], 8) or "none"
     raise _BadLine(
-      f"there is no field {name!r} (fields of the line: {present}); add it, or set data.{role}_field to the right one"
+      f"there is no field {name!r} (fields of the {unit}: {present}); add it, or set data.{role}_field to the right one"
     )
-  return record[name]
+  return value
 
 
 def _prompt(value: Any, field: str) -> str | tuple[dict[str, Any], ...]:
@@ -181,6 +145,18 @@ def _prompt(value: Any, field: str) -> str | tuple[dict[str, Any], ...]:
   if value[-1]["role"] == "assistant":
     raise _BadLine(f"the field {field!r} ends with the assistant's message; end it where the student has to answer")
   return tuple(value)
+
+
+def _json(value: Any, field: str) -> str:
+  """An answer as JSON; text is JSON already."""
+  if isinstance(value, str):
+    return _answer(value, field)
+  try:
+    return json.dumps(value, allow_nan=False)
+  except (TypeError, ValueError):
+    raise _BadLine(
+      f"the field {field!r} is {_kind(value)}, which JSON does not have; make it text that is JSON"
+    ) from None
 
 
 def _answer(value: Any, field: str) -> str:
@@ -207,4 +183,5 @@ def _kind(value: Any) -> str:
   if isinstance(value, float) and not math.isfinite(value):
     return "not a finite number"
   names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-  return names.get(type(value), "a number")
+  numbers = isinstance(value, int | float)
+  return names.get(type(value)) or ("a number" if numbers else f"a {type(value).__name__}")

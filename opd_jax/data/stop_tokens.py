@@ -79,7 +79,7 @@ def _behind_a_turn(tokenizer: Any, rendering: Rendering) -> list[int]:
 def _in_the_history(tokenizer: Any, rendering: Rendering, opening: Sequence[dict[str, str]]) -> list[int]:
   """Find what stands behind an earlier turn where a generated reply begins otherwise, as with an opened thought."""
   user, reply = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}
-  rendering = rendering.without_system() if opening else rendering
+  rendering = rendering.for_conversations() if opening else rendering.without_suffix()
   (text,) = chat.as_text([[*opening, user, reply, user]], tokenizer, rendering)
   _, _, behind = text.rpartition(user["content"])[0].rpartition(reply["content"])
   return tokenizer(behind, add_special_tokens=False)["input_ids"]

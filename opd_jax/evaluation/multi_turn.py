@@ -9,7 +9,7 @@ other things, and its words would give it away (ours; the paper does not say whe
 `anchored` measures how often the student falls back on a wrong answer of its own in RAW.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -128,9 +128,8 @@ class MultiTurnEvaluator:
   def pollution(self, params: Params) -> dict[str, dict[str, Any]]:
     """Measures accuracy with a wrong "solution" and with a wrong "hint" in a prompt that says everything."""
     problems = self.inputs.problems
-    wrong = [
-      w for w in wrong_answers(problems.conversations, problems.answers, self.inputs.verify) for _ in range(self._k)
-    ]
+    found = wrong_answers(problems.conversations, problems.answers, self.inputs.verify, problems.records)
+    wrong = [w for w in found for _ in range(self._k)]
     prompts = {
       "solution": [c.with_wrong_answer(w) for c, w in zip(self.conversations, wrong, strict=True)],
       "hint": [c.with_wrong_hint(w) for c, w in zip(self.conversations, wrong, strict=True)],
@@ -143,7 +142,7 @@ class MultiTurnEvaluator:
 
   def _generator_of(self, prompts: Sequence[chat.Prompt]) -> Generator:
     """Returns the generator of last replies, or another where these prompts are longer than those of all forms."""
-    longest = max(map(len, chat.render_all(prompts, self.inputs.tokenizer, self.inputs.rendering.without_system())))
+    longest = max(map(len, chat.render_all(prompts, self.inputs.tokenizer, self.inputs.rendering.for_conversations())))
     room = self.inputs.model.cfg.max_positions - self.inputs.max_tokens
     width = max(self.widths[-1], min(-(-longest // 16) * 16, room))
     if width == self.widths[-1]:
@@ -188,7 +187,9 @@ class MultiTurnEvaluator:
     generate = generator or self._last
     ids, cut = chat.render_within(prompts, self.inputs.tokenizer, self.inputs.rendering, generate.prompt_lens[-1])
     completions = generate(params, ids, jax.random.fold_in(self.key, key_number), range(len(ids)))
-    correct, failures = verify_all(self.inputs.verify, completions.responses, self._answers)
+    index = [i // self._k for i in range(len(self._answers))]
+    responses = self.inputs.problems.with_records(completions.responses, index)
+    correct, failures = verify_all(self.inputs.verify, responses, self._answers)
     record = accuracy(correct.reshape(-1, self._k), self._pass_at) | response_lengths(completions) | failures
     return record | ({"prompts_cut": cut} if cut else {}), completions.responses, correct
 
@@ -202,7 +203,7 @@ class MultiTurnEvaluator:
     problems, tokenizer = self.inputs.problems, self.inputs.tokenizer
     conversations = problems.conversations
     prompts = [c.full for c in conversations] + [c.concat() for c in conversations]
-    longest = max(map(len, chat.render_all(prompts, tokenizer, self.inputs.rendering.without_system())))
+    longest = max(map(len, chat.render_all(prompts, tokenizer, self.inputs.rendering.for_conversations())))
     known = problems.prompt_lens
     return pipeline.padded_lens([range(known[0]), range(max(known[-1], longest))], config.data.widths)
 
@@ -246,18 +247,28 @@ def _last_claim(replies: Sequence[Response], extract_answer: AnswerExtractor) ->
   return None
 
 
-def wrong_answers(conversations: Sequence[Conversation], answers: Sequence[str], verify: Verifier) -> list[str]:
+def wrong_answers(
+  conversations: Sequence[Conversation],
+  answers: Sequence[str],
+  verify: Verifier,
+  records: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
   """Finds a wrong answer to every problem: the next problem's that does not verify here, alone or as it is claimed.
 
   Where all problems have the same answer, it is 0 or 1.
+
+  Args:
+    records: of the problems, where the verifier takes them.
   """
-  right: dict[tuple[str, str], bool] = {}
+  right: dict[tuple[str, str, int], bool] = {}
 
   def is_right(answer: str, i: int) -> bool:
     claims = (answer, *(claim.format(answer) for claim in conversations[i].claims))
-    if (answer, answers[i]) not in right:
-      right[answer, answers[i]] = any(verify(claim, answers[i]) for claim in claims)
-    return right[answer, answers[i]]
+    known = (answer, answers[i], i if records else 0)
+    more: dict[str, Any] = {"record": records[i]} if records else {}
+    if known not in right:
+      right[known] = any(verify(claim, answers[i], **more) for claim in claims)
+    return right[known]
 
   n, wrong = len(answers), []
   for i in range(n):

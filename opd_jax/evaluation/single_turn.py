@@ -72,7 +72,8 @@ class Evaluator:
     ids, k = self._inputs.problems.ids, self._generate.k
     completions = self._generate(params, ids, self._key)
     answers = [a for a in self._inputs.problems.answers for _ in range(k)]
-    correct, failures = verify_all(self._inputs.verify, completions.responses, answers)
+    responses = self._inputs.problems.with_records(completions.responses, [i // k for i in range(len(answers))])
+    correct, failures = verify_all(self._inputs.verify, responses, answers)
     record = accuracy(correct.reshape(-1, k), self._pass_at) | response_lengths(completions) | failures
     samples = [
       {

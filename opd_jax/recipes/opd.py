@@ -26,6 +26,7 @@ from jaxtyping import Bool
 
 from opd_jax import config as configs
 from opd_jax.data import pipeline, problems, scored
+from opd_jax.data.rendering import Rendering
 from opd_jax.horizon import schedule as horizons
 from opd_jax.horizon.adaptive import StepObservation
 from opd_jax.models import frozen, lora
@@ -149,9 +150,11 @@ class OPD(Recipe):
     prompt, prompt_mask = hosts.local_rows((prompts.prompt, prompts.prompt_mask))
     texts = decode(run.inputs.tokenizer, response, mask, self.specs.sampling.stop_ids)
     ends = prompt_ends(run.inputs.tokenizer, [row[m] for row, m in zip(prompt, prompt_mask, strict=True)])
-    responses = map(Response, texts, map(bool, ended), (end for end in ends for _ in range(n)))
-    answers = [run.inputs.train.answers[i] for i in experience.index for _ in range(n)]
-    found = run.inputs.rewards.submit(list(responses), answers, mask.sum(axis=1), experience.limit).result()
+    responses = list(map(Response, texts, map(bool, ended), (end for end in ends for _ in range(n))))
+    index = [i for i in experience.index for _ in range(n)]
+    responses = run.inputs.train.with_records(responses, index)
+    answers = [run.inputs.train.answers[i] for i in index]
+    found = run.inputs.rewards.submit(responses, answers, mask.sum(axis=1), experience.limit).result()
     run.clock.lap("verify")
     return found
 
@@ -291,7 +294,8 @@ class OPD(Recipe):
     return shape._replace(width=self.horizon.max, kind="probe")
 
   def planned_shape(self, prompt: int, response: int) -> StepShape:
-    own_prompt = self.config.context.kind != "same"  # at most as long as the student's
+    own_prompt = self.config.context.kind != "same" or Rendering.from_config(self.config).teacher_differs
+    # At most as long as the student's, or of about its length.
     return StepShape(prompt, response, prompt if own_prompt else 0)
 
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:

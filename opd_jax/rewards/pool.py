@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
 from opd_jax import tasks
+from opd_jax.config import Config
 from opd_jax.errors import InputError
 from opd_jax.rewards.verdicts import BatchVerifier, InProcess, PendingVerdicts, Verdict
 from opd_jax.rewards.worker import READY
@@ -48,12 +49,18 @@ class VerifierPool:
   Args:
     workers: how many processes; 0: verifiers run in this one, when their verdicts are asked for.
     timeout: seconds that a verifier has for an answer; 0: as long as it takes.
+    pattern: of the verifier "regex".
   """
 
-  def __init__(self, workers: int = 0, timeout: float = 0.0):
-    self._workers, self._timeout = workers, timeout
+  def __init__(self, workers: int = 0, timeout: float = 0.0, pattern: str = ""):
+    self._workers, self._timeout, self._pattern = workers, timeout, pattern
     self._names: list[str] = []
     self._crew: _Crew | None = None
+
+  @classmethod
+  def from_config(cls, config: Config) -> "VerifierPool":
+    """Make the pool of a config; no process is started."""
+    return cls(config.reward.workers, config.reward.timeout, config.data.answer_pattern)
 
   def verifier(self, name: str) -> BatchVerifier:
     """Look up a verifier by its name or import path, to run in the pool.
@@ -61,7 +68,7 @@ class VerifierPool:
     Raises:
       InputError: there is none; see tasks.verifier.
     """
-    verify = tasks.verifier(name)
+    verify = tasks.verifier(name, self._pattern)
     if not self._workers:
       return InProcess(name, verify)
     if name.startswith("__main__"):
@@ -77,7 +84,7 @@ class VerifierPool:
   def submit(self, calls: Sequence[Call]) -> PendingVerdicts:
     """Begin to verify; returns at once."""
     if self._crew is None:
-      self._crew = _Crew(self._workers, self._timeout, list(self._names))
+      self._crew = _Crew(self._workers, self._timeout, list(self._names), self._pattern)
       self._end = weakref.finalize(self, self._crew.close)  # also where nobody closes the pool
     size = max(1, min(AT_ONCE, -(-len(calls) // (4 * self._workers))))
     return _Pending([self._crew.submit(calls[i : i + size]) for i in range(0, len(calls), size)], self)
@@ -111,9 +118,9 @@ class _Pending(NamedTuple):
 class _Crew:
   """The processes of a pool, each with the thread that drives it."""
 
-  def __init__(self, workers: int, timeout: float, names: list[str]):
+  def __init__(self, workers: int, timeout: float, names: list[str], pattern: str):
     self._jobs: queue.SimpleQueue[tuple[Sequence[Call], Future] | None] = queue.SimpleQueue()
-    self._processes = [_Process(names, timeout) for _ in range(workers)]
+    self._processes = [_Process(names, timeout, pattern) for _ in range(workers)]
     self._threads = [
       threading.Thread(target=_drive, args=(self._jobs, process), daemon=True, name="verifier")
       for process in self._processes
@@ -151,8 +158,8 @@ class _Process:
   All but `close` is for the thread that drives it.
   """
 
-  def __init__(self, names: list[str], timeout: float):
-    self._names, self._timeout = names, timeout
+  def __init__(self, names: list[str], timeout: float, pattern: str):
+    self._names, self._timeout, self._pattern = names, timeout, pattern
     self._lock = threading.RLock()  # between starting a process and `close`
     self._closed = False
     self._process: subprocess.Popen | None = None
@@ -193,7 +200,14 @@ class _Process:
   def _start(self) -> None:
     self._connection, theirs = Pipe()
     reading, self._alive = os.pipe()
-    command = [list(map(os.path.abspath, sys.path)), theirs.fileno(), reading, self._names, self._timeout > 0]
+    command = [
+      list(map(os.path.abspath, sys.path)),
+      theirs.fileno(),
+      reading,
+      self._names,
+      self._timeout > 0,
+      self._pattern,
+    ]
     try:
       with self._lock:
         if self._closed:

@@ -6,10 +6,11 @@ A verifier that raises, hangs or takes its process down costs the one answer tha
 import abc
 import math
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from opd_jax.errors import first_line
+from opd_jax.tasks import own
 from opd_jax.tasks.problem import Response, Verifier
 
 SOLVED = 0.5  # a verdict above it counts as right: of True and False, of 1 and 0, of 1 and -1
@@ -48,9 +49,17 @@ class BatchVerifier(abc.ABC):
   def submit(self, responses: Sequence[Response], answers: Sequence[str]) -> PendingVerdicts:
     """Begin to verify each response against its answer; returns at once."""
 
-  def __call__(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
-    """Tell whether one response counts as right; for the arguments see `Verifier`."""
-    return self.submit([Response(response, ended, prompt)], [answer]).result()[0].solved
+  def __call__(
+    self,
+    response: str,
+    answer: str,
+    *,
+    ended: bool = True,
+    prompt: str = "",
+    record: Mapping[str, Any] | None = None,
+  ) -> bool:
+    """Tell whether one response counts as right; for the arguments see `Verifier` and `Response`."""
+    return self.submit([Response(response, ended, prompt, record)], [answer]).result()[0].solved
 
   def tell(self, verdicts: Sequence[Verdict]) -> None:
     """Print what the first of its failures was, once."""
@@ -86,8 +95,9 @@ def batched(verify: Verifier) -> BatchVerifier:
 
 def verdict(verify: Verifier, response: Response, answer: str) -> Verdict:
   """Call a verifier once; what it raises becomes a verdict."""
+  more = {"record": response.record} if own.reads_record(verify) else {}
   try:
-    value = verify(response.text, answer, ended=response.ended, prompt=response.prompt)
+    value = verify(response.text, answer, ended=response.ended, prompt=response.prompt, **more)
     if value is None or isinstance(value, (str, bytes)):
       raise TypeError(f"the verifier returned {value!r}, which is neither True, False nor a number")
     value = float(value)

@@ -18,7 +18,7 @@ from opd_jax.rewards.verdicts import verdict
 READY = ""  # the first message; another one says why there will be no verdicts
 
 
-def main(connection_fd: int, alive_fd: int, names: list[str], prepare: bool) -> None:
+def main(connection_fd: int, alive_fd: int, names: list[str], prepare: bool, pattern: str = "") -> None:
   """Verify until the connection is closed.
 
   Args:
@@ -26,6 +26,7 @@ def main(connection_fd: int, alive_fd: int, names: list[str], prepare: bool) -> 
     alive_fd: the reading end of a pipe, whose other end only that process has.
     names: the verifiers that will be asked for.
     prepare: load beforehand what they need for some answers only.
+    pattern: of the verifier "regex".
   """
   _end_with(alive_fd)
   for number in (signal.SIGINT, signal.SIGTERM):
@@ -34,7 +35,7 @@ def main(connection_fd: int, alive_fd: int, names: list[str], prepare: bool) -> 
     os.set_inheritable(fd, False)
   connection = Connection(connection_fd)
   try:
-    verifiers = {name: tasks.verifier(name) for name in names}
+    verifiers = {name: tasks.verifier(name, pattern) for name in names}
   except InputError as e:
     connection.send(str(e))
     return

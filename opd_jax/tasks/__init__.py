@@ -1,13 +1,13 @@
 """Verifiable problems: where prompts come from and how an answer is verified.
 
 A task has a generator of problems and a verifier; a file of prompts needs a verifier only. Both are looked up by name, a
-verifier also by the import path of a function (own.py).
+verifier also by the import path or the file of a function (own.py). `VERIFIERS` is the table of all that have a name.
 """
 
 from collections.abc import Callable, Sequence
 
 from opd_jax.errors import InputError
-from opd_jax.tasks import chain, expressions, gsm8k, own, relay
+from opd_jax.tasks import answers, chain, expressions, gsm8k, own, relay
 from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
 from opd_jax.tasks.synonyms import RUNNING_SUMS
 
@@ -24,17 +24,33 @@ TASKS: tuple[Task, ...] = (
 GENERATORS = {task.name: task for task in TASKS}
 
 VERIFIERS: dict[str, Verifier] = {name: task.verify for name, task in GENERATORS.items()}
-VERIFIERS["gsm8k"] = gsm8k.verify
+VERIFIERS |= {
+  "gsm8k": gsm8k.verify,
+  "math": gsm8k.verify,  # the same: it reads boxes and compares expressions
+  "exact": answers.exact,
+  "regex": answers.Pattern(),  # of data.answer_pattern
+  "multiple_choice": answers.multiple_choice,
+  "json": answers.same_json,
+  "valid_json": answers.valid_json,
+}
 
 ANSWER_EXTRACTORS: dict[str, AnswerExtractor] = {
   task.name: task.extract_answer for task in (relay.RELAY, relay.TIMES, relay.LONG)
-} | {"gsm8k": gsm8k.extract_answer}
+} | dict.fromkeys(("gsm8k", "math"), gsm8k.extract_answer)
 
-FINAL_ANSWERS: dict[str, Callable[[str], str]] = {"gsm8k": gsm8k.gold}  # reference -> its answer; elsewhere it is that
+# Reference -> its answer; elsewhere it is that.
+FINAL_ANSWERS: dict[str, Callable[[str], str]] = dict.fromkeys(("gsm8k", "math"), gsm8k.gold)
 # References -> the numbers of those that no response would match but in the same words, and how many were examined.
-UNMATCHED: dict[str, Callable[[Sequence[str]], tuple[list[int], int]]] = {"gsm8k": gsm8k.unmatched}
+UNMATCHED: dict[str, Callable[[Sequence[str]], tuple[list[int], int]]] = dict.fromkeys(
+  ("gsm8k", "math"), gsm8k.unmatched
+)
+# The same of verifiers by which no response at all would match, and what a reference lacks.
+MEANINGLESS: dict[str, tuple[Callable[[Sequence[str]], tuple[list[int], int]], str]] = {
+  "multiple_choice": (answers.no_choice, "the letter of a choice, such as B or (B)"),
+  "json": (answers.not_json, "JSON, in which text stands in quotes"),
+}
 # Loads what a verifier needs only for some answers, so that the first of these takes no longer than others.
-PREPARE: dict[str, Callable[[], None]] = {"gsm8k": expressions.prepare}
+PREPARE: dict[str, Callable[[], None]] = dict.fromkeys(("gsm8k", "math"), expressions.prepare)
 
 
 def generator(name: str) -> Task:
@@ -44,24 +60,38 @@ def generator(name: str) -> Task:
     InputError: there is none of that name; lists those that there are.
   """
   if name not in GENERATORS:
-    raise InputError(f"There is no built-in task {name!r}; config.data.path can be {_tasks()}, or a JSONL file.")
+    raise InputError(f"There is no built-in task {name!r}; config.data.path can be {_tasks()}, or a file of problems.")
   return GENERATORS[name]
 
 
-def verifier(name: str) -> Verifier:
+def verifier(name: str, pattern: str = "") -> Verifier:
   """Look up a verifier by its name, or import it by its path.
+
+  Args:
+    pattern: of "regex", see config.data.answer_pattern.
 
   Raises:
     InputError: there is none of that name, with a list of those that there are; or none at that path, see own.load.
   """
-  if name not in VERIFIERS and own.is_path(name):
+  if is_own(name):
     return own.load(name)
   if name not in VERIFIERS:
     raise InputError(
       f"There is no verifier {name!r}; config.data.verifier can be 'auto', {', '.join(map(repr, VERIFIERS))}, or the import "
-      "path of a function, my_module:verify."
+      "path of a function, my_module:verify, or its file, verify.py:verify."
     )
-  return VERIFIERS[name]
+  found = VERIFIERS[name]
+  return found.of(pattern) if isinstance(found, answers.Pattern) else found
+
+
+def is_own(name: str) -> bool:
+  """Tell whether a name is that of a user's function."""
+  return name not in VERIFIERS and own.is_path(name)
+
+
+def reads_record(name: str) -> bool:
+  """Tell whether a verifier takes the whole record of a problem; arguments and errors as of `verifier`."""
+  return own.reads_record(VERIFIERS[name] if name in VERIFIERS else verifier(name))
 
 
 def _tasks() -> str:

@@ -65,6 +65,14 @@ def extract_answer(response: str, *, ended: bool = True, prompt: str = "") -> st
   return stated if stated is not None and number(stated) is not None else None
 
 
+def announced(response: str, *, ended: bool = True, prompt: str = "") -> str | None:
+  """Find the text that a response announces as its answer (boxed, behind "####" or "answer is"); None: none.
+
+  For `ended` and `prompt` see `verify`.
+  """
+  return _stated(_conclusion(response, ended, prompt, numeric=False), numeric=False)[0]
+
+
 def gold(answer: str) -> str:
   """Find the final answer within a reference, by the rules of a response; a text that announces none is the answer.
 

@@ -1,40 +1,83 @@
-"""A verifier of the user's own, named by its import path: `my_module:verify`, or `my_module.verify`.
+"""A verifier of the user's own, named by its import path, `my_module:verify` or `my_module.verify`, or by its file, `checks.py:verify`.
 
     def verify(response: str, answer: str) -> bool | float: ...
 
-It may also take `ended` and `prompt` by name, as `Verifier` in problem.py does, and is then passed them.
+It may also take `ended` and `prompt` by name, as `Verifier` in problem.py does, and `record`, all that the file has of the
+problem, and is then passed them.
 """
 
 import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from opd_jax.config import expanded_path
 from opd_jax.errors import InputError, first_line
 from opd_jax.tasks.problem import Verifier
 
-TOLD = ("ended", "prompt")  # what a verifier is told beside the response and the answer, where it takes it
+TOLD = ("ended", "prompt", "record")  # what a verifier is told beside the response and the answer, where it takes it
 
 
 def is_path(name: str) -> bool:
-  """Tell whether the name of a verifier is an import path."""
+  """Tell whether the name of a verifier is an import path, or a file's."""
   return ":" in name or "." in name
 
 
 def load(path: str) -> Verifier:
-  """Import a verifier; the current directory is looked through after the other places of modules.
+  """Import a verifier; the current directory is looked through after the other places of modules, or after a file's own.
 
   Raises:
-    InputError: there is no such module or nothing of that name in it, the module cannot be imported, or what is found cannot
+    InputError: there is no such module, file or nothing of that name in it, it cannot be imported, or what is found cannot
       be called as a verifier is.
   """
+  file, _, name = path.rpartition(":")
+  if file.endswith(".py") and name:
+    found = _attribute(_of_file(file, path), name, path)
+    return _Own(found, _told(found, path))
   module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
   if not module or not name or module.startswith("."):
-    raise InputError(f"The verifier {path!r} is no import path; write my_module:verify.")
+    raise InputError(f"The verifier {path!r} is no import path; write my_module:verify, or verify.py:verify.")
   found = _attribute(_module(module, path), name, path)
   return _Own(found, _told(found, path))
+
+
+def reads_record(verify: Verifier) -> bool:
+  """Tell whether a verifier is told the record of its problem."""
+  return isinstance(verify, _Own) and verify.reads_record
+
+
+def _of_file(file: str, path: str) -> Any:
+  """Run a file as a module, once as long as it stays as it is."""
+  place = expanded_path(file).absolute()
+  if not place.is_file():
+    raise InputError(
+      f"The verifier {path!r} cannot be loaded, since there is no file {place}; name it from the directory that the command "
+      "runs in, or in full."
+    )
+  status = place.stat()
+  mark = hashlib.sha256(f"{place} {status.st_mtime_ns} {status.st_size}".encode(errors="replace")).hexdigest()[:12]
+  name = f"{place.stem}_{mark}"
+  if name in sys.modules:
+    return sys.modules[name]
+  if str(place.parent) not in sys.path:
+    sys.path.append(str(place.parent))  # what stands beside it can be imported
+  spec = importlib.util.spec_from_file_location(name, place)
+  assert spec is not None
+  assert spec.loader is not None
+  module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+  try:
+    spec.loader.exec_module(module)
+  except (Exception, SystemExit) as e:
+    del sys.modules[name]
+    raise InputError(
+      f"The file of the verifier {path!r} cannot be imported ({type(e).__name__}: {first_line(e)}); mend it."
+    ) from e
+  return module
 
 
 def _module(name: str, path: str) -> Any:
@@ -46,10 +89,9 @@ def _module(name: str, path: str) -> Any:
   except ModuleNotFoundError as e:
     if e.name is None or not f"{name}.".startswith(f"{e.name}."):  # what it imports itself
       raise InputError(f"The module of the verifier {path!r} cannot be imported ({first_line(e)}); mend it.") from e
-    file = "; leave out the .py" if name.endswith(".py") else ""
     raise InputError(
       f"The verifier {path!r} cannot be loaded, since there is no module {e.name!r} in {os.getcwd()} or where Python looks "
-      f"for modules (PYTHONPATH){file}."
+      f"for modules (PYTHONPATH)."
     ) from None
   except (Exception, SystemExit) as e:
     raise InputError(
@@ -100,7 +142,7 @@ def _told(found: Any, path: str) -> tuple[str, ...]:
   except TypeError as e:
     raise InputError(
       f"The verifier {path!r} cannot be called as verify(response, answer): its signature is {signature} ({e}); besides the "
-      "two it may take ended and prompt by name, and what has a default."
+      "two it may take ended, prompt and record by name, and what has a default."
     ) from None
   return told
 
@@ -111,6 +153,18 @@ class _Own:
   def __init__(self, verify: Any, told: tuple[str, ...]):
     self._verify, self._told = verify, told
 
-  def __call__(self, response: str, answer: str, *, ended: bool = True, prompt: str = "") -> Any:
-    known = {"ended": ended, "prompt": prompt}
+  @property
+  def reads_record(self) -> bool:
+    return "record" in self._told
+
+  def __call__(
+    self,
+    response: str,
+    answer: str,
+    *,
+    ended: bool = True,
+    prompt: str = "",
+    record: Mapping[str, Any] | None = None,
+  ) -> Any:
+    known = {"ended": ended, "prompt": prompt, "record": dict(record or {})}
     return self._verify(response, answer, **{name: known[name] for name in self._told})

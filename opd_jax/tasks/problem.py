@@ -1,7 +1,8 @@
 """A problem with its answer and solution, and what a built-in task has to offer."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 
 class Response(NamedTuple):
@@ -10,6 +11,7 @@ class Response(NamedTuple):
   text: str  # with the marks of its thoughts, without what ended it
   ended: bool = True  # by a stop token; False: a limit cut it
   prompt: str = ""  # the end of what it goes on from, where a chat template may have opened a thought
+  record: Mapping[str, Any] | None = None  # of its problem, where a verifier takes it
 
 
 class Verifier(Protocol):

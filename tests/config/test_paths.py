@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from opd_jax import checks, config, inputs, make_conversations
-from opd_jax.data import sources
+from opd_jax.data import sources, styles
 from opd_jax.errors import InputError
 from opd_jax.models import lora
 from opd_jax.reports import runs
@@ -54,7 +54,7 @@ def test_config_files_data_and_adapters(home):
   (home / "data.jsonl").write_text(
     json.dumps({"prompt": "Ann has 2 figs. Bob has 3. How many figs?", "answer": "5"}) + "\n"
   )
-  assert sources.read_jsonl("~/data.jsonl", sources.Fields("prompt", "answer"), "refuse", True)[0][0].answer == "5"
+  assert sources.read_examples("~/data.jsonl", styles.Fields("prompt", "answer"), "refuse", True)[0][0].answer == "5"
   with pytest.raises(InputError, match=f"{home}/adapter"):
     lora.from_config(config.override(config.default(), {"lora.path": "~/adapter"}).lora)
   args = argparse.Namespace(

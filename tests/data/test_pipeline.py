@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from opd_jax.data import pipeline, sources
+from opd_jax.data import pipeline, sources, styles
 from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
 from opd_jax.errors import InputError
@@ -262,8 +262,8 @@ def test_the_template_is_applied(with_template):
 @pytest.mark.skipif(not GSM8K.is_dir(), reason=f"the GSM8K files are not at {GSM8K}")
 @pytest.mark.parametrize("template", [False, True])
 def test_all_of_gsm8k(with_template, template):
-  problems, skipped = sources.read_jsonl(
-    GSM8K / "train.jsonl", sources.Fields("question", "answer"), "refuse", need_answer=True
+  problems, skipped, _ = sources.read_examples(
+    GSM8K / "train.jsonl", styles.Fields("question", "answer"), "refuse", need_answer=True
   )
   assert (len(problems), skipped) == (7473, 0)
   start = time.perf_counter()

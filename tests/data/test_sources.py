@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from opd_jax.data.sources import Example, Fields, read_jsonl
+from opd_jax.data.sources import Example, read_examples
+from opd_jax.data.styles import Fields
 from opd_jax.errors import InputError
 
 GOOD = {"prompt": "1 + 1 =", "answer": "2"}
@@ -23,7 +24,7 @@ def write(tmp_path):
 
 
 def read(path, on_bad_line="refuse", need_answer=True, prompt="prompt", answer="answer"):
-  return read_jsonl(path, Fields(prompt, answer), on_bad_line, need_answer)
+  return read_examples(path, Fields(prompt, answer), on_bad_line, need_answer)[:2]
 
 
 def test_reads_text_and_messages_in_order(write):

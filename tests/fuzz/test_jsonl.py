@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.data import problems, sources, tokenizer
+from opd_jax.data import problems, sources, styles, tokenizer
 from tests.helpers.damage import accepted_or_refused, damaged, json_bytes
 from tests.helpers.fuzz import cases
 
@@ -17,7 +17,7 @@ LINES = (
   {"prompt": [{"role": "user", "content": "b=3;"}], "answer": 3, "teacher": 0, "solution": "3", "canonical": "b=3"},
   {"prompt": [{"role": "system", "content": "b"}, {"role": "user", "content": "c=1;"}], "answer": 1.5, "note": None},
 )
-FIELDS = sources.Fields("prompt", "answer", teacher="teacher", canonical="canonical", solution="solution")
+FIELDS = styles.Fields("prompt", "answer", teacher="teacher", canonical="canonical", solution="solution")
 
 
 @st.composite
@@ -31,13 +31,13 @@ def files(draw):
 
 
 @cases(200)
-@given(data=files(), fields=st.sampled_from((FIELDS, sources.Fields("prompt", "answer"))), mode=st.data())
+@given(data=files(), fields=st.sampled_from((FIELDS, styles.Fields("prompt", "answer"))), mode=st.data())
 def test_a_jsonl_file_is_read_or_refused_in_one_sentence(tmp_path, data, fields, mode):
   path = tmp_path / "problems.jsonl"
   path.write_bytes(data)
   on_bad_line, need_answer = mode.draw(st.sampled_from(("refuse", "skip", "truncate"))), mode.draw(st.booleans())
   with accepted_or_refused(path):
-    examples, skipped = sources.read_jsonl(path, fields, on_bad_line, need_answer)
+    examples, skipped, _ = sources.read_examples(path, fields, on_bad_line, need_answer)
     assert examples
     assert skipped == 0 or on_bad_line == "skip"
     for example in examples:

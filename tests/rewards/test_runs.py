@@ -1,13 +1,16 @@
 """Runs with a verifier of the user's own: what it costs that it hangs, and what is left of it."""
 
+import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
 
 import opd_jax
 from opd_jax import config, inputs
+from opd_jax.errors import InputError
 from opd_jax.evaluation.single_turn import verify_all
 from opd_jax.runtime import workdir
 from opd_jax.runtime.programs import ProgramCache
@@ -94,6 +97,77 @@ def test_masked_rows_are_left_out_of_the_mean_of_the_reward(small, tmp_path, mon
   assert 0 < ended.mean() < 1
   np.testing.assert_array_equal(credits[0].counted, ended)
   assert np.asarray(credits[0].advantage)[~ended].any(), "they count for the others of their group"
+
+
+BY_RECORD = """
+from dataclasses import dataclass
+
+@dataclass
+class Test:
+  at_least: "int"
+
+def verify(response, answer, record):
+  assert record["prompt"].endswith("=") and answer == str(record["answer"])
+  return len(response) >= Test(**record["test"]).at_least
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_verifier_in_a_file_reads_the_records_of_the_problems(small, tmp_path, monkeypatch, programs, workers):
+  """In rewards of training and in its evaluations, in the process that trains and in others."""
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  (tmp_path / "by-record.py").write_text(BY_RECORD)
+  data = tmp_path / "data.json"
+  records = [{"prompt": f"1:1+{i}=", "answer": i, "test": {"at_least": 0 if i % 2 else 999}} for i in range(4)]
+  data.write_text(json.dumps(records))
+  changes = {"data.verifier": f"{tmp_path / 'by-record.py'}:verify", "reward.workers": workers, "eval.every": 1}
+  paths = {"data.path": str(data), "eval.path": str(data)}
+  run = train(small("opd", steps=1, **REWARDED | changes | paths), tmp_path / "w", programs)
+  (step,), evaluations = read(tmp_path / "w", "train"), read(tmp_path / "w", "eval")
+  assert (step["reward"], step["verifier_errors"]) == (0.5, 0)
+  assert step["groups_by_solve_rate"] == [2, 0, 2], "by the problem, whatever the responses say"
+  assert [r["accuracy"] for r in evaluations] == [0.5, 0.5]
+  assert "verifier_errors" not in evaluations[0]
+  saved = json.loads((tmp_path / "w" / "config.json").read_text())
+  assert saved["data"]["verifier"] == changes["data.verifier"]
+  run.inputs.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_says_so_where_a_verifier_could_take_it_down(small, tmp_path, monkeypatch, workers):
+  name = own_verifiers.write(tmp_path, monkeypatch, "own_even", EVEN)
+  for changes in (REWARDED | {"eval.every": 0}, {"eval.every": 1}):
+    found = inputs.load(small("opd", **changes, **{"data.verifier": f"{name}:verify", "reward.workers": workers}))
+    told = [w for w in found.warnings if "runs in the process that trains" in w]
+    assert len(told) == (workers == 0)
+  assert not [w for w in inputs.load(small("opd", **REWARDED)).warnings if "runs in the process" in w]
+
+
+def test_records_are_kept_where_a_verifier_reads_them_alone(small, tmp_path):
+  data = tmp_path / "data.json"
+  data.write_text('[{"prompt": "1:1+1=", "answer": "2", "picture": "..."}]')
+  found = inputs.load(small("opd", **REWARDED | {"data.path": str(data), "eval.path": str(data)}))
+  assert (found.train.records, found.evaluation.problems.records) == ((), ())
+
+
+def test_the_pattern_of_a_config_reaches_the_processes(small, tmp_path):
+  data = tmp_path / "data.jsonl"
+  data.write_text('{"prompt": "1:1+1=", "answer": "2"}\n')
+  regex = {"data.verifier": "regex", "data.answer_pattern": r"(\d+)!", "reward.workers": 1}
+  found = inputs.load(small("opd", **regex | {"data.path": str(data), "eval.path": str(data)}))
+  assert [found.evaluation.verify(text, "2") for text in ("1! 2!", "2! 3!")] == [True, False]
+  found.close()
+  with pytest.raises(InputError, match=r"config\.data\.answer_pattern is set, and no verifier reads it"):
+    inputs.load(small("opd", **{"data.answer_pattern": "x"}))
+
+
+def test_an_answer_that_is_json_is_compared_as_that(small, tmp_path):
+  data = tmp_path / "data.jsonl"
+  data.write_text('{"prompt": "1:1+1=", "answer": {"x": [1, true]}}\n{"prompt": "1:1+2=", "answer": "[2]"}\n')
+  found = inputs.load(small("opd", **{"data.verifier": "json", "data.path": str(data), "eval.path": str(data)}))
+  assert found.evaluation.problems.answers == ['{"x": [1, true]}', "[2]"]
+  assert found.evaluation.verify('{"x": [1.0, true]}', found.evaluation.problems.answers[0])
+  assert not [w for w in found.warnings if "can be right" in w]
 
 
 def example() -> str:

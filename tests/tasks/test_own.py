@@ -1,9 +1,13 @@
 """Verifiers that are named by an import path."""
 
+import sys
+
 import pytest
 
 from opd_jax import tasks
 from opd_jax.errors import InputError
+from opd_jax.rewards.verdicts import verdict
+from opd_jax.tasks.problem import Response
 from tests.helpers import own_verifiers
 
 MODULE = """
@@ -42,6 +46,9 @@ def one(response):
 def three(response, answer, rubric):
   return True
 
+def by_record(response, answer, *, record):
+  return response == answer and record["tests"] == [1, 2]
+
 async def later(response, answer):
   return True
 """
@@ -58,7 +65,7 @@ def module(tmp_path, monkeypatch) -> str:
     (":plain", True),
     (".plain", True),
     (":told", True),
-    (":everything", {"ended": True, "prompt": "P"}),
+    (":everything", {"ended": True, "prompt": "P", "record": {}}),
     (":other_names", True),
     (":Grader.static", True),
     (":grader", 0.5),
@@ -80,19 +87,20 @@ def test_a_function_that_does_not_ask_is_not_told(module):
   [
     ("no_such_rules:plain", "no module 'no_such_rules' in /"),
     ("no_such.rules.plain", "no module 'no_such' in /"),
-    ("own_rules.py:plain", r"no module 'own_rules.py' in .*; leave out the .py"),
+    ("own_rulez.py:plain", r"no file .*own_rulez\.py; name it from the directory that the command runs in"),
+    ("own_rules.py:missing", r"own_rules\S* \(.*own_rules.py\) has no 'missing'; name a function in it"),
     ("own_rules:missing", r"own_rules \(.*own_rules.py\) has no 'missing'; name a function in it"),
     ("own_rules:Grader.missing", "has no 'Grader.missing'"),
     ("own_rules:number", "'own_rules:number' is a int, where a function is needed"),
     ("own_rules:Grader", "'own_rules:Grader' is a type, where"),
     ("own_rules:later", "is an async function, where"),
     ("own_rules:one", r"cannot be called as verify\(response, answer\): its signature is \(response\)"),
-    ("own_rules:three", r"signature is \(response, answer, rubric\) .*'rubric'.*ended and prompt by name"),
+    ("own_rules:three", r"signature is \(response, answer, rubric\) .*'rubric'.*ended, prompt and record by name"),
     ("own_rules:", "'own_rules:' is no import path; write my_module:verify"),
     (":plain", "':plain' is no import path"),
     (".plain", "'.plain' is no import path"),
     ("..plain", "is no import path"),
-    ("own_rulez", "no verifier 'own_rulez'; .*'gsm8k', or the import path of a function, my_module:verify"),
+    ("own_rulez", "no verifier 'own_rulez'; .*'gsm8k', .*or the import path of a function, my_module:verify"),
   ],
 )
 @pytest.mark.usefixtures("module")
@@ -115,3 +123,45 @@ def test_a_module_that_cannot_be_imported_is_refused(text, says, tmp_path, monke
   own_verifiers.write(tmp_path, monkeypatch, "own_broken", text)
   with pytest.raises(InputError, match=says):
     tasks.verifier("own_broken:verify")
+
+
+def test_a_file_is_named_instead_of_a_module(tmp_path, monkeypatch):
+  """Also one that is no module's name, from anywhere, with what stands beside it."""
+  (tmp_path / "checks").mkdir()
+  (tmp_path / "checks" / "beside_it.py").write_text("LIMIT = 3\n")
+  file = tmp_path / "checks" / "my-rules.v2.py"
+  file.write_text("from beside_it import LIMIT\n\ndef verify(response, answer):\n  return len(response) < LIMIT\n")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  for path in ("checks/my-rules.v2.py:verify", f"{file}:verify"):
+    assert tasks.verifier(path)("ab", "") is True
+    assert tasks.verifier(path)("abc", "") is False
+
+
+def test_a_file_that_has_changed_is_run_again(tmp_path, monkeypatch):
+  file = tmp_path / "rules.py"
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  for value in (True, False):
+    file.write_text(f"def verify(response, answer):\n  return {value}\n")
+    assert tasks.verifier(f"{file}:verify")("", "") is value
+
+
+def test_a_file_that_fails_is_refused_in_one_sentence(tmp_path, monkeypatch):
+  file = tmp_path / "rules.py"
+  file.write_text("1 / 0\n")
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  with pytest.raises(
+    InputError, match=r"The file of the verifier .*rules\.py:verify.* cannot be imported .ZeroDivision"
+  ):
+    tasks.verifier(f"{file}:verify")
+
+
+def test_the_record_is_told_to_who_takes_it(module):
+  reads = {name: tasks.reads_record(f"{module}:{name}") for name in ("plain", "by_record", "everything")}
+  assert reads == {"plain": False, "by_record": True, "everything": True}
+  assert not tasks.reads_record("gsm8k")
+  verify, record = tasks.verifier(f"{module}:by_record"), {"tests": [1, 2]}
+  told = Response("1", record=record)
+  assert [verdict(verify, r, "1").value for r in (told, told._replace(record={"tests": [1]}))] == [1, 0]
+  assert verdict(verify, Response("1"), "1").error == "KeyError: 'tests'", "no record, no tests"
+  assert record == {"tests": [1, 2]}
