@@ -30,6 +30,10 @@ def check(config: Config) -> None:
     raise InputError(
       f"config.log.wandb is {config.log.wandb!r}, but wandb is not installed; pip install wandb, or leave it ''."
     )
+  if config.log.mlflow and not importlib.util.find_spec("mlflow"):
+    raise InputError(
+      f"config.log.mlflow is {config.log.mlflow!r}, but mlflow is not installed; pip install mlflow-skinny, or leave it ''."
+    )
   if config.data.weights and len(config.data.weights) != len(config.data.paths):
     raise InputError(
       f"config.data.weights has {len(config.data.weights)} numbers for {len(config.data.paths)} of config.data.paths; give one "

@@ -12,14 +12,13 @@ evaluation.json in the workdir).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
 
 from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
-from opd_jax.models import model_sharding
 from opd_jax.runtime import cli
 from opd_jax.runtime.outcome import answers_cut
 
@@ -46,13 +45,8 @@ def run(values: flags.FlagValues, config) -> None:
   """
   from rich.console import Console
 
-  from opd_jax import checks, inputs
-  from opd_jax.data import tokenizer as tokenizers
-  from opd_jax.data.rendering import Rendering
-  from opd_jax.models import hf
-  from opd_jax.recipes import base as recipes
-  from opd_jax.runtime import began, bucket, hosts
-  from opd_jax.runtime import mesh as meshes
+  from opd_jax.analysis import accuracy, loaded
+  from opd_jax.runtime import bucket, hosts
   from opd_jax.runtime.programs import use_cache
 
   if bool(values.workdir) == bool(values.model):
@@ -63,60 +57,35 @@ def run(values: flags.FlagValues, config) -> None:
     out = directory.path / "evaluation.json"
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out} cannot be written: there is no directory {out.parent}.")
-  checks.check(config)
-  if values.deviation and config.context.kind == "same":
-    raise InputError(
-      "--deviation compares a conversation with what is told at once, and config.context.kind is 'same'."
-    )
-  mesh = meshes.for_reading(config.mesh)
-  moment = began.of_run(directory) if directory else began.of_process()
+  accuracy.check(config, deviation=values.deviation)
   if directory:
     use_cache(config.compile_cache, directory.root)
-    recipe = recipes.make(inputs.load_student(config, mesh))
-    models, step = recipes.saved_models(recipe, directory.root, values.step)
-    where = f"{directory.name}, step {step}"
-    evaluated = [(name, recipe.spec(name), params) for name, params in models.items()]
+    models = loaded.load_models(values.workdir, step=values.step, config=config)
   else:
-    recipe, model = None, inputs.model(values.model, rendering=Rendering.from_config(config, moment))
-    params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
-    where, evaluated = values.model, [("model", model, params)]
+    models = {"model": loaded.load_directory(values.model, config=config)}
   console = Console(highlight=False, soft_wrap=True)
+
+  def say(lines: Iterable[str]) -> None:
+    for line in lines if hosts.first() else ():
+      console.print(line, markup=False)
+
   results = {}
-  for name, model, params in evaluated:
-    found = inputs.load_evaluation(config, model, tokenizers.load(model.path), mesh, model.cfg.vocab, moment)
-    for note in found.problems.notes if hosts.first() else ():
-      console.print(f"  note: {note}")
-    what = where if len(evaluated) == 1 else f"{where}, {name}"
-    for note in filter(None, (model.stop_note, *found.problems.notes)):
-      if hosts.first():
-        console.print(f"note: {note}")
-    results[name] = {"of": what, **_evaluate(config, found, params, recipe, name, deviation=values.deviation)}
-    if found.problems.notes:
-      results[name]["notes"] = list(found.problems.notes)
-    if hosts.first():
-      for line in summary_lines(config, results[name], found.problems.skipped):
-        console.print(line)
+  for name, model in models.items():
+    where = f"{model.origin.workdir}, step {model.origin.step}" if model.origin else values.model
+    skipped = []
+
+    def tell(problems, model=model, skipped=skipped):
+      say(f"note: {note}" for note in filter(None, (model.spec.stop_note, *problems.notes)))
+      skipped.append(problems.skipped)
+
+    record = accuracy.measure(model, config, deviation=values.deviation, tell=tell)
+    results[name] = {"of": where if len(models) == 1 else f"{where}, {name}", **record}
+    say(summary_lines(config, results[name], skipped[0]))
   if hosts.first() and out:
     out.write_text(json.dumps(next(iter(results.values())) if len(results) == 1 else results, indent=2))
     if directory and out.parent == directory.path:
       directory.push()
-    console.print(f"  written to {out}")
-
-
-def _evaluate(config, found, params, recipe, name: str, *, deviation: bool) -> dict[str, Any]:
-  """Evaluates one model, and returns its record with a few samples."""
-  from opd_jax.analysis import deviation as deviations
-  from opd_jax.evaluation import MultiTurnEvaluator, WithGreedy, make_evaluator
-
-  evaluator = recipe.evaluator(name, params, found) if recipe else make_evaluator(config, found, params)
-  record, samples = evaluator(params)
-  if isinstance(evaluator, WithGreedy):
-    evaluator = evaluator.sampled
-  if isinstance(evaluator, MultiTurnEvaluator):
-    record["pollution"] = evaluator.pollution(params)
-    if deviation:
-      record["deviation"] = deviations.deviation(evaluator, params)
-  return record | {"samples": samples}
+    say([f"  written to {out}"])
 
 
 def summary_lines(config, record: dict[str, Any], skipped: int) -> Iterator[str]:

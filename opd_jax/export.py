@@ -2,14 +2,11 @@
 
 python -m opd_jax.export --workdir=runs/popd --out=DIR [--step=N] [--dtype=bfloat16]
 
-A student that was trained through an adapter is written as a PEFT directory, or with --merge as a whole model.
+A student that was trained through an adapter is written as a PEFT directory, or with --merge as a whole model. README.md there is a model card.
 """
-
-import pathlib
 
 from absl import flags
 
-from opd_jax.config import expanded, expanded_path
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
@@ -24,44 +21,27 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, config) -> None:
-  from etils import epath
+  """Writes the models of a run, and says where they are.
 
-  from opd_jax import inputs
-  from opd_jax.recipes import base as recipes
+  Raises:
+    InputError: no run, no directory to write, or what `analysis.exporting.export` refuses.
+  """
+  from opd_jax.analysis import exporting
   from opd_jax.runtime import bucket, hosts, workdir
-  from opd_jax.runtime import mesh as meshes
 
   if not values.workdir or not values.out:
     raise InputError("Name both the run and the directory to write: --workdir=runs/NAME --out=DIR.")
-  recipe = recipes.make(inputs.load_student(config, meshes.for_reading(config.mesh)))
-  state, step = recipes.saved_state(recipe, epath.Path(expanded(values.workdir)), values.step)
   nothing = hosts.first() and workdir.outcome(bucket.MirroredDir(values.workdir).path).learned_nothing
-  names, out = list(recipe.models(state)), expanded_path(values.out)
-  for name in names:
-    target = out if len(names) == 1 else out / name
-    kind = _export(recipe, state, name, target, merge=values.merge, dtype=values.dtype)
-    if hosts.first():
-      what = kind if len(names) == 1 else f"{kind} {name!r}"
-      print(f"wrote the {what} of {values.workdir}, step {step}, to {target}")
+  written = exporting.export(
+    values.workdir, values.out, step=values.step, merge=values.merge, dtype=values.dtype, config=config
+  )
+  if not hosts.first():
+    return
+  for one in written:
+    what = one.kind if len(written) == 1 else f"{one.kind} {one.model!r}"
+    print(f"wrote the {what} of {values.workdir}, step {one.step}, to {one.directory}")
   if nothing:
     print("  note: nothing was learned in this run, so these are the weights that it began with")
-
-
-def _export(recipe, state, name: str, out: pathlib.Path, *, merge: bool, dtype: str) -> str:
-  """Writes one model, and returns what was written: "student" or "adapter"."""
-  from opd_jax.models import hf, hf_config, lora
-  from opd_jax.runtime import hosts
-
-  model, adapter = recipe.spec(name), lora.from_config(recipe.config.lora)
-  if adapter and not merge:
-    hf.check_new(out)
-    params = hosts.all_gather_to_host(recipe.models(state)[name])
-    hosts.on_first(lambda: lora.write(out, model.cfg, adapter, params, str(model.path.resolve()), model.path))
-    return "adapter"
-  params = recipe.models(state, recipe.frozen(teachers=False))[name]
-  params = lora.merge(params, model.cfg.adapter_scale) if adapter else params
-  hf.write(out, hf_config.read(model.path), params, like=model.path, dtype=dtype)
-  return "student"
 
 
 if __name__ == "__main__":

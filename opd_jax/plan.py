@@ -3,17 +3,22 @@
     python -m opd_jax.plan --config=configs/popd.py:paper --topology=v5e:4x4 --student=Qwen3-1.7B --teacher=Qwen3-8B
     python -m opd_jax.plan --config=configs/popd.py:paper --topology=v5p:4x4x4 --mesh=fsdp=16,tensor=4 --stages=last
     python -m opd_jax.plan --config=configs/popd.py:paper --topology=v5e:4x4,v5e:16x16 --weak --mesh=fsdp=16
+    python -m opd_jax.plan --topology=v5litepod-8                                a slice by its accelerator type
     python -m opd_jax.plan                                                       the devices of this machine
 
-A TPU is not needed: `pip install libtpu` (Linux) compiles for any slice, such as v5e:16x16, v6e:16x16, v5p:16x16x16,
-v4:4x4x4 or tpu7x:2x2x1; several slices of one kind with --slices. Of a model only its sizes are needed: a directory, a
+A TPU is not needed: libtpu (Linux; `pip install "jax[tpu]"` takes the one that jax was made with) compiles for any slice, such as
+v5e:16x16, v6e:16x16, v5p:16x16x16, v4:4x4x4 or tpu7x:2x2x1, or by accelerator type v5litepod-8, v6e-32, v5p-128 or v4-64, as
+tpu_scripts/create.sh takes it; several slices of one kind with --slices. Of a model only its sizes are needed: a directory, a
 config.json, builtin:NAME, or the name of a public model (models/architectures.py). Keys of the config are overridden
 as in training (--config.batch=32).
 
-For each stage a table says what rollout, update (in which the teachers score) and evaluation hold of a device's memory,
+It begins with a verdict: fits or not, how full a chip is, how long a step and the run take. For each stage a table says what rollout, update (in which the teachers score) and evaluation hold of a device's memory,
 what they compute, read and send, and inside of the token loop or outside; what is largest, and which keys would make it
 fit. Memory and collectives are those of the compiled programs. Seconds, tokens per second and chip-hours are estimates
 from published rates (planning/estimate.py says how): bounds for comparing plans, and no measurements.
+
+Status: 0 all was compiled, whether it fits or not; 1 a program was not compiled, for another reason than that it does not
+fit; 2 a wrong input.
 """
 
 import functools
@@ -28,11 +33,17 @@ from opd_jax.config import Config
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
+NOT_COMPILED = 1  # exit status
+
 
 def define(values: flags.FlagValues) -> None:
   """Adds the planner's own flags."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
-  text("topology", "local", "a TPU slice such as v5e:4x4, several with commas between them, or local: this machine")
+  text(
+    "topology",
+    "local",
+    "a TPU slice such as v5e:4x4 or v5litepod-16, several with commas between them, or local: this machine",
+  )
   flags.DEFINE_integer("slices", 1, "slices of the topology, joined by the data-centre network", flag_values=values)
   text("mesh", None, "shorthand of config.mesh.*: fsdp=8,tensor=2; data takes the rest")
   text("student", None, "instead of config.student: directory, config.json, builtin:NAME or a public model's name")
@@ -59,22 +70,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   with cli.reporting_the_end():
     values, config = cli.parse(["plan", *argv], __doc__ or "", define, source)
-    run(values, config, specs[0], command)
-  return 0
+    status = run(values, config, specs[0], command)
+  return status
 
 
-def run(values: flags.FlagValues, config: Config, spec: str, command: str) -> None:
+def run(values: flags.FlagValues, config: Config, spec: str, command: str) -> int:
   """Checks everything before anything is compiled, plans for every topology, and shows and writes the record.
 
   Args:
     spec: METHOD[:SCALE] of --config.
     command: the command line, for the record.
+
+  Returns:
+    The exit status: NOT_COMPILED where a program was not compiled for another reason than that it does not fit.
   """
-  from opd_jax.planning import record, setup, tables, topology
+  from opd_jax.planning import libtpu, record, setup, tables, topology
 
   names = [name.strip() for name in values.topology.split(",")]
   if names != [topology.LOCAL]:
     topology.configure_libtpu()
+  warnings = [libtpu.mismatch()] if names != [topology.LOCAL] and libtpu.mismatch() else []
   methods = parse_methods(values.methods)
   if values.slices < 1 or (values.prompt is not None and values.prompt < 1):
     raise InputError("--slices and --prompt have to be at least 1.")
@@ -89,9 +104,12 @@ def run(values: flags.FlagValues, config: Config, spec: str, command: str) -> No
   schedules = {method: setup.method_schedule(c, method, spec.partition(":")[2]) for method in methods}
   selected = [setup.select_stages(s.stages, values.stages) for s in setups]
   out = cli.output_directory(values.out) if values.out else None
+  for warning in warnings:
+    print(f"warning: {warning}", file=sys.stderr)
   plan = {
     "command": command,
     **versions(),
+    "warnings": warnings,
     **record.models(setups[0]),
     "targets": [plan_target(s, stages, schedules) for s, stages in zip(setups, selected, strict=True)],
   }
@@ -99,6 +117,7 @@ def run(values: flags.FlagValues, config: Config, spec: str, command: str) -> No
   tables.show(blocks)
   if out:
     print("wrote " + ", ".join(map(str, tables.write(plan, blocks, out))))
+  return NOT_COMPILED if any(target["verdict"]["failed"] for target in plan["targets"]) else 0
 
 
 def plan_target(setup, selected: list, schedules: dict[str, Any]) -> dict[str, Any]:
@@ -149,15 +168,10 @@ def parse_methods(text: str) -> list[str]:
 
 def versions() -> dict[str, Any]:
   """Lists the versions and the machine that the plan was made with; libtpu is None where it is not installed."""
-  import importlib.metadata
-
+  from opd_jax.planning import libtpu
   from opd_jax.runtime import workdir
 
-  try:
-    libtpu = importlib.metadata.version("libtpu")
-  except importlib.metadata.PackageNotFoundError:
-    libtpu = None
-  return {**workdir.provenance(), "libtpu": libtpu}
+  return {**workdir.provenance(), "libtpu": libtpu.version()}
 
 
 if __name__ == "__main__":

@@ -87,14 +87,14 @@ def _page_path(out: str | None, directory) -> pathlib.Path:
 
 def _of_models(values: flags.FlagValues) -> tuple[str, list[str], list[Any]]:
   """Scores the answers of a student and a teacher that are named."""
-  from opd_jax.analysis import notebook
+  from opd_jax.analysis import loaded, notebook
 
   if not values.teacher or not values.prompt:
     raise InputError("--student needs a teacher and a prompt beside it: --teacher=DIR --prompt=TEXT.")
   if values.step is not None:
     raise InputError("--step is of a run's checkpoint, and there is no --workdir; leave it out.")
-  student = notebook.load_model(values.student)
-  teacher = notebook.load_model(values.teacher, mesh=student.mesh)
+  student = loaded.load_model(values.student)
+  teacher = loaded.load_model(values.teacher, mesh=student.mesh)
   prompts = notebook.render_prompts(student, values.prompt, None)
   temperature = 1.0 if values.temperature is None else values.temperature
   length = values["max-tokens"].value or 256
@@ -108,7 +108,7 @@ def _of_models(values: flags.FlagValues) -> tuple[str, list[str], list[Any]]:
 def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str], list[Any]]:
   """Scores the answers of a run's student before training and after, and of its teacher."""
   from opd_jax import checks, inputs
-  from opd_jax.analysis import notebook
+  from opd_jax.analysis import loaded
   from opd_jax.recipes import base as recipes
   from opd_jax.runtime import workdir
   from opd_jax.runtime.programs import use_cache
@@ -120,7 +120,7 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
   step = workdir.last_checkpoint(directory) if values.step is None else values.step
   if step is None:
     raise InputError(f"The run {directory.name} has no checkpoint yet: wait for the first (checkpoint.every).")
-  after = notebook.load_model(values.workdir, step=step)
+  after = loaded.load_model(values.workdir, step=step)
   use_cache(config.compile_cache, directory.root)
   recipe = recipes.make(inputs.load_student(config, after.mesh))
   temperature = config.eval.temperature if values.temperature is None else values.temperature
@@ -128,7 +128,7 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
   prompts, source = _prompts_of(values, config, after)
   untrained = recipe.models(recipe.init(), recipe.frozen(teachers=False))["student"]
   before = dataclasses.replace(after, params=untrained)
-  teacher = before if name == configs.INITIAL else notebook.load_model(name, mesh=after.mesh)
+  teacher = before if name == configs.INITIAL else loaded.load_model(name, mesh=after.mesh)
   ask = (prompts, length, temperature, values.top)
   found = [
     [dataclasses.replace(r, step=0) for r in _answered(before, teacher, before, *ask, "student before training")],

@@ -1,5 +1,6 @@
 """Wrong inputs: one clear sentence, before anything is compiled or written."""
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -88,12 +89,18 @@ def edit(path: pathlib.Path, **keys):
     ({"optimizer.b1": 1.5}, "optimizer.b1 is 1.5"),
     ({"eval.pass_at": ("a",)}, "pass_at holds 'a'"),
     ({"eval.max_tokens": 600}, "do not fit the model's 512 positions; lower config.eval.max_tokens"),
-    ({"log.wandb": "project"}, "wandb is not installed"),
     ({"data.max_prompt": 5}, "task:chain:1: the prompt has 9 tokens"),
   ],
 )
 def test_values_that_cannot_be_meant(changes, says, refused):
   refused(says, **changes)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed(name, refused, monkeypatch):
+  found = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", lambda module, *_: None if module == name else found(module))
+  refused(f"config.log.{name} is 'project', but {name} is not installed; pip install", **{f"log.{name}": "project"})
 
 
 def test_truncated_horizon_above_the_maximum(refused):

@@ -5,13 +5,14 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from opd_jax import plan
-from opd_jax.planning import advice, stages, topology
+from opd_jax.planning import advice, amounts, stages, topology
 from opd_jax.planning.compiled import Program
 from opd_jax.planning.setup import Setup, mesh_overrides
 
@@ -62,7 +63,14 @@ def test_files_say_the_same(planned):
   assert "estimate from published rates, not a measurement" in text
   (target,) = record["targets"]
   for p in target["stages"][0]["programs"]:
-    assert f"{p['needs'] / target['capacity']:.0%}" in text
+    assert amounts.format_share(p["needs"] / target["capacity"]) in text
+  verdict = target["verdict"]
+  assert text.startswith(f"# {verdict['sentence']}\n")
+  assert verdict["fits"]
+  assert re.fullmatch(
+    r"local fits: (<1|\d+)% of .*, about [\d.e-]+ s a step, [\d.e-]+ \w+ in all \(1 of \d stages were compiled\)",
+    verdict["sentence"],
+  )
   assert record["command"].startswith("python -m opd_jax.plan --config=popd")
   assert record["student"]["parameters"] > 0
 
@@ -115,17 +123,34 @@ def test_what_does_not_fit_gets_suggestions(models, compiled, tmp_path, monkeypa
   monkeypatch.setattr(advice, "GIB", 2**10)  # so that tiny savings are worth saying
   arguments = [*SMALL, *models, "--stages=first", "--config.eval.every=0", f"--out={tmp_path}"]
   assert plan.main(arguments) == 0
-  assert "DOES NOT FIT" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert said.lstrip().startswith("local does not fit: ")
+  assert "DOES NOT FIT" in said
   (stage,) = json.loads((tmp_path / "plan.json").read_text())["targets"][0]["stages"]
   suggestions = [s for p in stage["programs"] for s in p["suggestions"]]
   assert any("--config.batch=" in s or "--config.micro_batch=" in s for s in suggestions)
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_program_that_is_not_compiled_stands_first_and_in_the_status(models, compiled, monkeypatch, capsys):
+  def broken(setup: Setup, width: int) -> list[Program]:
+    return [
+      dataclasses.replace(p, memory=None, error="INTERNAL: no") if p.name == "rollout" else p for p in compiled[width]
+    ]
+
+  monkeypatch.setattr(stages, "programs", broken)
+  assert plan.main([*SMALL, *models, "--stages=first", "--config.eval.every=0"]) == 1
+  first, second = capsys.readouterr().out.strip().splitlines()[:2]
+  assert first == "local: rollout at 8 tokens was not compiled: INTERNAL: no"
+  assert second.strip() == "local is not known to fit: 1 of 2 programs were not compiled"
 
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (["--topology=v5e"], "not written as VERSION:AxB"),
-    (["--topology=v17:4x4"], "names the TPU 'v17'" if importlib.util.find_spec("libtpu") else "pip install libtpu"),
+    (["--topology=v17:4x4"], "names the TPU 'v17'" if importlib.util.find_spec("libtpu") else 'pip install "jax[tpu]"'),
+    (["--topology=v5litepod-9"], "--topology=v5litepod-9 is no slice of v5e"),
     (["--mesh=fsdp:8"], "--mesh=fsdp:8 is not written as"),
     (["--mesh=fsdp=3,rows=2"], "its axes are data, fsdp"),
     (["--mesh=fsdp=3"], "does not make 1 device"),

@@ -18,7 +18,6 @@ import sys
 import jax
 import pytest
 
-from opd_jax import export
 from opd_jax.models import decoder, hf, hf_config
 from opd_jax.recipes.opd import OPD
 from opd_jax.runtime import cli
@@ -26,7 +25,9 @@ from tests.helpers import own_verifiers
 from tests.helpers.runs import read, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
-train, evaluate = map(importlib.import_module, ("opd_jax.train", "opd_jax.evaluate"))  # the commands, not the functions
+train, evaluate, export = (  # the commands, not the functions
+  importlib.import_module(f"opd_jax.{name}") for name in ("train", "evaluate", "export")
+)
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 GSM8K = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 TEMPLATE = (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from opd_jax import checks, config, export
+from opd_jax import checks, config
 from opd_jax.data import pipeline
 from opd_jax.errors import NOTHING_LEARNED, InputError
 from opd_jax.models import frozen, hf
@@ -26,7 +26,9 @@ from tests.helpers.damage import contents
 from tests.helpers.runs import leaves, read, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
-command = importlib.import_module("opd_jax.train")  # the package has a function of this name
+command, export = map(
+  importlib.import_module, ("opd_jax.train", "opd_jax.export")
+)  # the package has functions of these names
 
 
 @pytest.fixture(scope="module")

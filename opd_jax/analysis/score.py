@@ -5,12 +5,12 @@
 
 Both models are run over the responses once, as in an update. `opd_jax/reports/tokens.py` draws the records.
 
-Dimensions: R rows, H response positions, D width of a model, V vocabulary, k alternatives.
+Dimensions: n tokens of one response, R rows, H response positions, D width of a model, V vocabulary, k alternatives.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from opd_jax.analysis import notebook
-from opd_jax.analysis.notebook import Model
+from opd_jax.analysis.loaded import Model
 from opd_jax.data import pipeline, scored
 from opd_jax.data.chat import Prompt
 from opd_jax.data.scored import ScoredResponse
@@ -104,6 +104,53 @@ def score_ids(
     numbers = hosts.all_gather_to_host(numbers)
     found += [_record(student, prompts[i], responses[i], numbers, i - first, kind, of) for i in part]
   return found
+
+
+class TokenDivergence(NamedTuple):
+  """The divergence of two models at every token of a response, with what each gave the token; in nats."""
+
+  tokens: list[str]  # n, each decoded alone
+  ids: Int[np.ndarray, "n"]
+  divergence: Float[np.ndarray, "n"]  # over the whole vocabulary, given everything before the token
+  logprob: Float[np.ndarray, "n"]  # the student's, of the token
+  teacher_logprob: Float[np.ndarray, "n"]
+  student_entropy: Float[np.ndarray, "n"]
+  teacher_entropy: Float[np.ndarray, "n"]
+
+
+def token_divergence(
+  student: Model,
+  teacher: Model,
+  prompt: Prompt,
+  response: str | Sequence[int],
+  kind: str = "reverse_kl",
+  template_args: Mapping[str, Any] | None = None,
+) -> TokenDivergence:
+  """Computes how far the teacher's distribution is from the student's at every token of a response, in nats.
+
+  Args:
+    prompt: text or chat messages, as for `generate`; both models read it in the student's chat template.
+    response: text, or token ids (which may end with a stop token; text has none).
+    kind: of objectives/divergence.py: "reverse_kl", KL(student || teacher); "forward_kl", KL(teacher || student); "jsd"
+      or "mixture", each with equal shares.
+    template_args: as for `generate`.
+
+  Returns:
+    A record of n tokens; every array is float32[n] but `ids`, which is int32[n].
+
+  Raises:
+    InputError: an unknown kind, an empty response, an id that a model does not have, different tokenizers or devices, or
+      more tokens than the models have positions.
+  """
+  ids = notebook.response_ids(student, response, notebook.check_pair(student, teacher, kind))
+  (found,) = score_ids(
+    student, teacher, notebook.render_prompts(student, [prompt], template_args), [ids], k=0, kind=kind
+  )
+  return TokenDivergence(
+    tokens=[student.tokenizer.decode([token]) for token in ids],
+    ids=np.array(ids, np.int32),
+    **{name: np.array(getattr(found, name), np.float32) for name in scored.NUMBERS},
+  )
 
 
 def respond(model: Model, prompts: Ids, max_tokens: int, temperature: float, seed: int = 0) -> list[list[int]]:

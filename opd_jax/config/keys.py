@@ -423,6 +423,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "log.overlap_k": (8, "top-k overlap of student and teacher; 0: off", "[0, 2**24]"),
   "log.tensorboard": (True, "TensorBoard files in the workdir", "True or False"),
   "log.wandb": ("", 'a Weights & Biases project; "": off', "text"),
+  "log.mlflow": ("", 'an MLflow experiment, on the server of MLFLOW_TRACKING_URI; "": off', "text"),
   "log.samples": (2, "rollouts written as text into samples.jsonl at every evaluation", "[0, 10**6]"),
   "log.rollouts": (0, "training rollouts of a logged step written token by token into rollouts.jsonl", "[0, 1000]"),
 }

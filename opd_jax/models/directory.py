@@ -1,6 +1,7 @@
 """The files of a Hugging Face directory: which are a tokenizer, which go with a copy, and how its JSON is read and written.
 
 All names are patterns of `pathlib.Path.glob`. A README goes with no copy: what it says was measured with other weights.
+An export has one of its own.
 """
 
 import json
@@ -27,6 +28,7 @@ TOKENIZER = (
   "additional_chat_templates/*.jinja",  # by name
 )
 LICENCES = ("LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*", "USE_POLICY*")
+CARD = "README.md"
 COMPANIONS = (  # of a whole model
   "generation_config.json",
   *TOKENIZER,

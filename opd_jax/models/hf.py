@@ -126,6 +126,7 @@ def write(
   eos_id: int | Sequence[int] | None = None,
   dtype: str = "bfloat16",
   max_shard_bytes: float = 5e9,
+  card: str = "",
 ) -> None:
   """Write a directory that transformers loads. It appears whole or not at all.
 
@@ -137,6 +138,7 @@ def write(
       `pad_id` and `eos_id`, and no tokenizer.
     dtype: "bfloat16" or "float32".
     max_shard_bytes: a file larger than this is split between tensors.
+    card: README.md; "" for none.
 
   Raises:
     InputError: the directory has something in it already, or a weight is NaN or Inf.
@@ -162,6 +164,8 @@ def write(
         hf_config.write(part, cfg, pad_id=pad_id, eos_id=eos_id, dtype=dtype)
       else:
         hf_config.copy(pathlib.Path(like), part, dtype)
+      if card:
+        (part / directories.CARD).write_text(card, encoding="utf-8")
     weights.write(part if first else None, cfg, params, kinds[dtype], max_shard_bytes)
     if first:
       os.rename(part, directory)

@@ -112,6 +112,11 @@ def join(base: Params, adapter: Params) -> Params:
   return base | {"layers": base["layers"] | adapter["layers"]}
 
 
+def adapter_of(params: Params, cfg: DecoderConfig, lora: Lora) -> Params:
+  """Take the adapter out of what `join` has joined."""
+  return {"layers": {name: params["layers"][name] for name in shapes(cfg, lora)["layers"]}}
+
+
 def merge_layer(layer: Params, scale: float) -> Params:
   """Add A B into W in one layer; a layer without an adapter stays as it is."""
   merged = {name: w for name, w in layer.items() if name[-2:] not in ("_a", "_b")}
@@ -244,6 +249,7 @@ def write(
   adapter: Params,
   base: str,
   like: pathlib.Path | None = None,
+  card: str = "",
 ) -> None:
   """Write a PEFT directory.
 
@@ -251,6 +257,7 @@ def write(
     adapter: host arrays.
     base: the value of base_model_name_or_path.
     like: the base's directory, whose tokenizer and licence are copied, as other trainers do; None: they are not.
+    card: README.md; "" for none.
 
   Raises:
     InputError: a weight is NaN or Inf.
@@ -283,6 +290,8 @@ def write(
   (directory / CONFIG).write_text(json.dumps(adapter_config, indent=2) + "\n")
   if like is not None:
     directories.copy(like, directory, (*directories.TOKENIZER, *directories.LICENCES))
+  if card:
+    (directory / directories.CARD).write_text(card, encoding="utf-8")
 
 
 def _peft_tensors(cfg: DecoderConfig, lora: Lora) -> dict[str, dict[str, tuple[int, int]]]:

@@ -8,7 +8,7 @@ from opd_jax.config import Config
 from opd_jax.horizon import schedule as horizon
 from opd_jax.horizon.schedule import Schedule, Stage
 from opd_jax.models import roofline
-from opd_jax.planning import advice, estimate
+from opd_jax.planning import advice, estimate, verdict
 from opd_jax.planning.collectives import Collective, totals_by_kind
 from opd_jax.planning.compiled import Program
 from opd_jax.planning.estimate import RunEstimate
@@ -42,7 +42,7 @@ def target(
     by_width.setdefault(_evaluation_width(c), []).append(evaluation)
   estimated = RunEstimate(setup, by_width)
   described = {d["width"]: d for d in reversed(horizon.describe(setup.schedule, c.steps, setup.rows))}
-  return {
+  found = {
     "name": setup.target.name,
     "chips": setup.target.chips,
     "devices": len(setup.target.devices),
@@ -58,6 +58,7 @@ def target(
     "prompt": setup.prompt,
     "notes": list(setup.notes),
     "resident": resident,
+    "widths": len({s.width for s in setup.stages}),
     "stages": [
       described[s.width] | stage(setup, s, programs[s.width], evaluation, resident, estimated) for s in stages
     ],
@@ -66,6 +67,7 @@ def target(
       for method, schedule in schedules.items()
     ],
   }
+  return {"verdict": verdict.verdict(found), **found}
 
 
 def _evaluation_width(config: Config) -> int:

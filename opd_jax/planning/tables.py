@@ -14,6 +14,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from opd_jax.planning.amounts import (
+  format_fixed,
+  format_gib,
+  format_number,
+  format_parameters,
+  format_seconds,
+  format_share,
+)
+
 WIDTH = 118
 GIB, MIB, KIB = 2**30, 2**20, 2**10
 BUFFERS = 6  # of each program that are shown; the JSON has more
@@ -75,7 +84,7 @@ def write(record: dict[str, Any], blocks: Sequence[Block], path: pathlib.Path) -
 
 def blocks(record: dict[str, Any]) -> list[Block]:
   """Make all tables of a plan, in the order in which they are shown."""
-  out = [heading(record)]
+  out = [verdict_block(record["targets"]), heading(record)]
   for target in record["targets"]:
     out.append(target_block(target))
     out += [stage_block(target, stage) for stage in target["stages"]]
@@ -85,10 +94,17 @@ def blocks(record: dict[str, Any]) -> list[Block]:
   return out
 
 
+def verdict_block(targets: Sequence[dict[str, Any]]) -> Block:
+  """Begin with what could not be compiled, and with what becomes of each target."""
+  verdicts = [target["verdict"] for target in targets]
+  first, *others = [line for v in verdicts for line in v["failed"]] + [v["sentence"] for v in verdicts]
+  return Block(first, lines=[*others, f"seconds are an {ESTIMATE}"])
+
+
 def heading(record: dict[str, Any]) -> Block:
   """The title of the plan, its models and its command."""
-  models = [f"student {record['student']['name']} ({record['student']['parameters'] / 1e9:,.2f}B)"]
-  models += [f"teacher {t['name']} ({t['parameters'] / 1e9:,.2f}B)" for t in record["teachers"]]
+  models = [f"student {record['student']['name']} ({format_parameters(record['student']['parameters'])})"]
+  models += [f"teacher {t['name']} ({format_parameters(t['parameters'])})" for t in record["teachers"]]
   return Block(
     f"Plan: {', '.join(models)}",
     lines=[
@@ -107,12 +123,12 @@ def target_block(target: dict[str, Any]) -> Block:
     f"{target['name']}: {target['chips']} chips, mesh {mesh}, {target['dtype']}",
     lines=[
       f"one device: {chip['flops'] / 1e12:,.4g} TFLOP/s, {chip['memory'] / 1e9:,.4g} GB/s of memory, "
-      f"{chip['link'] / 1e9:,.4g} GB/s of a ring of links, {target['capacity'] / GIB:.2f} GiB for programs "
+      f"{chip['link'] / 1e9:,.4g} GB/s of a ring of links, {format_gib(target['capacity'])} GiB for programs "
       f"({chip['source']})",
       f"{target['batch']} prompts of {target['prompt']} tokens x {target['rollouts_per_prompt']} rollouts, "
       f"micro-batches of {target['micro_batch'] or target['rows']} rows; on each device lie "
-      f"{resident['params'] / GIB:.2f} GiB of parameters, "
-      f"{resident['optimizer'] / GIB:.2f} of the optimiser, {resident['teachers'] / GIB:.2f} of teachers",
+      f"{format_gib(resident['params'])} GiB of parameters, "
+      f"{format_gib(resident['optimizer'])} of the optimiser, {format_gib(resident['teachers'])} of teachers",
       *(f"note: {note}" for note in target["notes"]),
     ],
   )
@@ -141,8 +157,8 @@ def stage_block(target: dict[str, Any], stage: dict[str, Any]) -> Block:
   add_memory("code, GiB", lambda memory: memory["code"])
   add("lies beside (optimiser, teachers), GiB", (format_gib(p["beside"]) for p in programs))
   add("together, GiB", (format_gib(p["needs"]) for p in programs))
-  shares = (f"{p['needs'] / capacity:.0%}" + ("" if p["fits"] else " DOES NOT FIT") for p in programs)
-  add(f"of {capacity / GIB:.2f} GiB", shares)
+  shares = (format_share(p["needs"] / capacity) + ("" if p["fits"] else " DOES NOT FIT") for p in programs)
+  add(f"of {format_gib(capacity)} GiB", shares)
   add("TFLOP, counted", (format_number(p["flops"] / 1e12) for p in programs))
   xla_flops = (format_number(p["xla_flops"] / 1e12) if p["xla_flops"] else "-" for p in programs)
   add("TFLOP, XLA (each loop's body once)", xla_flops)
@@ -154,13 +170,13 @@ def stage_block(target: dict[str, Any], stage: dict[str, Any]) -> Block:
   add("token loop", map(_token_loops, programs))
   add("estimate: s of compute and memory", (format_seconds(p["roofline_seconds"]) for p in programs))
   add("estimate: s of sending", (format_seconds(p["sending_seconds"]) for p in programs))
-  add("compile, s", (f"{p['compile_seconds']:.0f}" for p in programs))
+  add("compile, s", (format_fixed(p["compile_seconds"], 0) for p in programs))
   if step:
     block.lines.append(
       f"estimate of a step at {step['limit']} tokens: {format_seconds(step['seconds'])} s "
       f"(rollout {format_seconds(step['rollout'])}, update {format_seconds(step['update'])}, sending "
-      f"{format_seconds(step['sending'])}), {step['tokens_per_second']:,.0f} generated tokens/s, "
-      f"{step['tokens_per_second'] / target['chips']:,.1f} per chip"
+      f"{format_seconds(step['sending'])}), {format_fixed(step['tokens_per_second'], 0)} generated tokens/s, "
+      f"{format_fixed(step['tokens_per_second'] / target['chips'], 1)} per chip"
     )
   for p in programs:
     if p["failed"] and not (p["memory"] and not p["fits"]):
@@ -201,14 +217,14 @@ def run_block(target: dict[str, Any]) -> Block:
       (
         r["method"].upper(),
         limits,
-        f"{r['tokens'] / 1e6:,.0f}",
+        format_fixed(r["tokens"] / 1e6, 0),
         _hours(r["rollout_seconds"]),
         _hours(r["update_seconds"]),
         _hours(r["sending_seconds"]),
         _hours(r["training_seconds"]),
-        f"{r['training_chip_hours']:,.0f}",
-        f"{first / r['training_chip_hours']:.1f}",
-        f"{r['evaluation_chip_hours']:,.0f}",
+        format_fixed(r["training_chip_hours"], 0),
+        format_fixed(first / r["training_chip_hours"], 1),
+        format_fixed(r["evaluation_chip_hours"], 0),
       )
     )
   if runs:
@@ -248,12 +264,12 @@ def scaling_block(targets: Sequence[dict[str, Any]]) -> Block:
         f"{t['chips']:,}",
         f"{t['batch']:,}",
         " ".join(f"{axis}={n}" for axis, n in t["mesh"].items() if n > 1),
-        f"{worst / t['capacity']:.0%}",
+        format_share(worst / t["capacity"]),
         format_seconds(step["seconds"]),
-        f"{step['tokens_per_second']:,.0f}",
-        f"{per_chip:,.1f}",
-        f"{per_chip / base:.0%}",
-        f"{own['training_chip_hours']:,.0f}" if own else "-",
+        format_fixed(step["tokens_per_second"], 0),
+        format_fixed(per_chip, 1),
+        format_share(per_chip / base),
+        format_fixed(own["training_chip_hours"], 0) if own else "-",
       )
     )
   block.lines.append(
@@ -263,25 +279,8 @@ def scaling_block(targets: Sequence[dict[str, Any]]) -> Block:
   return block
 
 
-def format_gib(size: float) -> str:
-  """Formats bytes as GiB, without the unit."""
-  return f"{size / GIB:.2f}"
-
-
-def format_number(x: float) -> str:
-  """Formats a number with three digits, or as a whole one from 1000 on."""
-  return f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
-
-
-def format_seconds(s: float) -> str:
-  """Formats seconds, without the unit, with fewer decimals the more they are."""
-  if s < 0.1:
-    return f"{s:.4f}"
-  return f"{s:.2f}" if s < 100 else f"{s:,.0f}"
-
-
 def _hours(s: float) -> str:
-  return f"{s / 3600:,.2f}"
+  return format_fixed(s / 3600, 2)
 
 
 def _token_loops(program: dict[str, Any]) -> str:
@@ -302,13 +301,13 @@ def _sent(totals: dict[str, dict] | None, kind: str, unit: int) -> str:
 def _buffer(b: dict[str, Any]) -> str:
   many = f"{b['count']} x " if b["count"] > 1 else ""
   where = f", {b['source']}" if b["source"] else ""
-  return f"{b['total'] / GIB:.2f} GiB: {many}{b['array']} of {b['operation']}{where}"
+  return f"{format_gib(b['total'])} GiB: {many}{b['array']} of {b['operation']}{where}"
 
 
 def _sender(sender: dict[str, Any]) -> str:
   where = " at every token" if sender["in_token_loop"] else ""
   over = f" over {sender['axes']}" if sender["axes"] else ""
   return (
-    f"{sender['sent'] / GIB:.2f} GiB{where}: {sender['times']:,} x {sender['kind']}{over} of "
+    f"{format_gib(sender['sent'])} GiB{where}: {sender['times']:,} x {sender['kind']}{over} of "
     f"{sender['held'] / MIB:.3g} MiB, {sender['operation'] or 'of no traced operation'}"
   )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from opd_jax.errors import InputError
-from opd_jax.planning import chips
+from opd_jax.planning import accelerator_types, chips
 from opd_jax.planning.chips import Chip
 
 LOCAL = "local"
@@ -66,12 +66,16 @@ def get(name: str, slices: int = 1) -> Target:
   """
   if name == LOCAL:
     return _this_machine()
+  name = accelerator_types.topology(name)
   if not re.fullmatch(r"[a-z0-9]+:\d+x\d+(x\d+)?", name):
-    raise InputError(f"--topology={name} is not written as VERSION:AxB or VERSION:AxBxC, such as {EXAMPLES}.")
+    raise InputError(
+      f"--topology={name} is not written as VERSION:AxB or VERSION:AxBxC, such as {EXAMPLES}, and "
+      f"is no accelerator type such as {accelerator_types.EXAMPLES}."
+    )
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
-      f"--topology={name} is compiled for with libtpu, which is not installed; pip install libtpu (Linux, no TPU "
-      "needed), or leave --topology out to plan for the devices of this machine."
+      f'--topology={name} is compiled for with libtpu, which is not installed; pip install "jax[tpu]" (Linux, no '
+      "TPU needed), or leave --topology out to plan for the devices of this machine."
     )
   version, _, shape = name.partition(":")
   chip = chips.by_name(version)

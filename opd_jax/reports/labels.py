@@ -10,7 +10,7 @@ from typing import Any
 Config = dict[str, Any]
 
 # Keys that tell two runs apart without changing what they learn or how fast.
-FREE = ("seed", "workdir", "compile_cache", "checkpoint.", "log.tensorboard", "log.wandb", "log.samples")
+FREE = ("seed", "workdir", "compile_cache", "checkpoint.", "log.tensorboard", "log.wandb", "log.mlflow", "log.samples")
 
 
 def arm_labels(configs: Sequence[Config]) -> list[str]:

@@ -1,9 +1,8 @@
-"""What a run reports while it trains: a progress bar on a terminal or in a notebook, JSON lines, TensorBoard and Weights & Biases.
+"""What a run reports while it trains: a progress bar on a terminal or in a notebook, JSON lines, and trackers (trackers.py).
 
 `metrics.jsonl` is the record that everything else is drawn from: one object per line, of kind "train" or "eval".
 """
 
-import hashlib
 import html
 import json
 import pathlib
@@ -17,7 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from opd_jax.config import Config
 from opd_jax.runtime.outcome import answers_cut
+from opd_jax.runtime.trackers import Callback, OnRecord, RunFacts, Trackers
 
 
 class Clock:
@@ -70,27 +71,28 @@ class Metrics:
 
   Args:
     lengths: bytes of each file at the checkpoint that the run goes on from; what was written later is cut off.
+    name: of the run.
   """
 
   FILES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl")
 
-  def __init__(self, workdir: pathlib.Path, log, steps: int, first_step: int, lengths: dict[str, int], name: str):
+  def __init__(self, workdir: pathlib.Path, config: Config, first_step: int, lengths: dict[str, int], name: str):
     self._on = jax.process_index() == 0
-    self._every = log.every
+    self._every = config.log.every
     if not self._on:
       return
     self._files = {}
     for file in self.FILES:
       path = workdir / file
-      if file == "rollouts.jsonl" and not log.rollouts and not path.exists():
+      if file == "rollouts.jsonl" and not config.log.rollouts and not path.exists():
         continue
       path.touch()
       with path.open("r+b") as f:
         f.truncate(min(lengths.get(file, 0), path.stat().st_size))  # never longer, where lines were lost
       self._files[file] = path.open("a", encoding="utf-8")
-    self._board = _tensorboard(workdir, first_step) if log.tensorboard else None
-    self._wandb = _wandb(log.wandb, workdir, name) if log.wandb else None
-    self._bar = NotebookBar(steps, first_step, name) if in_notebook() else ProgressBar(steps, first_step, name)
+    bar = NotebookBar if in_notebook() else ProgressBar
+    self._bar = bar(config.steps, first_step, name)
+    self._trackers = Trackers(RunFacts(name, workdir, config, first_step), self._bar.say)
 
   def train(self, record: dict[str, Any]) -> None:
     """Shows a step's record, and writes every `log.every`-th."""
@@ -98,14 +100,15 @@ class Metrics:
       self._bar.step(record)
       if self.logs(record["step"]):
         self._write("metrics.jsonl", {"kind": "train", **record})
-        self._scalars(record, record["step"], "train")
+        self._trackers.record("train", record)
 
   def evaluation(self, record: dict[str, Any], samples: list[dict]) -> None:
     """Shows and writes an evaluation's record, and writes its samples."""
     if self._on:
       self._bar.evaluation(record)
       self._write("metrics.jsonl", {"kind": "eval", **record})
-      self._scalars(record, record["step"], "eval")
+      self._trackers.record("eval", record)
+      self._trackers.samples(record["step"], samples)
       for sample in samples:
         self._write("samples.jsonl", {"step": record["step"], **sample})
 
@@ -118,6 +121,11 @@ class Metrics:
     if self._on:
       for record in records:
         self._write("rollouts.jsonl", record)
+
+  def track(self, on_record: OnRecord) -> None:
+    """Gives a function every record from now on, see trackers.Callback."""
+    if self._on:
+      self._trackers.add("on_record", Callback(on_record))
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
@@ -132,29 +140,18 @@ class Metrics:
       f.flush()
     return {name: f.tell() for name, f in self._files.items()}
 
-  def close(self) -> None:
-    """Closes the bar and all files."""
+  def close(self, error: type[BaseException] | None = None) -> None:
+    """Closes the bar, all files and trackers, with what ended the run; None where it came to its end."""
     if not self._on:
       return
     self._bar.close()
     for f in self._files.values():
       f.close()
-    if self._board:
-      self._board.close()
-    if self._wandb:
-      self._wandb.finish()
+    self._trackers.close(error)
 
   def _write(self, file: str, record: dict) -> None:
     self._files[file].write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
     self._files[file].flush()
-
-  def _scalars(self, record: dict, step: int, kind: str) -> None:
-    flat = {f"{kind}/{k}": v for k, v in _flat(record).items() if k != "step"}
-    if self._board:
-      for name, value in flat.items():
-        self._board.add_scalar(name, value, step)
-    if self._wandb:
-      self._wandb.log(flat, step=step)
 
 
 class ProgressBar:
@@ -311,31 +308,6 @@ def peak_memory() -> int:
     return max(peaks)
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _tensorboard(workdir: pathlib.Path, first_step: int):
-  from tensorboardX import SummaryWriter
-
-  return SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
-
-
-def _wandb(project: str, workdir: pathlib.Path, name: str):
-  import wandb  # config.check has seen that it is installed
-
-  run = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:12]
-  return wandb.init(project=project, dir=str(workdir), name=name, id=run, resume="allow")
-
-
-def _flat(record: dict, prefix: str = "") -> dict[str, float]:
-  out = {}
-  for k, v in record.items():
-    if isinstance(v, dict):
-      out |= _flat(v, f"{prefix}{k}/")
-    elif isinstance(v, list) and k != "edges":
-      out |= {f"{prefix}{k}/{i:02d}": x for i, x in enumerate(v) if x is not None}
-    elif isinstance(v, (int, float)):
-      out[f"{prefix}{k}"] = v
-  return out
 
 
 def _plain(x):

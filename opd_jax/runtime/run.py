@@ -84,9 +84,7 @@ class Run:
     self.tokens = position["tokens"]
     self.outcome = Outcome.of_checkpoint(position)
     self.clock = metrics.Clock(position["seconds"])
-    self.log = metrics.Metrics(
-      workdir.path, config.log, config.steps, self.step, position["lengths"], workdir.path.name
-    )
+    self.log = metrics.Metrics(workdir.path, config, self.step, position["lengths"], workdir.path.name)
     self.compiled = CompiledSteps(recipe.lower, program_cache, recipe.static)
     self.expected: list[StepShape] = []  # shapes of the steps to come, by first use
     self.stages = recipe.stages()
@@ -107,7 +105,7 @@ class Run:
       closing.callback(self._checkpoints.close)
       closing.callback(self.inputs.close)
       closing.push(lambda error, *_: self.compiled.close(wait=error is None))
-      closing.callback(self.log.close)
+      closing.push(lambda error, *_: self.log.close(error))
       closing.enter_context(interrupts.answered(self._kept, watcher.interrupt))
       yield
 

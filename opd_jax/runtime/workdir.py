@@ -37,6 +37,7 @@ UNHASHED = (
   "log.every",
   "log.tensorboard",
   "log.wandb",
+  "log.mlflow",
   "log.samples",
   "log.rollouts",
   "reward.workers",

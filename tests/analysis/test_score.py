@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opd_jax.analysis import notebook
+from opd_jax.analysis import loaded, notebook
 from opd_jax.analysis.score import AT_A_TIME, respond, score, score_ids
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
@@ -17,12 +17,12 @@ RESPONSES = ["3:5+8=4,8-4=6", "4:1+2"]
 
 @pytest.fixture(scope="module")
 def student(tiny):
-  return notebook.load_model(tiny["student"])
+  return loaded.load_model(tiny["student"])
 
 
 @pytest.fixture(scope="module")
 def teacher(tiny):
-  return notebook.load_model(tiny["teacher"])
+  return loaded.load_model(tiny["teacher"])
 
 
 def log_probabilities(model, prompt: str, response: list[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import opd_jax
 from opd_jax import inputs
+from opd_jax.analysis import accuracy
 from opd_jax.data import problems, stop_tokens
 from opd_jax.data.problems import Problems
 from opd_jax.data.rendering import Rendering
@@ -145,7 +146,7 @@ def test_a_run_tells_it_before_the_first_step(small, mixed):
 
 def test_an_evaluation_and_a_notebook_tell_it(mixed, capsys, monkeypatch):
   evaluate = importlib.import_module("opd_jax.evaluate")
-  monkeypatch.setattr(evaluate, "_evaluate", lambda *_, **__: print("generated") or 1 / 0)
+  monkeypatch.setattr(accuracy, "make_evaluator", lambda *_, **__: print("generated") or 1 / 0)
   values, config = cli.parse(
     ["evaluate", f"--model={mixed['student']}", "--config.eval.prompts=2"], "", evaluate.define, cli.of_method
   )

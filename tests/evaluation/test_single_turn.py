@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opd_jax import config
-from opd_jax.analysis import notebook
+from opd_jax.analysis import accuracy, loaded
 from opd_jax.errors import InputError
 from opd_jax.evaluation import single_turn
 from opd_jax.rollout import generate
@@ -111,8 +111,8 @@ def test_answers_that_the_limit_cut_are_told_where_they_are_many():
 def test_an_evaluation_says_how_many_answers_were_cut(small, capsys):
   """In the log, in what the command prints, and sample by sample."""
   c = small("opd", **{"eval.max_tokens": 2, "eval.prompts": 4})
-  model = notebook.load_model(c.student)
-  found = notebook.evaluate(model, c)
+  model = loaded.load_model(c.student)
+  found = accuracy.evaluate(model, c)
   assert [sample["ended"] for sample in found["samples"]] == [False, False]
   cut = "4 of 4 answers were cut at 2 tokens: raise eval.max_tokens"
   assert f"  {cut}" in list(evaluate.summary_lines(c, {"of": "x", **found}, 0))
@@ -124,12 +124,12 @@ def test_an_evaluation_says_how_many_answers_were_cut(small, capsys):
 def test_every_problem_is_answered_once_more_by_its_likeliest_tokens(small, capsys):
   """Beside samples at the temperature, which stay what they are; the same as an evaluation that is greedy alone."""
   c = small("opd", **{"eval.k": 2, "eval.max_tokens": 6, "eval.prompts": 4})
-  model = notebook.load_model(c.student)
-  both = notebook.evaluate(model, config.override(c, {"eval.greedy": True}))
-  alone = notebook.evaluate(model, config.override(c, {"eval.temperature": 0.0, "eval.k": 1}))
+  model = loaded.load_model(c.student)
+  both = accuracy.evaluate(model, config.override(c, {"eval.greedy": True}))
+  alone = accuracy.evaluate(model, config.override(c, {"eval.temperature": 0.0, "eval.k": 1}))
   assert both.pop("greedy") == {name: alone[name] for name in ("accuracy", "low", "high")}
-  assert both == notebook.evaluate(model, c)
-  already = notebook.evaluate(model, config.override(c, {"eval.temperature": 0.0, "eval.greedy": True}))
+  assert both == accuracy.evaluate(model, c)
+  already = accuracy.evaluate(model, config.override(c, {"eval.temperature": 0.0, "eval.greedy": True}))
   assert "greedy" not in already
   told = both | {"greedy": {"accuracy": 0.25, "low": 0.0, "high": 0.5}}
   assert "  greedy  0.2500  [0.0000, 0.5000]" in list(evaluate.summary_lines(c, {"of": "x", **told}, 0))

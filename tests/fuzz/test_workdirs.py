@@ -1,6 +1,7 @@
 """Workdirs whose files are damaged: a run goes on from them, or is refused and leaves them as they were."""
 
 import gc
+import importlib
 import io
 import json
 import pathlib
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_jax import config as configs
-from opd_jax import export, trainer
+from opd_jax import trainer
 from opd_jax.data import tokenizer
 from opd_jax.data.conversation import Conversation
 from opd_jax.models import hf
@@ -23,6 +24,8 @@ from tests.conftest import small_config
 from tests.helpers.conversation_runs import saved_histories
 from tests.helpers.damage import accepted_or_refused, assert_one_sentence, contents, damaged, json_bytes
 from tests.helpers.fuzz import cases
+
+export = importlib.import_module("opd_jax.export")  # the command; the package has a function of this name
 
 # Where one of its reads fails, orbax leaves the others behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from opd_jax import bench, config, export, plan
+from opd_jax import bench, config, plan
 from opd_jax.data import problems
 from opd_jax.errors import InputError
 from opd_jax.models import hf
@@ -23,7 +23,8 @@ from tests.helpers.eight_devices import run_on_eight_devices
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
-evaluate = importlib.import_module("opd_jax.evaluate")  # the command; the package has a function of this name
+# The commands; the package has functions of these names.
+evaluate, export = map(importlib.import_module, ("opd_jax.evaluate", "opd_jax.export"))
 
 METHOD = pathlib.Path(__file__).with_name("made_up.py")
 CONFIG = """
