@@ -35,6 +35,7 @@ COMMANDS = (
   "plan",
   "demo",
   "make_conversations",
+  "convert",
   "tell",
   "view",
 )

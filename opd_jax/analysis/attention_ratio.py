@@ -92,17 +92,19 @@ def attention_mass(
 
   A head's attention to a set is what its output would be if the values were 1 there and 0 elsewhere.
   """
-  rope = decoder.rope_tables(cfg, decoder.positions_of(mask))
+  differ, of_layer = decoder.by_layer(cfg, decoder.positions_of(mask), tokens.shape[1])
   marks = jnp.pad(sets.astype(dtype), ((0, 0), (0, 0), (0, cfg.head_width - 2)))[:, :, None]
 
-  def layer(x, w):
-    w = dense(w, dtype)
+  def layer(x, w_and_own):
+    w, own = w_and_own
+    w, (rope, options) = dense(w, dtype), of_layer(own)
     q, k, v = decoder.qkv(x, w, cfg, rope)
-    to_sets = attend_causal(q, k, jnp.broadcast_to(marks, k.shape), mask)[..., :2]
-    x = x + decoder.project_out(attend_causal(q, k, v, mask), w, cfg)
+    to_sets = attend_causal(q, k, jnp.broadcast_to(marks, k.shape), mask, **options)[..., :2]
+    x = x + decoder.project_out(attend_causal(q, k, v, mask, **options), w, cfg)
     return x + decoder.feed_forward(x, w, cfg, mask), jnp.mean(to_sets, axis=2, dtype=jnp.float32)
 
-  return lax.scan(layer, decoder.embed(params, tokens, dtype), params["layers"])[1]
+  x = decoder.scale_embedding(decoder.embed(params, tokens, dtype), cfg)
+  return lax.scan(layer, x, (params["layers"], differ))[1]
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:

@@ -58,6 +58,21 @@ class PromptGroup(NamedTuple):
     return (key <= query) & same
 
 
+Window = Int[Array, ""] | int | None
+
+
+def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+  """The position of every token, counting real tokens only."""
+  return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def in_window(
+  window: Int[Array, ""] | int, query: Int[Array, "*b t"], key: Int[Array, "*b s"]
+) -> Bool[Array, "*b t s"]:
+  """Tell which tokens at the positions `key` are among the last `window` that one at `query` sees, itself included."""
+  return query[..., :, None] - key[..., None, :] < window
+
+
 def attend_causal(
   q: Float[Array, "B T N h"],
   k: Float[Array, "B T K h"],
@@ -65,6 +80,7 @@ def attend_causal(
   mask: Bool[Array, "B T"],
   block: int = 1024,
   group: PromptGroup | None = None,
+  window: Window = None,
 ) -> Float[Array, "B T N h"]:
   """Attend from every token to itself and to the real tokens before it.
 
@@ -74,16 +90,21 @@ def attend_causal(
   Args:
     mask: true on real tokens.
     group: how the sequences are laid out, where they are prompts with several responses each.
+    window: the real tokens that a token sees, itself included; None: all.
   """
   if group is not None:
-    return attend_group(q, k, v, mask, group, block)
+    return attend_group(q, k, v, mask, group, block, window)
   B, T, N, h = q.shape
+  at = None if window is None else positions_of(mask)
 
   def attend_from(first: Array | int, queries: Float[Array, "B t N h"]) -> Float[Array, "B t N h"]:
     """Attend from the queries that stand at `first` and behind it."""
     positions = first + jnp.arange(queries.shape[1])
     causal = jnp.arange(T) <= positions[:, None]
-    return attend(queries, k, v, causal[None] & mask[:, None, :])
+    visible = causal[None] & mask[:, None, :]
+    if at is not None and window is not None:
+      visible = visible & in_window(window, jnp.take(at, positions, axis=1, mode="clip"), at)
+    return attend(queries, k, v, visible)
 
   if block >= T:
     return attend_from(0, q)
@@ -101,16 +122,18 @@ def attend_group(
   mask: Bool[Array, "p S"],
   group: PromptGroup,
   block: int = 1024,
+  window: Window = None,
 ) -> Float[Array, "p S N h"]:
   """Attend within prompts and their responses: what `attend` with `group.sees` gives, without the scores between responses.
 
   Args:
     block: positions of a response that go through at a time, as in `attend_causal`.
+    window: as in `attend_causal`, counted as if each response stood behind the prompt alone.
   """
   P, n, R = group
   p, _, N, h = q.shape
   K, G = k.shape[2], N // k.shape[2]
-  of_prompt = attend_causal(q[:, :P], k[:, :P], v[:, :P], mask[:, :P], block)
+  of_prompt = attend_causal(q[:, :P], k[:, :P], v[:, :P], mask[:, :P], block, window=window)
   prompt_keys = k[:, :P].transpose(0, 2, 3, 1)  # [p, K, h, P]
   prompt_values = v[:, :P].transpose(0, 2, 1, 3)  # [p, K, P, h]
   responses = lambda a: a[:, P:].reshape(p, n, R, K, -1, h)
@@ -133,6 +156,12 @@ def attend_group(
     causal = jnp.arange(R) <= first + jnp.arange(t)[:, None]
     to_prompt = jnp.where(in_prompt, scores(q.reshape(p, K, -1, h), prompt_keys), NEVER).reshape(p, K, n, G, t, P)
     to_own = scores(q.reshape(p, K, n, G * t, h), keys).reshape(p, K, n, G, t, R)
+    if window is not None:
+      at = first + jnp.arange(t)
+      causal = causal & in_window(window, at, jnp.arange(R))
+      real = jnp.sum(mask[:, :P], axis=1, dtype=jnp.int32, keepdims=True)  # the position of each first response token
+      near = in_window(window, real + at, positions_of(mask[:, :P]))
+      to_prompt = jnp.where(near[:, None, None, None], to_prompt, NEVER)
     to_own = jnp.where(causal & in_response, to_own, NEVER)
     top = jnp.maximum(jnp.max(to_prompt, axis=-1, keepdims=True), jnp.max(to_own, axis=-1, keepdims=True))
     top = lax.stop_gradient(top)

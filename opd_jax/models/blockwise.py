@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models.attention import NEVER, PromptGroup
+from opd_jax.models.attention import NEVER, PromptGroup, Window, positions_of
 
 BLOCK = 128  # queries; on two CPU cores at T 527, h 64: as fast as 64, faster than 256
 WORTHWHILE = 256  # positions; up to here the dense form is as fast there
@@ -31,6 +31,7 @@ def attend(
   mask: Bool[Array, "B T"],
   block: int = BLOCK,
   group: PromptGroup | None = None,
+  window: Window = None,
 ) -> Float[Array, "B T N h"]:
   """Compute `attention.attend_causal`, value and gradient, block by block.
 
@@ -40,13 +41,25 @@ def attend(
     mask: true on real tokens.
     block: queries of a block.
     group: how the sequences are laid out, where they are prompts with several responses each.
+    window: as in `attention.attend_causal`; what it hides is masked, not left out.
   """
   B, T, N, h = q.shape
   K, dtype = k.shape[2], q.dtype
   q, k, v = (a.astype(jnp.float32) for a in (q / math.sqrt(h), k, v))
   by_group = lambda a: a.reshape(B, T, K, -1, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, h]
-  out = _attend(block, group, by_group(q), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask)
+  reach = None
+  if window is not None:
+    at = positions_of(mask) if group is None else group.positions(mask)
+    reach = Reach(at, at - window + 1)
+  out = _attend(block, group, by_group(q), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask, reach)
   return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, h).astype(dtype)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Reach(NamedTuple):
+  """How far the tokens of sequences see, where there is a window."""
+
+  at: Int[Array, "*B T"]  # the position of each
+  first: Int[Array, "*B T"]  # and the first position that it sees
 
 
 class Residuals(NamedTuple):
@@ -57,32 +70,32 @@ class Residuals(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(block: int, group: PromptGroup | None, q, k, v, mask):
-  return _forward(block, group, q, k, v, mask)[0]
+def _attend(block: int, group: PromptGroup | None, q, k, v, mask, reach: Reach | None):
+  return _forward(block, group, q, k, v, mask, reach)[0]
 
 
-def _forward(block: int, group: PromptGroup | None, q, k, v, mask):
+def _forward(block: int, group: PromptGroup | None, q, k, v, mask, reach: Reach | None):
   of_row = functools.partial(_forward_group, group) if group else _forward_row
-  residuals = lax.map(lambda row: of_row(block, *row), (q, k, v, mask))
-  return residuals.out, (q, k, v, mask, residuals)
+  residuals = lax.map(lambda row: of_row(block, *row), (q, k, v, mask, reach))
+  return residuals.out, (q, k, v, mask, reach, residuals)
 
 
 def _backward(block: int, group: PromptGroup | None, inputs_and_residuals, d_out):
   of_row = functools.partial(_backward_group, group) if group else _backward_row
   d_q, d_k, d_v = lax.map(lambda row: of_row(block, *row), (*inputs_and_residuals, d_out))
-  return d_q, d_k, d_v, None
+  return d_q, d_k, d_v, None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _forward_row(block: int, q, k, v, mask) -> Residuals:
-  """Attend within one row: q [K, G, T, h], k and v [K, T, h], mask [T]."""
+def _forward_row(block: int, q, k, v, mask, reach: Reach | None) -> Residuals:
+  """Attend within one row: q [K, G, T, h], k and v [K, T, h], mask and reach [T]."""
   keys = k.swapaxes(1, 2)  # [K, h, T]
   out, log_sum = [], []
   for start, end in _blocks(q.shape[2], block):
     scores = _flat(q, start, end) @ keys[:, :, :end]  # [K, G t, end]
-    scores = jnp.where(_visible(q, mask, start, end), scores, NEVER)
+    scores = jnp.where(_visible(q, mask, reach, start, end), scores, NEVER)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -91,7 +104,7 @@ def _forward_row(block: int, q, k, v, mask) -> Residuals:
   return Residuals(jnp.concatenate(out, axis=2), jnp.concatenate(log_sum, axis=2))
 
 
-def _backward_row(block: int, q, k, v, mask, residuals: Residuals, d_out):
+def _backward_row(block: int, q, k, v, mask, reach: Reach | None, residuals: Residuals, d_out):
   """The gradients of one row by q, k and v; all large arrays are [K, end, G t], so that no product transposes one."""
   keys = k.swapaxes(1, 2)  # [K, h, T]
   d_total = jnp.sum(d_out * residuals.out, axis=-1)  # [K, G, T]: what the softmax subtracts from each query's gradients
@@ -100,7 +113,7 @@ def _backward_row(block: int, q, k, v, mask, residuals: Residuals, d_out):
   for start, end in _blocks(q.shape[2], block):
     queries, d = _flat(q, start, end), _flat(d_out, start, end)  # [K, G t, h]
     scores = k[:, :end] @ queries.swapaxes(1, 2)
-    visible = _visible(q, mask, start, end).T
+    visible = _visible(q, mask, reach, start, end).T
     weights = jnp.where(visible, jnp.exp(scores - across(residuals.log_sum, start, end)), 0.0)
     d_weights = v[:, :end] @ d.swapaxes(1, 2)
     d_scores = weights * (d_weights - across(d_total, start, end))
@@ -110,12 +123,12 @@ def _backward_row(block: int, q, k, v, mask, residuals: Residuals, d_out):
   return jnp.concatenate(d_q, axis=2), d_k, d_v
 
 
-def _forward_group(group: PromptGroup, block: int, q, k, v, mask) -> Residuals:
-  """Attend within one prompt and its responses: q [K, G, S, h], k and v [K, S, h], mask [S], S = P + n R."""
-  prompt = Prompt(k[:, : group.prompt], v[:, : group.prompt], mask[: group.prompt])
+def _forward_group(group: PromptGroup, block: int, q, k, v, mask, reach: Reach | None) -> Residuals:
+  """Attend within one prompt and its responses: q [K, G, S, h], k and v [K, S, h], mask and reach [S], S = P + n R."""
+  prompt = _prompt(group, k, v, mask, reach)
   of_prompt = _forward_row(block, q[:, :, : group.prompt], *prompt)
   cut = functools.partial(_behind, group, block)
-  responses = cut(q, 2), cut(k, 1), cut(v, 1), cut(mask, 0)
+  responses = cut(q, 2), cut(k, 1), cut(v, 1), cut(mask, 0), _cut_reach(cut, reach)
   of_responses = lax.map(lambda some: _forward_responses(block, prompt, *some), responses)
   return Residuals(
     *(
@@ -125,13 +138,14 @@ def _forward_group(group: PromptGroup, block: int, q, k, v, mask) -> Residuals:
   )
 
 
-def _backward_group(group: PromptGroup, block: int, q, k, v, mask, residuals: Residuals, d_out):
+def _backward_group(group: PromptGroup, block: int, q, k, v, mask, reach: Reach | None, residuals: Residuals, d_out):
   """The gradients of one prompt and its responses by q, k and v."""
   first = lambda a: a[:, :, : group.prompt]
-  prompt = Prompt(k[:, : group.prompt], v[:, : group.prompt], mask[: group.prompt])
+  prompt = _prompt(group, k, v, mask, reach)
   d_q, *d_prompt = _backward_row(block, first(q), *prompt, Residuals(*map(first, residuals)), first(d_out))
   cut = functools.partial(_behind, group, block)
-  responses = (cut(q, 2), cut(k, 1), cut(v, 1), cut(mask, 0), *(cut(a, 2) for a in (*residuals, d_out)))
+  streams = cut(q, 2), cut(k, 1), cut(v, 1), cut(mask, 0), _cut_reach(cut, reach)
+  responses = (*streams, *(cut(a, 2) for a in (*residuals, d_out)))
 
   def add(d_prompt, some):
     d_here, d_some = _backward_responses(block, prompt, *some)
@@ -150,16 +164,31 @@ class Prompt(NamedTuple):
   k: Float[Array, "K P h"]
   v: Float[Array, "K P h"]
   mask: Bool[Array, "P"]
+  reach: Reach | None
 
 
-def _forward_responses(block: int, prompt: Prompt, q, k, v, mask) -> Residuals:
-  """Attend from m responses to their prompt and to themselves: q [m, K, G, R, h], k and v [m, K, R, h], mask [m, R]."""
+def _prompt(group: PromptGroup, k, v, mask, reach: Reach | None) -> Prompt:
+  """Cut the prompt off its responses."""
+  P = group.prompt
+  return Prompt(k[:, :P], v[:, :P], mask[:P], jax.tree.map(lambda a: a[:P], reach))
+
+
+def _cut_reach(cut, reach: Reach | None) -> Reach | None:
+  """Cut into responses how far they see."""
+  return jax.tree.map(lambda a: cut(a, 0), reach)
+
+
+def _forward_responses(block: int, prompt: Prompt, q, k, v, mask, reach: Reach | None) -> Residuals:
+  """Attend from m responses to their prompt and to themselves: q [m, K, G, R, h], k and v [m, K, R, h], the rest [m, R]."""
   prompt_keys, keys = prompt.k.swapaxes(1, 2), k.swapaxes(2, 3)
   out, log_sum = [], []
   for start, end in _blocks(q.shape[3], block):
     queries = _flat_responses(q, start, end)  # [m, K, G t, h]
-    to_prompt = jnp.where(prompt.mask, _joined(queries) @ prompt_keys, NEVER)  # [K, m G t, P]
-    to_own = jnp.where(_visible_to_all(q, mask, start, end), queries @ keys[..., :end], NEVER)  # [m, K, G t, end]
+    in_prompt = _visible_of_prompt(prompt, q, reach, start, end)
+    to_prompt = jnp.where(in_prompt, _joined(queries) @ prompt_keys, NEVER)  # [K, m G t, P]
+    to_own = jnp.where(
+      _visible_to_all(q, mask, reach, start, end), queries @ keys[..., :end], NEVER
+    )  # [m, K, G t, end]
     top = jnp.maximum(jnp.max(to_prompt, axis=-1, keepdims=True), _joined(jnp.max(to_own, axis=-1, keepdims=True)))
     to_prompt, to_own = jnp.exp(to_prompt - top), jnp.exp(to_own - _by_response(top, mask))
     total = jnp.sum(to_prompt, axis=-1, keepdims=True) + _joined(jnp.sum(to_own, axis=-1, keepdims=True))
@@ -169,7 +198,7 @@ def _forward_responses(block: int, prompt: Prompt, q, k, v, mask) -> Residuals:
   return Residuals(jnp.concatenate(out, axis=3), jnp.concatenate(log_sum, axis=3))
 
 
-def _backward_responses(block: int, prompt: Prompt, q, k, v, mask, out, log_sum, d_out):
+def _backward_responses(block: int, prompt: Prompt, q, k, v, mask, reach: Reach | None, out, log_sum, d_out):
   """The gradients of m responses: by their prompt's k and v, and by their own q, k and v."""
   prompt_keys, keys = prompt.k.swapaxes(1, 2), k.swapaxes(2, 3)
   d_total = jnp.sum(d_out * out, axis=-1, keepdims=True)  # [m, K, G, R, 1]
@@ -180,12 +209,13 @@ def _backward_responses(block: int, prompt: Prompt, q, k, v, mask, out, log_sum,
     queries, d, sums, subtracted = (_flat_responses(a, start, end) for a in arrays)  # [m, K, G t, h] and [m, K, G t, 1]
     rows, d_rows, sums_of_rows, subtracted_of_rows = map(_joined, (queries, d, sums, subtracted))
     scores = prompt.k @ rows.swapaxes(1, 2)  # [K, P, m G t]
-    weights = jnp.where(prompt.mask[:, None], jnp.exp(scores - sums_of_rows.swapaxes(1, 2)), 0.0)
+    in_prompt = prompt.mask[:, None] if reach is None else _visible_of_prompt(prompt, q, reach, start, end).T
+    weights = jnp.where(in_prompt, jnp.exp(scores - sums_of_rows.swapaxes(1, 2)), 0.0)
     d_scores = weights * (prompt.v @ d_rows.swapaxes(1, 2) - subtracted_of_rows.swapaxes(1, 2))
     d_prompt_k, d_prompt_v = d_prompt_k + d_scores @ rows, d_prompt_v + weights @ d_rows
     d_queries = _by_response((prompt_keys @ d_scores).swapaxes(1, 2), mask)
     scores = k[:, :, :end] @ queries.swapaxes(2, 3)  # [m, K, end, G t]
-    visible = _visible_to_all(q, mask, start, end).swapaxes(2, 3)
+    visible = _visible_to_all(q, mask, reach, start, end).swapaxes(2, 3)
     weights = jnp.where(visible, jnp.exp(scores - sums.swapaxes(2, 3)), 0.0)
     d_scores = weights * (v[:, :, :end] @ d.swapaxes(2, 3) - subtracted.swapaxes(2, 3))
     d_k, d_v = d_k.at[:, :, :end].add(d_scores @ queries), d_v.at[:, :, :end].add(weights @ d)
@@ -230,14 +260,26 @@ def _by_response(a: Float[Array, "K mGt d"], mask: Bool[Array, "m R"]) -> Float[
   return a.reshape(a.shape[0], len(mask), -1, a.shape[2]).swapaxes(0, 1)
 
 
-def _visible_to_all(q, mask: Bool[Array, "m R"], start: int, end: int) -> Bool[Array, "m 1 Gt end"]:
+def _visible_of_prompt(prompt: Prompt, q, reach: Reach | None, start: int, end: int) -> Bool[Array, "*mGt P"]:
+  """Mark the prompt's keys that each query of a block of each response may attend to; those of all are one row."""
+  if reach is None or prompt.reach is None:
+    return prompt.mask
+  near = prompt.reach.at >= reach.first[:, None, start:end, None]  # [m, 1, t, P]
+  return jnp.repeat(near & prompt.mask, q.shape[2], axis=1).reshape(-1, len(prompt.mask))
+
+
+def _visible_to_all(
+  q, mask: Bool[Array, "m R"], reach: Reach | None, start: int, end: int
+) -> Bool[Array, "m 1 Gt end"]:
   """Mark the keys of its response that each query of a block may attend to."""
-  return jax.vmap(lambda mask: _visible(q[0], mask, start, end))(mask)[:, None]
+  return jax.vmap(lambda mask, reach: _visible(q[0], mask, reach, start, end))(mask, reach)[:, None]
 
 
-def _visible(q, mask: Bool[Array, "T"], start: int, end: int) -> Bool[Array, "Gt end"]:
+def _visible(q, mask: Bool[Array, "T"], reach: Reach | None, start: int, end: int) -> Bool[Array, "Gt end"]:
   """Mark the keys that each query of a block may attend to, once for every query head of a group."""
   visible = (jnp.arange(end) <= jnp.arange(start, end)[:, None]) & mask[:end]
+  if reach is not None:
+    visible = visible & (reach.at[:end] >= reach.first[start:end, None])
   return jnp.tile(visible, (q.shape[1], 1))
 
 

@@ -1,4 +1,4 @@
-"""A decoder-only transformer: Qwen3, Qwen3-MoE, Qwen2.5 and Llama-3 are one `DecoderConfig` each.
+"""A decoder-only transformer: each architecture that hf_config.py has a row for is one `DecoderConfig`.
 
 Parameters are a plain pytree with the layers stacked on the first axis, so that training can scan
 over them and shard them; `unstack` gives the token loop one pytree per layer.
@@ -19,11 +19,15 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import moe
-from opd_jax.models.attention import PromptGroup, attend_causal
+from opd_jax.models import layer_kinds, moe, rope
+from opd_jax.models.attention import PromptGroup, attend_causal, positions_of
+from opd_jax.models.layer_kinds import LayerKind
 from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
+from opd_jax.models.rope import RopeScaling, rotate
 from opd_jax.types import Params
+
+__all__ = ["LayerKind", "RopeScaling", "positions_of", "rotate"]
 
 REMAT = {  # what a layer saves for the backward pass beside its input
   "none": None,  # everything: it is not checkpointed
@@ -31,15 +35,12 @@ REMAT = {  # what a layer saves for the backward pass beside its input
   "layer": None,  # nothing: the layer is run again
 }
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """Llama-3's frequency scaling: long wavelengths are stretched by `factor`, and short ones are not."""
-
-  factor: float
-  low_freq_factor: float
-  high_freq_factor: float
-  original_max_positions: int
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+NORMS = {  # of a layer, by where they stand: before attention and feed-forward, behind them, or both
+  "before": ("attn_norm", "mlp_norm"),
+  "after": ("attn_out_norm", "mlp_out_norm"),
+  "both": ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class DecoderConfig:
   head_width: int
   ff_width: int  # of one expert where there are several
   rope_theta: float = 10_000.0
-  rope_scaling: RopeScaling | None = None
+  rope_scaling: rope.Scaling | None = None
   norm_eps: float = 1e-6
   qk_norm: bool = False  # Qwen3
   qkv_bias: bool = False  # Qwen2.5
@@ -62,6 +63,14 @@ class DecoderConfig:
   max_positions: int = 32_768
   moe: MoE | None = None  # every layer's feed-forward part is a mixture of experts
   adapter_scale: float = 1.0  # of the low-rank adapters that the parameters may hold, see lora.py
+  out_bias: bool = False  # config.json's attention_bias, together with qkv_bias
+  whole_qk_norm: bool = False  # the norms of queries and keys are over all heads at once (OLMo-2)
+  norms: str = "before"  # a key of NORMS; "after" in OLMo-2, "both" in Gemma-3
+  zero_centred_norms: bool = False  # norms multiply by 1 + their weight, as all of the next four in Gemma-3
+  activation: str = "silu"  # a key of ACTIVATIONS
+  scaled_embedding: bool = False  # by sqrt(D)
+  query_scalar: int | None = None  # scores are divided by its square root; None: by that of the head width
+  layer_kinds: tuple[LayerKind, ...] = ()  # of the first layers, and then again from the first; (): all are plain
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -69,7 +78,37 @@ class DecoderConfig:
 
   def to_dict(self) -> dict[str, Any]:
     """The fields as plan.json and bench records keep them, where d_model has its first name, "width"."""
-    return {"width" if name == "d_model" else name: value for name, value in dataclasses.asdict(self).items()}
+    newer = {f.name: f.default for f in dataclasses.fields(self)[_FIRST_FIELDS:]}
+    values = {name: v for name, v in dataclasses.asdict(self).items() if name not in newer or v != newer[name]}
+    return {"width" if name == "d_model" else name: value for name, value in values.items()}
+
+  @property
+  def kinds(self) -> list[LayerKind]:
+    """The kind of every layer."""
+    return layer_kinds.repeated(self.layer_kinds, self.layers)
+
+  @property
+  def _rope_kinds(self) -> list[LayerKind]:
+    """What layers are told of positions, each once."""
+    return list(dict.fromkeys(dataclasses.replace(kind, window=None) for kind in self.kinds))
+
+  @property
+  def rope_of(self) -> list[int]:
+    """The index in `ropes` of every layer."""
+    return [self._rope_kinds.index(dataclasses.replace(kind, window=None)) for kind in self.kinds]
+
+  def ropes(self, positions: Int[Array, "B T"]) -> list[tuple[Array, Array]]:
+    """The tables of rotary angles, as `rope_tables`, of every kind of layer; one where layers do not differ in it."""
+    own = lambda kind: rope_tables(self, positions) if kind.theta is None else self._unscaled(kind.theta, positions)
+    return [own(kind) if kind.rotary else rope.nowhere(own(kind)) for kind in self._rope_kinds]
+
+  def _unscaled(self, theta: float, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
+    return rope.tables(self.head_width, theta, None, positions)
+
+
+_FIRST_FIELDS = [f.name for f in dataclasses.fields(DecoderConfig)].index(
+  "adapter_scale"
+) + 1  # newer ones are recorded where set
 
 
 def shapes(cfg: DecoderConfig) -> Params:
@@ -77,13 +116,12 @@ def shapes(cfg: DecoderConfig) -> Params:
   L, D, F = cfg.layers, cfg.d_model, cfg.ff_width
   N, K, h = cfg.heads, cfg.kv_heads, cfg.head_width
   layers = {
-    "attn_norm": (L, D),
     "q": (L, D, N, h),
     "k": (L, D, K, h),
     "v": (L, D, K, h),
     "o": (L, N, h, D),
-    "mlp_norm": (L, D),
   }
+  layers |= dict.fromkeys(NORMS[cfg.norms], (L, D))
   if cfg.moe is None:
     layers |= {"gate": (L, D, F), "up": (L, D, F), "down": (L, F, D)}
   else:
@@ -91,9 +129,11 @@ def shapes(cfg: DecoderConfig) -> Params:
     layers |= {"router": (L, D, E)}
     layers |= {"experts_gate": (L, E, D, F), "experts_up": (L, E, D, F), "experts_down": (L, E, F, D)}
   if cfg.qk_norm:
-    layers |= {"q_norm": (L, h), "k_norm": (L, h)}
+    layers |= {"q_norm": (L, N, h), "k_norm": (L, K, h)} if cfg.whole_qk_norm else {"q_norm": (L, h), "k_norm": (L, h)}
   if cfg.qkv_bias:
     layers |= {"q_bias": (L, N, h), "k_bias": (L, K, h), "v_bias": (L, K, h)}
+  if cfg.out_bias:
+    layers |= {"o_bias": (L, D)}
   tree: Params = {"embed": (cfg.vocab, D), "layers": layers, "norm": (D,)}
   if not cfg.tied:
     tree["head"] = (cfg.vocab, D)
@@ -108,7 +148,7 @@ def init(cfg: DecoderConfig, key: jax.Array, scale: float = 0.02) -> Params:
   def draw(path, shape, key):
     name = path[-1].key
     if "norm" in name:
-      return jnp.ones(shape, jnp.float32)
+      return jnp.full(shape, 0.0 if cfg.zero_centred_norms else 1.0, jnp.float32)
     if "bias" in name:
       return jnp.zeros(shape, jnp.float32)
     std = scale / math.sqrt(2 * cfg.layers) if name in ("o", "down", "experts_down") else scale
@@ -145,20 +185,26 @@ def hidden(
   """
   positions = positions_of(mask) if group is None else group.positions(mask)
   attend = attention_fn if group is None else functools.partial(attention_fn, group=group)
-  rope = rope_tables(cfg, positions)
+  differ, of_layer = by_layer(cfg, positions, tokens.shape[1] if group is None else group.prompt + group.response)
 
-  def layer(x, w):
-    w = dense(w, dtype)
+  def layer(x, w_and_own):
+    w, own = w_and_own
+    w, (rope, options) = dense(w, dtype), of_layer(own)
     q, k, v = qkv(x, w, cfg, rope)
     with jax.named_scope("attention"):
-      x = x + project_out(attend(q, k, v, mask), w, cfg)
+      x = x + project_out(attend(q, k, v, mask, **options), w, cfg)
     return x + feed_forward(x, w, cfg, mask, moe_fn), None
 
   if remat != "none":
     layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
-  x = (embed_fn or embed)(params, tokens, dtype)
-  x, _ = lax.scan(layer, x, params["layers"], unroll=cfg.layers if cfg.layers <= 4 else 1)
-  return rms_norm(x, params["norm"], cfg.norm_eps)
+  x = scale_embedding((embed_fn or embed)(params, tokens, dtype), cfg)
+  x, _ = lax.scan(layer, x, (params["layers"], differ), unroll=cfg.layers if cfg.layers <= 4 else 1)
+  return norm(x, params["norm"], cfg)
+
+
+def by_layer(cfg: DecoderConfig, positions: Int[Array, "B T"], longest: int):
+  """What each layer is told of positions and how far it sees, as `layer_kinds.scanned` returns it."""
+  return layer_kinds.scanned(cfg.kinds, cfg.ropes(positions), cfg.rope_of, longest)
 
 
 def response_hidden(
@@ -206,6 +252,11 @@ def embed(params: Params, tokens: Int[Array, "*b"], dtype: DTypeLike) -> Float[A
   return params["embed"][tokens].astype(dtype)
 
 
+def scale_embedding(x: Float[Array, "*b D"], cfg: DecoderConfig) -> Float[Array, "*b D"]:
+  """Multiply what was looked up by sqrt(D), in its own type, where the model does."""
+  return x * jnp.asarray(math.sqrt(cfg.d_model), x.dtype) if cfg.scaled_embedding else x
+
+
 def unstack(layers: Params, n: int) -> list[Params]:
   """Split stacked layers into one pytree per layer, for loops that would pay for the slice at every token."""
 
@@ -215,29 +266,35 @@ def unstack(layers: Params, n: int) -> list[Params]:
   return [layer(i) for i in range(n)]
 
 
-def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
-  """The position of every token, counting real tokens only."""
-  return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-
-
 def rope_tables(cfg: DecoderConfig, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
-  """The cosine and the sine of the rotary angles, f32[B, T, 1, h/2] each."""
-  h = cfg.head_width
-  freq = cfg.rope_theta ** (-jnp.arange(0, h, 2, dtype=jnp.float32) / h)
-  if s := cfg.rope_scaling:
-    wavelength = 2 * math.pi / freq
-    smooth = (s.original_max_positions / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
-    smooth = jnp.clip(smooth, 0.0, 1.0)
-    freq = (1 - smooth) * freq / s.factor + smooth * freq
-  angle = positions[:, :, None, None].astype(jnp.float32) * freq
-  return jnp.cos(angle), jnp.sin(angle)
+  """The cosine and the sine of the rotary angles, f32[B, T, 1, h/2] each, of layers without a base of their own."""
+  return rope.tables(cfg.head_width, cfg.rope_theta, cfg.rope_scaling, positions)
 
 
-def rotate(x: Float[Array, "B T *n h"], rope: tuple[Array, Array]) -> Float[Array, "B T *n h"]:
-  """Apply the rotary position embedding in fp32, where the first half of a head pairs with the second."""
-  cos, sin = rope
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+def norm(x: Float[Array, "*b D"], scale: Float[Array, "D"], cfg: DecoderConfig) -> Float[Array, "*b D"]:
+  """Apply a norm of the model."""
+  return rms_norm(x, 1.0 + scale.astype(jnp.float32) if cfg.zero_centred_norms else scale, cfg.norm_eps)
+
+
+def norm_of_layer(x: Float[Array, "*b D"], w: Params, name: str, cfg: DecoderConfig) -> Float[Array, "*b D"]:
+  """Apply the layer's norm of that name, where it has one."""
+  return norm(x, w[name], cfg) if name in w else x
+
+
+def norm_heads(
+  x: Float[Array, "B T *n h"], scale: Float[Array, "*n h"], cfg: DecoderConfig
+) -> Float[Array, "B T *n h"]:
+  """Apply the norm of queries or keys, within each head or over all heads at once."""
+  if not cfg.whole_qk_norm:
+    return norm(x, scale, cfg)
+  return norm(x.reshape(*x.shape[:2], -1), scale.reshape(-1), cfg).reshape(x.shape)
+
+
+def scale_queries(q: Float[Array, "B T *n h"], cfg: DecoderConfig) -> Float[Array, "B T *n h"]:
+  """Scale queries so that scores, which attention divides by sqrt(h), are divided by sqrt(`query_scalar`)."""
+  if cfg.query_scalar is None or cfg.query_scalar == cfg.head_width:
+    return q
+  return q * jnp.asarray(math.sqrt(cfg.head_width / cfg.query_scalar), q.dtype)
 
 
 def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*b D"]:
@@ -250,30 +307,32 @@ def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, "D"], eps: float) -> F
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Array, Array]):
   """Norm and project x, and rotate the result: queries [B, T, N, h], keys and values [B, T, K, h]."""
   with jax.named_scope("qkv"):
-    x = rms_norm(x, w["attn_norm"], cfg.norm_eps)
+    x = norm_of_layer(x, w, "attn_norm", cfg)
     by_head = lambda name: linear(x, w, name, cfg).reshape(*x.shape[:2], -1, cfg.head_width)
     q, k, v = map(by_head, "qkv")
     if cfg.qkv_bias:
       q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if cfg.qk_norm:
-      q, k = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(k, w["k_norm"], cfg.norm_eps)
-    return rotate(q, rope), rotate(k, rope), v
+      q, k = norm_heads(q, w["q_norm"], cfg), norm_heads(k, w["k_norm"], cfg)
+    return scale_queries(rotate(q, rope), cfg), rotate(k, rope), v
 
 
 def project_out(x: Float[Array, "B T N h"], w: Params, cfg: DecoderConfig) -> Float[Array, "B T D"]:
-  """Join the heads of the attention's output and project them to the model width."""
-  return linear(x.reshape(*x.shape[:2], -1), w, "o", cfg)
+  """Join the heads of the attention's output and project them to the model width; a norm behind is applied too."""
+  y = linear(x.reshape(*x.shape[:2], -1), w, "o", cfg)
+  return norm_of_layer(y + w["o_bias"] if cfg.out_bias else y, w, "attn_out_norm", cfg)
 
 
 def feed_forward(
   x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, mask: Bool[Array, "B T"], moe_fn=moe.reference
 ) -> Float[Array, "B T D"]:
-  """Apply the layer's norm and its SwiGLU, or its mixture of experts where the config has one."""
+  """Apply the layer's norms and its gated feed-forward, or its mixture of experts where the config has one."""
   with jax.named_scope("feed_forward"):
-    x = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
+    x = norm_of_layer(x, w, "mlp_norm", cfg)
     if cfg.moe is not None:
       return moe_fn(x, w, cfg.moe, mask)
-    return linear(jax.nn.silu(linear(x, w, "gate", cfg)) * linear(x, w, "up", cfg), w, "down", cfg)
+    gated = ACTIVATIONS[cfg.activation](linear(x, w, "gate", cfg)) * linear(x, w, "up", cfg)
+    return norm_of_layer(linear(gated, w, "down", cfg), w, "mlp_out_norm", cfg)
 
 
 def linear(x: Float[Array, "*b d"], w: Params, name: str, cfg: DecoderConfig) -> Float[Array, "*b f"]:

@@ -4,10 +4,12 @@ All names are patterns of `pathlib.Path.glob`. A README goes with no copy: what 
 An export has one of its own.
 """
 
+import contextlib
 import json
+import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from opd_jax.errors import InputError
@@ -37,6 +39,20 @@ COMPANIONS = (  # of a whole model
   "*.py",  # never run here; a tokenizer's auto_map may name them
   *LICENCES,
 )
+
+
+@contextlib.contextmanager
+def appearing_whole(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Give a directory beside this one to write to, which takes its place at the end, or is removed where that is not reached."""
+  part = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+  shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+  try:
+    part.mkdir(parents=True)
+    yield part
+    os.rename(part, directory)
+  except BaseException:
+    shutil.rmtree(part, ignore_errors=True)
+    raise
 
 
 def find(directory: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:

@@ -3,10 +3,9 @@
 hf_config.py does their config.json, weights.py their tensors.
 """
 
-import os
+import contextlib
 import pathlib
 import re
-import shutil
 from collections.abc import Sequence
 
 import jax
@@ -154,25 +153,15 @@ def write(
     )
   if like is not None and hf_config.read(like) != cfg:
     raise ValueError(f"{like} does not describe the model that is to be written")
-  part = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
   first = jax.process_index() == 0
-  try:
-    if first:
-      shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-      part.mkdir(parents=True)
-      if like is None:
-        hf_config.write(part, cfg, pad_id=pad_id, eos_id=eos_id, dtype=dtype)
-      else:
-        hf_config.copy(pathlib.Path(like), part, dtype)
-      if card:
-        (part / directories.CARD).write_text(card, encoding="utf-8")
-    weights.write(part if first else None, cfg, params, kinds[dtype], max_shard_bytes)
-    if first:
-      os.rename(part, directory)
-  except BaseException:
-    if first:
-      shutil.rmtree(part, ignore_errors=True)
-    raise
+  with directories.appearing_whole(directory) if first else contextlib.nullcontext() as part:
+    if part is not None and like is None:
+      hf_config.write(part, cfg, pad_id=pad_id, eos_id=eos_id, dtype=dtype)
+    elif part is not None and like is not None:
+      hf_config.copy(pathlib.Path(like), part, dtype)
+    if part is not None and card:
+      (part / directories.CARD).write_text(card, encoding="utf-8")
+    weights.write(part, cfg, params, kinds[dtype], max_shard_bytes)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"wrote {directory}")
 

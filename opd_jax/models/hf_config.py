@@ -2,14 +2,16 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
-from opd_jax.models.decoder import DecoderConfig, RopeScaling
+from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.hf_layers import PLAIN, Alternating, Layers, NoRopeInSome, WindowEverywhere, WindowWhereSwitched
+from opd_jax.models.hf_values import Json, number, positive_int, switch
+from opd_jax.models.layer_kinds import shortest_period
 from opd_jax.models.moe import MoE
-from opd_jax.runtime.json_files import is_number, is_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +20,63 @@ class Architecture:
 
   model_type: str
   qk_norm: bool = False
+  whole_qk_norm: bool = False  # over all heads at once
   qkv_bias: bool = False
+  attention_bias: bool = False  # config.json's switch of that name is followed: biases of q, k, v and o
+  norms: str = "before"  # where those of a layer stand, see decoder.NORMS
+  gemma: bool = False  # norms about zero, a scaled embedding, query_pre_attn_scalar, and hidden_activation, a GELU
   moe: bool = False  # every layer has experts
   head_width: int | None = None  # where config.json has no head_dim; None: d_model / heads
+  tied: bool = False  # defaults of config.json, as the next two
+  theta: float = 10_000.0
+  norm_eps: float = 1e-6
+  layers: Layers = PLAIN
   off: tuple[str, ...] = ()  # switches of config.json that change the model in a way decoder.py does not follow
+
+  @property
+  def activation(self) -> tuple[str, str]:
+    """The key of config.json, and the only value."""
+    return ("hidden_activation", "gelu_pytorch_tanh") if self.gemma else ("hidden_act", "silu")
 
 
 ARCHITECTURES = {
-  "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True, head_width=128, off=("attention_bias", "use_sliding_window")),
-  "Qwen3MoeForCausalLM": Architecture(
-    "qwen3_moe", qk_norm=True, moe=True, off=("attention_bias", "use_sliding_window")
+  "Qwen3ForCausalLM": Architecture(
+    "qwen3", qk_norm=True, attention_bias=True, head_width=128, layers=WindowWhereSwitched()
   ),
-  "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, off=("use_sliding_window",)),
-  "LlamaForCausalLM": Architecture("llama", off=("attention_bias", "mlp_bias")),
+  "Qwen3MoeForCausalLM": Architecture(
+    "qwen3_moe", qk_norm=True, attention_bias=True, moe=True, off=("use_sliding_window",)
+  ),
+  "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, layers=WindowWhereSwitched()),
+  "LlamaForCausalLM": Architecture("llama", attention_bias=True, off=("mlp_bias",)),
+  "MistralForCausalLM": Architecture("mistral", layers=WindowEverywhere()),
+  "SmolLM3ForCausalLM": Architecture(
+    "smollm3", attention_bias=True, tied=True, theta=2_000_000.0, layers=NoRopeInSome(), off=("mlp_bias",)
+  ),
+  "Olmo2ForCausalLM": Architecture(
+    "olmo2", qk_norm=True, whole_qk_norm=True, attention_bias=True, norms="after", norm_eps=1e-5
+  ),
+  "Olmo3ForCausalLM": Architecture(
+    "olmo3",
+    qk_norm=True,
+    whole_qk_norm=True,
+    attention_bias=True,
+    norms="after",
+    theta=500_000.0,
+    norm_eps=1e-5,
+    layers=Alternating(4),
+  ),
+  "Gemma3ForCausalLM": Architecture(
+    "gemma3_text",
+    qk_norm=True,
+    attention_bias=True,
+    norms="both",
+    gemma=True,
+    head_width=256,
+    tied=True,
+    theta=1_000_000.0,
+    layers=Alternating(6, 10_000.0),
+    off=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
+  ),
 }
 
 
@@ -42,90 +88,99 @@ def read(directory: pathlib.Path) -> DecoderConfig:
   """
   path = pathlib.Path(directory) / "config.json"
   raw = directories.read_json(path)
+  try:
+    return described(raw)
+  except ValueError as e:
+    raise InputError(f"{path}: {e}.") from None
 
-  def refuse(what: str) -> InputError:
-    return InputError(f"{path}: {what}.")
 
-  def positive_int(key: str, default: int | None = None) -> int:
-    value = raw.get(key) if raw.get(key) is not None else default
-    if not is_whole(value, 1):
-      raise refuse(f"{key} is {brief(value)}; it has to be a whole number above 0, and below 2**31")
-    return value
+def described(raw: Json) -> DecoderConfig:
+  """The model that the object of a config.json describes.
 
-  def switch(key: str) -> bool:
-    value = raw.get(key)
-    if value not in (None, True, False) or isinstance(value, float):
-      raise refuse(f"{key} is {brief(value)}; it has to be true or false")
-    return bool(value)
-
-  names = raw.get("architectures") or []
-  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-    raise refuse(f"architectures is {brief(names)}; it has to be a list of names")
-  found = _architecture(names, raw.get("model_type"))
-  if found not in ARCHITECTURES:
-    raise refuse(f"{some([found])} is not supported; the supported architectures are {', '.join(ARCHITECTURES)}")
-  arch = ARCHITECTURES[found]
-  if raw.get("model_type") not in (None, arch.model_type):
-    raise refuse(
-      f"architectures names {found}, whose model_type is {arch.model_type!r}, and model_type is {brief(raw['model_type'])}; "
-      "mend the one that is wrong"
-    )
+  Raises:
+    ValueError: what decoder.py would not follow exactly, as a sentence without its full stop.
+  """
+  found, arch = _row(raw)
   code = raw.get("auto_map")
   for key in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
     if isinstance(code, dict) and code.get(key):
-      raise refuse(
+      raise ValueError(
         f"auto_map names code for {key} ({brief(code[key])}), which is not run; remove auto_map if transformers' own {found} "
         "computes the same"
       )
   for key in arch.off:
-    if raw.get(key):
-      raise refuse(f"{key} is true, which is not supported for {found}")
-  if raw.get("hidden_act", "silu") != "silu":
-    raise refuse(f"hidden_act is {brief(raw['hidden_act'])}; only 'silu' is supported")
-  layer_types = raw.get("layer_types") or []
-  if not isinstance(layer_types, list):
-    raise refuse(f"layer_types is {brief(layer_types)}; it has to be a list")
-  if sliding := [kind for kind in layer_types if kind != "full_attention"]:
-    raise refuse(f"layer_types has {brief(sliding[0])}; only 'full_attention' is supported")
+    if value := raw.get(key):
+      raise ValueError(f"{key} is {'true' if value is True else brief(value)}, which is not supported for {found}")
+  key, activation = arch.activation
+  if raw.get(key, activation) != activation:
+    raise ValueError(f"{key} is {brief(raw[key])}; only {activation!r} is supported")
   if quantized := raw.get("quantization_config"):
     method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
-    raise refuse(f"the weights are quantized ({some([str(method)])}); give the unquantized model")
+    raise ValueError(f"the weights are quantized ({some([str(method)])}); give the unquantized model")
+  if arch.moe and (raw.get("mlp_only_layers") or positive_int(raw, "decoder_sparse_step", 1) > 1):
+    raise ValueError("mlp_only_layers or decoder_sparse_step leave some layers without experts, which is not supported")
+  biases = arch.attention_bias and switch(raw, "attention_bias")
+  max_positions, layers = positive_int(raw, "max_position_embeddings"), positive_int(raw, "num_hidden_layers")
+  (theta, scaling), kinds = arch.layers.read(raw, layers, max_positions, arch.theta)
+  head_width = _head_width(raw, arch)
+  query_scalar = positive_int(raw, "query_pre_attn_scalar", 256) if arch.gemma else head_width
+  return DecoderConfig(
+    vocab=positive_int(raw, "vocab_size"),
+    d_model=positive_int(raw, "hidden_size"),
+    layers=layers,
+    heads=positive_int(raw, "num_attention_heads"),
+    kv_heads=positive_int(raw, "num_key_value_heads", raw["num_attention_heads"]),
+    head_width=head_width,
+    ff_width=positive_int(raw, "moe_intermediate_size" if arch.moe else "intermediate_size"),
+    rope_theta=theta,
+    rope_scaling=scaling,
+    norm_eps=number(raw, "rms_norm_eps", arch.norm_eps, least=0.0),
+    qk_norm=arch.qk_norm,
+    qkv_bias=arch.qkv_bias or biases,
+    tied=switch(raw, "tie_word_embeddings", arch.tied),
+    max_positions=max_positions,
+    moe=_moe(raw) if arch.moe else None,
+    out_bias=biases,
+    whole_qk_norm=arch.whole_qk_norm,
+    norms=arch.norms,
+    zero_centred_norms=arch.gemma,
+    activation=activation,
+    scaled_embedding=arch.gemma,
+    query_scalar=None if query_scalar == head_width else query_scalar,
+    layer_kinds=shortest_period(kinds),
+  )
 
-  d_model, heads = positive_int("hidden_size"), positive_int("num_attention_heads")
+
+def _row(raw: Json) -> tuple[str, Architecture]:
+  """Find the row of ARCHITECTURES that a config belongs to, and its name."""
+  names = raw.get("architectures") or []
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise ValueError(f"architectures is {brief(names)}; it has to be a list of names")
+  found = _architecture(names, raw.get("model_type"))
+  if found not in ARCHITECTURES:
+    raise ValueError(f"{some([found])} is not supported; the supported architectures are {', '.join(ARCHITECTURES)}")
+  arch = ARCHITECTURES[found]
+  if raw.get("model_type") not in (None, arch.model_type):
+    raise ValueError(
+      f"architectures names {found}, whose model_type is {arch.model_type!r}, and model_type is {brief(raw['model_type'])}; "
+      "mend the one that is wrong"
+    )
+  return found, arch
+
+
+def _head_width(raw: Json, arch: Architecture) -> int:
+  d_model, heads = positive_int(raw, "hidden_size"), positive_int(raw, "num_attention_heads")
   if "head_dim" not in raw and arch.head_width:
     head_width = arch.head_width
   elif raw.get("head_dim") is None and d_model % heads:
-    raise refuse(f"hidden_size {d_model} is not a multiple of num_attention_heads {heads}, and there is no head_dim")
-  else:
-    head_width = positive_int("head_dim", d_model // heads)
-  if head_width % 2:
-    raise refuse(f"the heads are {head_width} wide, and the rotary embedding needs an even width")
-  max_positions = positive_int("max_position_embeddings")
-  if arch.moe and (raw.get("mlp_only_layers") or positive_int("decoder_sparse_step", 1) > 1):
-    raise refuse("mlp_only_layers or decoder_sparse_step leave some layers without experts, which is not supported")
-  try:
-    theta, scaling = _rope(raw, max_positions)
-    return DecoderConfig(
-      vocab=positive_int("vocab_size"),
-      d_model=d_model,
-      layers=positive_int("num_hidden_layers"),
-      heads=heads,
-      kv_heads=positive_int("num_key_value_heads", heads),
-      head_width=head_width,
-      ff_width=positive_int("moe_intermediate_size" if arch.moe else "intermediate_size"),
-      rope_theta=theta,
-      rope_scaling=scaling,
-      norm_eps=_number(raw, "rms_norm_eps", 1e-6, least=0.0),
-      qk_norm=arch.qk_norm,
-      qkv_bias=arch.qkv_bias,
-      tied=switch("tie_word_embeddings"),  # false is the default of all architectures
-      max_positions=max_positions,
-      moe=_moe(positive_int, switch, "num_local_experts" in raw) if arch.moe else None,
+    raise ValueError(
+      f"hidden_size {d_model} is not a multiple of num_attention_heads {heads}, and there is no head_dim"
     )
-  except InputError:
-    raise
-  except ValueError as e:
-    raise refuse(str(e)) from None
+  else:
+    head_width = positive_int(raw, "head_dim", d_model // heads)
+  if head_width % 2:
+    raise ValueError(f"the heads are {head_width} wide, and the rotary embedding needs an even width")
+  return head_width
 
 
 def _architecture(names: Sequence[str], model_type: Any) -> str:
@@ -136,48 +191,10 @@ def _architecture(names: Sequence[str], model_type: Any) -> str:
   return of_type[0] if of_type else f"model_type {brief(model_type)}" if model_type else "no architecture"
 
 
-def _moe(positive_int: Callable[[str], int], switch: Callable[[str], bool], local: bool) -> MoE:
+def _moe(raw: Json) -> MoE:
   """Read the sizes of a mixture of experts; transformers 5 calls their number num_local_experts, and 4 num_experts."""
-  experts = positive_int("num_local_experts" if local else "num_experts")
-  return MoE(experts, positive_int("num_experts_per_tok"), renormalise=switch("norm_topk_prob"))
-
-
-def _number(raw: dict[str, Any], key: str, default: float | None = None, least: float = 1e-30) -> float:
-  """Read a finite number of at least `least`; null is the default too.
-
-  Raises:
-    ValueError: it is none, or missing without a default.
-  """
-  value = default if raw.get(key) is None else raw[key]
-  if value is None:
-    raise ValueError(f"the rope scaling has no {key}")
-  if not is_number(value) or value < least:
-    raise ValueError(f"{key} is {brief(value)}; it has to be a number {'above' if least else 'of at least'} 0")
-  return float(value)
-
-
-def _rope(raw: dict[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
-  """Read base and scaling of the rotary embedding, from transformers 4's rope_scaling or 5's rope_parameters."""
-  rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-  if not isinstance(rope, dict):
-    raise ValueError(f"the rope scaling is {brief(rope)}; it has to be an object")
-  theta = _number({"rope_theta": rope.get("rope_theta") or raw.get("rope_theta")}, "rope_theta", 10_000.0)
-  kind = rope.get("rope_type") or rope.get("type") or "default"
-  partial = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
-  if partial != 1.0:
-    raise ValueError(f"partial_rotary_factor is {brief(partial)}; only 1 is supported")
-  if kind == "default":
-    return theta, None
-  if kind != "llama3":
-    raise ValueError(f"rope type {brief(kind)} is not supported; 'default' and 'llama3' are")
-  key = "original_max_position_embeddings"
-  original = raw.get(key) or rope.get(key) or max_positions
-  if not is_whole(original, 1):
-    raise ValueError(f"{key} is {brief(original)}; it has to be a whole number above 0")
-  low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
-  if not low < high:
-    raise ValueError(f"low_freq_factor is {low} and high_freq_factor {high}; it has to be the larger")
-  return theta, RopeScaling(_number(rope, "factor"), low, high, original)
+  experts = positive_int(raw, "num_local_experts" if "num_local_experts" in raw else "num_experts")
+  return MoE(experts, positive_int(raw, "num_experts_per_tok"), renormalise=switch(raw, "norm_topk_prob"))
 
 
 def write(
@@ -193,27 +210,39 @@ def write(
   Raises:
     ValueError: none of `ARCHITECTURES` has the model's norms, biases and experts.
   """
-  parts = (cfg.qk_norm, cfg.qkv_bias, cfg.moe is not None)
-  fitting = [name for name, arch in ARCHITECTURES.items() if (arch.qk_norm, arch.qkv_bias, arch.moe) == parts]
-  if not fitting:
-    raise ValueError("no architecture has these norms and biases of queries and keys, with or without experts")
-  scaling = None
-  if s := cfg.rope_scaling:
-    scaling = {
-      "rope_type": "llama3",
-      "factor": s.factor,
-      "low_freq_factor": s.low_freq_factor,
-      "high_freq_factor": s.high_freq_factor,
-      "original_max_position_embeddings": s.original_max_positions,
-    }
   special = {
     "bos_token_id": None,
     "eos_token_id": list(eos_id) if isinstance(eos_id, Sequence) else eos_id,
     "pad_token_id": pad_id,
   }
+  name = _name(cfg)
+  config = {"architectures": [name]} | _keys(cfg, ARCHITECTURES[name]) | {"torch_dtype": dtype}
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  directories.write_json(directory / "config.json", config | special)
+  directories.write_json(directory / "generation_config.json", {k: v for k, v in special.items() if v is not None})
+
+
+def _name(cfg: DecoderConfig) -> str:
+  """The first architecture whose config.json can say what the model is."""
+
+  def says(name: str, arch: Architecture) -> bool:
+    try:
+      return described({"architectures": [name]} | _keys(cfg, arch)) == dataclasses.replace(cfg, adapter_scale=1.0)
+    except ValueError:
+      return False
+
+  for name, arch in ARCHITECTURES.items():
+    if says(name, arch):
+      return name
+  raise ValueError("no architecture has these norms and biases of queries and keys, with or without experts")
+
+
+def _keys(cfg: DecoderConfig, arch: Architecture) -> Json:
+  """The keys of a config.json of this architecture that says what the model is, if it can."""
+  key, activation = arch.activation
   config = {
-    "architectures": fitting,
-    "model_type": ARCHITECTURES[fitting[0]].model_type,
+    "model_type": arch.model_type,
     "vocab_size": cfg.vocab,
     "hidden_size": cfg.d_model,
     "num_hidden_layers": cfg.layers,
@@ -221,15 +250,16 @@ def write(
     "num_key_value_heads": cfg.kv_heads,
     "head_dim": cfg.head_width,
     "intermediate_size": cfg.ff_width,
-    "hidden_act": "silu",
-    # The two rope keys as transformers 4 writes them, which transformers 5 also reads.
-    "rope_theta": cfg.rope_theta,
-    "rope_scaling": scaling,
+    key: activation,
+    **arch.layers.write(cfg),
     "rms_norm_eps": cfg.norm_eps,
     "tie_word_embeddings": cfg.tied,
     "max_position_embeddings": cfg.max_positions,
-    "torch_dtype": dtype,
   }
+  if arch.attention_bias and cfg.out_bias:
+    config["attention_bias"] = True
+  if arch.gemma:
+    config["query_pre_attn_scalar"] = cfg.query_scalar or cfg.head_width
   if cfg.moe:
     config |= {
       "moe_intermediate_size": cfg.ff_width,
@@ -239,10 +269,7 @@ def write(
       "decoder_sparse_step": 1,
       "mlp_only_layers": [],
     }
-  directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
-  directories.write_json(directory / "config.json", config | special)
-  directories.write_json(directory / "generation_config.json", {k: v for k, v in special.items() if v is not None})
+  return config
 
 
 def copy(like: pathlib.Path, directory: pathlib.Path, dtype: str) -> None:

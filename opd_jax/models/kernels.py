@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.errors import InputError
 from opd_jax.models import blockwise
-from opd_jax.models.attention import PromptGroup, attend_causal
+from opd_jax.models.attention import PromptGroup, Window, attend_causal
 from opd_jax.runtime.mesh import ROWS
 
 KINDS = ("auto", "xla", "blocks", "cudnn", "splash")
@@ -71,7 +71,7 @@ def choose(kind: str, platform: str, dtype: DTypeLike, head_width: int) -> str:
 def supports_cudnn(dtype: DTypeLike, head_width: int = LANES) -> bool:
   """Tell whether cuDNN's flash attention takes the type and the head width, on any GPU since Ampere.
 
-  Hopper and later go up to a head width of 256, which no model here has.
+  Hopper and later go up to a head width of 256, Gemma-3's; that is not made use of.
   """
   return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_width <= 128 and head_width % 8 == 0
 
@@ -90,6 +90,7 @@ def attend(
   mask: Bool[Array, "B T"],
   *,
   group: PromptGroup | None = None,
+  window: Window = None,
   interpret: bool = False,
 ) -> Float[Array, "B T N h"]:
   """Run the attention of one `kind` (not "auto": see `choose`) on a mesh, each device on its own rows and heads.
@@ -100,15 +101,21 @@ def attend(
   Args:
     mesh: None: one device.
     group: how the sequences are laid out, where they are prompts with several responses each.
+    window: the real tokens that a token sees, itself included; None: all. cuDNN and splash are not given it: such a
+      layer runs as "xla" there, whose scores are [B, N, 1024, T] at a time.
     interpret: run splash attention without a TPU, slowly.
   """
   longest = q.shape[1] if group is None else group.prompt + group.response
-  if kind == "xla" or (kind == "blocks" and longest <= blockwise.WORTHWHILE):
-    return attend_causal(q, k, v, mask, group=group)
+  dense = kind == "xla" or (kind == "blocks" and longest <= blockwise.WORTHWHILE)
+  if dense or (window is not None and kind != "blocks"):
+    return attend_causal(q, k, v, mask, group=group, window=window)
   kernels = {"blocks": blockwise.attend, "cudnn": cudnn, "splash": functools.partial(splash, interpret=interpret)}
   kernel = functools.partial(kernels[kind], group=group)
+  # An argument, since a window that differs between layers is traced.
+  windows = () if window is None else (jnp.asarray(window, jnp.int32),)
+  run = lambda q, k, v, mask, *windows: kernel(q, k, v, mask, **({"window": windows[0]} if windows else {}))
   if mesh is None or mesh.size == 1:
-    return kernel(q, k, v, mask)
+    return run(q, k, v, mask, *windows)
   B, _, N, _ = q.shape
   K, tensor = k.shape[2], mesh.shape[HEADS]
   shared = math.lcm(K, tensor)
@@ -117,9 +124,8 @@ def attend(
     k, v = (jnp.repeat(x, shared // K, axis=2) for x in (k, v))
   rows = ROWS if B % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else None
   split = P(rows, None, HEADS if N % shared == 0 else None)
-  return jax.shard_map(kernel, mesh=mesh, in_specs=(split, split, split, P(rows)), out_specs=split, check_vma=False)(
-    q, k, v, mask
-  )
+  specs = (split, split, split, P(rows), *(P() for _ in windows))
+  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(q, k, v, mask, *windows)
 
 
 def cudnn(

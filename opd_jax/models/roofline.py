@@ -2,7 +2,8 @@
 
 Counted are the matrix products (a product [m, k] x [k, n] is 2 m k n FLOPs) and the arrays that do not stay in a
 cache by themselves: weights, key/value caches, optimiser state. Norms, rotary angles, softmax, sampling, the gather
-from the embedding, activations and what devices send each other are left out, and so is work that a program does
+from the embedding, activations and what devices send each other are left out, as are windows (every token is counted as seeing all
+before it, which is what is computed here), and so is work that a program does
 beyond need: masked halves of causal scores, cache slots beyond the filled ones, forward passes made twice.
 
 Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, R = H - 1 tokens of a response that

@@ -1,7 +1,7 @@
 """The weights of a model directory: which parameter of decoder.py stands in which tensor of its safetensors files.
 
 Weights go from the pages of the files straight into the shards of the devices: a process reads what its devices
-hold, and keeps no more than one parameter (its layers stacked) in host memory at a time.
+hold, and keeps no more than one device's slice of one parameter (its layers stacked) in host memory at a time.
 
 Dimensions, one letter each in `_LEAVES`: v vocabulary, d model width, n heads, h head width, f feed-forward width,
 e experts.
@@ -25,6 +25,8 @@ from opd_jax.models import safetensors_io
 from opd_jax.models.decoder import DecoderConfig, shapes
 from opd_jax.models.safetensors_io import DTYPES, FILE, INDEX, Shape, Tensor
 from opd_jax.types import Params
+
+Placed = dict[str, tuple[str, tuple[str, ...], str]]  # a parameter's tensors, see `_LEAVES`
 
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -122,17 +124,19 @@ def read(
 
 
 def _read_sharded(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, sharding: jax.sharding.Sharding):
-  """Read one parameter into its sharding, of which a process reads the slices that its devices hold."""
-  blocks: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one copy on the host
-
-  def block(index: tuple[slice, ...] | None) -> np.ndarray:
+  """Read one parameter into its sharding, of which a process reads the slices that its devices hold, one after the other."""
+  holders: dict[tuple, list[jax.Device]] = {}  # devices that hold the same slice share one copy on the host
+  for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
     assert index is not None
     key = tuple(s.indices(n) for s, n in zip(index, leaf.shape, strict=True))
-    if key not in blocks:
-      blocks[key] = read_slice(leaf, tensors, dtype, index)
-    return blocks[key]
-
-  return jax.make_array_from_callback(leaf.shape, sharding, block)
+    holders.setdefault(key, []).append(device)
+  arrays = []
+  for key, devices in holders.items():
+    block = read_slice(leaf, tensors, dtype, tuple(slice(*s) for s in key))
+    places = [jax.sharding.SingleDeviceSharding(d, memory_kind=sharding.memory_kind) for d in devices]
+    # Transfers are asynchronous, and the next slice waits so that two never stand in host memory.
+    arrays += jax.block_until_ready([jax.device_put(block, place) for place in places])
+  return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
 def read_slice(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
@@ -210,12 +214,14 @@ def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[t
 
 # Name in the file ({}: the layer, or the layer and the expert), the tensor's axes there ("nh": heads and head width are
 # one axis), and its axes in decoder.py behind those of the layer and the expert.
-_LEAVES = {
+_LEAVES: Placed = {
   "embed": (_EMBED, ("v", "d"), "vd"),
   "norm": ("model.norm.weight", ("d",), "d"),
   "head": (_HEAD, ("v", "d"), "vd"),
   "attn_norm": ("model.layers.{}.input_layernorm.weight", ("d",), "d"),
   "mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", ("d",), "d"),
+  "attn_out_norm": ("model.layers.{}.post_attention_layernorm.weight", ("d",), "d"),
+  "mlp_out_norm": ("model.layers.{}.post_feedforward_layernorm.weight", ("d",), "d"),
   "q": ("model.layers.{}.self_attn.q_proj.weight", ("nh", "d"), "dnh"),
   "k": ("model.layers.{}.self_attn.k_proj.weight", ("nh", "d"), "dnh"),
   "v": ("model.layers.{}.self_attn.v_proj.weight", ("nh", "d"), "dnh"),
@@ -223,6 +229,7 @@ _LEAVES = {
   "q_bias": ("model.layers.{}.self_attn.q_proj.bias", ("nh",), "nh"),
   "k_bias": ("model.layers.{}.self_attn.k_proj.bias", ("nh",), "nh"),
   "v_bias": ("model.layers.{}.self_attn.v_proj.bias", ("nh",), "nh"),
+  "o_bias": ("model.layers.{}.self_attn.o_proj.bias", ("d",), "d"),
   "q_norm": ("model.layers.{}.self_attn.q_norm.weight", ("h",), "h"),
   "k_norm": ("model.layers.{}.self_attn.k_norm.weight", ("h",), "h"),
   "gate": ("model.layers.{}.mlp.gate_proj.weight", ("f", "d"), "df"),
@@ -233,6 +240,9 @@ _LEAVES = {
   "experts_up": ("model.layers.{}.mlp.experts.{}.up_proj.weight", ("f", "d"), "df"),
   "experts_down": ("model.layers.{}.mlp.experts.{}.down_proj.weight", ("d", "f"), "fd"),
 }
+
+_BETWEEN_NORMS: Placed = {"mlp_norm": ("model.layers.{}.pre_feedforward_layernorm.weight", ("d",), "d")}
+_WHOLE_QK_NORM: Placed = {name: (_LEAVES[name][0], ("nh",), "nh") for name in ("q_norm", "k_norm")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +288,8 @@ class Leaf:
 
 def parameter_leaves(cfg: DecoderConfig) -> dict[str, Any]:
   """Make a `Leaf` for every parameter, in the tree of `decoder.shapes`."""
-  make_leaf = lambda path, shape: Leaf(shape, *_LEAVES[path[-1].key])
+  leaves = _LEAVES | (_BETWEEN_NORMS if cfg.norms == "both" else {}) | (_WHOLE_QK_NORM if cfg.whole_qk_norm else {})
+  make_leaf = lambda path, shape: Leaf(shape, *leaves[path[-1].key])
   return jax.tree_util.tree_map_with_path(make_leaf, shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))
 
 

@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import decoder, lora, moe
+from opd_jax.models import decoder, layer_kinds, lora, moe
 from opd_jax.models.attention import NEVER, attend_causal
 from opd_jax.types import Params
 
@@ -95,6 +95,10 @@ def join(w: Params, cfg: decoder.DecoderConfig) -> Params:
     layer["gate_up"] = jnp.stack([w["gate"], w["up"]], axis=1)
   if cfg.qkv_bias:
     layer["qkv_bias"] = join_qkv("_bias")
+  if cfg.out_bias:
+    layer["o_bias"] = w["o_bias"]
+  if cfg.whole_qk_norm:
+    layer |= {"q_norm": w["q_norm"].reshape(K, -1, h), "k_norm": by_group(w["k_norm"])[:, 0]}
   return layer
 
 
@@ -115,21 +119,24 @@ def prefill(
   Returns:
     The last position's final hidden state, which predicts the first response token, and the prompts' caches.
   """
-  rope = decoder.rope_tables(cfg, decoder.positions_of(mask))
-  x = w.embed[tokens]
+  ropes = cfg.ropes(decoder.positions_of(mask))
+  x = decoder.scale_embedding(w.embed[tokens], cfg)
   caches = []
-  for layer in w.layers:
-    q, k, v = qkv(x, layer, cfg, rope)
+  for layer, kind, i in zip(w.layers, cfg.kinds, cfg.rope_of, strict=True):
+    q, k, v = qkv(x, layer, cfg, ropes[i])
     caches.append(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
-    x = finish_layer(x, attention_fn(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask), layer, cfg, moe_fn, mask)
-  return decoder.rms_norm(x[:, -1], w.norm, cfg.norm_eps), PromptCaches(mask, caches)
+    window = layer_kinds.binding_window(kind, tokens.shape[1])
+    options = {} if window is None else {"window": window}
+    heads = attention_fn(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask, **options)
+    x = finish_layer(x, heads, layer, cfg, moe_fn, mask)
+  return decoder.norm(x[:, -1], w.norm, cfg), PromptCaches(mask, caches)
 
 
 def decode(
   w: DecodeParams,
   cfg: decoder.DecoderConfig,
   tokens: Int[Array, "B"],
-  rope: tuple[Array, Array],
+  ropes: list[tuple[Array, Array]],
   slot: Int[Array, ""],
   prompts: PromptCaches,
   caches: list[LayerCache],
@@ -138,30 +145,48 @@ def decode(
   """Run the model on one token per row, which takes slot `slot` of the row's own cache.
 
   Args:
-    rope: cosines and sines at the tokens' positions, [B, 1, 1, h/2] each; rows of different prompt length differ.
+    ropes: cosines and sines at the tokens' positions, [B, 1, 1, h/2] each, as `DecoderConfig.ropes` lists them; rows of
+      different prompt length differ.
     prompts: of the rows, n neighbours each.
     caches: the rows' own, filled below `slot`, one per layer; where `prompts` has none, the first P slots are the prompt's.
 
   Returns:
     The final hidden state, which predicts the next token, and the caches with this one.
   """
-  x = w.embed[tokens][:, None]
+  x = decoder.scale_embedding(w.embed[tokens][:, None], cfg)
   length, P = caches[0].length, prompts.mask.shape[1]
   visible = filled = jnp.arange(length) <= slot
   if not prompts.layers:  # a row's own cache begins with the prompt, and its padding
     visible = filled & jnp.pad(prompts.mask, ((0, 0), (0, length - P)), constant_values=True)
-  written = []
-  for i, (layer, cache) in enumerate(zip(w.layers, caches, strict=True)):
-    q, k, v = qkv(x, layer, cfg, rope)
+  longest = length + (P if prompts.layers else 0)
+  written, rope_of = [], cfg.rope_of
+  for i, (layer, cache, kind) in enumerate(zip(w.layers, caches, cfg.kinds, strict=True)):
+    q, k, v = qkv(x, layer, cfg, ropes[rope_of[i]])
     k = lax.dynamic_update_slice_in_dim(cache.k, k.transpose(0, 2, 3, 1), slot, axis=3)
     v = lax.dynamic_update_slice_in_dim(cache.v, v.transpose(0, 2, 1, 3), slot, axis=2)
     written.append(LayerCache(k, v))
+    near = window_of_slots(layer_kinds.binding_window(kind, longest), slot)
     if prompts.layers:
-      heads = attend_to_both(q[:, 0], prompts.layers[i], prompts.mask, written[-1], filled)
+      heads = attend_to_both(q[:, 0], prompts.layers[i], near(prompts.mask, -P), written[-1], near(filled, 0))
     else:
-      heads = attend_cached(q[:, 0], written[-1], visible)
+      heads = attend_cached(q[:, 0], written[-1], near(visible, 0))
     x = finish_layer(x, heads[:, None], layer, cfg, moe_fn)
-  return decoder.rms_norm(x[:, 0], w.norm, cfg.norm_eps), written
+  return decoder.norm(x[:, 0], w.norm, cfg), written
+
+
+def window_of_slots(window: int | None, slot: Int[Array, ""]):
+  """Build a function that takes out of a mask of slots, of which the first is given, what is too far from `slot`.
+
+  Prompts are padded on the left, so slots are as far from each other as their tokens are; where a prompt has a cache of
+  its own, its slots are the ones before slot 0.
+  """
+
+  def near(visible: Bool[Array, "*b S"], first: int) -> Bool[Array, "*b S"]:
+    if window is None:
+      return visible
+    return visible & (slot - first - jnp.arange(visible.shape[-1]) < window)
+
+  return near
 
 
 def attend_cached(
@@ -207,16 +232,16 @@ def _weighted(weights: Float[Array, "b K g S"], cache: LayerCache) -> Float[Arra
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: tuple[Array, Array]):
   """Compute what `decoder.qkv` does by one matrix product: queries [B, T, K, G, h], keys and values [B, T, K, h]."""
   with jax.named_scope("qkv"):
-    x = decoder.rms_norm(x, w["attn_norm"], cfg.norm_eps)
+    x = decoder.norm_of_layer(x, w, "attn_norm", cfg)
     y = jnp.matmul(x, w["qkv"].reshape(cfg.d_model, -1)).reshape(*x.shape[:2], *w["qkv"].shape[1:])
     if cfg.qkv_bias:
       y = y + w["qkv_bias"]
     q, k, v = y[..., :-2, :], y[..., -2, :], y[..., -1, :]
     if cfg.qk_norm:
-      q = decoder.rms_norm(q, w["q_norm"], cfg.norm_eps)
-      k = decoder.rms_norm(k, w["k_norm"], cfg.norm_eps)
+      q, k = decoder.norm_heads(q, w["q_norm"], cfg), decoder.norm_heads(k, w["k_norm"], cfg)
     cos, sin = rope
-    return decoder.rotate(q, (cos[..., None, :], sin[..., None, :])), decoder.rotate(k, rope), v
+    q = decoder.rotate(q, (cos[..., None, :], sin[..., None, :]))
+    return decoder.scale_queries(q, cfg), decoder.rotate(k, rope), v
 
 
 def finish_layer(
@@ -229,14 +254,16 @@ def finish_layer(
 ) -> Float[Array, "B T D"]:
   """Apply the output projection and the feed-forward of a layer, each added to its input."""
   D = cfg.d_model
-  x = x + jnp.matmul(heads.reshape(*x.shape[:2], -1), w["out"].reshape(-1, D))
+  y = jnp.matmul(heads.reshape(*x.shape[:2], -1), w["out"].reshape(-1, D))
+  x = x + decoder.norm_of_layer(y + w["o_bias"] if cfg.out_bias else y, w, "attn_out_norm", cfg)
   with jax.named_scope("feed_forward"):
-    y = decoder.rms_norm(x, w["mlp_norm"], cfg.norm_eps)
+    y = decoder.norm_of_layer(x, w, "mlp_norm", cfg)
     if cfg.moe is not None:
       return x + moe_fn(y, w, cfg.moe, mask)
     # Not reshaped to one matrix: its columns lie over the tensor axis, and would be gathered for it at every token.
     y = jnp.tensordot(y, w["gate_up"], axes=1)
-    return x + (jax.nn.silu(y[..., 0, :]) * y[..., 1, :]) @ w["down"]
+    y = (decoder.ACTIVATIONS[cfg.activation](y[..., 0, :]) * y[..., 1, :]) @ w["down"]
+    return x + decoder.norm_of_layer(y, w, "mlp_out_norm", cfg)
 
 
 def logits(w: DecodeParams, x: Float[Array, "B D"], vocab: int) -> Float[Array, "B V"]:

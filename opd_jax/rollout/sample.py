@@ -136,9 +136,9 @@ def rollout(
     """Run the model on the last token and draw the next one."""
     rows, last = state.rows, state.t - 1  # the last token's index in the response
     with jax.named_scope("decode"):
-      rope = jax.tree.map(lambda table: table[rows.prompt_len + last][:, None], angles)
+      ropes = jax.tree.map(lambda table: table[rows.prompt_len + last][:, None], angles)
       # A row that has ended attends to padding too, and what comes of it is not used.
-      x, caches = cache.decode(w, cfg, rows.token, rope, first_slot + last, prompts, rows.caches, moe_fn)
+      x, caches = cache.decode(w, cfg, rows.token, ropes, first_slot + last, prompts, rows.caches, moe_fn)
     return sample_token(DecodeState(state.t, dataclasses.replace(rows, caches=caches)), x)
 
   def run_segment(state: DecodeState, size: int, end: int) -> DecodeState:
@@ -152,7 +152,7 @@ def rollout(
     gathered = lax.while_loop(in_segment, functools.partial(decode_token, a_prompt_each), gathered)
     return DecodeState(gathered.t, segments.scatter(state.rows, gathered.rows, live))
 
-  angles = jax.tree.map(lambda a: a[0], decoder.rope_tables(cfg, jnp.arange(P + response_len)[None]))
+  angles = jax.tree.map(lambda a: a[0], cfg.ropes(jnp.arange(P + response_len)[None]))
   with jax.named_scope("prefill"):
     x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
   caches, first_slot = [cache.LayerCache.empty(layer, B) for layer in prompts.layers], 0

@@ -27,6 +27,8 @@ FAMILIES = {
   "qwen3-moe": {"qk_norm": True, "moe": MoE(5, 2, renormalise=True)},
   "qwen2": {"qk_norm": False, "qkv_bias": True, "rope_theta": 1e6},
   "llama": {"qk_norm": False, "rope_scaling": decoder.RopeScaling(8.0, 1.0, 4.0, 16)},
+  "smollm3": {"qk_norm": False, "layer_kinds": (decoder.LayerKind(), decoder.LayerKind(rotary=False))},
+  "olmo3": {"whole_qk_norm": True, "norms": "after", "layer_kinds": (decoder.LayerKind(5), decoder.LayerKind())},
 }
 
 

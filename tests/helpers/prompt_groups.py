@@ -20,17 +20,17 @@ from tests.helpers.distillation import STEP, H, fresh
 SENT = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
-def run(mesh: jax.sharding.Mesh, n: int) -> dict:
-  step = dataclasses.replace(STEP, teachers=(STUDENT,), mesh=mesh, n=n)
+def run(mesh: jax.sharding.Mesh, n: int, cfg: decoder.DecoderConfig = STUDENT) -> dict:
+  step = dataclasses.replace(STEP, student=cfg, teachers=(cfg,), mesh=mesh, n=n)
   rng, (p, P) = np.random.default_rng(0), (8, 12)
   batch = Batch(
     prompt=rng.integers(2, 37, (p, P), np.int32),  # pyright: ignore[reportArgumentType]
     prompt_mask=np.arange(P) >= rng.integers(0, P, (p, 1)),  # pyright: ignore[reportArgumentType]
   )
   batch = jax.device_put(batch, meshes.rows(mesh))
-  layout = model_sharding.parameter_shardings(mesh, STUDENT)
+  layout = model_sharding.parameter_shardings(mesh, cfg)
   student, teacher = (
-    jax.jit(lambda key: decoder.init(STUDENT, key, scale=0.3), out_shardings=layout)(jax.random.key(i)) for i in (0, 1)
+    jax.jit(lambda key: decoder.init(cfg, key, scale=0.3), out_shardings=layout)(jax.random.key(i)) for i in (0, 1)
   )
   everywhere = meshes.replicated(mesh)
   counters = {name: jax.device_put(np.int32(0), everywhere) for name in ("step", "skipped", "empty")}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opd_jax.models import blockwise, kernels
-from opd_jax.models.attention import attend_causal
+from opd_jax.models.attention import attend, attend_causal
 from opd_jax.runtime import mesh as meshes
 
 B, T, N, K, h = 3, 21, 6, 2, 8
@@ -38,6 +38,21 @@ def test_equals_the_dense_form(block, inputs):
   for a, b in zip(found, dense, strict=True):
     assert float(jnp.abs(b).max()) > 0.1
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 5, jnp.int32(9)], ids=str)
+@pytest.mark.parametrize("block", [4, 64])
+def test_windows_hide_what_is_too_far_and_nothing_else(block, window, inputs):
+  """In blocks, in the dense form in blocks, and against the mask written out; padding takes no position."""
+  q, k, v, mask, cotangent = inputs
+  mask = mask.at[0].set(jnp.arange(T) % 4 != 1)  # padding between tokens too
+  at = jnp.cumsum(mask, axis=1) - 1
+  sees = (at[:, None, :] > at[:, :, None] - window) & (jnp.arange(T) <= jnp.arange(T)[:, None]) & mask[:, None, :]
+  expected = value_and_gradient(lambda q, k, v, _: attend(q, k, v, sees), q, k, v, mask, cotangent)
+  for form in (blockwise.attend, attend_causal):
+    found = value_and_gradient(lambda *a, f=form: f(*a, block=block, window=window), q, k, v, mask, cotangent)
+    for a, b in zip(found, expected, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_types_are_kept(inputs):

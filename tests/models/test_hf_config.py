@@ -9,6 +9,20 @@ import pytest
 from opd_jax.models import decoder, hf, hf_config
 from tests.helpers.model_directories import FAMILIES, LLAMA, LLAMA3, TINY, edit, randomised, refused
 
+MOE = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
+SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
+OLMO3 = {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3"}
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_act": "absent"}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+START = {
+  "use_sliding_window": "absent",
+  "rope_theta": "absent",
+  "rope_scaling": None,
+  "no_rope_layer_interval": "absent",
+  "max_window_layers": "absent",
+}
+WINDOWS = {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 4}
+
 
 @pytest.mark.parametrize("changes", [{"architectures": None}, {"architectures": "absent"}, {"model_type": "absent"}])
 def test_an_architecture_that_is_left_out_follows_from_the_other_name_and_is_written(changes, directory, tmp_path):
@@ -53,9 +67,9 @@ def test_config_missing_or_broken(directory):
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
-    ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM is not supported.*Qwen3ForCausalLM"),
+    ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM is not supported.*Qwen3ForCausalLM"),
     ({"architectures": "absent", "model_type": "absent"}, "no architecture is not supported"),
-    ({"architectures": None, "model_type": "mistral"}, "model_type 'mistral' is not supported"),
+    ({"architectures": None, "model_type": "gemma"}, "model_type 'gemma' is not supported"),
     ({"model_type": "qwen2"}, "Qwen3ForCausalLM, whose model_type is 'qwen3', and model_type is 'qwen2'"),
     ({"model_type": "x" * 5000}, r"and model_type is 'x{1,50}[.x]*'; mend"),
     ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map names code for AutoModelForCausalLM"),
@@ -63,15 +77,38 @@ def test_config_missing_or_broken(directory):
     ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
     ({"num_key_value_heads": 3}, "2 query heads cannot share 3"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    ({"use_sliding_window": True}, "use_sliding_window is true"),
-    ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
-    ({"attention_bias": True}, "attention_bias is true"),
-    (LLAMA | {"attention_bias": True}, "attention_bias is true.*LlamaForCausalLM"),
-    (LLAMA | {"mlp_bias": True}, "mlp_bias is true"),
+    (MOE | {"use_sliding_window": True}, "use_sliding_window is true, which is not supported for Qwen3Moe"),
+    ({"use_sliding_window": "yes"}, "use_sliding_window is 'yes'"),
+    (WINDOWS | {"sliding_window": 0}, "sliding_window is 0"),
+    (WINDOWS | {"max_window_layers": -1}, "max_window_layers is -1"),
+    (WINDOWS | {"layer_types": ["full_attention"]}, "layer_types has 1 entries, and num_hidden_layers is 2"),
+    (
+      WINDOWS | {"layer_types": ["full_attention", "chunked_attention"]},
+      "layer_types has 'chunked_attention'; only 'full",
+    ),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention', and use_sliding_window"),
+    (LLAMA | {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
+    (LLAMA | {"attention_bias": 1.0}, "attention_bias is 1.0"),
+    (LLAMA | {"mlp_bias": True}, "mlp_bias is true, which is not supported for LlamaForCausalLM"),
+    (SMOLLM3 | {"no_rope_layers": [1, 2]}, "no_rope_layers has 2; only 0 and 1"),
+    (SMOLLM3 | {"no_rope_layers": 4}, "no_rope_layers is 4; it has to be a list"),
+    (GEMMA3 | {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, which is not supported for Gemma3"),
+    (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
+    (GEMMA3 | {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; only 'gelu_pytorch_tanh' is supported"),
+    (
+      GEMMA3 | {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+      "the rope scaling of sliding_attention is not 'default'",
+    ),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantized .fp8."),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
-    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear' is not supported"),
-    ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "'dynamic' is not supported"),
+    ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "'longrope' is not supported; 'default', 'linear'"),
+    ({"rope_scaling": {"type": "linear"}}, "the rope scaling has no factor"),
+    ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "the rope scaling has no factor"),
+    (
+      {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
+      "truncate is False in the rope scaling",
+    ),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_theta": 1}, "'yarn' needs one above 1"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "settings for 'full_attention' alone"),
     ({"rope_scaling": LLAMA3 | {"factor": None}}, "config.json"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no low_freq_factor"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -115,6 +152,32 @@ def test_rope_is_read_wherever_it_stands(directory):
     edit(directory, **changes)
     cfg = hf_config.read(directory)
     assert (cfg.rope_theta, cfg.rope_scaling) == (theta, expected)
+
+
+def test_windows_and_layers_without_rotary_are_read_wherever_they_stand(directory):
+  """The forms that transformers 4 wrote, and the defaults of what is left out."""
+  plain, kind = decoder.LayerKind(), decoder.LayerKind
+  layers = {"num_hidden_layers": 6}
+  for changes, expected in [
+    (layers | WINDOWS, (plain, *[kind(4)] * 5)),
+    (layers | WINDOWS | {"use_sliding_window": False}, ()),
+    (layers | WINDOWS | {"sliding_window": None}, ()),
+    (layers | {"use_sliding_window": True, "max_window_layers": 0}, (kind(4096),)),
+    (layers | MISTRAL, (kind(4096),)),
+    (layers | MISTRAL | {"sliding_window": None}, ()),
+    (layers | SMOLLM3, (plain, plain, plain, kind(rotary=False))),
+    ({"num_hidden_layers": 8} | SMOLLM3, (plain, plain, plain, kind(rotary=False))),
+    (layers | SMOLLM3 | {"no_rope_layer_interval": 2}, (plain, kind(rotary=False))),
+    ({"num_hidden_layers": 8} | OLMO3 | {"sliding_window": 9}, (*[kind(9)] * 3, plain)),
+    (
+      {"num_hidden_layers": 8, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 7.0} | OLMO3,
+      (*[kind(4096, theta=7.0)] * 3, plain),
+    ),
+    (layers | GEMMA3, (*[kind(4096, theta=10_000.0)] * 5, plain)),
+    (layers | GEMMA3 | {"sliding_window_pattern": 2, "rope_local_base_freq": 8.0}, (kind(4096, theta=8.0), plain)),
+  ]:
+    edit(directory, **{"sliding_window": "absent"} | START | changes)
+    assert hf_config.read(directory).layer_kinds == expected, changes
 
 
 def test_defaults_of_config(directory):

@@ -51,6 +51,28 @@ def test_every_form_is_the_dense_one(form, group):
   assert error(found, graded(dense(group))(*inputs), inputs[3]) < 5e-6
 
 
+@pytest.mark.parametrize("window", [1, 3, 8])
+@pytest.mark.parametrize("group", GROUPS[:3], ids=str)
+@pytest.mark.parametrize("form", ["products", "products, blocks of 3", "blocks of 4", "one block"])
+def test_windows_reach_back_into_the_prompt(form, group, window):
+  """As far as they would if each response stood behind the prompt alone."""
+  inputs = arrays(group)
+  at, position = np.arange(group.length), group.positions(inputs[3])
+  sees = jnp.asarray(group.sees(at[:, None], at[None])) & (position[:, None, :] > position[:, :, None] - window)
+  expected = graded(lambda q, k, v, mask: attend(q, k, v, sees & mask[:, None, :]))(*inputs)
+  found = graded(functools.partial(FORMS[form], group=group, window=window))(*inputs)
+  assert error(found, expected, inputs[3]) < 5e-6
+
+
+@pytest.mark.parametrize("kind", ["cudnn", "splash"])
+@pytest.mark.parametrize("group", [None, GROUPS[0]], ids=["rows", "group"])
+def test_kernels_that_are_given_no_window_leave_such_layers_to_matrix_products(kind, group):
+  q, k, v, mask, _ = arrays(GROUPS[0])
+  found = kernels.attend(kind, None, q, k, v, mask, group=group, window=3)
+  np.testing.assert_array_equal(found, attend_causal(q, k, v, mask, group=group, window=3))
+  assert np.abs(np.asarray(found - attend_causal(q, k, v, mask, group=group))).max() > 0.1
+
+
 @pytest.mark.parametrize("form", ["cudnn", "splash", "blocks of 4", "products"])
 def test_half_precision(form):
   group = GROUPS[0]

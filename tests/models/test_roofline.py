@@ -115,10 +115,10 @@ def test_xla_counts_the_same_for_a_token(n, wide):
   own = [empty.grow(t)] * WIDE.layers
   of_prompts = cache.LayerCache(jnp.zeros((B // n, 2, 32, P)), jnp.zeros((B // n, 2, P, 32)))
   prompts = cache.PromptCaches(jnp.ones((B // n, P), bool), [of_prompts] * WIDE.layers)
-  rope = decoder.rope_tables(WIDE, jnp.zeros((B, 1), jnp.int32))
+  ropes = WIDE.ropes(jnp.zeros((B, 1), jnp.int32))
 
   def step(w, tokens, prompts, caches):
-    x, caches = cache.decode(w, WIDE, tokens, rope, jnp.int32(t - 1), prompts, caches)
+    x, caches = cache.decode(w, WIDE, tokens, ropes, jnp.int32(t - 1), prompts, caches)
     return cache.logits(w, x, 200), caches
 
   counted = roofline.decode_step(WIDE, B // n, n, P, t, vocab=200, itemsize=4).flops

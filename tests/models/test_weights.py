@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from opd_jax.errors import InputError
 from opd_jax.models import hf, hf_config, safetensors_io, weights
-from tests.helpers.eight_devices import run_on_eight_devices
+from tests.helpers.eight_devices import json_from_eight_devices, run_on_eight_devices
 from tests.helpers.model_directories import FAMILIES, TINY, assert_same, edit, randomised, refused
 
 
@@ -125,6 +125,17 @@ def test_sharded_is_unsharded(tmp_path):
     "import sys; from tests.models import test_weights; test_weights.load_and_write_on_eight_devices(*sys.argv[1:])"
   )
   run_on_eight_devices("-c", script, tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.long
+def test_an_eighth_of_a_large_checkpoint_takes_little_more_memory_than_its_arrays(tmp_path):
+  """Of 16 GB that are holes in a file, and take no disk: each device reads its part, a parameter at a time."""
+  found = json_from_eight_devices("tests.helpers.large_checkpoint", tmp_path / "model", optimised=True)
+  print({name: round(value / 1e9, 3) if name != "seconds" else round(value) for name, value in found.items()})
+  assert found["file"] > 16e9
+  assert (tmp_path / "model" / "model.safetensors").stat().st_blocks * 512 < 10e6
+  assert 0.12 < found["arrays"] / found["file"] < 0.13
+  assert found["beyond"] < 3e9
 
 
 def test_a_slice_of_the_experts_opens_their_tensors_alone(tmp_path, monkeypatch):

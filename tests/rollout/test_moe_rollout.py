@@ -57,8 +57,8 @@ def test_prefill_and_decode_take_any_moe_fn(model, prompts, monkeypatch):
   states, caches = [x], [cache.LayerCache.empty(c, B).grow(3) for c in of_prompts.layers]
   length = prompts.prompt_mask.sum(axis=1)[:, None]
   for t in range(2):
-    rope = decoder.rope_tables(EXPERTS, length + t)
-    x, caches = decode(tokens[:, t], rope, jnp.int32(t), of_prompts, caches)
+    ropes = EXPERTS.ropes(length + t)
+    x, caches = decode(tokens[:, t], ropes, jnp.int32(t), of_prompts, caches)
     states.append(x)
   mask = jnp.ones_like(tokens, bool)
   respond = jax.jit(lambda *arrays: decoder.response_hidden(model, EXPERTS, *arrays))

@@ -83,6 +83,17 @@ def test_the_rollouts_of_a_prompt_stay_on_its_device():
   assert eight["sent"] == found["eight, a prompt each"]["sent"] != {}
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["olmo3", "gemma3"])
+def test_models_whose_layers_differ_are_the_same_on_eight_devices(model):
+  """Which share each key/value head, and norm queries and keys over all of them."""
+  found = json_from_eight_devices("tests.helpers.layer_kind_meshes", model)
+  one, eight = found["one"], found["eight"]
+  assert eight["tokens"] == one["tokens"]
+  np.testing.assert_allclose(eight["loss"], one["loss"], rtol=1e-5)
+  np.testing.assert_allclose(eight["grad_norm"], one["grad_norm"], rtol=1e-4)
+
+
 @pytest.mark.parametrize("V", [31, 37, 64, 1024, 32_000, 50_257, 128_256, 151_936, 152_064])
 def test_blocks_of_ids_are_whole_on_every_device(V):
   blocks = sample.num_blocks(V)
