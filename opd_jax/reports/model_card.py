@@ -183,8 +183,9 @@ def _data(exported: Exported) -> str:
   config = exported.config
   if config is None:
     return ""
-  held_out = config.eval.path or config.data.path
-  lines = [f"- prompts of training: {_code(_named(config.data.path))}"]
+  paths = configs.data_paths(config)
+  held_out = config.eval.path or paths[0]
+  lines = [f"- prompts of training: {', '.join(_code(_named(path)) for path in paths)}"]
   lines.append(f"- held-out problems: {_code(_named(held_out))}, verifier {_code(_named(config.data.verifier))}")
   return "## Data\n\n" + "\n".join(lines)
 

@@ -70,7 +70,7 @@ def test_a_wrong_name_gets_one_sentence(name, message, monkeypatch):
 
 def test_without_libtpu(monkeypatch):
   monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(InputError, match="pip install libtpu"):
+  with pytest.raises(InputError, match=r"pip install \"jax\[tpu\]\""):
     topology.get("v5e:4x4")
 
 

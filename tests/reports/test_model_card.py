@@ -81,6 +81,13 @@ def test_it_tells_config_data_results_and_versions(exported):
     assert made in card
 
 
+def test_every_source_of_prompts_is_named(exported):
+  several = configs.override(exported.config, {"data.paths": ("/home/me/a.jsonl", "task:chain")})
+  card = model_card.text(dataclasses.replace(exported, config=several))
+  assert "- prompts of training: `a.jsonl`, `task:chain`" in card
+  assert "/home" not in card
+
+
 def test_no_path_of_the_machine_is_told(exported, tmp_path):
   card = model_card.text(exported)
   for private in ("/home", "/Users", "/root", "~", "secret", str(tmp_path), os.path.expanduser("~/")):
