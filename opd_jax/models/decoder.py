@@ -282,7 +282,7 @@ def norm_of_layer(x: Float[Array, "*b D"], w: Params, name: str, cfg: DecoderCon
 
 
 def norm_heads(
-  x: Float[Array, "B T *n h"], scale: Float[Array, "*n h"], cfg: DecoderConfig
+  x: Float[Array, "B T *n h"], scale: Float[Array, "*m h"], cfg: DecoderConfig
 ) -> Float[Array, "B T *n h"]:
   """Apply the norm of queries or keys, within each head or over all heads at once."""
   if not cfg.whole_qk_norm:

@@ -6,7 +6,7 @@ full stop.
 
 import dataclasses
 
-from opd_jax.models import hf_rope
+from opd_jax.models import hf_rope, layer_kinds
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.hf_rope import FULL, SLIDING
 from opd_jax.models.hf_values import Json, entries, positive_int, switch
@@ -20,13 +20,13 @@ class Layers:
   """Layers that are all alike: each sees everything before it, at rotary positions."""
 
   def read(self, raw: Json, layers: int, max_positions: int, theta: float) -> tuple[Rope, list[LayerKind]]:
-    """Read the model's rotary embedding and the kind of every layer.
+    """Read the model's rotary embedding and the kinds of its first layers, which those behind them repeat.
 
     Args:
       theta: the base where config.json has none.
     """
     entries(raw, "layer_types", (FULL,), layers)
-    return hf_rope.read(raw, max_positions, theta), [LayerKind()] * layers
+    return hf_rope.read(raw, max_positions, theta), [LayerKind()]
 
   def write(self, cfg: DecoderConfig) -> Json:
     """The keys of config.json that `read` looks at, if they can say what `cfg` is."""
@@ -43,7 +43,7 @@ class WindowEverywhere(Layers):
     rope, kinds = super().read(raw, layers, max_positions, theta)
     if raw.get("sliding_window", 4096) is None:
       return rope, kinds
-    return rope, [LayerKind(positive_int(raw, "sliding_window", 4096))] * layers
+    return rope, [LayerKind(positive_int(raw, "sliding_window", 4096))]
 
   def write(self, cfg: DecoderConfig) -> Json:
     return super().write(cfg) | {"sliding_window": cfg.kinds[0].window}
@@ -57,6 +57,7 @@ class WindowWhereSwitched(Layers):
       if SLIDING in (entries(raw, "layer_types", (FULL, SLIDING), layers) or ()):
         raise ValueError(f"layer_types has '{SLIDING}', and use_sliding_window or sliding_window says that none is")
       return super().read(raw, layers, max_positions, theta)
+    _check_number(layers)
     types = entries(raw, "layer_types", (FULL, SLIDING), layers) or self._types(raw, layers)
     window = positive_int(raw, "sliding_window", 4096)
     rope = hf_rope.read(raw, max_positions, theta)
@@ -76,8 +77,9 @@ class NoRopeInSome(WindowWhereSwitched):
   """SmolLM3: no_rope_layers has a 0 for layers that are told no positions, every fourth where it is left out."""
 
   def read(self, raw: Json, layers: int, max_positions: int, theta: float) -> tuple[Rope, list[LayerKind]]:
+    _check_number(layers)
     rope, kinds = super().read(raw, layers, max_positions, theta)
-    told = self._told(raw, layers)
+    kinds, told = layer_kinds.repeated(kinds, layers), self._told(raw, layers)
     return rope, [dataclasses.replace(kind, rotary=bool(t)) for kind, t in zip(kinds, told, strict=True)]
 
   def _told(self, raw: Json, layers: int) -> list[int]:
@@ -100,6 +102,7 @@ class Alternating(Layers):
   local_theta: float | None = None  # of sliding layers; None: that of the full ones
 
   def read(self, raw: Json, layers: int, max_positions: int, theta: float) -> tuple[Rope, list[LayerKind]]:
+    _check_number(layers)
     period = positive_int(raw, "sliding_window_pattern", self.period)
     default = [FULL if (i + 1) % period == 0 else SLIDING for i in range(layers)]
     types = entries(raw, "layer_types", (FULL, SLIDING), layers) or default
@@ -123,6 +126,14 @@ class Alternating(Layers):
     nested = {FULL: full, SLIDING: {"rope_theta": local, "rope_type": "default"}}
     base = {} if self.local_theta is None else {"rope_local_base_freq": local}
     return super().write(cfg) | base | {"rope_parameters": nested} | _windows(cfg, {})
+
+
+MOST_LAYERS = 4096  # of models whose layers differ; they are listed, and no list should fill the memory
+
+
+def _check_number(layers: int) -> None:
+  if layers > MOST_LAYERS:
+    raise ValueError(f"num_hidden_layers is {layers}; of models whose layers differ it can be {MOST_LAYERS} at most")
 
 
 def _windows(cfg: DecoderConfig, switched: Json) -> Json:

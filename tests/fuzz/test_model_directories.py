@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_jax import inputs
-from opd_jax.models import decoder, hf, hf_config, lora, safetensors_io
+from opd_jax.models import decoder, hf, hf_config, lora, rope, safetensors_io
 from tests.conftest import EXPERTS, STUDENT
 from tests.helpers.damage import accepted_or_refused, damaged, documents, json_bytes, values
 from tests.helpers.fuzz import cases
@@ -64,6 +64,36 @@ def test_a_model_of_any_config_json_is_read_or_refused(tmp_path, directories, da
     params = jax.eval_shape(lambda: decoder.init(model.cfg, jax.random.key(0)))
     jax.block_until_ready(hf.load(path, model.cfg))
     assert jax.tree.leaves(params)
+
+
+KIND = decoder.LayerKind
+FAMILIES = {  # whose layers differ, or are like no others
+  "mistral": {"layer_kinds": (KIND(8),), "qk_norm": False},
+  "qwen3": {"layer_kinds": (KIND(), KIND(8))},
+  "smollm3": {"layer_kinds": (KIND(), KIND(rotary=False)), "qk_norm": False},
+  "olmo3": {"whole_qk_norm": True, "norms": "after", "layer_kinds": (KIND(8, theta=500.0), KIND())},
+  "gemma3": {
+    "norms": "both",
+    "zero_centred_norms": True,
+    "activation": "gelu_pytorch_tanh",
+    "scaled_embedding": True,
+    "layer_kinds": (KIND(8, theta=500.0), KIND()),
+  },
+}
+
+
+@cases(150)
+@given(data=st.data(), which=st.sampled_from(sorted(FAMILIES)))
+def test_any_config_json_of_a_model_whose_layers_differ_is_read_or_refused(tmp_path, data, which):
+  cfg = dataclasses.replace(
+    STUDENT, layers=4, rope_scaling=rope.YarnScaling(4.0, 64, 32.0, 1.0, 1.1), **FAMILIES[which]
+  )
+  hf_config.write(tmp_path, cfg, pad_id=0, eos_id=1)
+  assert hf_config.read(tmp_path) == cfg
+  path = tmp_path / "config.json"
+  path.write_bytes(data.draw(json_bytes(json.loads(path.read_bytes()))))
+  with accepted_or_refused(path):
+    hf_config.read(tmp_path)
 
 
 def split(file: pathlib.Path) -> tuple[dict, bytes]:
