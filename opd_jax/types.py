@@ -77,4 +77,10 @@ class TrainState:
   step: jax.Array  # int32[], updates applied or skipped so far
   skipped: jax.Array  # int32[], updates skipped in a row because of a NaN or Inf
   empty: jax.Array  # int32[], updates left out so far because the gradient was exactly zero
-  teacher: Params | None = None  # the average of `params` that teaches, where one does: training/teacher_update.py
+
+
+@flax.struct.dataclass
+class AveragedTrainState(TrainState):
+  """A train state with the moving average of the parameters that teaches, see training/teacher_update.py."""
+
+  teacher: Params

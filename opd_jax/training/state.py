@@ -11,14 +11,15 @@ from opd_jax.runtime import keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training import optim
 from opd_jax.training.teacher_update import TeacherUpdate
-from opd_jax.types import Params, TrainState
+from opd_jax.types import AveragedTrainState, Params, TrainState
 
 
 def init(config: Config, params: Params) -> TrainState:
   """Puts a new optimiser around parameters."""
   zero = jnp.zeros((), jnp.int32)
   opt_state, teacher = optim.make(config.optimizer).init(params), TeacherUpdate.from_config(config).begin(params)
-  return TrainState(params=params, opt_state=opt_state, step=zero, skipped=zero, empty=zero, teacher=teacher)
+  fields = {"params": params, "opt_state": opt_state, "step": zero, "skipped": zero, "empty": zero}
+  return TrainState(**fields) if teacher is None else AveragedTrainState(**fields, teacher=teacher)
 
 
 def new(config: Config, mesh: jax.sharding.Mesh, params: Params) -> TrainState:

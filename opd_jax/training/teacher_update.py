@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from opd_jax.config import Config
 from opd_jax.objectives.divergence import HiddenAndHead
-from opd_jax.types import Params, TrainState
+from opd_jax.types import AveragedTrainState, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ class TeacherUpdate:
 
   def of(self, state: TrainState) -> Params | None:
     """Returns the parameters, of what is trained, that the teacher has in the next update; None: it does not move."""
-    return {"frozen": None, "ema": state.teacher}.get(self.kind, state.params)
+    if self.kind == "frozen":
+      return None
+    return state.teacher if isinstance(state, AveragedTrainState) else state.params
 
   def follow(self, state: TrainState, updated: jax.Array) -> TrainState:
     """Moves an average after an update.
@@ -61,7 +63,7 @@ class TeacherUpdate:
     Args:
       updated: bool[], whether the update moved the weights.
     """
-    if self.kind != "ema":
+    if not isinstance(state, AveragedTrainState):
       return state
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:

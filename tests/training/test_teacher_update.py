@@ -13,7 +13,7 @@ from opd_jax.errors import InputError
 from opd_jax.objectives.divergence import HiddenAndHead
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training.teacher_update import TeacherUpdate
-from opd_jax.types import FrozenModels
+from opd_jax.types import AveragedTrainState, FrozenModels
 from tests.conftest import STUDENT
 from tests.helpers.conversation_runs import small as conversations
 from tests.helpers.conversation_runs import write_talker
@@ -47,9 +47,14 @@ def step_of(kind: str, rate: float = 0.25):
   return dataclasses.replace(STEP, teachers=(STUDENT,) if update.needs_initial else (), teacher_update=update)
 
 
+def averaged(params, teacher) -> AveragedTrainState:
+  """A train state whose average is `teacher`."""
+  return AveragedTrainState(**vars(fresh(params)), teacher=teacher)
+
+
 def update(step, params, prompts, rollout, initial=None, teacher=None):
   """One update of a step with a moving teacher: its next state and statistics."""
-  state = dataclasses.replace(fresh(params), teacher=teacher)
+  state = fresh(params) if teacher is None else averaged(params, teacher)
   return programs(step)[1](state, FrozenModels(() if initial is None else (initial,)), prompts, rollout, None)
 
 
@@ -93,9 +98,10 @@ def test_a_mix_is_of_logits():
 
 def test_an_average_has_gone_its_share_of_the_way_after_k_updates():
   ema = TeacherUpdate("ema", 0.05)
-  state = dataclasses.replace(fresh({"w": jnp.ones(3)}), teacher={"w": jnp.zeros(3)})
+  state = averaged({"w": jnp.ones(3)}, {"w": jnp.zeros(3)})
   for _ in range(7):
     state = ema.follow(state, jnp.bool_(True))
+    assert isinstance(state, AveragedTrainState)
   np.testing.assert_allclose(state.teacher["w"], 1 - 0.95**7, rtol=1e-6)
   assert state.teacher["w"].dtype == jnp.float32
 
@@ -140,7 +146,7 @@ def test_killed_and_resumed_is_uninterrupted(kind, talker, tmp_path):
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), whole.state.teacher, whole.state.params)
     assert max(jax.tree.leaves(moved)) > 0
   else:
-    assert whole.state.teacher is None
+    assert not isinstance(whole.state, AveragedTrainState)
 
 
 @pytest.mark.long
