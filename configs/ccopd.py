@@ -1,8 +1,8 @@
 """CCOPD: the student reads a conversation, its frozen self everything at once; the last answer is compared (arXiv:2605.30251).
 
 cpu    python -m opd_jax.train --config=configs/ccopd.py --workdir=runs/ccopd
-       a character model on the built-in task relay, through an adapter: 2 cores, 65 s in all, RAW 0.44 -> 0.99 on 128 problems
-       (seed 0; python -m opd_jax.study ccopd has five: 0.45 -> 0.98)
+       a character model on the built-in task relay, through an adapter: 2 cores, 65 s in all, RAW 0.17 -> 0.87 on 128 problems, and
+       0.09 -> 1.00 where it says its likeliest tokens (seed 0; python -m opd_jax.study ccopd asks what that is worth)
 hf     --config=configs/ccopd.py:hf      any Hugging Face directory with a chat template, and a JSONL file of problems
        (cut into conversations) or of conversations
 paper  --config=configs/ccopd.py:paper   the published hyper-parameters; Qwen3-8B, GSM8K told turn by turn: 66.0 -> 82.5,

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from opd_jax import checks, tasks
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.context import canonical
+from opd_jax.context import canonical, privileged
 from opd_jax.data import pipeline, problems, stop_tokens
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.problems import Problems
@@ -27,6 +27,7 @@ from opd_jax.rewards.pool import VerifierPool
 from opd_jax.rewards.reward import Rewards
 from opd_jax.rollout.sample import Sampling
 from opd_jax.runtime import mesh as meshes
+from opd_jax.tasks.problem import AnswerExtractor
 from opd_jax.training import specs
 
 
@@ -40,7 +41,8 @@ class Inputs(specs.Specs):
   train: Problems = dataclasses.field(default_factory=lambda: Problems([], []))
   prompt_widths: tuple[int, ...] = ()  # rising, tokens; a batch takes the first that holds its longest prompt
   evaluation: EvaluationInputs | None = None  # None where config.eval.every is 0
-  rewards: Rewards | None = None  # of rollouts; None where the loss has none
+  rewards: Rewards | None = None  # of rollouts; None where nothing asks for them
+  extract_answer: AnswerExtractor | None = None  # the answer that a response claims, where the verifier's is known
   verifiers: VerifierPool = dataclasses.field(
     default_factory=VerifierPool
   )  # where those of training and evaluation run
@@ -130,7 +132,10 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     attention=specs.attention(config, mesh, [m.cfg for m in (student, *teachers)]),
     dtype=specs.compute_dtype(config.precision, mesh),
     evaluation=evaluation,
-    rewards=Rewards.from_config(config, reward_verifiers(config), verifiers) if config.mixture.reward else None,
+    rewards=Rewards.from_config(config, reward_verifiers(config), verifiers)
+    if configs.verifies_rollouts(config)
+    else None,
+    extract_answer=tasks.ANSWER_EXTRACTORS.get(verifier_name(config, config.data.path)),
     verifiers=verifiers,
     segments=specs.segments(config, mesh),
     warnings=_warnings(config, mesh, tokenizer, sampling, student, teachers, train, evaluation),
@@ -161,9 +166,11 @@ def load_training(config: Config, tokenizer, rendering: Rendering) -> Problems:
 
 def load_problems(config: Config, path: str, tokenizer, rendering: Rendering, *, held_out: bool) -> Problems:
   """Loads problems as `config.context` shows them to the student: as prompts, or turn by turn."""
-  load = {"same": problems.load, "canonical": canonical.load}[config.context.kind]
+  load = canonical.load if config.context.kind == "canonical" else problems.load
   found = load(config, path, tokenizer, rendering, held_out=held_out)
-  verified = held_out or config.mixture.reward > 0
+  if config.context.kind == "privileged" and not held_out:
+    found = privileged.with_solutions(found, config, tokenizer, rendering)
+  verified = held_out or configs.verifies_rollouts(config)
   verifiers = {verifier_name(config, path), *(() if held_out else reward_verifiers(config))} if verified else ()
   if not any(map(tasks.reads_record, verifiers)):
     found = dataclasses.replace(found, records=())  # all that is told of a problem may be much

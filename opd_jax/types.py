@@ -46,11 +46,21 @@ class Rollout:
 
 
 @flax.struct.dataclass
-class Credit:
-  """What a verifier's reward says of each row."""
+class RowContext:
+  """What the teacher reads before each response, made of the rollouts themselves: one row per row, not per prompt."""
 
-  advantage: Float[Array, "B"]
-  counted: Bool[Array, "B"]  # false: the row is not in the mean of the reward's term
+  prompt: Int[Array, "B Q"]  # left-padded token ids
+  prompt_mask: Bool[Array, "B Q"]
+  taught: Bool[Array, "B"]  # false: there is nothing to tell the teacher, and the row is not in the divergence's mean
+
+
+@flax.struct.dataclass
+class Credit:
+  """What is known of each row beside its tokens: what a verifier's reward says of it, and what its teacher reads."""
+
+  advantage: Float[Array, "B"] | None = None
+  counted: Bool[Array, "B"] | None = None  # false: the row is not in the mean of the reward's term
+  context: RowContext | None = None
 
 
 @flax.struct.dataclass

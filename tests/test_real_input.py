@@ -222,6 +222,39 @@ def test_a_reward_of_ones_own_killed_between_mini_batches_resumed_and_exported(m
   assert all((a == b).all() for a, b in zip(end, again, strict=True))
 
 
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 4], ids=["all weights", "adapter"])
+def test_the_student_teaches_itself_by_reference_solutions(rank, root, tmp_path):
+  """OPSD on GSM8K: three steps, resumed after the second, and exported."""
+
+  def arguments(steps):
+    return [
+      f"--config={CONFIGS / 'opsd.py'}:hf",
+      f"--workdir={tmp_path / 'run'}",
+      f"--config.student={root / 'student'}",
+      "--config.teacher=initial",
+      f"--config.data.path={root / 'train.jsonl'}",
+      "--config.data.prompt_field=question",
+      "--config.data.solution_field=answer",
+      "--config.data.max_prompt=2048",
+      f"--config.lora.rank={rank}",
+      f"--config.steps={steps}",
+      "--config.batch=2",
+      "--config.horizon.max=8",
+      "--config.optimizer.lr=1e-2",
+      "--config.checkpoint.every=1",
+      "--config.log.tensorboard=False",
+      "--config.compile_cache=off",
+    ]
+
+  call(train, *arguments(2))
+  assert "resumed after step 2" in call(train, *arguments(3))
+  records = read(tmp_path / "run", "train")
+  assert [r["step"] for r in records] == [1, 2, 3]
+  assert all(r["kl"] > 0 and 0 <= r["opposed"] <= 1 for r in records)
+  call(export, f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--dtype=float32")
+  assert (tmp_path / "out" / ("adapter_config.json" if rank else "config.json")).is_file()
+
+
 def test_exported_student_loads_in_pytorch(root):
   torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
   from transformers import AutoModelForCausalLM, AutoTokenizer

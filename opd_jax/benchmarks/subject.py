@@ -23,8 +23,9 @@ from opd_jax.recipes.base import Recipe
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.training import specs as all_specs
+from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.specs import Specs
-from opd_jax.types import Batch, Params, Rollout
+from opd_jax.types import Batch, Credit, Params, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,3 +176,20 @@ class Subject:
       ids = np.broadcast_to(np.arange(recorded, dtype=np.int32), (*shape, recorded))
       rollout = rollout.replace(recorded_ids=ids, recorded_logprob=np.full(ids.shape, -np.log(self.vocab), np.float32))  # pyright: ignore[reportAttributeAccessIssue]
     return jax.device_put(rollout, meshes.rows(self.mesh))
+
+  def credit(self, case: Case) -> Credit | None:
+    """Makes what an update is told of each row: random advantages, and contexts of random ids; None where it is told nothing."""
+    rng = np.random.default_rng(2)
+
+    def fill(a: jax.ShapeDtypeStruct) -> np.ndarray:
+      if a.dtype == np.bool_:
+        return np.ones(a.shape, bool)
+      return (
+        rng.normal(size=a.shape).astype(a.dtype)
+        if a.dtype == np.float32
+        else rng.integers(0, self.vocab, a.shape, np.int32)
+      )
+
+    step: DistillationStep = self.recipe(case).step  # pyright: ignore[reportAttributeAccessIssue]
+    credit = jax.tree.map(fill, step.abstract_credit(case.rows, self.shape(case).context))
+    return jax.device_put(credit, meshes.rows(self.mesh))

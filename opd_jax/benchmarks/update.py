@@ -4,16 +4,14 @@ import functools
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from opd_jax.benchmarks.subject import Case, Subject
 from opd_jax.models import roofline
-from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime import metrics, programs, timing
 from opd_jax.runtime.machine import Machine
 from opd_jax.training.distillation import DistillationStep
-from opd_jax.types import Credit, FrozenModels, TrainState
+from opd_jax.types import FrozenModels, TrainState
 
 
 def measure(
@@ -27,11 +25,7 @@ def measure(
   began = time.perf_counter()
   run = lowered.compile()
   compilation = programs.record("update", shape, time.perf_counter() - began, run)
-  credit = None
-  if distillation.loss.reward:
-    random = np.random.default_rng(2).normal(size=case.rows).astype(np.float32)
-    of_rows = Credit(random, np.ones(case.rows, bool))  # pyright: ignore[reportArgumentType]: numpy
-    credit = jax.device_put(of_rows, meshes.rows(subject.mesh))
+  credit = subject.credit(case)
   parts = list(map(np.int32, range(distillation.mini_batches))) if distillation.mini_batches > 1 else [None]
 
   def a_pass(state: TrainState) -> TrainState:

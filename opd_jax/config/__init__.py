@@ -12,7 +12,7 @@ A method is a file in configs/ that starts from `default()` and answers the five
 locked: a key that does not exist is refused. It is saved in the workdir and decides whether a run may resume there.
 """
 
-from opd_jax.config.methods import at_scale, configs_dir, load, policy_gradient
+from opd_jax.config.methods import at_scale, configs_dir, load, policy_gradient, shown_to_pupil
 from opd_jax.config.paths import expanded, expanded_path
 from opd_jax.config.recipes import Key, implied_recipe, recipe_keys, recipe_module, recipe_names, table
 from opd_jax.config.saved import OtherVersion, changed, different, from_saved, to_json, upgraded
@@ -37,6 +37,7 @@ from opd_jax.config.values import (
   refusal,
   teacher_names,
   unknown_key,
+  verifies_rollouts,
   with_recipe,
 )
 
@@ -74,10 +75,12 @@ __all__ = [
   "recipe_module",
   "recipe_names",
   "refusal",
+  "shown_to_pupil",
   "table",
   "teacher_names",
   "to_json",
   "unknown_key",
   "upgraded",
+  "verifies_rollouts",
   "with_recipe",
 ]

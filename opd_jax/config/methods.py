@@ -85,6 +85,21 @@ def at_scale(scale: str, recipe: str = "opd") -> Config:
   raise InputError(f"There is no scale {scale!r}; the scales are 'cpu', 'hf' and 'paper'.")
 
 
+def shown_to_pupil(c: Config) -> Config:
+  """Gives a config of self-distillation the built-in student that repeats a solution, and its way to be shown one."""
+  c.student = "builtin:short-pupil"
+  c.data.path = "task:chain-short"
+  c.horizon.max = 140
+  c.context.template = "{prompt}{solution}="
+  c.context.solution_template = ":{text}"
+  c.context.feedback = "none"  # the built-in tokenizer has no words
+  c.context.max_tokens = 320
+  c.steps = 60
+  c.eval.every = 20
+  c.eval.greedy = True
+  return c
+
+
 def policy_gradient(c: Config, scale: str) -> Config:
   """Makes of a config of `at_scale` what the policy gradients share: a reward in the place of a teacher.
 

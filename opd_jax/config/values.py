@@ -185,6 +185,11 @@ def data_paths(config: Config) -> tuple[str, ...]:
   return tuple(config.data.paths) or (config.data.path,)
 
 
+def verifies_rollouts(config: Config) -> bool:
+  """Whether training asks a verifier about its rollouts: for a reward, or for what a teacher is shown."""
+  return config.mixture.reward > 0 or config.context.kind == "feedback"
+
+
 def teacher_names(config: Config) -> tuple[str, ...]:
   """The directories of all teachers: `teachers`, or `teacher` alone; () where there is none."""
   return tuple(config.teachers) or ((config.teacher,) if config.teacher else ())

@@ -91,6 +91,8 @@ class Prompts:
     digest = hashlib.sha256(np.asarray([len(row) for row in self._rows], np.int64).tobytes())
     for row in self._rows:
       digest.update(row.tobytes())
+    if teacher_ids is not None and teacher_ids is not ids:
+      digest.update(b"".join(np.asarray(row, np.int32).tobytes() for row in teacher_ids))
     self._fingerprint = {
       "prompts": len(self._rows),
       "digest": digest.hexdigest()[:16],
@@ -283,8 +285,12 @@ def padded_lens(ids: Sequence[Sequence[int]], ratio: float, multiple: int = 8) -
   Padded to the first length that holds it, the longest prompt of a batch leaves less than 1 - 1 / ratio of it empty.
   None is below 16. Ratio 0 gives `padded_len` alone.
   """
-  rising = [padded_len(ids)]
-  shortest = max(min(map(len, ids)), 2 * multiple)
+  return rising_widths(padded_len(ids), ratio, max(min(map(len, ids)), 2 * multiple), multiple)
+
+
+def rising_widths(longest: int, ratio: float, shortest: int, multiple: int = 8) -> tuple[int, ...]:
+  """Choose widths that rise to `longest`, each at most `ratio` times the one before, and none below `shortest`; 0: one."""
+  rising = [longest]
   while ratio:
     below = math.ceil(rising[0] / ratio / multiple) * multiple
     if not shortest <= below < rising[0]:

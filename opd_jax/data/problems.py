@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from opd_jax import config as configs
 from opd_jax import tasks
@@ -19,6 +19,7 @@ from opd_jax.data.styles import Fields
 from opd_jax.errors import InputError, brief
 from opd_jax.tasks.problem import Response
 
+T = TypeVar("T")
 TRAIN_PROBLEMS = 8192  # of a built-in task; generated, so the number only has to be larger than most runs need
 
 
@@ -49,6 +50,7 @@ class Problems:
       leaves out.
     origin: what `ids` were made of, each with a digest.
     sources: where there are several, in the order of their prompts.
+    prompts: what `ids` are rendered from; () of conversations.
   """
 
   ids: list[list[int]]
@@ -63,6 +65,7 @@ class Problems:
   notes: tuple[str, ...] = ()
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
   sources: tuple[Source, ...] = ()
+  prompts: tuple[chat.Prompt, ...] = ()
 
   @property
   def mixture(self) -> tuple[tuple[int, float], ...]:
@@ -74,6 +77,24 @@ class Problems:
     if not self.records:
       return responses
     return [r._replace(record=self.records[i]) for r, i in zip(responses, index, strict=True)]
+
+  def select(self, kept: Sequence[bool]) -> "Problems":
+    """Leave problems out, and count them as skipped; not of conversations."""
+
+    def of(values: Sequence[T]) -> list[T]:
+      return [value for value, keep in zip(values, kept, strict=True) if keep] if values else []
+
+    return dataclasses.replace(
+      self,
+      ids=of(self.ids),
+      answers=of(self.answers),
+      skipped=self.skipped + len(kept) - sum(kept),
+      teachers=tuple(of(self.teachers)),
+      solutions=tuple(of(self.solutions)),
+      teacher_ids=tuple(of(self.teacher_ids)),
+      records=tuple(of(self.records)),
+      prompts=tuple(of(self.prompts)),
+    )
 
 
 def load(config: Config, path: str, tokenizer, rendering: Rendering | None = None, *, held_out: bool) -> Problems:
@@ -122,6 +143,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     + text_notes(config, path, chosen, tokenizer, held_out=held_out)
     + shown(usable[0].prompt, tokenizer, rendering),
     origin=origin(examples, tokenizer, rendering),
+    prompts=tuple(e.prompt for e in chosen),
   )
 
 
@@ -132,7 +154,7 @@ def joined(paths: Sequence[str], parts: Sequence[Problems], weights: Sequence[fl
     weights: see config.data.weights.
     widths: see config.data.widths.
   """
-  names = ("answers", "teachers", "solutions", "conversations", "teacher_ids", "records", "notes")
+  names = ("answers", "teachers", "solutions", "conversations", "teacher_ids", "records", "prompts", "notes")
   together = {name: [each for part in parts for each in getattr(part, name)] for name in names}
   ids, answers = [row for part in parts for row in part.ids], together.pop("answers")
   lens = [range(part.prompt_lens[end]) for part in parts for end in (0, -1)] if together["conversations"] else ids
@@ -275,7 +297,8 @@ def load_examples(config: Config, path: str, *, held_out: bool) -> sources.Readi
   )
   if not held_out:
     fields = dataclasses.replace(fields, teacher=data.teacher_field, solution=data.solution_field)
-  return sources.read_examples(path, fields, data.on_bad_line, need_answer=held_out or config.mixture.reward > 0)
+  need_answer = held_out or configs.verifies_rollouts(config)
+  return sources.read_examples(path, fields, data.on_bad_line, need_answer=need_answer)
 
 
 def text_notes(

@@ -207,6 +207,7 @@ class Chunk:
           stats["slope_sum"] = sum_ids(divergence.slopes(o, s, t))
         if o.entry_clip:
           stats["clipped"] = sum_ids(entries > o.entry_clip) / o.vocab
+          stats["clip_sums"] = divergence.clip_sums(o, s, t)
       elif not o.topk and o.support != "sampled":
         raise NotImplementedError(f"support {o.support!r} has no entries")
     return stats
@@ -226,7 +227,9 @@ class Chunk:
     """Select the statistics that the caller wants."""
     if not self.with_stats:
       return {}
-    kept = {name: stat for name, stat in stats.items() if name not in ("slope_sum", "recorded")}
+    kept = {name: stat for name, stat in stats.items() if name not in ("slope_sum", "recorded", "clip_sums")}
+    if "clip_sums" in stats:
+      kept["opposed"] = divergence.opposed(stats["clip_sums"])
     if x.recorded is not None:
       kept["topk_distance"] = x.recorded.moved(
         self.objective.topk_distance, x.token, stats["recorded"], stats["logprob"]
@@ -293,6 +296,7 @@ class Chunk:
     stats = {"divergence": jnp.sum(divergence.clip(o, entries), axis=-1)}
     if o.entry_clip:
       stats["clipped"] = jnp.mean(entries > o.entry_clip, axis=-1, dtype=jnp.float32)
+      stats["clip_sums"] = divergence.clip_sums(o, topk.student, topk.teacher)
     return stats
 
   def topk_derivative(self, s: Float[Array, "N v"], topk: TopK) -> Float[Array, "N v"]:

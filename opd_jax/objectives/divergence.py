@@ -158,6 +158,7 @@ def token_stats(objective: Objective, student: HiddenAndHead, inputs: FrozenInpu
   Returns:
     divergence: the objective, in nats (absent for the sampled support, and without a teacher).
     clipped: the fraction of its entries that were clipped (only with `entry_clip`).
+    opposed: 1 where the gradient of the clipped divergence points against that of the whole one (likewise).
     logprob, teacher_logprob: of the drawn token, at the sampling temperature and at the teacher's.
     kl: the full reverse KL, whatever the objective.
     student_entropy, teacher_entropy: in nats. What compares with a teacher is absent where there is none.
@@ -189,7 +190,9 @@ def token_stats(objective: Objective, student: HiddenAndHead, inputs: FrozenInpu
     if objective.support != "sampled":
       stats["divergence"] = divergence(objective, s, t)
       if objective.entry_clip:
-        stats["clipped"] = clipped_fraction(objective, *support(objective, s, t))
+        compared = support(objective, s, t)
+        stats["clipped"] = clipped_fraction(objective, *compared)
+        stats["opposed"] = opposed(clip_sums(objective, *compared))
     if objective.overlap_k:
       stats["overlap"] = overlap(s, t, objective.overlap_k)
   if inputs.recorded is not None:
@@ -307,6 +310,25 @@ def clip(objective: Objective, entry: Float[Array, "*b n"]) -> Float[Array, "*b 
 def clipped_fraction(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b"]:
   """Compute the fraction of entries above the clip."""
   return jnp.mean(entries(objective, s, t) > objective.entry_clip, axis=-1, dtype=jnp.float32)
+
+
+def clip_sums(objective: Objective, s: Float[Array, "*b n"], t: Float[Array, "*b n"]) -> Float[Array, "*b 6"]:
+  """Compute the sums over entries that `opposed` is made of; those of parts of the vocabulary add up."""
+  cut, whole = slopes(objective, s, t), slopes(dataclasses.replace(objective, entry_clip=0.0), s, t)
+  p = jnp.exp(s)
+  parts = (cut, whole, cut * whole, cut * p, whole * p, p * p)
+  return jnp.stack([jnp.sum(part, axis=-1, dtype=jnp.float32) for part in parts], axis=-1)
+
+
+def opposed(sums: Float[Array, "*b 6"]) -> Float[Array, "*b"]:
+  """Tell, 1 or 0, whether a step down the clipped divergence goes up the whole one: their gradients by the logits point apart.
+
+  An entry at the clip has no gradient, so that what is left may raise ids that the student overrates already. By logit v the two
+  gradients are c_v - s_v sum(c) and w_v - s_v sum(w), c and w being the slopes; this is the sign of their product. Of a top-k support
+  with a tail the bucket counts as one id.
+  """
+  c, w, cw, cs, ws, ss = jnp.moveaxis(sums, -1, 0)
+  return (cw - cs * w - ws * c + ss * c * w < 0).astype(jnp.float32)
 
 
 def entropy(log: Float[Array, "*b V"]) -> Float[Array, "*b"]:

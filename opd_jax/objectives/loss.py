@@ -85,6 +85,7 @@ class Loss:
     key: jax.Array,
     behavior_logprob: Float[Array, "B H"] | None = None,
     counted: Bool[Array, "B"] | None = None,
+    taught: Bool[Array, "B"] | None = None,
   ) -> TokenWeights:
     """Compute the weights of the batch's tokens in its means.
 
@@ -93,12 +94,14 @@ class Loss:
       key: used where `config.weights` takes random tokens, and nowhere else.
       behavior_logprob: used where `config.weights` takes unlikely tokens.
       counted: the rows that count for the reward; None: all.
+      taught: the rows that a teacher trains; None: all.
     """
 
     def means_of(mask: Bool[Array, "B H"], counted: Bool[Array, "B"] | None = None) -> Float[Array, "B H"]:
       return mean_weights(mask, self.normaliser, self.constant, counted)
 
-    trained, every = means_of(self.weights.choose(mask, key, behavior_logprob)), means_of(mask)
+    with_teacher = mask if taught is None else mask & taught[:, None]
+    trained, every = means_of(self.weights.choose(with_teacher, key, behavior_logprob), taught), means_of(mask)
     return TokenWeights(trained, every, every if counted is None else means_of(mask, counted))
 
   def coefficients(

@@ -39,7 +39,11 @@ def summary_lines(
   probes = " and 1 to probe for each prompt width" if probed else ""
   shapes = [shape for shape in run.expected if shape.kind == "step"]
   listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
-  yield f"  {len(shapes)} shape(s) x 2 programs (rollout, update){probes}{evaluations}; prompt + response: {listed}"
+  updates = [shape.context for shape in run.expected if shape.kind == "update"]
+  programs = "x 2 programs (rollout, update)"
+  if updates:  # they have shapes of their own
+    programs = f"of a rollout, {len(updates)} of an update with contexts of at most {max(updates)} tokens"
+  yield f"  {len(shapes)} shape(s) {programs}{probes}{evaluations}; prompt + response: {listed}"
   yield from (f"  note: {warning}" for warning in inputs.warnings)
 
 

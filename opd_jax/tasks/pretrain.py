@@ -10,6 +10,9 @@
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/teacher $SHORT --steps=150 --seed=2 --out=DIR
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/short-teacher $SHORT --steps=120 --slips=0.1 --seed=3 --out=DIR
 
+    python -m opd_jax.tasks.pretrain --role=student --init=$ASSETS/short-student $SHORT --steps=600 --shown --seed=4 --out=DIR
+                                                             short-pupil, who repeats a solution that it is shown; 5 minutes
+
     TALKER="--role=talker --short=400 --steps=2200 --lr=3e-3"             of the task relay, 20 minutes each
     python -m opd_jax.tasks.pretrain $TALKER --drift=0.7 --waits=0.05 --out=DIR
     python -m opd_jax.tasks.pretrain $TALKER --drift=0.3 --waits=0.2 --seed=1 --out=DIR                     talker-2
@@ -94,6 +97,26 @@ def batches(
       if slips:
         right = chain.TOKENIZER.encode(pair[row % 2].right(problem.prompt, [*problem.solution, chain.EOS]))
         learned *= np.array(both[len(prompt) :]) == right
+    yield tokens, weights
+
+
+def shown_batches(beliefs: chain.Beliefs, rows: int, seed: int, task: chain.Chain):
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of a student that repeats a solution which it is shown.
+
+  Every other row is a problem as the student with these beliefs solves it, and every other one "PROMPT:SOLUTION=SOLUTION", the right
+  one: what a teacher reads in self-distillation (configs/opsd.py).
+  """
+  rng = random.Random(f"pretrain shown {seed}")
+  length = task.max_prompt + 2 * task.max_response + 2
+  while True:
+    tokens = np.zeros((rows, length), np.int32)
+    weights = np.zeros((rows, length - 1), np.float32)
+    for row in range(rows):
+      problem = task.problem(rng, held_out=False, beliefs=chain.TRUTH if row % 2 else beliefs)
+      prompt = f"{problem.prompt}:{problem.solution}=" if row % 2 else problem.prompt
+      ids = chain.TOKENIZER.encode([*prompt, *problem.solution, chain.EOS])
+      tokens[row, : len(ids)] = ids
+      weights[row, len(prompt) - 1 : len(ids) - 1] = 1
     yield tokens, weights
 
 
@@ -192,6 +215,9 @@ def main() -> None:
     "--task", choices=[*sorted(PAIRS), synonyms.RUNNING_SUMS.name], default="chain", help="with its twin (chain)"
   )
   parser.add_argument("--slips", type=float, default=0.0, help="share of the facts that the text shows wrong")
+  parser.add_argument(
+    "--shown", action="store_true", help="of the student: half of the problems with their solution shown"
+  )
   parser.add_argument("--drift", type=float, default=0.7, help="of the talker: last replies that fall back on a guess")
   parser.add_argument(
     "--waits", type=float, default=0.05, help="of the talker: conversations in which it does not guess"
@@ -214,6 +240,8 @@ def main() -> None:
     cfg, task = ADDER, synonyms
     beliefs = synonyms.misconceptions() if args.role == "student" else chain.TRUTH
     data = synonym_batches(beliefs, args.rows, args.seed, args.short, args.slips)
+  elif args.shown:
+    data = shown_batches(beliefs, args.rows, args.seed, PAIRS[args.task][0])
   else:
     pair = PAIRS[args.task]
     data = batches(beliefs, args.rows, args.seed, pair, args.letter_weight, args.slips)

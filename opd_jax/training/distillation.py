@@ -12,7 +12,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H respo
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ from opd_jax.runtime import mesh as meshes
 from opd_jax.training import microbatch, optim, specs
 from opd_jax.training.rows import Rows, Stats, lengths, shuffled
 from opd_jax.training.teacher_update import FROZEN, TeacherUpdate
-from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout, TrainState
+from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout, RowContext, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ class DistillationStep:
     the horizon, on padding or on the number of micro-batches. A batch without a gradient changes nothing.
 
     Args:
-      credit: of each row's reward, where the loss has one.
+      credit: of each row's reward, where the loss has one, and its teacher's prompt, where it has one of its own.
       part: int32[], which mini-batch; None: all rows. The prompts of a mini-batch have all their rollouts in it.
     """
     if part is not None:
@@ -141,9 +141,10 @@ class DistillationStep:
     key, shuffle = jax.random.fold_in(self.key, state.step), None
     if self.shuffle_teacher:
       shuffle = jax.random.uniform(jax.random.fold_in(key, 1), rollout.mask.shape)
-    counted = credit and credit.counted
-    token_weights = self.loss.token_weights(rollout.mask, key, rollout.behavior_logprob, counted)
-    rows = Rows(batch, rollout, token_weights, credit and credit.advantage, shuffle)
+    credit = credit or Credit()
+    taught = credit.context and credit.context.taught
+    token_weights = self.loss.token_weights(rollout.mask, key, rollout.behavior_logprob, credit.counted, taught)
+    rows = Rows(batch, rollout, token_weights, credit.advantage, shuffle, credit.context)
 
     def gradient(part: Rows):
       (_, (loss, stats)), grads = jax.value_and_grad(self.loss_of, has_aux=True)(state.params, frozen_models, part)
@@ -191,12 +192,12 @@ class DistillationStep:
     rollout = part.rollout
     forward = functools.partial(self.forward, rollout=rollout, layout=self.teacher_layout)
     teachers = tuple(
-      forward(params, cfg, part.batch.of_teacher)
+      forward(params, cfg, part.of_teacher)
       for params, cfg in zip(frozen_models.teacher_params, self.teachers, strict=True)
     )
     if frozen_models.moving is not None:
       layout = self.trained_layout(frozen_models)
-      current = self.forward(frozen_models.moving, self.student, part.batch.of_teacher, rollout, layout)
+      current = self.forward(frozen_models.moving, self.student, part.of_teacher, rollout, layout)
       teachers = (self.teacher_update.predict(next(iter(teachers), None), current),)
     reference = None
     if frozen_models.reference is not None:
@@ -336,7 +337,7 @@ class DistillationStep:
     copies = microbatch.prompt_copies(rows.batch.prompt.shape[0] // shards, rows.n, self.micro_batches)
     batch, n = microbatch.repeat(rows.batch, copies), rows.n // copies
     lengths = jnp.sum(rows.rollout.mask, axis=1, dtype=jnp.int32) if self.buckets > 1 else None
-    of_rows = rows.rollout, rows.token_weights, rows.advantage, rows.shuffle
+    of_rows = rows.rollout, rows.token_weights, rows.advantage, rows.shuffle, rows.context
     batch, of_rows = microbatch.split(batch, of_rows, self.micro_batches, self.mesh, n, lengths)
     return Rows(batch, *of_rows)
 
@@ -360,21 +361,45 @@ class DistillationStep:
     return gradient_of
 
   def lower(
-    self, response_len: int, state: TrainState, frozen_models: FrozenModels, batch: Batch
+    self,
+    response_len: int,
+    state: TrainState,
+    frozen_models: FrozenModels,
+    batch: Batch,
+    context_len: int = 0,
+    wanted: Sequence[str] = ("update", "rollout"),
   ) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """Lowers the two step functions of one width for these arguments, abstract or not; the slower to compile first."""
-    row, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
+    """Lowers the step functions of one width for these arguments, abstract or not; the slower to compile first.
+
+    Args:
+      context_len: tokens of the teacher's prompts, where each row has its own; 0: none has.
+      wanted: which of the two.
+    """
+    everywhere = meshes.replicated(self.mesh)
     state, frozen_models, batch, _ = self._abstract(state, frozen_models, batch)
     behavior = self.behavior_params(state.params, frozen_models)
     rollout, responses = self.lower_rollout(response_len, behavior, batch)
-    of_row = functools.partial(jax.ShapeDtypeStruct, responses.ended.shape, sharding=row)
-    credit = Credit(of_row(jnp.float32), of_row(jnp.bool_)) if self.loss.reward else None  # pyright: ignore[reportArgumentType]
+    credit = self.abstract_credit(len(responses.ended), context_len)
     part = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere) if self.mini_batches > 1 else None
-    state_shardings = jax.tree.map(lambda a: a.sharding, state)
-    update = jax.jit(self.update, donate_argnums=0, out_shardings=(state_shardings, everywhere))
-    yield "update", update.lower(state, frozen_models, batch, responses, credit, part)
-    if self.behavior != "data":
+    if "update" in wanted:
+      state_shardings = jax.tree.map(lambda a: a.sharding, state)
+      update = jax.jit(self.update, donate_argnums=0, out_shardings=(state_shardings, everywhere))
+      yield "update", update.lower(state, frozen_models, batch, responses, credit, part)
+    if "rollout" in wanted and self.behavior != "data":
       yield "rollout", rollout()
+
+  def abstract_credit(self, rows: int, context_len: int = 0) -> Credit | None:
+    """Returns the shapes of what an update is told of each row; None where it is told nothing."""
+
+    def array(dtype: Any, *columns: int) -> Any:
+      return jax.ShapeDtypeStruct((rows, *columns), dtype, sharding=meshes.rows(self.mesh))
+
+    context = None
+    if context_len:
+      context = RowContext(array(jnp.int32, context_len), array(jnp.bool_, context_len), array(jnp.bool_))
+    if self.loss.reward:
+      return Credit(array(jnp.float32), array(jnp.bool_), context)
+    return context and Credit(context=context)
 
   def lower_rollout(
     self, response_len: int, params: Params, batch: Batch

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from opd_jax.objectives.divergence import HiddenAndHead
 from opd_jax.objectives.loss import TokenWeights
 from opd_jax.training import microbatch
-from opd_jax.types import Batch, Rollout
+from opd_jax.types import Batch, Rollout, RowContext
 
 MU_BINS = 10  # of a token's probability when it was drawn
 
@@ -28,11 +28,19 @@ class Rows:
   token_weights: TokenWeights
   advantage: Float[Array, "*m B"] | None  # m micro-batches, where the rows are split into them
   shuffle: Float[Array, "*m B H"] | None = None  # random: the order in which shuffled predictions stand
+  context: RowContext | None = None  # what the teacher reads, where each row has its own
 
   @property
   def n(self) -> int:
     """The rows of a prompt."""
     return self.rollout.response.shape[-2] // self.batch.prompt.shape[-2]
+
+  @property
+  def of_teacher(self) -> Batch:
+    """The prompts that the teacher reads: one for each row, or for each prompt of the batch."""
+    if self.context is None:
+      return self.batch.of_teacher
+    return Batch(prompt=self.context.prompt, prompt_mask=self.context.prompt_mask)
 
   def cut(self, width: int) -> "Rows":
     """Drops the response columns from `width` on."""

@@ -94,7 +94,8 @@ def test_facts_are_met_as_often_early_as_late():
 
 
 @pytest.mark.parametrize(
-  "role", ["student", "phase-student", "teacher", "short-student", "short-teacher", "short-exact-teacher"]
+  "role",
+  ["student", "phase-student", "teacher", "short-student", "short-teacher", "short-exact-teacher", "short-pupil"],
 )
 def test_shipped_models_read_both_tasks(role):
   path = hf.resolve(f"builtin:{role}")

@@ -1,0 +1,157 @@
+"""The student as its own teacher: contexts from the data and from rollouts, and runs that resume with them."""
+
+import jax
+import numpy as np
+import pytest
+
+from opd_jax import config as configs
+from opd_jax import tasks
+from opd_jax.errors import InputError
+from opd_jax.recipes.self_distillation import comment
+from opd_jax.tasks import gsm8k
+from opd_jax.tasks.problem import Response
+from opd_jax.trainer import open_run, train, train_run
+from tests.helpers.runs import leaves, read, without_time
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
+TEMPLATES = {  # of the symbols that the built-in task has
+  "context.template": "{prompt}{solution}{feedback}=",
+  "context.solution_template": ":{text}",
+  "context.feedback_template": ">{text}",
+  "context.feedback": "none",
+}
+
+
+@pytest.fixture
+def config(tiny):
+  def make(**changes):
+    c = configs.default("self_distillation")
+    sizes = {"batch": 4, "horizon.max": 8, "student": tiny["student"], "teacher": "initial", "optimizer.lr": 1e-2}
+    sizes |= {"eval.every": 0, "checkpoint.every": 2, "log.tensorboard": False, "compile_cache": "off", "log.bins": 4}
+    return configs.override(c, sizes | TEMPLATES | {"steps": 4, "context.max_tokens": 256} | changes)
+
+  return make
+
+
+def of_rollouts(**changes):
+  return {
+    "context.kind": "feedback",
+    "rollouts_per_prompt": 4,
+    "context.max_tokens": 48,
+    "context.widths": 0.0,
+  } | changes
+
+
+def even(response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
+  return sum(map(ord, response)) % 2 == 0
+
+
+@pytest.fixture
+def some_are_right(monkeypatch):
+  """Random weights never answer right."""
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
+
+
+def test_the_teacher_reads_the_solution_and_the_student_does_not(config, tmp_path):
+  run = open_run(config(), tmp_path / "w")
+  prompts, index = run.next_prompts(0)
+  tokenizer = run.inputs.tokenizer
+  for row, number in enumerate(index):
+    read_by = [
+      tokenizer.decode(ids[row][mask[row]]).replace(" ", "")
+      for ids, mask in ((prompts.prompt, prompts.prompt_mask), (prompts.teacher_prompt, prompts.teacher_prompt_mask))
+    ]
+    problem, solution = run.inputs.train.prompts[number], run.inputs.train.solutions[number]
+    assert read_by == [problem, f"{problem}:{solution}=".replace(" ", "")]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "ema"])
+@pytest.mark.usefixtures("some_are_right")
+def test_killed_and_resumed_is_uninterrupted(kind, config, tmp_path):
+  changes = of_rollouts() if kind == "ema" else {}
+  changes |= {"teacher_update.kind": kind, "teacher_update.rate": 0.5}
+  whole = train(config(**changes), tmp_path / "whole")
+  train(config(steps=2, **changes), tmp_path / "parts")
+  again = open_run(config(**changes), tmp_path / "parts")
+  assert again.resumed_from == 2
+  train_run(again)
+  records = [without_time(r) for r in read(tmp_path / "whole", "train")]
+  assert [without_time(r) for r in read(tmp_path / "parts", "train")] == records
+  assert any(r["loss"] > 0 for r in records)
+  for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_rows_are_told_what_others_of_their_group_found(config, tmp_path):
+  contexts = []
+  run = open_run(config(steps=1, **of_rollouts()), tmp_path / "w")
+  made = run.recipe._contexts
+
+  def record(*args):
+    contexts.append(made(*args))
+    return contexts[-1]
+
+  run.recipe._contexts = record
+  seen = []
+  train_run(run, on_step=lambda run, experience, metrics: seen.append(experience))
+  (context, told), (experience,) = contexts[0], seen
+  tokenizer, n = run.inputs.tokenizer, 4
+  texts = [
+    tokenizer.decode(response[mask], skip_special_tokens=True).replace(" ", "")
+    for response, mask in zip(*map(np.asarray, (experience.rollout.response, experience.rollout.mask)), strict=True)
+  ]
+  prompts = [run.inputs.train.prompts[i] for i in experience.index]
+  for row in range(16):
+    shown = tokenizer.decode(np.asarray(context.prompt)[row][np.asarray(context.prompt_mask)[row]]).replace(" ", "")
+    if not context.taught[row]:
+      assert shown == ""
+      continue
+    group = range(row // n * n, row // n * n + n)
+    others = [f"{prompts[row // n]}:{texts[i]}=" for i in group if i != row]
+    assert shown in others
+  assert told["taught"] == told["demonstrated"] == np.asarray(context.taught).mean()
+
+
+def test_where_nothing_can_be_told_nothing_moves_and_it_is_counted(config, tmp_path, monkeypatch):
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: False)
+  run = train(config(steps=2, **of_rollouts()), tmp_path / "w")
+  assert int(run.state.empty) == 2
+  assert run.outcome.learned_nothing
+  start = open_run(config(steps=2, **of_rollouts()), tmp_path / "new").state.params
+  jax.tree.map(np.testing.assert_array_equal, run.state.params, start)
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_programs_are_known_before_the_run(config, tmp_path):
+  run = open_run(config(steps=1, **of_rollouts(**{"context.widths": 2.0, "data.max_prompt": 16})), tmp_path / "w")
+  shapes = run.recipe.shapes(run, 0)
+  assert [shape.context for shape in shapes if shape.kind == "update"] == [16, 24, 48]
+  assert {shape.kind for shape in shapes} == {"step", "update"}
+  train_run(run)
+  compiled = {(record["name"], record["prompt"], record["width"]) for record in run.compiled.compiled}
+  assert {name for name, _, _ in compiled} == {"rollout", "update"}
+
+
+def test_what_a_verifier_finds_is_said_in_a_sentence():
+  def said(text: str, ended: bool = True) -> str:
+    return comment(Response(text, ended), gsm8k.extract_answer)
+
+  assert said("so #### 17") == "Its final answer, 17, is wrong."
+  assert said("I do not know.") == "It has no final answer."
+  assert said("I think that", ended=False) == "It was cut before it came to an answer."
+  assert comment(Response("x"), None) == "It has no final answer."
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (of_rollouts(rollouts_per_prompt=1), "config.rollouts_per_prompt is 1"),
+    (of_rollouts(**{"rollout.ahead": True}), "config.rollout.ahead is True"),
+    ({"context.template": "solve it"}, r"has no \{prompt\}"),
+    ({"context.max_tokens": 8}, "config.context.max_tokens=8"),
+  ],
+)
+def test_what_cannot_be_meant_is_refused(changes, message, config, tmp_path):
+  with pytest.raises(InputError, match=message):
+    open_run(config(**changes), tmp_path / "w")
