@@ -145,18 +145,22 @@ class OPD(Recipe):
 
   def _verify(self, run: Run, experience: Experience) -> RewardRecord:
     """Finds what the rollouts earn, of the rows that this process makes."""
-    prompts, rollout, n = experience.prompts, experience.rollout, self.step.n
+    index = [i for i in experience.index for _ in range(self.step.n)]
+    responses = run.inputs.train.with_records(self._responses(run, experience), index)
+    answers = [run.inputs.train.answers[i] for i in index]
+    lengths = hosts.local_rows(experience.rollout.mask).sum(axis=1)
+    found = run.inputs.rewards.submit(responses, answers, lengths, experience.limit).result()
+    run.clock.lap("verify")
+    return found
+
+  def _responses(self, run: Run, experience: Experience) -> list[Response]:
+    """Decodes the rollouts of the rows that this process makes."""
+    prompts, rollout = experience.prompts, experience.rollout
     response, mask, ended = hosts.local_rows((rollout.response, rollout.mask, rollout.ended))
     prompt, prompt_mask = hosts.local_rows((prompts.prompt, prompts.prompt_mask))
     texts = decode(run.inputs.tokenizer, response, mask, self.specs.sampling.stop_ids)
     ends = prompt_ends(run.inputs.tokenizer, [row[m] for row, m in zip(prompt, prompt_mask, strict=True)])
-    responses = list(map(Response, texts, map(bool, ended), (end for end in ends for _ in range(n))))
-    index = [i for i in experience.index for _ in range(n)]
-    responses = run.inputs.train.with_records(responses, index)
-    answers = [run.inputs.train.answers[i] for i in index]
-    found = run.inputs.rewards.submit(responses, answers, mask.sum(axis=1), experience.limit).result()
-    run.clock.lap("verify")
-    return found
+    return list(map(Response, texts, map(bool, ended), (end for end in ends for _ in range(self.step.n))))
 
   def _probe_gradient(self, run: Run, step: int, experience: Experience) -> list[float] | None:
     """Measures how far shorter horizons' gradients agree with the full one, where the horizon is chosen by that."""

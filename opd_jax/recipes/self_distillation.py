@@ -31,7 +31,6 @@ from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.recipes.opd import OPD, Experience
 from opd_jax.rewards.reward import RewardRecord
-from opd_jax.rollout.generate import decode
 from opd_jax.runtime import hosts
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
@@ -90,6 +89,12 @@ class SelfDistillation(OPD):
         "config.rollouts_per_prompt is 1, and a row is shown right responses of the others of its prompt; set it to 2 or more, or "
         "context.own=True."
       )
+    positions = min(model.cfg.max_positions for model in specs.models)
+    if self._feedback and c.context.max_tokens + c.horizon.max > positions:
+      raise InputError(
+        f"config.context.max_tokens is {c.context.max_tokens} and config.horizon.max {c.horizon.max}, and the model has {positions} positions "
+        "(max_position_embeddings); lower one of the two."
+      )
     if c.rollout.ahead and self._feedback:
       raise InputError(
         "config.rollout.ahead is True, and contexts are made of a step's rollouts before it ends; set it to False."
@@ -118,12 +123,7 @@ class SelfDistillation(OPD):
     """Makes what the teacher reads before each row of this process, and the step's metrics of it."""
     assert self._feedback
     n, train, tokenizer = self.step.n, run.inputs.train, run.inputs.tokenizer
-    response, mask, ended = hosts.local_rows(
-      (experience.rollout.response, experience.rollout.mask, experience.rollout.ended)
-    )
-    texts = decode(tokenizer, response, mask, self.specs.sampling.stop_ids)
-    control = control_tokens(tokenizer)
-    responses = [Response(text, bool(end)) for text, end in zip(texts, ended, strict=True)]
+    control, responses = control_tokens(tokenizer), self._responses(run, experience)
     concluded = [said(each, control) for each in responses]
     comments = [
       "" if right else comment(each, run.inputs.extract_answer)
