@@ -88,7 +88,7 @@ def main() -> None:
     if method in ("ccopd", "moving"):
       c = conversation_runs.small(conversation_runs.write_talker(pathlib.Path(directory) / f"talker{i}"))
     else:
-      c = small_config({"student": student, "teacher": teacher}, NAMED[method] if method in NAMED else method)
+      c = small_config({"student": student, "teacher": teacher}, NAMED.get(method) or method)
     c = config.override(c, base | {f"mesh.{axis}": n for axis, n in mesh.items()})
     of_config = meshes.make(
       **({"data": c.mesh.data, "fsdp": c.mesh.fsdp, "expert": c.mesh.expert, "tensor": c.mesh.tensor}),
