@@ -176,11 +176,11 @@ class Chunk:
       t = jnp.logaddexp(t, teacher + jnp.log(x.teacher_weight[:, i, None]))
     return t
 
-  def vocab_sums(self, x: Tokens, logs: Logs, first_id: Int[Array, ""]) -> dict[str, Float[Array, "N"]]:
-    """Compute this device's or block's part of the statistics that are sums over the vocabulary.
+  def vocab_sums(self, x: Tokens, logs: Logs, first_id: Int[Array, ""]) -> dict[str, Float[Array, "N ..."]]:
+    """Compute this device's or block's part of the statistics that are sums over the vocabulary, [N] each.
 
-    "slope_sum", beside them, is what `derivative` needs over the full support, and "recorded", [N, k], are the recorded
-    ids' log-probabilities.
+    Beside them "clip_sums", [N, 6], are what `divergence.opposed` is made of, "slope_sum" is what `derivative` needs over the full
+    support, and "recorded", [N, k], are the recorded ids' log-probabilities.
     """
     o, s = self.objective, logs.student
     sum_ids = lambda a: jnp.sum(a, axis=-1, dtype=jnp.float32)
@@ -212,7 +212,7 @@ class Chunk:
         raise NotImplementedError(f"support {o.support!r} has no entries")
     return stats
 
-  def total(self, x: Tokens, stats: dict[str, Float[Array, "N"]]) -> Float[Array, ""]:
+  def total(self, x: Tokens, stats: dict[str, Float[Array, "N ..."]]) -> Float[Array, ""]:
     """Sum coefficients times statistics over the tokens; a coefficient of 0 leaves a token out."""
     terms = ((c, stats[name]) for name, c in x.coefficients.by_stat().items() if c is not None)
     return sum((jnp.sum(jnp.where(c != 0, c * stat, 0.0)) for c, stat in terms), jnp.zeros((), jnp.float32))
@@ -223,7 +223,7 @@ class Chunk:
     here = jnp.take_along_axis(log, jnp.clip(local, 0, v - 1), axis=1)
     return jnp.where((local >= 0) & (local < v), here, 0.0)
 
-  def report(self, x: Tokens, stats: dict[str, Array]) -> dict[str, Float[Array, "N"]]:
+  def report(self, x: Tokens, stats: dict[str, Array]) -> dict[str, Float[Array, "N ..."]]:
     """Select the statistics that the caller wants."""
     if not self.with_stats:
       return {}
@@ -240,7 +240,7 @@ class Chunk:
     self,
     x: Tokens,
     logs: Logs,
-    stats: dict[str, Float[Array, "N"]],
+    stats: dict[str, Float[Array, "N ..."]],
     first_id: Int[Array, ""],
     topk: TopK | None,
   ) -> Float[Array, "N v"]:
@@ -287,7 +287,7 @@ class Chunk:
 
     return TopK(local, with_bucket(s_at, s_bucket), with_bucket(t_at, t_bucket), s_bucket)
 
-  def topk_stats(self, topk: TopK) -> dict[str, Float[Array, "N"]]:
+  def topk_stats(self, topk: TopK) -> dict[str, Float[Array, "N ..."]]:
     """Compute the statistics that depend on a top-k support."""
     o = self.objective
     if o.tail == "reweight":
