@@ -46,7 +46,12 @@ def test_a_study_is_made_once(little, tmp_path, monkeypatch, capsys):
   made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*/seed*/metrics.jsonl")} | {
     p: p.stat().st_mtime_ns for p in tmp_path.glob("analysis/*/*.json")
   }
-  assert {p.parent.name for p in made if p.suffix == ".json"} == {"advantage", "untrained", "reliability", "continuation"}
+  assert {p.parent.name for p in made if p.suffix == ".json"} == {
+    "advantage",
+    "untrained",
+    "reliability",
+    "continuation",
+  }
   assert len([p for p in made if p.suffix == ".jsonl"]) == 4
   programs = [
     json.loads((tmp_path / "runs" / "topd-10" / f"seed{k}" / "run.json").read_text())["programs"] for k in (20, 21)

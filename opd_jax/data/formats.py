@@ -41,6 +41,11 @@ FOREIGN = (
   (b"\x93NUMPY", "a NumPy array", "write its records as JSONL"),
   (b"Obj\x01", "an Avro file", "convert it to Parquet or JSONL"),
   (b"%PDF", "a PDF document", "write its problems as JSONL"),
+  (
+    b"GGUF",
+    "a model in GGUF and no problems",
+    "convert it with python -m opd_jax.convert, and name it as config.student",
+  ),
   (b"\x80\x04\x95", "a Python pickle", "write its records as JSONL"),
   (b"\x80\x05\x95", "a Python pickle", "write its records as JSONL"),
   (
@@ -130,6 +135,8 @@ def _refuse_foreign(path: pathlib.Path, head: bytes) -> None:
   zeros = [byte == 0 for byte in head[:4]]
   if head.startswith(UTF16) or zeros in ([False, True] * 2, [True, False] * 2):
     raise InputError(f"{path} is text in UTF-16, as Windows programs write it; save it as UTF-8.")
+  if b"\0" in head and head.lstrip()[:1] not in (b"{", b"["):
+    raise InputError(f"{path} is no text, and of no format that is read; give JSONL, JSON, CSV, Parquet or Arrow.")
 
 
 def _text(path: pathlib.Path, number: int, raw: bytes) -> str:

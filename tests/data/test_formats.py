@@ -174,6 +174,8 @@ FOREIGN = {
   "utf-16 without a mark": (lambda _: LINES.encode("utf-16-le"), "text in UTF-16"),
   "lfs": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run git lfs pull"),
   "page": (lambda _: b"<!DOCTYPE html><html></html>", "is a web page"),
+  "gguf": (lambda _: b"GGUF\x03\x00\x00\x00\n\xff", "is a model in GGUF"),
+  "zeros in the first line": (lambda _: b"abc\x00\n\xff\xfe", "is no text, and of no format that is read"),
   "anything": (lambda _: b"\x01\x00\x00\xfe\xff" * 50, "is no text, and of no format that is read"),
   "half gzip": (lambda _: gzip.compress(LINES.encode() * 99)[:60], "compressed by gzip and damaged"),
 }
