@@ -7,7 +7,7 @@ hf     --config=configs/sdpo.py:hf      any Hugging Face directory and a JSONL f
 paper  --config=configs/sdpo.py:paper   the published hyper-parameters of the regime without feedback
 
 Each row's teacher reads the first right response of the other rollouts of its prompt, or, where none is right, what the verifier says
-of the row's own (--config.context.feedback: none, without_demonstration, always); a row about which nothing can be said is not trained.
+of the row's own (--config.context.feedback: none, without_demonstration, always); a row without a context is not trained.
 The teacher is the student's moving average (--config.teacher_update.kind: frozen, ema, current, mix). JSD at 1/2 over the student's top
 100 and a tail, importance weights cut at 2. The regime with feedback has reverse KL, top 20 and rate .01:
 --config.objective.kind=reverse_kl --config.objective.k=20 --config.teacher_update.rate=0.01 --config.optimizer.lr=1e-6. The wording of

@@ -1,7 +1,7 @@
-"""Contexts that are made of rollouts: to each response of a group, what the others found and what was said of it (SDPO).
+"""Contexts that are made of rollouts: for each response of a group a demonstration by another one, and feedback on it (SDPO).
 
     demonstration   the group's first right response, but never the row's own (unless `own`): its text behind the thoughts
-    feedback        what the verifier said of the row's own response
+    feedback        the verifier's comment on the row's own response
 
 A row to which neither applies gets no context, and teaches nothing.
 
@@ -18,12 +18,12 @@ FEEDBACK = ("none", "without_demonstration", "always")
 
 @dataclasses.dataclass(frozen=True)
 class Feedback:
-  """What a row's teacher is told.
+  """What a row's teacher is shown.
 
   Attributes:
     demonstration: whether it is shown a right response of the group.
     own: whether that may be the row's own.
-    feedback: one of FEEDBACK: when it is told what was said of the response.
+    feedback: one of FEEDBACK: when it is shown the comment on the response.
   """
 
   demonstration: bool = True
@@ -36,18 +36,18 @@ class Feedback:
     c = config.context
     return cls(c.demonstration, c.own, c.feedback)
 
-  def of_group(self, texts: Sequence[str], solved: Sequence[bool], said: Sequence[str]) -> list[tuple[str, str]]:
+  def of_group(self, texts: Sequence[str], solved: Sequence[bool], comments: Sequence[str]) -> list[tuple[str, str]]:
     """Choose the demonstration and the feedback of each row of a group; "" for what it is not given.
 
     Args:
       texts: what each response says behind its thoughts; "" where it says nothing.
       solved: which are right.
-      said: what was said of each; "" for nothing.
+      comments: on each response; "" for none.
     """
     shown = []
-    for row, comment in enumerate(said):
+    for row, comment in enumerate(comments):
       right = (i for i, good in enumerate(solved) if good and texts[i] and (self.own or i != row))
       demonstration = texts[i] if self.demonstration and (i := next(right, None)) is not None else ""
-      told = self.feedback == "always" or (self.feedback == "without_demonstration" and not demonstration)
-      shown.append((demonstration, comment if told else ""))
+      with_comment = self.feedback == "always" or (self.feedback == "without_demonstration" and not demonstration)
+      shown.append((demonstration, comment if with_comment else ""))
     return shown

@@ -1,9 +1,9 @@
-"""What a teacher reads that knows more than the student: a solution of the problem, and what was said of an attempt at it.
+"""What a teacher reads that knows more than the student: a solution of the problem, and feedback on an attempt at it.
 
     {prompt}
     {solution}      the reference solution of the data (OPSD, arXiv:2601.18734), or a right response of the same group
                     (SDPO, arXiv:2601.20802)
-    {feedback}      what the verifier, the environment or a peer said of the student's attempt
+    {feedback}      a comment of the verifier, the environment or a peer on the student's attempt
     and the request to solve the problem itself
 
 The words around each part are templates (`context.template`, `context.solution_template`, `context.feedback_template`), in which

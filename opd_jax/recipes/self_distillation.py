@@ -8,8 +8,8 @@
       theta <- AdamW(theta, grad of the mean over the tokens of the rows that have a c_i of
                      D(student_theta(. | x, y_<n), teacher(. | c_i, y_<n)))
 
-The teacher is the student itself: as it was, its moving average, as it is, or a mix (teacher_update.kind). A row that nothing can be
-told about has no loss, and an update without any such row is left out and counted. What is compared, D, is the objective's keys;
+The teacher is the student itself: as it was, its moving average, as it is, or a mix (teacher_update.kind). A row that has no
+context has no loss, and an update without any such row is left out and counted. What is compared, D, is the objective's keys;
 `objective.entry_clip` bounds each entry of it, as OPSD does.
 
 A step is OPD's otherwise. Contexts of `feedback` are made between rollout and update, and padded to the first of a few widths that
@@ -65,7 +65,7 @@ KEYS = {
   "context.own": (False, "feedback: a row may be shown its own response", "True or False"),
   "context.feedback": (
     "without_demonstration",
-    "feedback: when a row is told what the verifier says of it",
+    "feedback: when a row's teacher is shown the verifier's comment on it",
     "one of none, without_demonstration, always",
   ),
   "context.widths": (
@@ -115,9 +115,9 @@ class SelfDistillation(OPD):
       return super()._credit(run, experience)
     found = self._verify(run, experience)
     credit, earned = self._credit_of(run, found)
-    context, told = self._contexts(run, experience, found)
+    context, shares = self._contexts(run, experience, found)
     reward = (credit.advantage, credit.counted) if self.step.loss.reward else (None, None)
-    return Credit(*reward, context), earned | told
+    return Credit(*reward, context), earned | shares
 
   def _contexts(self, run: Run, experience: Experience, found: RewardRecord) -> tuple[RowContext, dict[str, Any]]:
     """Makes what the teacher reads before each row of this process, and the step's metrics of it."""
@@ -143,7 +143,7 @@ class SelfDistillation(OPD):
       [taught, [bool(d) for _, d, _ in parts], [bool(f) for _, _, f in parts], np.minimum(lost, 1)], axis=1
     )
     shares = hosts.all_gather_to_host(run.to_devices(of_rows.astype(np.float32), n)).mean(axis=0)
-    names = ("taught", "demonstrated", "told", "contexts_cut")
+    names = ("with_context", "with_demonstration", "with_feedback", "contexts_cut")
     return context, dict(zip(names, map(float, shares), strict=True)) | {"context_width": width}
 
   def _context_width(self, run: Run, ids: Sequence[Sequence[int]]) -> int:

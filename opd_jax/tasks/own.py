@@ -20,7 +20,11 @@ from opd_jax.config import expanded_path
 from opd_jax.errors import InputError, first_line
 from opd_jax.tasks.problem import Verifier
 
-TOLD = ("ended", "prompt", "record")  # what a verifier is told beside the response and the answer, where it takes it
+OPTIONAL_ARGUMENTS = (
+  "ended",
+  "prompt",
+  "record",
+)  # what a verifier is passed beside the response and the answer, where it takes it
 
 
 def is_path(name: str) -> bool:
@@ -38,16 +42,16 @@ def load(path: str) -> Verifier:
   file, _, name = path.rpartition(":")
   if file.endswith(".py") and name:
     found = _attribute(_of_file(file, path), name, path)
-    return _Own(found, _told(found, path))
+    return _Own(found, _takes(found, path))
   module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
   if not module or not name or module.startswith("."):
     raise InputError(f"The verifier {path!r} is no import path; write my_module:verify, or verify.py:verify.")
   found = _attribute(_module(module, path), name, path)
-  return _Own(found, _told(found, path))
+  return _Own(found, _takes(found, path))
 
 
 def reads_record(verify: Verifier) -> bool:
-  """Tell whether a verifier is told the record of its problem."""
+  """Tell whether a verifier is passed the record of its problem."""
   return isinstance(verify, _Own) and verify.reads_record
 
 
@@ -119,7 +123,7 @@ def _file(module: Any) -> str:
   return getattr(module, "__file__", None) or "no file"
 
 
-def _told(found: Any, path: str) -> tuple[str, ...]:
+def _takes(found: Any, path: str) -> tuple[str, ...]:
   """The names of what a verifier takes beside response and answer."""
   try:
     signature = inspect.signature(found)
@@ -136,26 +140,26 @@ def _told(found: Any, path: str) -> tuple[str, ...]:
       "verify(response, answer), and may take ended and prompt by name."
     )
   by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}.difference(pair)
-  told = tuple(name for name in TOLD if any_name or name in by_name)
+  optional = tuple(name for name in OPTIONAL_ARGUMENTS if any_name or name in by_name)
   try:
-    signature.bind("", "", **dict.fromkeys(told, ""))
+    signature.bind("", "", **dict.fromkeys(optional, ""))
   except TypeError as e:
     raise InputError(
       f"The verifier {path!r} cannot be called as verify(response, answer): its signature is {signature} ({e}); besides the "
       "two it may take ended, prompt and record by name, and what has a default."
     ) from None
-  return told
+  return optional
 
 
 class _Own:
-  """A function as a `Verifier`: it is told what it takes."""
+  """A function as a `Verifier`: it is passed what it takes."""
 
-  def __init__(self, verify: Any, told: tuple[str, ...]):
-    self._verify, self._told = verify, told
+  def __init__(self, verify: Any, optional: tuple[str, ...]):
+    self._verify, self._takes = verify, optional
 
   @property
   def reads_record(self) -> bool:
-    return "record" in self._told
+    return "record" in self._takes
 
   def __call__(
     self,
@@ -167,4 +171,4 @@ class _Own:
     record: Mapping[str, Any] | None = None,
   ) -> Any:
     known = {"ended": ended, "prompt": prompt, "record": dict(record or {})}
-    return self._verify(response, answer, **{name: known[name] for name in self._told})
+    return self._verify(response, answer, **{name: known[name] for name in self._takes})

@@ -110,7 +110,7 @@ def test_rows_are_told_what_others_of_their_group_found(config, tmp_path):
     group = range(row // n * n, row // n * n + n)
     others = [f"{prompts[row // n]}:{texts[i]}=" for i in group if i != row]
     assert shown in others
-  assert told["taught"] == told["demonstrated"] == np.asarray(context.taught).mean()
+  assert told["with_context"] == told["with_demonstration"] == np.asarray(context.taught).mean()
 
 
 def test_where_nothing_can_be_told_nothing_moves_and_it_is_counted(config, tmp_path, monkeypatch):
