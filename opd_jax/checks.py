@@ -213,11 +213,6 @@ def _check_reward(config: Config) -> None:
     )
   if len(set(names)) < len(names):
     raise InputError(f"config.reward.verifiers is {names}, which names one twice; name each once, with its weight.")
-  if c.timeout and not c.workers:
-    raise InputError(
-      f"config.reward.timeout is {c.timeout}, and only a process of its own can be stopped at what it does; set "
-      "config.reward.workers to 1 or more."
-    )
   shortest = horizon.from_config(config.horizon).limit(0) if c.overlong == "soft" else 0
   if c.overlong == "soft" and not 0 < c.overlong_buffer <= shortest:
     raise InputError(

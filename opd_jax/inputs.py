@@ -335,10 +335,11 @@ def _warnings(
     )
   own = reward_verifiers(config) if config.mixture.reward else ()
   own += (config.data.verifier,) if evaluation else ()
-  if not config.reward.workers and (own := [name for name in own if tasks.is_own(name)]):
+  pool = VerifierPool.from_config(config)
+  if own := [name for name in own if tasks.is_own(name) and not pool.is_pooled(name)]:
     out.append(
-      f"the verifier {own[0]!r} runs in the process that trains, which hangs or ends where it does: reward.workers=1 gives it one "
-      "of its own, and reward.timeout seconds for an answer"
+      f"the verifier {own[0]!r} runs in the process that trains, which hangs or ends where it does: one in a file or module gets "
+      "a process of its own with config.reward.workers=-1, and config.reward.timeout seconds for an answer"
     )
   if config.mixture.reward and config.horizon.kind != "full":
     out.append(

@@ -358,10 +358,14 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "texts",
   ),
   "reward.weights": ((), "of the verdicts in the reward, one each; (): 1 each", "numbers in [-10**6, 10**6]"),
-  "reward.workers": (0, "processes that verify, for training and evaluation; 0: this one", "[0, 1024]"),
+  "reward.workers": (
+    -1,
+    "processes that verify, for training and evaluation; 0: this one; -1: one where a verifier is your own, else this one",
+    "[-1, 1024]",
+  ),
   "reward.timeout": (
-    0.0,
-    "seconds for an answer, which is wrong where they pass; needs workers; 0: no limit",
+    60.0,
+    "seconds that a process has for an answer, which is wrong where they pass; 0: no limit",
     "0 or [0.05, 10**6]",
   ),
   "reward.overlong": (

@@ -47,8 +47,9 @@ class VerifierPool:
   """Processes that several verifiers share; they are started when they are first needed.
 
   Args:
-    workers: how many processes; 0: verifiers run in this one, when their verdicts are asked for.
-    timeout: seconds that a verifier has for an answer; 0: as long as it takes.
+    workers: how many processes; 0: verifiers run in this one, when their verdicts are asked for; -1: a user's own run in one
+      process, but for those of the script itself, and built-in ones in this one.
+    timeout: seconds that a verifier in a process has for an answer; 0: as long as it takes.
     pattern: of the verifier "regex".
   """
 
@@ -69,24 +70,31 @@ class VerifierPool:
       InputError: there is none; see tasks.verifier.
     """
     verify = tasks.verifier(name, self._pattern)
-    if not self._workers:
+    if not self.is_pooled(name):
       return InProcess(name, verify)
     if name.startswith("__main__"):
       raise InputError(
         f"The verifier {name!r} stands in the script or notebook itself, which other processes do not run; move it to a "
-        "module, or leave config.reward.workers=0."
+        "module, or set config.reward.workers=0."
       )
     if name not in self._names:
       self._names.append(name)
       self.close()  # processes that know it not
     return _Pooled(name, self)
 
+  def is_pooled(self, name: str) -> bool:
+    """Tell whether a verifier of this name runs in the pool's processes."""
+    if self._workers < 0:
+      return tasks.is_own(name) and not name.startswith("__main__")
+    return self._workers > 0
+
   def submit(self, calls: Sequence[Call]) -> PendingVerdicts:
     """Begin to verify; returns at once."""
+    workers = max(1, self._workers)
     if self._crew is None:
-      self._crew = _Crew(self._workers, self._timeout, list(self._names), self._pattern)
+      self._crew = _Crew(workers, self._timeout, list(self._names), self._pattern)
       self._end = weakref.finalize(self, self._crew.close)  # also where nobody closes the pool
-    size = max(1, min(AT_ONCE, -(-len(calls) // (4 * self._workers))))
+    size = max(1, min(AT_ONCE, -(-len(calls) // (4 * workers))))
     return _Pending([self._crew.submit(calls[i : i + size]) for i in range(0, len(calls), size)], self)
 
   def close(self) -> None:

@@ -54,6 +54,7 @@ FREE = (
   "eval.temperature",
   "eval.greedy",
   "eval.batch",
+  "reward.timeout",
   "optimizer.max_skipped",
   "allow_mismatch",
 )

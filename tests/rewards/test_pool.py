@@ -1,5 +1,6 @@
 """Verifiers in processes of their own: they hang, raise, and end, and the answers beside are verified as ever."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ import time
 
 import pytest
 
+from opd_jax import config as configs
 from opd_jax.errors import InputError
 from opd_jax.rewards.pool import VerifierPool
+from opd_jax.rewards.verdicts import InProcess
 from opd_jax.tasks.problem import Response
 from tests.helpers import own_verifiers
 
@@ -197,6 +200,26 @@ def test_the_processes_end_with_the_one_that_started_them(how, module, tmp_path)
     if how:
       parent.send_signal(how)
   wait_for(lambda: not any(map(alive, pids)))
+
+
+def test_left_alone_only_verifiers_of_ones_own_get_a_process(module, pool, monkeypatch):
+  monkeypatch.setattr(sys.modules["__main__"], "own_verify", lambda response, answer: True, raising=False)
+  chosen = pool(-1)
+  names = {f"{module}:verify": True, "gsm8k": False, "__main__:own_verify": False}
+  assert {name: chosen.is_pooled(name) for name in names} == names
+  assert {name: isinstance(chosen.verifier(name), InProcess) for name in names} == {n: not on for n, on in names.items()}
+  assert [v.error for v in verdicts(chosen.verifier(f"{module}:verify"), ["1", "exit", "1"])] == [
+    "",
+    "its process ended with status 3",
+    "",
+  ]
+
+
+def test_by_default_a_verifier_that_hangs_costs_one_answer(module):
+  config = configs.default()
+  assert config.reward.timeout > 0
+  with contextlib.closing(VerifierPool.from_config(config)) as default:
+    assert default.is_pooled(f"{module}:verify")
 
 
 def test_a_process_that_cannot_begin_is_told(tmp_path, monkeypatch, pool):

@@ -122,10 +122,9 @@ def test_a_plain_function_is_a_batch_verifier_too():
     ({"weights": (1.0, 2.0)}, "weights has 2 numbers for 1 verifier"),
     ({"verifiers": ("gsm8k", "chain"), "weights": (1.0,)}, "weights has 1 numbers for 2 verifier"),
     ({"verifiers": ("gsm8k", "gsm8k")}, "names one twice"),
-    ({"timeout": 5.0}, "timeout is 5.0, and only a process of its own .*workers to 1"),
     ({"overlong": "soft"}, "overlong_buffer=0; give it between 1 and the first horizon of 256 tokens"),
     ({"overlong": "soft", "overlong_buffer": 257}, "overlong_buffer=257; give it"),
-    ({"workers": -1}, "reward.workers is -1"),
+    ({"workers": -2}, "reward.workers is -2"),
   ],
 )
 def test_rewards_that_cannot_be_meant(changes, says):

@@ -133,7 +133,7 @@ def test_a_verifier_in_a_file_reads_the_records_of_the_problems(small, tmp_path,
   run.inputs.close()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [-1, 0, 1])
 def test_a_run_says_so_where_a_verifier_could_take_it_down(small, tmp_path, monkeypatch, workers):
   name = own_verifiers.write(tmp_path, monkeypatch, "own_even", EVEN)
   for changes in (REWARDED | {"eval.every": 0}, {"eval.every": 1}):
@@ -194,8 +194,8 @@ def test_the_verifier_of_the_page_works_in_an_evaluation(small, tmp_path, monkey
   ]
 
 
-def test_a_resumed_run_may_have_other_processes():
+def test_a_resumed_run_may_have_other_processes_and_another_time_limit():
   """Their number changes no step."""
-  assert "reward.workers" in workdir.FREE
+  assert {"reward.workers", "reward.timeout"} <= set(workdir.FREE)
   c = config.default()
   assert workdir.digest(c, {}) == workdir.digest(config.override(c, {"reward.workers": 3}), {})
