@@ -102,7 +102,7 @@ def summary(response: ScoredResponse) -> str:
   at = values.index(max(values))
   largest = "not finite" if values[at] == math.inf else f"{values[at]:.3f}"
   return (
-    f"{n} tokens, {end}; {response.kind.replace('_', ' ')} {sum(finite) / len(finite):.4f} nats a token, largest {largest} at "
+    f"{n} tokens, {end}; {response.kind.replace('_', ' ').replace('kl', 'KL')} {sum(finite) / len(finite):.4f} nats a token, largest {largest} at "
     f"token {at + 1}"
   )
 
@@ -232,7 +232,7 @@ STYLE = """.t { unicode-bidi: isolate; border-radius: 2px; }
 svg text { font: 11px system-ui, sans-serif; fill: #444; } svg line { stroke: #888; }
 section.prompt { border-top: 2px solid #888; margin: 1.6rem 0; } h3, h4 { margin: .9rem 0 .2rem; font-size: 1rem; }
 .sum, .legend { font-size: .85rem; color: #444; margin: .1rem 0 .5rem; }
-details td, details th { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; }
+details td, details th { text-align: left; white-space: pre-wrap; overflow-wrap: break-word; }
 """
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
