@@ -95,6 +95,8 @@ def summary_lines(config, record: dict[str, Any], skipped: int) -> Iterator[str]
   yield f"  avg@{record['k']}  {record['accuracy']:.4f}  [{record['low']:.4f}, {record['high']:.4f}]"
   if greedy := record.get("greedy"):
     yield f"  greedy  {greedy['accuracy']:.4f}  [{greedy['low']:.4f}, {greedy['high']:.4f}]"
+  for name, r in record.get("domains", {}).items():
+    yield f"  {name} ({r['prompts']} problems): {r['accuracy']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]"
   forms = record.get("forms", {}) | {f"a wrong {name}": r for name, r in record.get("pollution", {}).items()}
   for name, r in forms.items():
     cut = f"; prompts that lost their beginning: {r['prompts_cut']}" if r.get("prompts_cut") else ""

@@ -63,6 +63,43 @@ class Inputs(specs.Specs):
       mixture=train.mixture,
     )
 
+  def another(self, name: str) -> ModelSpec:
+    """Finds a further model that is trained, which has to share the student's token ids."""
+    allow = self.config.allow_mismatch
+    found = teacher(name, self.student, self.tokenizer, allow, rendering=self.rendering)
+    check_vocabulary(self.tokenizer, found.stop_ids, found.cfg.vocab)
+    return specs.with_adapter(found, self.config)
+
+  def validation(self, path: str, prompts: int) -> EvaluationInputs:
+    """Loads problems to choose by, beside those of the evaluation.
+
+    Args:
+      path: of a file; "": the problems that stand behind the evaluation's in its file or built-in task.
+      prompts: how many.
+
+    Raises:
+      InputError: there are too few.
+    """
+    first = 0 if path else self.config.eval.prompts
+    changes = {"eval.path": path or self.config.eval.path, "eval.prompts": first + prompts}
+    found = load_evaluation(
+      configs.override(self.config, changes),
+      self.student,
+      self.tokenizer,
+      self.mesh,
+      self.sampling.vocab,
+      self.rendering.moment,
+      self.verifiers,
+    )
+    problems_there = found.problems
+    if len(problems_there.ids) < first + prompts:
+      raise InputError(
+        f"{path or 'The evaluation'} has {len(problems_there.ids)} problems, and {prompts} to choose by are wanted"
+        f"{f' behind the first {first}' if first else ''}; name a file of others, or lower the number."
+      )
+    kept = [i >= first for i in range(first + prompts)]
+    return dataclasses.replace(found, problems=dataclasses.replace(problems_there.select(kept), skipped=0))
+
   def close(self) -> None:
     """Ends the processes that verify; they are started again where they are needed."""
     self.verifiers.close()

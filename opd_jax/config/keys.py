@@ -91,6 +91,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "text",
   ),
   "data.solution_field": ("", "of a file, with rollout.by=data: the response that is learned", "text"),
+  "data.domain_field": ("", "of a file: a problem's domain, by which evaluations count too", "text"),
   "data.canonical_field": (
     "",
     'of conversations: the prompt that says everything at once; "": all turns as one',

@@ -47,7 +47,8 @@ def recipe_module(name: str) -> str:
 def recipe_keys(name: str) -> dict[str, Key]:
   """Reads the config keys that a recipe declares for itself, as KEYS: {key: (default, meaning)} or (default, meaning, values).
 
-  The module is not imported, since a config is parsed before JAX may be there; so KEYS has to be a literal.
+  With KEYS_OF = "NAME" it has those of another recipe too. The module is not imported, since a config is parsed before JAX may
+  be there; so both have to be literals.
 
   Raises:
     InputError: there is no such recipe, or its KEYS cannot be read.
@@ -68,20 +69,27 @@ def _keys_of(name: str, file: pathlib.Path, changed: int) -> dict[str, Key]:
     body = ast.parse(file.read_text(encoding="utf-8")).body
   except (SyntaxError, ValueError) as e:
     raise InputError(f"The recipe {name!r} ({file}) is no Python source: {' '.join(str(e).split())}.") from None
+  base = _literal(body, "KEYS_OF", where)
+  inherited = {} if base is None else recipe_keys(base)
+  entries = _literal(body, "KEYS", where)
+  try:
+    return inherited | {key: _key(*entry) for key, entry in ({} if entries is None else entries).items()}
+  except (AttributeError, TypeError, ValueError) as e:
+    raise InputError(
+      f"{where} is to be a dict of key: (default, meaning) or (default, meaning, values) as in "
+      f"opd_jax/config/keys.py, and is not ({e})."
+    ) from None
+
+
+def _literal(body: list[ast.stmt], name: str, where: str) -> Any:
+  """Returns the value that a module gives to a name; None where it gives none."""
   for node in body:
-    if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["KEYS"]:
+    if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == [name]:
       try:
-        entries = ast.literal_eval(node.value)
+        return ast.literal_eval(node.value)
       except (ValueError, TypeError):
         raise InputError(f"{where} is not a literal.") from None
-      try:
-        return {key: _key(*entry) for key, entry in entries.items()}
-      except (AttributeError, TypeError, ValueError) as e:
-        raise InputError(
-          f"{where} is to be a dict of key: (default, meaning) or (default, meaning, values) as in "
-          f"opd_jax/config/keys.py, and is not ({e})."
-        ) from None
-  return {}
+  return None
 
 
 def _key(default: Any, meaning: str, notation: str = "") -> Key:

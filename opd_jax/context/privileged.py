@@ -12,7 +12,7 @@ extended. The papers' own wording was not at hand, and that of the defaults is o
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from opd_jax.config import Config
@@ -56,11 +56,11 @@ class Privileged:
 
   def text(self, prompt: str, solution: str = "", feedback: str = "") -> str:
     """Write what stands in the place of a prompt's text."""
-    return _filled(
+    return filled(
       self.template,
       prompt=prompt,
-      solution=_filled(self.solution, text=solution) if solution else "",
-      feedback=_filled(self.feedback, text=feedback) if feedback else "",
+      solution=filled(self.solution, text=solution) if solution else "",
+      feedback=filled(self.feedback, text=feedback) if feedback else "",
     )
 
   def prompt(self, prompt: chat.Prompt, solution: str = "", feedback: str = "") -> chat.Prompt:
@@ -69,15 +69,7 @@ class Privileged:
     Raises:
       InputError: a chat has no message of the user's that is text.
     """
-    if isinstance(prompt, str):
-      return self.text(prompt, solution, feedback)
-    messages = [dict(message) for message in prompt]
-    of_user = [i for i, m in enumerate(messages) if m.get("role") == "user" and isinstance(m.get("content"), str)]
-    if not of_user:
-      raise InputError("the prompt has no message of the user that is text, where a teacher could be shown more")
-    last = messages[of_user[-1]]
-    last["content"] = self.text(last["content"], solution, feedback)
-    return messages
+    return rewritten(prompt, lambda text: self.text(text, solution, feedback))
 
   def rows(
     self, parts: Sequence[tuple[chat.Prompt, str, str]], tokenizer: Any, rendering: Rendering
@@ -120,7 +112,24 @@ def _check(key: str, template: str, names: Sequence[str]) -> None:
     )
 
 
-def _filled(template: str, **parts: str) -> str:
+def rewritten(prompt: chat.Prompt, write: Callable[[str], str]) -> chat.Prompt:
+  """Rewrites the text of a prompt, in a chat that of the user's last message.
+
+  Raises:
+    InputError: a chat has no message of the user's that is text.
+  """
+  if isinstance(prompt, str):
+    return write(prompt)
+  messages = [dict(message) for message in prompt]
+  of_user = [i for i, m in enumerate(messages) if m.get("role") == "user" and isinstance(m.get("content"), str)]
+  if not of_user:
+    raise InputError("the prompt has no message of the user that is text, where a teacher could be shown more")
+  last = messages[of_user[-1]]
+  last["content"] = write(last["content"])
+  return messages
+
+
+def filled(template: str, **parts: str) -> str:
   """Put parts in their places; braces of other names, and those in the parts, stay as they are."""
   places = sorted((template.find("{" + name + "}"), name) for name in parts if "{" + name + "}" in template)
   out, end = [], 0

@@ -51,6 +51,7 @@ class Problems:
     origin: what `ids` were made of, each with a digest.
     sources: where there are several, in the order of their prompts.
     prompts: what `ids` are rendered from; () of conversations.
+    domains: of each problem, where the data tell them.
   """
 
   ids: list[list[int]]
@@ -66,6 +67,7 @@ class Problems:
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
   sources: tuple[Source, ...] = ()
   prompts: tuple[chat.Prompt, ...] = ()
+  domains: tuple[str, ...] = ()
 
   @property
   def mixture(self) -> tuple[tuple[int, float], ...]:
@@ -94,6 +96,7 @@ class Problems:
       teacher_ids=tuple(of(self.teacher_ids)),
       records=tuple(of(self.records)),
       prompts=tuple(of(self.prompts)),
+      domains=tuple(of(self.domains)),
     )
 
 
@@ -144,6 +147,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     + shown(usable[0].prompt, tokenizer, rendering),
     origin=origin(examples, tokenizer, rendering),
     prompts=tuple(e.prompt for e in chosen),
+    domains=tuple(e.domain for e in chosen) if any(e.domain for e in chosen) else (),
   )
 
 
@@ -154,7 +158,7 @@ def joined(paths: Sequence[str], parts: Sequence[Problems], weights: Sequence[fl
     weights: see config.data.weights.
     widths: see config.data.widths.
   """
-  names = ("answers", "teachers", "solutions", "conversations", "teacher_ids", "records", "prompts", "notes")
+  names = ("answers", "teachers", "solutions", "conversations", "teacher_ids", "records", "prompts", "domains", "notes")
   together = {name: [each for part in parts for each in getattr(part, name)] for name in names}
   ids, answers = [row for part in parts for row in part.ids], together.pop("answers")
   lens = [range(part.prompt_lens[end]) for part in parts for end in (0, -1)] if together["conversations"] else ids
@@ -283,6 +287,7 @@ def load_examples(config: Config, path: str, *, held_out: bool) -> sources.Readi
         solution=p.solution,
         turns=p.turns,
         claims=p.claims,
+        domain=p.domain,
         record={"prompt": p.prompt, "answer": p.answer, "solution": p.solution},
       )
       for i, p in enumerate(task.problems(number, seed=0, held_out=held_out))
@@ -293,6 +298,7 @@ def load_examples(config: Config, path: str, *, held_out: bool) -> sources.Readi
     data.prompt_field,
     data.answer_field,
     canonical=data.canonical_field,
+    domain=data.domain_field,
     json_answers="json" in (data.verifier, *config.reward.verifiers),
   )
   if not held_out:

@@ -32,6 +32,7 @@ class Example:
   turns: tuple[str, ...] = ()  # the user's messages in a task's conversation
   claims: tuple[str, str] | None = None  # how an answer is claimed in a task's conversation, see conversation.py
   cut: bool = False  # its prompt was longer than data.max_prompt, and lost its beginning
+  domain: str = ""  # of several, by which evaluations count too
   record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all that the file has of it
 
 
@@ -104,7 +105,8 @@ def _example(entry: Entry, fields: Fields, need_answer: bool) -> Example:
   teacher = _answer(_field(record, fields.teacher, "teacher", unit), fields.teacher) if fields.teacher else ""
   canonical = _string(record, fields.canonical, "canonical", unit) if fields.canonical else ""
   solution = _string(record, fields.solution, "solution", unit) if fields.solution else ""
-  return Example(prompt, answer, entry.where, teacher, canonical, solution, record=record)
+  domain = _answer(_field(record, fields.domain, "domain", unit), fields.domain) if fields.domain else ""
+  return Example(prompt, answer, entry.where, teacher, canonical, solution, domain=domain, record=record)
 
 
 def _string(record: dict, field: str, role: str, unit: str) -> str:

@@ -34,6 +34,7 @@ class Fields:
     teacher: the key of a string or a number, which every record then needs.
     canonical: the key of a string, which every record then needs.
     solution: the key of a string, which every record then needs.
+    domain: the key of a string or a number, which every record then needs.
     json_answers: answers that are no text are taken as JSON, of any kind.
   """
 
@@ -42,6 +43,7 @@ class Fields:
   teacher: str = ""
   canonical: str = ""
   solution: str = ""
+  domain: str = ""
   json_answers: bool = False
 
 

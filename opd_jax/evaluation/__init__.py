@@ -30,6 +30,9 @@ def make_evaluator(
   return WithGreedy(sampled, kind(once, certain, params, program_cache, make_generator))
 
 
+GREEDY = ("accuracy", "low", "high", "domains")  # what a record has of the likeliest answers
+
+
 @dataclasses.dataclass(frozen=True)
 class WithGreedy:
   """An evaluator that answers every problem once more, by the likeliest tokens.
@@ -47,7 +50,7 @@ class WithGreedy:
     return self.sampled.compiled + self.greedy.compiled
 
   def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
-    """Returns the record and samples at the temperature, with `greedy` in the record: accuracy and its interval."""
+    """Returns the record and samples at the temperature, with `greedy` in the record: accuracy and its interval, by domain too."""
     record, samples = self.sampled(params)
     found = self.greedy(params)[0]
-    return record | {"greedy": {name: found[name] for name in ("accuracy", "low", "high")}}, samples
+    return record | {"greedy": {name: found[name] for name in GREEDY if name in found}}, samples

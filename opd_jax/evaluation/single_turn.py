@@ -74,7 +74,9 @@ class Evaluator:
     answers = [a for a in self._inputs.problems.answers for _ in range(k)]
     responses = self._inputs.problems.with_records(completions.responses, [i // k for i in range(len(answers))])
     correct, failures = verify_all(self._inputs.verify, responses, answers)
-    record = accuracy(correct.reshape(-1, k), self._pass_at) | response_lengths(completions) | failures
+    correct_of = correct.reshape(-1, k)
+    record = accuracy(correct_of, self._pass_at) | response_lengths(completions) | failures
+    record |= by_domain(correct_of, self._inputs.problems.domains)
     samples = [
       {
         "prompt": self._inputs.tokenizer.decode(ids[i // k]),
@@ -139,6 +141,18 @@ def accuracy(correct: np.ndarray, pass_at: Sequence[int]) -> dict[str, Any]:
     low, high = interval(values)
     record["pass"][str(m)] = {"value": float(values.mean()), "low": low, "high": high}
   return record
+
+
+def by_domain(correct: np.ndarray, domains: Sequence[str]) -> dict[str, Any]:
+  """Computes avg@k of bool[problems, k] by the problems' domains, with intervals; empty where there are not several."""
+  if len(set(domains)) < 2:
+    return {}
+  found = {}
+  for domain in sorted(set(domains)):
+    means = correct[[d == domain for d in domains]].mean(axis=1)
+    low, high = interval(means)
+    found[domain] = {"accuracy": float(means.mean()), "low": low, "high": high, "prompts": len(means)}
+  return {"domains": found}
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

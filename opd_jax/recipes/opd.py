@@ -81,7 +81,7 @@ class OPD(Recipe):
     if self.step.behavior == "data":
       rollout = self._data_rollout(run, index, shape.width, limit)
     else:
-      params = self.step.behavior_params(run.state.params, run.frozen)
+      params = self.step.behavior_params(self._trained(run).params, self._frozen(run))
       rollout = programs["rollout"](params, prompts, run.key(keys.Use.ROLLOUT, step), np.int32(limit))
     return Experience(step, prompts, rollout, index, limit, shape, programs)
 
@@ -170,7 +170,7 @@ class OPD(Recipe):
     program = run.compiled.at(self._probe_shape(experience.shape))["probe"]
     run.clock.lap("compile")
     key = run.key(keys.Use.GRADIENT_PROBE, step)
-    probed = jax.device_get(program(run.state, self._frozen_on_devices(run), experience.prompts, key))
+    probed = jax.device_get(program(self._trained(run), self._frozen_on_devices(run), experience.prompts, key))
     run.tokens += int(probed["tokens"])
     run.clock.lap("probe")
     return [float(cosine) for cosine in probed["agreement"]]
@@ -182,7 +182,7 @@ class OPD(Recipe):
     run.clock.lap("other")
     program = run.compiled.at(experience.shape._replace(kind="score"))["score"]
     run.clock.lap("compile")
-    arguments = run.state, self._frozen_on_devices(run), experience.prompts, experience.rollout
+    arguments = self._trained(run), self._frozen_on_devices(run), experience.prompts, experience.rollout
     found, of = jax.device_get(program(*arguments)), f"{self.step.behavior}, training step {step + 1}"
     if hosts.first():
       responses = scored.of_rollouts(
@@ -199,13 +199,30 @@ class OPD(Recipe):
   def _update(self, run: Run, experience: Experience, credit: Credit | None, part: int = 0) -> dict[str, Any]:
     update, frozen_models = experience.programs["update"], self._frozen_on_devices(run)
     mini_batch = np.int32(part) if self.config.mini_batches > 1 else None
-    run.state, stats = update(run.state, frozen_models, experience.prompts, experience.rollout, credit, mini_batch)
+    state, stats = update(self._trained(run), frozen_models, experience.prompts, experience.rollout, credit, mini_batch)
+    self._replace_trained(run, state)
     stats = jax.device_get(stats)
     run.clock.lap("update")
     return stats
 
   def _frozen_on_devices(self, run: Run) -> FrozenModels:
-    return frozen.load_to_device(run.frozen) if self.config.teacher_offload else run.frozen
+    found = self._frozen(run)
+    return frozen.load_to_device(found) if self.config.teacher_offload else found
+
+  # What of a run is this method's: all of it, unless it trains several models.
+
+  def _trained(self, run: Run) -> TrainState:
+    return run.state
+
+  def _replace_trained(self, run: Run, state: TrainState) -> None:
+    run.state = state
+
+  def _frozen(self, run: Run) -> FrozenModels:
+    return run.frozen
+
+  def _steps_before(self, step: int) -> int:
+    """Counts the steps before this one that trained the same model."""
+    return step
 
   def _metrics(
     self, step: int, experience: Experience, seen: UpdateStats, earned: dict[str, Any], agreement: list[float] | None
@@ -222,7 +239,8 @@ class OPD(Recipe):
       **{name: value for name, value in means.items() if name != "loss"},
       "grad_norm": float(last["grad_norm"]),
       "lr": optim.learning_rate(
-        self.config.optimizer, step * self.config.updates_per_rollout * self.config.mini_batches
+        self.config.optimizer,
+        self._steps_before(step) * self.config.updates_per_rollout * self.config.mini_batches,
       ),
       "skipped": seen.skipped,
       "empty": int(last["empty"]),

@@ -125,10 +125,7 @@ class SelfDistillation(OPD):
     n, train, tokenizer = self.step.n, run.inputs.train, run.inputs.tokenizer
     control, responses = control_tokens(tokenizer), self._responses(run, experience)
     concluded = [said(each, control) for each in responses]
-    comments = [
-      "" if right else comment(each, run.inputs.extract_answer)
-      for each, right in zip(responses, found.solved, strict=True)
-    ]
+    comments, counts = self._comments(run, experience, responses, found)
     parts = []
     for group, prompt in enumerate(experience.index):
       rows = slice(group * n, (group + 1) * n)
@@ -144,7 +141,16 @@ class SelfDistillation(OPD):
     )
     shares = hosts.all_gather_to_host(run.to_devices(of_rows.astype(np.float32), n)).mean(axis=0)
     names = ("with_context", "with_demonstration", "with_feedback", "contexts_cut")
-    return context, dict(zip(names, map(float, shares), strict=True)) | {"context_width": width}
+    return context, dict(zip(names, map(float, shares), strict=True)) | {"context_width": width} | counts
+
+  def _comments(
+    self, run: Run, experience: Experience, responses: Sequence[Response], found: RewardRecord
+  ) -> tuple[list[str], dict[str, Any]]:
+    """Returns what is said of each response of this process, "" for nothing, and the step's metrics of it."""
+    said_of = zip(responses, found.solved.tolist(), found.messages, strict=True)
+    return [
+      message or ("" if right else comment(each, run.inputs.extract_answer)) for each, right, message in said_of
+    ], {}
 
   def _context_width(self, run: Run, ids: Sequence[Sequence[int]]) -> int:
     longest = np.full(len(ids), max(map(len, ids)), np.int32)

@@ -25,6 +25,10 @@ def arm_labels(configs: Sequence[Config]) -> list[str]:
 
 
 def _method(config: Config) -> str:
+  recipe = str(config.get("recipe") or "opd")
+  if recipe not in ("opd", "policy_gradient"):  # which the horizon, and having no teacher, tell apart
+    name = recipe.rpartition(".")[2].replace("_", "-")
+    return name if config["horizon.kind"] == "full" else f"{name}, {_distillation(config)}"
   if config.get("teacher") != "" or config.get("teachers"):
     return _distillation(config)
   source = "RLVR" if config.get("mixture.reward") else "no teacher"  # reinforcement learning with verifiable rewards

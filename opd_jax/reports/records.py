@@ -49,12 +49,12 @@ def read_info(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_records(path: pathlib.Path) -> tuple[list[dict], list[dict], bool]:
-  """Read metrics.jsonl: training records and evaluations by step, and whether the last line was cut short.
+  """Read metrics.jsonl: training records and evaluations by step and model, and whether the last line was cut short.
 
   Raises:
     InputError: a line that no run writes.
   """
-  found: dict[str, dict[int, dict]] = {kind: {} for kind in _NEEDED}
+  found: dict[str, dict[tuple[int, str], dict]] = {kind: {} for kind in _NEEDED}
   try:
     lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
   except OSError as e:
@@ -75,10 +75,9 @@ def read_records(path: pathlib.Path) -> tuple[list[dict], list[dict], bool]:
       cut_short = True
     elif (kind := record.get("kind")) in ("train", "eval"):
       _check(record, kind, f"Line {number} of {path}")
-      found[kind][record["step"]] = _of_all_rollouts(
-        record
-      )  # a resumed run may repeat steps: the later record is the one that went on
-  train, evals = ([records[step] for step in sorted(records)] for records in found.values())
+      # A resumed run may repeat steps: the later record is the one that went on.
+      found[kind][record["step"], record.get("model") or ""] = _of_all_rollouts(record)
+  train, evals = ([records[place] for place in sorted(records)] for records in found.values())
   return train, evals, cut_short
 
 
@@ -168,6 +167,7 @@ _AMOUNT = (_amount, "a number of at least 0")
 _SHARE = (_share, "a share between 0 and 1")
 _NUMBER = (lambda value: is_number(value) and abs(value) < 1e15, "a number")
 _STEP = (lambda value: is_whole(value), "a whole number")
+_NAME = (lambda value: isinstance(value, str), "a name")
 _SECONDS = (_is_seconds, "seconds by part")
 _BINS = (_is_by_position, "edges of positions with a count and a divergence between each two")
 _GROUPS = (_is_groups, "counts of groups by the number of their solved rollouts")
@@ -175,6 +175,7 @@ _BY_MU = (_is_by_mu, "ten values by the probability of the drawn token")
 _EVERY: _Values = {"step": _STEP, "tokens": _AMOUNT, "elapsed": _AMOUNT, "wall": _AMOUNT}
 _VALUES: dict[str, _Values] = {
   "train": _EVERY
+  | {"model": _NAME}
   | {"limit": _AMOUNT, "width": _AMOUNT, "seconds": _SECONDS, "by_position": _BINS, "response_length": _AMOUNT}
   | {"loss": _NUMBER, "kl": _NUMBER}
   | {"ended": _SHARE, "cut": _SHARE, "trained": _AMOUNT}
@@ -185,6 +186,7 @@ _VALUES: dict[str, _Values] = {
   | {"moved": _AMOUNT, "moved_by_mu": _BY_MU, "ratio": _AMOUNT, "ratio_max": _AMOUNT, "logprob_gap": _AMOUNT}
   | {"gradient_weight": _NUMBER, "gradient_weight_min": _NUMBER, "gradient_weight_max": _NUMBER},
   "eval": _EVERY
+  | {"model": _NAME}
   | {"accuracy": _SHARE, "low": _SHARE, "high": _SHARE, "seconds": _AMOUNT}
   | {"pass": (_is_pass, "a value by k"), "k": _STEP, "prompts": _STEP, "ended": _SHARE}
   | {"length": (_is_lengths, "numbers of tokens by name"), "greedy": (_is_accuracy, "an accuracy by name")},

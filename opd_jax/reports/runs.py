@@ -19,7 +19,7 @@ RECORDS = "metrics.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The records of one workdir, as they were found."""
+  """The records of one workdir, as they were found; of a run that trains several models, those of one of them."""
 
   path: pathlib.Path  # as given
   config: dict[str, Any]  # config.json, with dotted keys
@@ -28,6 +28,7 @@ class Run:
   evals: list[dict]  # one record per evaluation, by step; with none there is a training record
   notes: list[str]  # what the page has to say about this workdir
   label: str = ""  # of the arm; `load` gives it
+  model: str = ""  # which of several; "" where there is one
 
   @property
   def seed(self) -> Any:
@@ -108,9 +109,20 @@ def load(dirs: Iterable[str | pathlib.Path]) -> list[Run]:
       paths.setdefault(workdir.resolve(), workdir)
   if not paths:
     raise InputError("No workdir was named: give the directories that opd_jax.train wrote.")
-  runs = [_read(path) for path in paths.values()]
+  runs = [run for path in paths.values() for run in _models(_read(path))]
   labels = arm_labels([run.config for run in runs])
-  return [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+  named = (f"{label}: {run.model}" if run.model else label for run, label in zip(runs, labels, strict=True))
+  return [dataclasses.replace(run, label=label) for run, label in zip(runs, named, strict=True)]
+
+
+def _models(run: Run) -> list[Run]:
+  """Split a run that has evaluated several models into one for each of them, with its own steps."""
+  names = list(dict.fromkeys(r["model"] for r in run.evals if r.get("model")))
+  if not names:
+    return [run]
+  train = {name: [r for r in run.train if r.get("model", name) == name] for name in names}
+  evals = {name: [r for r in run.evals if r.get("model") == name] for name in names}
+  return [dataclasses.replace(run, train=train[name], evals=evals[name], model=name) for name in names]
 
 
 class Below(NamedTuple):

@@ -35,6 +35,7 @@ class RewardRecord:
     solved: the responses that count as right.
     masked: the rows to leave out of the loss.
     timeouts, errors: how many of a row's verifications ran out of time; how many raised, or ended their process.
+    messages: what the first verifier says of each; "" where it says nothing.
   """
 
   reward: Float[np.ndarray, "B"]
@@ -43,6 +44,7 @@ class RewardRecord:
   masked: Bool[np.ndarray, "B"]
   timeouts: Int[np.ndarray, "B"]
   errors: Int[np.ndarray, "B"]
+  messages: Sequence[str]
 
   def columns(self) -> Float[np.ndarray, "B columns"]:
     """Lay the numbers of a row side by side, for `metrics` of all processes: reward, timeouts, errors, verdicts."""
@@ -64,8 +66,12 @@ class RewardRecord:
 
     of_rows = ("reward", "solved", "masked", "timeouts", "errors")
     verdicts = {name: choose(own, others.verdicts[name]) for name, own in self.verdicts.items()}
+    chosen: list[int] = source.tolist()
+    messages = [own if i < 0 else others.messages[i] for own, i in zip(self.messages, chosen, strict=True)]
     return RewardRecord(
-      verdicts=verdicts, **{name: choose(getattr(self, name), getattr(others, name)) for name in of_rows}
+      verdicts=verdicts,
+      messages=messages,
+      **{name: choose(getattr(self, name), getattr(others, name)) for name in of_rows},
     )
 
   def metrics(self, columns: Float[np.ndarray, "rows columns"] | None = None) -> dict[str, float | int]:
@@ -160,6 +166,7 @@ class Rewards:
       masked=~ended if self._overlong == "mask" else np.zeros(len(ended), bool),
       timeouts=np.array([[v.timed_out for v in of_one] for of_one in verdicts], np.int32).sum(axis=0, dtype=np.int32),
       errors=np.array([[bool(v.error) for v in of_one] for of_one in verdicts], np.int32).sum(axis=0, dtype=np.int32),
+      messages=[v.message for v in verdicts[0]],
     )
 
 

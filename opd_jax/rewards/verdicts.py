@@ -23,6 +23,7 @@ class Verdict(NamedTuple):
   value: float = 0.0  # 1 and 0 for True and False
   timed_out: bool = False
   error: str = ""  # what it raised, or how its process ended; "" where it returned
+  message: str = ""  # what it says of the response, beside the number
 
   @property
   def solved(self) -> bool:
@@ -94,15 +95,18 @@ def batched(verify: Verifier) -> BatchVerifier:
 
 
 def verdict(verify: Verifier, response: Response, answer: str) -> Verdict:
-  """Call a verifier once; what it raises becomes a verdict."""
+  """Call a verifier once; what it raises becomes a verdict. It returns a number, or a pair of a number and a message."""
   more = {"record": response.record} if own.reads_record(verify) else {}
   try:
     value = verify(response.text, answer, ended=response.ended, prompt=response.prompt, **more)
+    message = ""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
+      value, message = value
     if value is None or isinstance(value, (str, bytes)):
       raise TypeError(f"the verifier returned {value!r}, which is neither True, False nor a number")
     value = float(value)
     if not math.isfinite(value) or abs(value) > LARGEST:
       raise ValueError(f"the verifier returned {value}")
-    return Verdict(value)
+    return Verdict(value, message=message)
   except (Exception, SystemExit) as e:
     return Verdict(error=f"{type(e).__name__}: {first_line(e)}")

@@ -19,6 +19,7 @@ class Use(enum.IntEnum):
   ANALYSIS = 2**23
   ADAPTER = 2**24  # initial values of low-rank adapters
   HISTORIES = 2**25  # earlier replies of training conversations
+  COMMENTS = 2**27  # of one student on another's rollouts
   RESAMPLED = 2**26  # rollouts of other prompts in the place of groups without variance
 
 

@@ -41,6 +41,7 @@ UNHASHED = (
   "log.samples",
   "log.rollouts",
   "reward.workers",
+  "reward.timeout",
 )
 # A run may be resumed with other values of these: they change no step, neither those that are done nor those to come.
 FREE = (
@@ -54,7 +55,6 @@ FREE = (
   "eval.temperature",
   "eval.greedy",
   "eval.batch",
-  "reward.timeout",
   "optimizer.max_skipped",
   "allow_mismatch",
 )

@@ -1,7 +1,8 @@
 """A verifier of the user's own, named by its import path, `my_module:verify` or `my_module.verify`, or by its file, `checks.py:verify`.
 
-    def verify(response: str, answer: str) -> bool | float: ...
+    def verify(response: str, answer: str) -> bool | float | tuple[bool | float, str]: ...
 
+The text of a pair says why: a teacher may be shown it (`context.kind=feedback`).
 It may also take `ended` and `prompt` by name, as `Verifier` in problem.py does, and `record`, all that the file has of the
 problem, and is then passed them.
 """

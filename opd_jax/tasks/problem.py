@@ -41,6 +41,7 @@ class Problem:
     solution: the response of somebody who knows, or half-knows, the facts.
     turns: the user's messages, the question first, where the task can be told turn by turn.
     claims: how the assistant and the user claim an answer there, which stands for "{}".
+    domain: of several in one task, by which evaluations count too; "" where it has one.
   """
 
   prompt: str
@@ -48,6 +49,7 @@ class Problem:
   solution: str
   turns: tuple[str, ...] = ()
   claims: tuple[str, str] | None = None
+  domain: str = ""
 
 
 class Task(Protocol):

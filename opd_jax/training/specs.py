@@ -59,6 +59,12 @@ class Specs:
     """The student as it generates in training."""
     return GeneratorConfig(self.student.cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
 
+  def another(self, name: str) -> ModelSpec:
+    """Finds a further model, of the same tokenizer as the student, by its directory's name."""
+    found = configs.expanded_path(name)
+    path = hf.resolve(name) if found.is_dir() or name.startswith(configs.BUILTIN) else pathlib.Path(name)
+    return with_adapter(ModelSpec(path, architecture(name), self.student.stop_ids, name), self.config)
+
   def with_random_weights(self) -> "Specs":
     """Replaces all weights by random ones, whose shapes are known without reading anything."""
     return dataclasses.replace(self, random_weights=True)

@@ -11,7 +11,8 @@ from opd_jax.recipes.self_distillation import comment
 from opd_jax.tasks import gsm8k
 from opd_jax.tasks.problem import Response
 from opd_jax.trainer import open_run, train, train_run
-from tests.helpers.runs import leaves, read, without_time
+from tests.helpers import own_verifiers
+from tests.helpers.runs import leaves, read, recorded_contexts, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 TEMPLATES = {  # of the symbols that the built-in task has
@@ -84,15 +85,8 @@ def test_killed_and_resumed_is_uninterrupted(kind, config, tmp_path):
 
 @pytest.mark.usefixtures("some_are_right")
 def test_rows_are_told_what_others_of_their_group_found(config, tmp_path):
-  contexts = []
   run = open_run(config(steps=1, **of_rollouts()), tmp_path / "w")
-  made = run.recipe._contexts
-
-  def record(*args):
-    contexts.append(made(*args))
-    return contexts[-1]
-
-  run.recipe._contexts = record
+  contexts = recorded_contexts(run.recipe)
   seen = []
   train_run(run, on_step=lambda run, experience, metrics: seen.append(experience))
   (context, told), (experience,) = contexts[0], seen
@@ -155,3 +149,23 @@ def test_what_a_verifier_finds_is_said_in_a_sentence():
 def test_what_cannot_be_meant_is_refused(changes, message, config, tmp_path):
   with pytest.raises(InputError, match=message):
     open_run(config(**changes), tmp_path / "w")
+
+
+def test_a_teacher_is_shown_what_a_verifier_says(config, tmp_path, monkeypatch):
+  """Of right responses too; where it says nothing, a sentence about the final answer."""
+  name = own_verifiers.write(
+    tmp_path, monkeypatch, "own_reasons", "def verify(response, answer):\n  return (len(response) % 2, '12')\n"
+  )
+  changes = of_rollouts(
+    **{"context.demonstration": False, "context.feedback": "always", "data.verifier": f"{name}:verify"}
+  )
+  run = open_run(config(steps=1, **changes), tmp_path / "w")
+  contexts = recorded_contexts(run.recipe)
+  train_run(run)
+  context, shares = contexts[0]
+  texts = [
+    run.inputs.tokenizer.decode(row[mask]).replace(" ", "")
+    for row, mask in zip(np.asarray(context.prompt), np.asarray(context.prompt_mask), strict=True)
+  ]
+  assert all(text.endswith(">12=") for text in texts)
+  assert shares["with_feedback"] == 1.0

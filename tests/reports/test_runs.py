@@ -31,6 +31,28 @@ class TestLabels:
   def test_method(self, tmp_path, horizon, label):
     assert self.labels(workdir(tmp_path / "a", [0.1, 0.9], **horizon)) == [label]
 
+  def test_other_recipes_have_their_names(self, tmp_path):
+    a = workdir(tmp_path / "a", [0.1, 0.9], config={"recipe": "self_distillation"})
+    b = workdir(tmp_path / "b", [0.1, 0.9], kind="truncated", ratio=0.1, config={"recipe": "my.module.my_method"})
+    assert self.labels(a, b) == ["self-distillation", "my-method, TOPD 10%"]
+
+  def test_two_models_of_a_run_are_two_arms(self, tmp_path):
+    path = workdir(tmp_path / "a", [0.1, 0.9])
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    of_both = [
+      r | {"model": model, "accuracy": r["accuracy"] / (1 + (model == "peer"))}
+      for r in records
+      if r["kind"] == "eval"
+      for model in ("student", "peer")
+    ]
+    steps = [r | {"model": "student" if r["step"] <= 5 else "peer"} for r in records if r["kind"] == "train"]
+    (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps + of_both)))
+    found = {run.label: run for run in load([path])}
+    assert {label: (run.accuracy, len(run.train)) for label, run in found.items()} == {
+      "OPD: student": (0.9, 5),
+      "OPD: peer": (0.45, 5),
+    }
+
   def test_seeds_are_one_arm(self, tmp_path):
     a = workdir(tmp_path / "a", [0.1, 0.9], seed=0)
     b = workdir(tmp_path / "b", [0.1, 0.9], seed=1, config={"checkpoint.every": 7})

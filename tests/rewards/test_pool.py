@@ -207,7 +207,9 @@ def test_left_alone_only_verifiers_of_ones_own_get_a_process(module, pool, monke
   chosen = pool(-1)
   names = {f"{module}:verify": True, "gsm8k": False, "__main__:own_verify": False}
   assert {name: chosen.is_pooled(name) for name in names} == names
-  assert {name: isinstance(chosen.verifier(name), InProcess) for name in names} == {n: not on for n, on in names.items()}
+  assert {name: isinstance(chosen.verifier(name), InProcess) for name in names} == {
+    n: not on for n, on in names.items()
+  }
   assert [v.error for v in verdicts(chosen.verifier(f"{module}:verify"), ["1", "exit", "1"])] == [
     "",
     "its process ended with status 3",
@@ -249,3 +251,15 @@ def alive(pid: int) -> bool:
       return f.read().rpartition(")")[2].split()[0] != "Z"
   except FileNotFoundError:
     return os.path.exists("/proc/self") is False
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_verifier_may_say_why(workers, tmp_path, monkeypatch, pool):
+  code = (
+    'def verify(response, answer):\n  return (response == answer, f"wanted {answer}") if response else (1.0, 2.0)\n'
+  )
+  name = own_verifiers.write(tmp_path, monkeypatch, "own_reasons", code)
+  right, wrong, broken = verdicts(pool(workers).verifier(f"{name}:verify"), ["1", "2", ""])
+  assert (right.value, right.message) == (1.0, "wanted 1")
+  assert (wrong.value, wrong.message) == (0.0, "wanted 1")
+  assert broken.error.startswith("TypeError")

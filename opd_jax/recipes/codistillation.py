@@ -1,0 +1,418 @@
+"""Two students tutor each other by comments on their rollouts: OPCoD (arXiv:2606.14368).
+
+    for round r:
+      a_i[d] = accuracy of student i in domain d of the validation problems                      _begin_round
+      gap_i = sum over d of (best_d - a_i[d]) / best_d,   best_d = max(a_1[d], a_2[d])
+      tutors = frozen copies of both students
+      for i in (1, 2), the other one j its tutor:                                                a phase
+        for `codistillation.phase_steps` steps:
+          y_1 .. y_n ~ student_i(. | x) for every prompt x                                       collect
+          s = the first right one of the y; f_k = what is kept of tutor_j(. | x, y_k)            learn
+              if gap_j <= tau, else none
+          theta_i <- AdamW(theta_i, grad of the mean over the tokens of the rows that have s or f_k of
+                           D(student_i(. | x, y_k,<m), average of student_i(. | x, s, f_k, y_k,<m)))
+
+The teacher in the loss is the student's own moving average (`teacher_update`), never the peer: what passes from one to the other is
+text. A phase's step is self-distillation's (self_distillation.py), with the tutor's comments in the place of the verifier's;
+context/comments.py tells which are kept.
+
+Choices of ours, where the paper leaves them open: a round in which nobody may speak is plain self-distillation; averages go on from
+phase to phase; a domain that neither student can do is left out of the gap; the horizon follows the steps of the run, and each
+optimiser's schedule those of its own student. `codistillation.snapshot` has both of the paper's readings of when tutors are copied.
+
+Dimensions: p prompts, n rollouts of each, B = p n rows.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import config as configs
+from opd_jax.context.comments import Comment, Comments, Outcome
+from opd_jax.data import chat, pipeline
+from opd_jax.errors import InputError
+from opd_jax.evaluation import Evaluator, tutoring
+from opd_jax.models.spec import ModelSpec
+from opd_jax.recipes.base import Recipe
+from opd_jax.recipes.opd import Experience
+from opd_jax.recipes.self_distillation import SelfDistillation
+from opd_jax.rewards.reward import RewardRecord
+from opd_jax.rollout.generate import Generator, GeneratorConfig, decode
+from opd_jax.runtime import hosts, keys, startup_summary
+from opd_jax.runtime.programs import StepShape
+from opd_jax.runtime.run import Run
+from opd_jax.tasks.problem import Response
+from opd_jax.training import specs as specs_of
+from opd_jax.training.specs import Specs
+from opd_jax.types import Batch, FrozenModels, Params, TrainState
+
+KEYS_OF = "self_distillation"
+KEYS = {
+  "codistillation.peer": ("", "the second student, of the same tokenizer", "path"),
+  "codistillation.phase_steps": (
+    50,
+    "steps of one student before it is the other one's turn; two phases are a round",
+    "[1, 10**9]",
+  ),
+  "codistillation.gate": (
+    "gap",
+    "when a tutor comments: gap, in rounds in which it is at most tau behind; always; never; domain, on problems of the domains in which it "
+    "is at least as good",
+    "one of gap, always, never, domain",
+  ),
+  "codistillation.tau": (0.2, "gate=gap: the largest shortfall, relative and summed over domains", "[0, 1000]"),
+  "codistillation.snapshot": (
+    "round",
+    "when tutors are copied: at the beginning of a round, or of each phase, so that the second student's tutor has already learned",
+    "one of round, phase",
+  ),
+  "codistillation.tutor": ("peer", "who comments: peer; self, a control, the student's own copy", "one of peer, self"),
+  "codistillation.shuffle": (False, "a control: each row is given another row's comment of the step", "True or False"),
+  "codistillation.validation": ("", 'a file of problems to score by; "": those behind the evaluation\'s', "path"),
+  "codistillation.validation_prompts": (120, "problems to score by", "[1, 10**6]"),
+  "codistillation.validation_k": (4, "answers to each of them", "[1, 1000]"),
+  "comment.template": (
+    "{prompt}\n\nAnother student answered:\n{response}\n\nComment on this answer in a few sentences: is it sound, and where does it first go "
+    "wrong? Do not state the final answer. Begin with the one concept of the problem that matters most, one to three words copied "
+    "from it, between <concept> and </concept>.",
+    "what a tutor reads; {prompt} and {response} stand for the two",
+    "text",
+  ),
+  "comment.anchor": (
+    "<concept>{text}</concept>",
+    'marks of the concept that a comment begins with; "": none is asked for',
+    "text",
+  ),
+  "comment.leaks": (
+    "options",
+    "what is removed of answers: options, letters of options and sentences that state an answer; answer, boxed numbers too; none",
+    "one of options, answer, none",
+  ),
+  "comment.max_tokens": (1024, "longest comment; a longer one is dropped", "[1, 2**24]"),
+  "comment.max_prompt": (4096, "longest prompt of a tutor, tokens; on longer ones it is not asked", "[1, 2**24]"),
+  "comment.temperature": (1.0, "at which comments are drawn", "[0, 100]"),
+}
+STUDENTS = ("student", "peer")
+
+
+class CoDistillation(Recipe):
+  """The loop above. Each student is a `Student`, whose steps are those of self-distillation."""
+
+  def __init__(self, specs: Specs):
+    super().__init__(specs)
+    c = self.config
+    if not c.codistillation.peer:
+      raise InputError(
+        "config.codistillation.peer is empty, and two students are trained; name the second one's directory."
+      )
+    if c.teacher != configs.INITIAL:
+      raise InputError(f"config.teacher is {c.teacher!r}, and each student is its own teacher; set it to 'initial'.")
+    if c.context.kind != "feedback":
+      raise InputError(
+        f"config.context.kind is {c.context.kind!r}, and comments are feedback on rollouts; set it to 'feedback'."
+      )
+    self.students = {
+      "student": Student(specs, "student"),
+      "peer": Student(_with_student(specs, specs.another(c.codistillation.peer)), "peer"),
+    }
+    first, second = self.students.values()
+    second.owner = first.owner if first.static == second.static else second.name
+    self.comments = Comments.from_config(c)
+    self._tutors: dict[str, Tutor] = {}
+    self._evaluators: dict[str, Any] = {}
+    self.history: list[dict[str, Any]] = []  # of each round that has begun: scores, shortfalls and who may speak
+
+  # A step.
+
+  def collect(self, run: Run, step: int) -> Experience:
+    if step % (2 * self._phase_steps) == 0:
+      self._begin_round(run, step)
+    elif step % self._phase_steps == 0 and self.config.codistillation.snapshot == "phase":
+      self._copy_tutors(run)
+    return self._tutee(step).collect(run, step)
+
+  def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
+    tutee = self._tutee(step)
+    tutee.tutor = self._tutor_of(run, tutee)
+    begun = step % (2 * self._phase_steps) == 0
+    return tutee.learn(run, step, experience) | {
+      "model": tutee.name,
+      "round": step // (2 * self._phase_steps),
+      **({"gate": self.history[-1]} if begun else {}),
+    }
+
+  def _begin_round(self, run: Run, step: int) -> None:
+    """Scores both students, decides who may speak, and copies the tutors."""
+    scores = {name: self._score(run, name, params) for name, params in run.models().items()}
+    pairs = {name: (scores[name], scores[other]) for name, other in (STUDENTS, STUDENTS[::-1])}
+    gaps = {name: tutoring.shortfall(*pair) for name, pair in pairs.items()}
+    speaks = {name: self._may_speak(*pair) for name, pair in pairs.items()}
+    self.history.append({"step": step, "scores": scores, "gap": gaps, "speaks": speaks})
+    for name in STUDENTS:
+      found = ", ".join(f"{domain or 'accuracy'} {value:.3f}" for domain, value in scores[name].items())
+      run.log.say(
+        f"  round {len(self.history) - 1}, {name}: {found}, gap {gaps[name]:.3f}, {'speaks' if speaks[name] else 'silent'}"
+      )
+    self._copy_tutors(run)
+
+  def _may_speak(self, own: tutoring.Accuracies, other: tutoring.Accuracies) -> bool:
+    gate = self.config.codistillation.gate
+    if gate == "gap":
+      return tutoring.may_speak(own, other, self.config.codistillation.tau)
+    return gate == "always" or (gate == "domain" and any(own[d] >= other[d] for d in own))
+
+  def _score(self, run: Run, name: str, params: Params) -> dict[str, float]:
+    """Measures a student's accuracy by domain on the validation problems."""
+    run.clock.lap("other")
+    if name not in self._evaluators:
+      self._evaluators[name] = self._evaluator(run, name, params)
+      run.count_programs_of(self._evaluators[name])
+      run.clock.lap("compile")
+    record, _ = self._evaluators[name](params)
+    run.clock.lap("eval")
+    domains = record.get("domains") or {"": record}
+    return {domain: r["accuracy"] for domain, r in domains.items()}
+
+  def _evaluator(self, run: Run, name: str, params: Params) -> Evaluator:
+    c = self.config.codistillation
+    problems = run.inputs.validation(c.validation, c.validation_prompts)
+    changes = {"eval.k": c.validation_k, "eval.pass_at": (1,), "log.samples": 0}
+    config = configs.override(self.config, changes)
+
+    def generator(settings: GeneratorConfig, tokenizer: Any, **sizes: Any) -> Generator:
+      return self.generator(name, settings, tokenizer, **sizes)
+
+    return Evaluator(config, problems, params, run.program_cache, generator)
+
+  def _copy_tutors(self, run: Run) -> None:
+    trained = {name: run.state["students"][name].params for name in STUDENTS}
+    run.state = run.state | {"tutors": _copy(trained)}
+
+  def _tutor_of(self, run: Run, tutee: "Student") -> "Tutor | None":
+    """Returns who comments on this student's rollouts; None: nobody does."""
+    other = STUDENTS[1 - STUDENTS.index(tutee.name)]
+    name = tutee.name if self.config.codistillation.tutor == "self" else other
+    now = self.history[-1]
+    if not now["speaks"][other]:
+      return None
+    if name not in self._tutors:
+      self._tutors[name] = Tutor(self.students[name], self.comments, run)
+    tutor = self._tutors[name]
+    scores = now["scores"]
+    better = {d for d in scores[other] if scores[other][d] >= scores[tutee.name][d]}
+    tutor.domains = better if self.config.codistillation.gate == "domain" else None
+    return tutor
+
+  @property
+  def _phase_steps(self) -> int:
+    return self.config.codistillation.phase_steps
+
+  def _tutee(self, step: int) -> "Student":
+    return self.students[STUDENTS[step // self._phase_steps % 2]]
+
+  # Models.
+
+  def init(self) -> dict[str, Any]:
+    students = {name: student.init() for name, student in self.students.items()}
+    return {"students": students, "tutors": _copy({name: state.params for name, state in students.items()})}
+
+  def frozen(self, *, teachers: bool = True) -> dict[str, FrozenModels]:
+    return {name: student.frozen(teachers=teachers) for name, student in self.students.items()}
+
+  def models(self, state: dict[str, Any], frozen: dict[str, FrozenModels] | None = None) -> dict[str, Params]:
+    found = {}
+    for name, student in self.students.items():
+      own = None if frozen is None else frozen[name]
+      found[name] = student.models(state["students"][name], own)["student"]
+    return found
+
+  def spec(self, name: str) -> ModelSpec:
+    return self.students[name].specs.student
+
+  # Programs.
+
+  @property
+  def static(self) -> Hashable:
+    return tuple(student.static for student in self.students.values())
+
+  def shapes(self, run: Run, step: int) -> list[StepShape]:
+    found, phase = [], self._phase_steps
+    for first in range(step // phase * phase, self.config.steps, phase):
+      end = min(first + phase, self.config.steps)
+      found += self._tutee(first)._shapes_between(run, max(first, step), end)
+    return list(dict.fromkeys(found))
+
+  def planned_shape(self, prompt: int, response: int) -> StepShape:
+    return self.students["student"].planned_shape(prompt, response)
+
+  def abstract_prompts(self, shape: StepShape) -> Batch:
+    return self.students[shape.model or "student"].abstract_prompts(shape)
+
+  def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    yield from self.students[shape.model or "student"].lower(shape)
+
+  # What is reported of a run, and remembered.
+
+  def stages(self) -> list[dict[str, Any]]:
+    return self.students["student"].stages()
+
+  def summary(self, run: Run) -> Iterator[str]:
+    first, models = self.students["student"], run.models()
+    horizon = first.horizon.lines(self.stages())
+    teachers = {configs.INITIAL: models["student"]}
+    yield from startup_summary.summary_lines(self.config, run, models["student"], teachers, horizon, False)
+    c = self.config.codistillation
+    yield f"  two students, {self.config.student} and {c.peer}, {c.phase_steps} steps each in turn; gate {c.gate}, tau {c.tau:g}"
+
+  def state_dict(self) -> dict[str, Any]:
+    return self.students["student"].state_dict() | {"gates": self.history}
+
+  def load_state_dict(self, saved: dict[str, Any]) -> None:
+    for student in self.students.values():
+      student.load_state_dict(saved)
+    self.history = [dict(each) for each in saved["gates"]]
+
+
+class Student(SelfDistillation):
+  """One of the two students: self-distillation on its part of the run's state, with a tutor's comments as feedback.
+
+  Attributes:
+    name: one of STUDENTS.
+    owner: the student whose programs this one runs: itself, or one of the same architecture.
+    tutor: who comments on the rollouts of the step; None: nobody does.
+  """
+
+  tutor: "Tutor | None" = None
+
+  def __init__(self, specs: Specs, name: str):
+    super().__init__(specs)
+    self.name = self.owner = name
+
+  def _with_random_weights(self) -> "Student":
+    return Student(self.specs.with_random_weights(), self.name)
+
+  def _trained(self, run: Run) -> TrainState:
+    return run.state["students"][self.name]
+
+  def _replace_trained(self, run: Run, state: TrainState) -> None:
+    run.state = run.state | {"students": run.state["students"] | {self.name: state}}
+
+  def _frozen(self, run: Run) -> FrozenModels:
+    return run.frozen[self.name]
+
+  def _steps_before(self, step: int) -> int:
+    phase = self.config.codistillation.phase_steps
+    return step // (2 * phase) * phase + step % phase
+
+  def _shape(self, run: Run, step: int, width: int) -> StepShape:
+    return super()._shape(run, step, width)._replace(model=self.owner)
+
+  def _comments(
+    self, run: Run, experience: Experience, responses: Sequence[Response], found: RewardRecord
+  ) -> tuple[list[str], dict[str, Any]]:
+    """Returns the tutor's comments on the rows of this process, and how many of all rows have which outcome."""
+    if self.tutor is None:
+      return [""] * len(responses), {"comments": {}}
+    run.clock.lap("other")
+    comments = self.tutor.comment(run, experience, self.step.n)
+    run.clock.lap("converse")
+    counts = collections.Counter(comment.outcome.value for comment in comments)
+    texts = [comment.text for comment in comments]
+    if self.config.codistillation.shuffle:
+      texts = np.roll(np.array(texts, object), self.step.n).tolist()  # those of the prompt before
+    rows = hosts.local_rows(run.to_devices(np.arange(len(experience.index) * self.step.n, dtype=np.int32), self.step.n))
+    stripped = sum(comment.stripped for comment in comments)
+    return [texts[i] for i in rows.tolist()], {"comments": dict(sorted(counts.items())), "comments_stripped": stripped}
+
+
+class Tutor:
+  """A frozen copy of a student, which comments on another one's rollouts.
+
+  Attributes:
+    domains: those of the problems that it comments on; None: all.
+  """
+
+  def __init__(self, student: Student, comments: Comments, run: Run):
+    c = student.config
+    self.domains: set[str] | None = None
+    self._student, self._comments = student, comments
+    longest = min(c.comment.max_prompt, student.specs.student.cfg.max_positions - c.comment.max_tokens)
+    if longest < 1:
+      raise InputError(
+        f"config.comment.max_tokens is {c.comment.max_tokens}, and {student.specs.student.name} has "
+        f"{student.specs.student.cfg.max_positions} positions (max_position_embeddings); lower it."
+      )
+    settings = student.specs.generator_config
+    sampling = dataclasses.replace(settings.sampling, temperature=c.comment.temperature, top_p=1.0, top_k=0)
+    self._generate = student.generator(
+      "student",
+      dataclasses.replace(settings, sampling=sampling),
+      run.inputs.tokenizer,
+      batch=min(c.eval.batch, c.batch * c.rollouts_per_prompt),
+      prompt_lens=pipeline.rising_widths(longest, c.context.widths, c.data.max_prompt),
+      max_tokens=c.comment.max_tokens,
+      name="comment",
+      numbered=True,
+      program_cache=run.program_cache,
+    )
+    run.count_programs_of(self._generate)
+
+  def comment(self, run: Run, experience: Experience, n: int) -> list[Comment]:
+    """Comments on all rollouts of a step, B of them, in order; every process gets all comments."""
+    inputs, rollout = run.inputs, experience.rollout
+    prompts = hosts.all_gather_to_host(run.to_devices(np.asarray(experience.index, np.int32)))
+    response, mask = hosts.all_gather_to_host((rollout.response, rollout.mask))
+    texts = decode(inputs.tokenizer, response, mask, self._student.specs.sampling.stop_ids)
+    asked = [inputs.train.prompts[i] for i in prompts for _ in range(n)]
+    wanted = [self._wants(run, i) for i in prompts for _ in range(n)]
+    requests = [self._comments.request(*pair) for pair in zip(asked, texts, strict=True)]
+    ids = chat.render_all(requests, inputs.tokenizer, inputs.rendering)
+    rows = [i for i, row in enumerate(ids) if wanted[i] and len(row) <= self._generate.prompt_lens[-1]]
+    found = [Comment("", Outcome.TOO_LONG if want else Outcome.NOT_ASKED) for want in wanted]
+    if not rows:
+      return found
+    params = self._student.step.with_base(run.state["tutors"][self._student.name], run.frozen[self._student.name])
+    key = run.key(keys.Use.COMMENTS, experience.step)
+    written = self._generate(params, [ids[i] for i in rows], key, rows)
+    run.tokens += int(written.lengths.sum())
+    for i, text, ended in zip(rows, written.texts, written.ended, strict=True):
+      found[i] = self._comments.sanitised(text, _text(asked[i]), ended=bool(ended))
+    return found
+
+  def _wants(self, run: Run, prompt: int) -> bool:
+    domains = run.inputs.train.domains
+    return self.domains is None or (domains[prompt] if domains else "") in self.domains
+
+
+RECIPE = CoDistillation
+
+
+def _with_student(specs: Specs, student: ModelSpec) -> Specs:
+  """Puts another model in the student's place."""
+  config = configs.override(specs.config, {"student": student.name})
+  sampling = dataclasses.replace(
+    specs.sampling, stop_ids=student.stop_ids, vocab=min(specs.sampling.vocab, student.cfg.vocab)
+  )
+  return dataclasses.replace(
+    specs,
+    config=config,
+    student=student,
+    teachers=(student,) * len(specs.teachers),
+    sampling=sampling,
+    attention=specs_of.attention(config, specs.mesh, [student.cfg]),
+  )
+
+
+def _text(prompt: chat.Prompt) -> str:
+  """The words of a prompt; of a chat, of all its messages."""
+  return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
+
+
+@jax.jit
+def _copy(params: Any) -> Any:
+  return jax.tree.map(jnp.copy, params)

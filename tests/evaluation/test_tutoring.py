@@ -1,0 +1,49 @@
+"""Gates, Pareto improvements and break rates on tables made by hand."""
+
+import pytest
+
+from opd_jax.evaluation.tutoring import break_rate, break_rate_by, is_pareto_improvement, may_speak, shortfall
+
+
+def of(*values: float) -> dict[str, float]:
+  return dict(zip("ab", values, strict=True))
+
+
+@pytest.mark.parametrize(
+  ("first", "second", "gaps"),
+  [
+    ((1.0, 0.7), (0.7, 1.0), (0.3, 0.3)),  # the paper's example: both silent at .2
+    ((0.8, 0.6), (0.76, 0.66), (0.0909, 0.05)),
+    ((0.65, 0.48), (0.52, 0.60), (0.2, 0.2)),
+    ((0.5, 0.5), (0.5, 0.5), (0.0, 0.0)),
+    ((0.0, 0.5), (0.0, 0.25), (0.0, 0.5)),  # a domain that neither can do is left out
+  ],
+)
+def test_a_shortfall_is_relative_and_summed(first, second, gaps):
+  found = shortfall(of(*first), of(*second)), shortfall(of(*second), of(*first))
+  assert found == pytest.approx(gaps, abs=1e-4)
+
+
+def test_the_papers_worked_example_is_silent_both_ways_and_a_tie_speaks():
+  assert not may_speak(of(1.0, 0.7), of(0.7, 1.0), 0.2)
+  assert not may_speak(of(0.7, 1.0), of(1.0, 0.7), 0.2)
+  assert may_speak(of(0.65, 0.48), of(0.52, 0.60), 0.2)
+  assert may_speak(of(0.52, 0.60), of(0.65, 0.48), 0.2)
+
+
+def test_pareto_improvements():
+  assert is_pareto_improvement(of(0.5, 0.5), of(0.5, 0.6))
+  assert not is_pareto_improvement(of(0.5, 0.5), of(0.5, 0.5))
+  assert not is_pareto_improvement(of(0.5, 0.5), of(0.4, 0.9))
+
+
+def test_break_rates_count_rows_that_were_right():
+  without, with_comment = [True, True, False, True, False], [True, False, True, True, False]
+  found = break_rate(without, with_comment)
+  assert (found.rate, found.rows) == (pytest.approx(1 / 3), 3)
+  assert found.low is not None
+  assert found.high is not None
+  assert 0 < found.low < 1 / 3 < found.high < 1
+  assert break_rate([False], [True]) == (None, None, None, 0)
+  by = break_rate_by(["easy", "hard", "hard", "easy", "hard"], without, with_comment)
+  assert {name: r.rate for name, r in by.items()} == {"easy": 0.0, "hard": 1.0}

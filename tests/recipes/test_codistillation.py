@@ -1,0 +1,187 @@
+"""Two students in one run: phases, frozen tutors, gates and comments, and runs that resume in the middle of all of them."""
+
+import jax
+import numpy as np
+import pytest
+
+from opd_jax import config as configs
+from opd_jax import tasks
+from opd_jax.context.comments import Comment, Outcome
+from opd_jax.errors import InputError
+from opd_jax.recipes.codistillation import Tutor
+from opd_jax.trainer import open_run, train, train_run
+from tests.helpers.runs import read, recorded_contexts, without_time
+
+pytestmark = pytest.mark.usefixtures("shared_programs", "some_are_right")
+TEMPLATES = {  # of the symbols that the built-in task has
+  "context.template": "{prompt}{solution}{feedback}=",
+  "context.solution_template": ":{text}",
+  "context.feedback_template": ">{text}",
+  "comment.template": "{prompt}{response}=",
+  "comment.anchor": "",
+}
+SIZES = {
+  "batch": 4,
+  "horizon.max": 8,
+  "rollouts_per_prompt": 2,
+  "optimizer.lr": 1e-2,
+  "eval.every": 8,
+  "eval.prompts": 4,
+  "eval.batch": 4,
+  "checkpoint.every": 1,
+  "checkpoint.keep": 20,
+  "log.tensorboard": False,
+  "log.samples": 0,
+  "compile_cache": "off",
+  "log.bins": 4,
+  "steps": 8,
+  "data.max_prompt": 16,
+  "context.max_tokens": 48,
+  "context.widths": 0.0,
+  "context.feedback": "always",
+  "context.kind": "feedback",
+  "teacher": "initial",
+  "teacher_update.kind": "ema",
+  "teacher_update.rate": 0.5,
+  "codistillation.phase_steps": 2,
+  "codistillation.gate": "always",
+  "codistillation.validation_prompts": 4,
+  "codistillation.validation_k": 1,
+  "comment.max_tokens": 6,
+  "comment.max_prompt": 32,
+}
+
+
+@pytest.fixture
+def some_are_right(monkeypatch):
+  """Random weights never answer right."""
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: sum(map(ord, response)) % 2 == 0)
+
+
+@pytest.fixture
+def config(tiny):
+  def make(**changes):
+    models = {"student": tiny["student"], "codistillation.peer": tiny["teacher"]}
+    return configs.override(configs.default("codistillation"), models | SIZES | TEMPLATES | changes)
+
+  return make
+
+
+def test_students_take_turns_and_tutors_stand_still(config, tmp_path):
+  states = []
+  train(config(), tmp_path / "w", on_step=lambda run, experience, metrics: states.append(jax.device_get(run.state)))
+  records = read(tmp_path / "w", "train")
+  assert [r["model"] for r in records] == ["student", "student", "peer", "peer"] * 2
+  assert [r["round"] for r in records] == [0] * 4 + [1] * 4
+  assert {r["model"] for r in records[1:] if r["with_context"]} == {"student", "peer"}
+  assert [("gate" in r) for r in records] == [True, False, False, False] * 2
+  for before, after, record in zip(states, states[1:], records[1:], strict=False):
+    idle = "peer" if record["model"] == "student" else "student"
+    assert same(before["students"][idle], after["students"][idle])
+    active = before["students"][record["model"]].params, after["students"][record["model"]].params
+    assert same(*active) == (record["with_context"] == 0)
+  for before, after, record in zip(states, states[1:], records[1:], strict=False):
+    assert same(before["tutors"], after["tutors"]) == (record["step"] != 5), "copied at the beginning of a round"
+  assert same(states[4]["tutors"]["peer"], states[3]["students"]["peer"].params)
+
+
+def test_tutors_may_be_copied_at_each_phase(config, tmp_path):
+  states = []
+  changes = {"codistillation.snapshot": "phase", "steps": 4}
+  train(config(**changes), tmp_path / "w", on_step=lambda run, *_: states.append(jax.device_get(run.state)))
+  assert same(states[2]["tutors"]["student"], states[1]["students"]["student"].params)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5], ids=["in a phase", "before a round's scoring", "behind it"])
+def test_killed_and_resumed_is_uninterrupted(stop, config, tmp_path):
+  whole = train(config(), tmp_path / "whole")
+  train(config(steps=stop), tmp_path / "parts")
+  again = open_run(config(), tmp_path / "parts")
+  assert again.resumed_from == stop
+  train_run(again)
+  assert again.recipe.history == whole.recipe.history
+  assert [without_time(r) for r in read(tmp_path / "parts", "train")] == [
+    without_time(r) for r in read(tmp_path / "whole", "train")
+  ]
+  assert same(whole.state, again.state)
+
+
+def test_a_comment_reaches_the_row_that_it_is_about(config, tmp_path, monkeypatch):
+  """Row i is shown comment i, another row's only with `shuffle`."""
+  shown = {}
+
+  def numbered(self, run, experience, n):
+    return [Comment(str(i), Outcome.KEPT) for i in range(len(experience.index) * n)]
+
+  monkeypatch.setattr(Tutor, "comment", numbered)
+  for shuffle in (False, True):
+    run = open_run(
+      config(steps=1, **{"codistillation.shuffle": shuffle, "context.demonstration": False}), tmp_path / f"{shuffle}"
+    )
+    contexts = recorded_contexts(run.recipe.students["student"])
+    train_run(run)
+    context, tokenizer = contexts[0][0], run.inputs.tokenizer
+    prompt, mask = np.asarray(context.prompt), np.asarray(context.prompt_mask)
+    texts = [tokenizer.decode(row[m]).replace(" ", "") for row, m in zip(prompt, mask, strict=True)]
+    shown[shuffle] = [int(text.rsplit(">", 1)[1].rstrip("=")) for text in texts]
+  assert shown == {False: list(range(8)), True: [6, 7, 0, 1, 2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize(
+  ("changes", "speaks"),
+  [
+    ({"codistillation.gate": "never"}, (False, False)),
+    ({"codistillation.gate": "always"}, (True, True)),
+    ({"codistillation.gate": "gap", "codistillation.tau": 1000.0}, (True, True)),
+  ],
+)
+def test_silent_tutors_write_nothing(changes, speaks, config, tmp_path):
+  run = train(config(steps=4, **changes), tmp_path / "w")
+  assert tuple(run.recipe.history[0]["speaks"].values()) == speaks
+  for record in read(tmp_path / "w", "train"):
+    assert sum(record["comments"].values()) == (8 if all(speaks) else 0)
+    assert all(record["comments"].get(outcome.value, 0) <= 8 for outcome in Outcome)
+    assert (record["with_feedback"] > 0) == (record["comments"].get("kept", 0) > 0)
+
+
+def test_both_are_evaluated_and_named(config, tmp_path):
+  run = train(config(steps=4), tmp_path / "w")
+  assert [(r["step"], r["model"]) for r in read(tmp_path / "w", "eval")] == [
+    (s, m) for s in (0, 4) for m in ("student", "peer")
+  ]
+  specs = {name: run.recipe.spec(name) for name in run.models()}
+  assert specs["peer"].name == run.config.codistillation.peer
+
+
+def test_two_of_one_architecture_share_their_programs(config, tiny, tmp_path):
+  run = open_run(config(**{"codistillation.peer": tiny["student"]}), tmp_path / "same")
+  other = open_run(config(), tmp_path / "other")
+  assert {shape.model for shape in run.recipe.shapes(run, 0)} == {"student"}
+  assert {shape.model for shape in other.recipe.shapes(other, 0)} == {"student", "peer"}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"codistillation.peer": ""}, "config.codistillation.peer is empty"),
+    ({"teacher": "builtin:teacher", "teacher_update.kind": "frozen"}, "each student is its own teacher"),
+    ({"context.kind": "privileged", "context.max_tokens": 400, "eval.every": 0}, "comments are feedback on rollouts"),
+    ({"comment.template": "{prompt}"}, "config.comment.template has no {response}"),
+    ({"comment.anchor": "<c>"}, "config.comment.anchor is '<c>'"),
+  ],
+)
+def test_configs_that_cannot_be_meant(changes, message, config, tmp_path):
+  with pytest.raises(InputError, match=message.replace("{", r"\{")):
+    open_run(config(**changes), tmp_path / "w")
+
+
+def test_too_few_problems_to_choose_by(config, tmp_path, monkeypatch):
+  data = tmp_path / "data.jsonl"
+  data.write_text('{"prompt": "1:1+1=", "answer": "2"}\n' * 6)
+  changes = {"data.path": str(data), "eval.path": str(data), "data.verifier": "exact"}
+  with pytest.raises(InputError, match="6 problems, and 4 to choose by are wanted behind the first 4"):
+    train(config(**changes), tmp_path / "w")
+
+
+def same(a, b) -> bool:
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
