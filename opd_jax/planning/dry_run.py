@@ -37,7 +37,7 @@ def lines(config: Config, loaded: Inputs | None = None) -> Iterator[str]:
   loaded = loaded or inputs.load(config)
   recipe = recipes.make(loaded)
   yield "dry run: nothing is trained, compiled or written"
-  yield from _training_prompts(loaded)
+  yield from _training_prompts(loaded, recipe)
   if loaded.evaluation:
     yield from _shown("evaluation, the first problem", loaded.evaluation.problems.ids[0], loaded.tokenizer)
   yield from _lengths(loaded)
@@ -47,14 +47,21 @@ def lines(config: Config, loaded: Inputs | None = None) -> Iterator[str]:
   yield from (f"  note: {warning}" for warning in loaded.warnings)
 
 
-def _training_prompts(loaded: Inputs) -> Iterator[str]:
+def _training_prompts(loaded: Inputs, recipe: Recipe) -> Iterator[str]:
   """Renders the prompts that the first step reads, and what the teachers read where it is something else."""
   prompts = loaded.prompts(np.arange(loaded.config.batch))
   next(prompts)
   for place, i in enumerate(map(int, prompts.index[:PROMPTS]), 1):
     where = f"training, prompt {place} of step 1"
     if not loaded.train.conversations:
-      yield from _shown(f"{where} (student and teachers read it)", loaded.train.ids[i], loaded.tokenizer)
+      contexts = list(recipe.preview(loaded, i))
+      alone = bool(contexts or loaded.train.teacher_ids)
+      reader = "what the student reads" if alone else "student and teachers read it"
+      yield from _shown(f"{where} ({reader})", loaded.train.ids[i], loaded.tokenizer)
+      if loaded.train.teacher_ids:
+        yield from _shown(f"{where}, what the teachers read", loaded.train.teacher_ids[i], loaded.tokenizer)
+      for what, ids in contexts:
+        yield from _shown(f"{where}, {what}", ids, loaded.tokenizer)
       continue
     yield from _shown(f"{where}, what the teachers read", loaded.train.ids[i], loaded.tokenizer)
     conversation = loaded.train.conversations[i]

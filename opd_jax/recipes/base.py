@@ -162,6 +162,15 @@ class Recipe(abc.ABC):
     """Describes in lines what is about to be trained."""
     yield f"{self.config.recipe}, student {self.config.student}, {self.config.steps} steps, workdir {run.workdir.name}"
 
+  def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
+    """Makes what is read beside a prompt and is made of rollouts, with stand-ins for these: what it is, and its token ids.
+
+    Args:
+      inputs: of the run, see opd_jax/inputs.py.
+      prompt: its number in the training data.
+    """
+    yield from ()
+
   def state_dict(self) -> dict[str, Any]:
     """Returns what the recipe remembers on the host (horizon, replay buffer, histories, phase), by name: JSON."""
     return {}

@@ -269,6 +269,13 @@ class CoDistillation(Recipe):
     c = self.config.codistillation
     yield f"  two students, {self.config.student} and {c.peer}, {c.phase_steps} steps each in turn; gate {c.gate}, tau {c.tau:g}"
 
+  def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
+    yield from self.students["student"].preview(inputs, prompt)
+    answer = inputs.train.answers[prompt] or "1"
+    request = self.comments.request(inputs.train.prompts[prompt], answer)
+    what = f"what a tutor reads, with {answer!r} in the place of a response"
+    yield what, chat.render(request, inputs.tokenizer, inputs.rendering)
+
   def state_dict(self) -> dict[str, Any]:
     return self.students["student"].state_dict() | {"gates": self.history}
 

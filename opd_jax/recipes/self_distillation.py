@@ -165,6 +165,19 @@ class SelfDistillation(OPD):
       run.clock.lap("compile")
     return super()._update(run, experience, credit, part)
 
+  def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
+    if self._feedback is None:
+      return
+    train = inputs.train
+    answer = train.answers[prompt] or "1"  # in words that the tokenizer has
+    solution = answer if self._feedback.demonstration else ""
+    feedback = "" if self._feedback.feedback == "none" else answer
+    parts = [(train.prompts[prompt], solution, feedback)]
+    (ids,), _ = self._privileged.rows(parts, inputs.tokenizer, inputs.rendering.for_teacher())
+    shown = " and ".join(name for name, part in (("a right response", solution), ("feedback", feedback)) if part)
+    if ids:
+      yield f"what a row's teacher reads, with {answer!r} in the place of {shown}", ids
+
   # Programs.
 
   @property

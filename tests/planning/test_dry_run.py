@@ -86,6 +86,29 @@ def test_teachers_and_student_of_a_conversation_are_shown_apart(tmp_path):
   assert sum("what the student reads" in head for head in heads) == dry_run.PROMPTS
 
 
+def test_contexts_that_are_made_of_rollouts_are_shown(config, chatting):
+  changes = {"data.path": config.data.path, "data.max_prompt": 80, "eval.every": 0, "batch": 4, "horizon.max": 8}
+  changes |= {"student": chatting, "teacher": "initial", "teacher_update.kind": "ema", "context.kind": "feedback"}
+  changes |= {
+    "codistillation.peer": chatting,
+    "context.max_tokens": 400,
+    "comment.max_tokens": 8,
+    "context.feedback": "always",
+  }
+  changes |= {
+    "rollouts_per_prompt": 2,
+    "comment.template": "{prompt} Judge {response}",
+    "context.template": "{prompt}{solution}{feedback}",
+  }
+  found = list(dry_run.lines(configs.override(configs.default("codistillation"), changes)))
+  heads = [line for line in found if line.startswith("training, ")]
+  assert sum("(what the student reads)" in head for head in heads) == dry_run.PROMPTS
+  assert sum("in the place of a right response and feedback" in head for head in heads) == dry_run.PROMPTS
+  assert sum("what a tutor reads" in head for head in heads) == dry_run.PROMPTS
+  assert sum("A correct solution:" in line for line in found) == dry_run.PROMPTS
+  assert sum(" Judge " in line for line in found) == dry_run.PROMPTS
+
+
 def run(config, *arguments: str) -> int:
   train = importlib.import_module("opd_jax.train")  # the package's own `train` is the function
   values, _ = cli.parse(["train", "--dry-run", *arguments], "", train.define, cli.of_method)
