@@ -31,6 +31,18 @@ METHODS = {
   "opd": {"mixture.reward": 0.1, "rollouts_per_prompt": 2, "mixture.initial": 0.1, "optimizer.warmup": 0},
 }
 REWARDED = {"rollouts_per_prompt": 2, "mini_batches": 2, "surrogate.divergence": "topk_tv", "surrogate.k": 3}
+METHODS["opcod"] = {
+  "teacher": "initial",
+  "horizon.max": 8,
+  "rollouts_per_prompt": 2,
+  "data.max_prompt": 16,
+  "log.samples": 8,
+}
+METHODS["opcod"] |= {"context.max_tokens": 48, "context.widths": 0.0, "optimizer.warmup": 0}
+METHODS["opcod"] |= {"codistillation.phase_steps": 1, "codistillation.gate": "always", "codistillation.validation_k": 1}
+METHODS["opcod"] |= {"codistillation.validation_prompts": 8, "comment.anchor": "", "comment.max_tokens": 4}
+METHODS["opcod"] |= {"comment.max_prompt": 32, "context.feedback": "always", "context.feedback_template": ">{text}"}
+METHODS["opcod"] |= {"context.template": "{prompt}{solution}{feedback}="}
 METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}
 METHODS["resample"] = METHODS["dppo"] | {"groups.equal": "resample", "groups.rounds": 3}
 NAMED = {"agreement": "topd", "resample": "dppo"}  # the config of a method that has none of its own
@@ -47,6 +59,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "ccopd data 2 x fsdp 2 x tensor 2, adapters": ("ccopd", 8, {"fsdp": 2, "tensor": 2}, {}),
   "moving 1": ("moving", 1, {}, {}),
   "moving data 2 x fsdp 2 x tensor 2, adapters": ("moving", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "opcod 1": ("opcod", 1, {}, {}),
+  "opcod data 2 x fsdp 2 x tensor 2": ("opcod", 8, {"fsdp": 2, "tensor": 2}, {}),
   "dppo 1": ("dppo", 1, {}, {}),
   "dppo data 2 x fsdp 2 x tensor 2": ("dppo", 8, {"fsdp": 2, "tensor": 2}, {}),
   "resample data 2": ("resample", 2, {"data": 2}, {}),
@@ -89,6 +103,8 @@ def main() -> None:
       c = conversation_runs.small(conversation_runs.write_talker(pathlib.Path(directory) / f"talker{i}"))
     else:
       c = small_config({"student": student, "teacher": teacher}, NAMED.get(method) or method)
+    if method == "opcod":
+      base["codistillation.peer"] = teacher
     c = config.override(c, base | {f"mesh.{axis}": n for axis, n in mesh.items()})
     of_config = meshes.make(
       **({"data": c.mesh.data, "fsdp": c.mesh.fsdp, "expert": c.mesh.expert, "tensor": c.mesh.tensor}),

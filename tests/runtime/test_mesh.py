@@ -22,6 +22,8 @@ FIRST = (
 LONG = (
   "moving 1",
   "moving data 2 x fsdp 2 x tensor 2, adapters",
+  "opcod 1",
+  "opcod data 2 x fsdp 2 x tensor 2",
   "resample data 2",
   "dppo 1",
   "dppo data 2 x fsdp 2 x tensor 2",
@@ -45,10 +47,13 @@ def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
   runs = json_from_eight_devices("tests.helpers.mesh_runs", tiny["student"], tiny["teacher"], tmp_path, *names)
   for name in (name for name in names if RUNS[name][1] > 1 and f"{RUNS[name][0]} 1" in names):
     several, alone = runs[name], runs[f"{RUNS[name][0]} 1"]
-    assert [r["kind"] for r in several["records"]] == ["eval", "train", "train", "eval"]
+    assert [(r["kind"], r.get("model")) for r in several["records"]] == [
+      (r["kind"], r.get("model")) for r in alone["records"]
+    ]
     for mine, theirs in zip(several["records"], alone["records"], strict=True):
       if mine["kind"] == "train":
         assert mine["tokens"] == theirs["tokens"], name
+        assert mine.get("comments") == theirs.get("comments"), name
         np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(mine.get("agreement", 0), theirs.get("agreement", 0), rtol=1e-4, err_msg=name)
