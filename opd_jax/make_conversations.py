@@ -87,7 +87,7 @@ def load_rephraser(directory: str, template_args: Mapping[str, Any] | None = Non
   import jax
 
   from opd_jax import inputs
-  from opd_jax.context.replies import control_tokens, said
+  from opd_jax.context.replies import control_tokens, final_text
   from opd_jax.data import chat, lost_text, pipeline
   from opd_jax.data import rendering as renderings
   from opd_jax.data import tokenizer as tokenizers
@@ -120,7 +120,7 @@ def load_rephraser(directory: str, template_args: Mapping[str, Any] | None = Non
     prompt_lens = (pipeline.padded_len(ids),)
     generator = Generator(generator_config, tokenizer, batch=64, prompt_lens=prompt_lens, max_tokens=MAX_TOKENS)
     responses = generator(params, ids, jax.random.key(0)).responses
-    return [said(response, control) for response in responses]
+    return [final_text(response, control) for response in responses]
 
   return generate
 

@@ -31,7 +31,7 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("prompts", 3, "how many problems of the run are answered without --prompt", flag_values=values)
   flags.DEFINE_integer("max-tokens", None, "of a response; of a run as in its evaluation, or 256", flag_values=values)
   flags.DEFINE_float("temperature", None, "of a run as in its evaluation, or 1", flag_values=values)
-  flags.DEFINE_integer("top", 5, "how many alternatives are told of each model at a token", flag_values=values)
+  flags.DEFINE_integer("top", 5, "how many alternatives of each model are shown at a token", flag_values=values)
   flags.DEFINE_string("out", None, "where the page goes: FILE.html", flag_values=values)
 
 

@@ -57,7 +57,7 @@ def generate(
       them as in the run: with its system message, unless they have one, its template arguments and its date.
     max_tokens: the most tokens of a response, at least 1.
     temperature: 0 takes the most likely token always.
-    template_args: what the chat template is told by name, such as {"enable_thinking": False}; None: what the run tells it.
+    template_args: arguments of the chat template, by name, such as {"enable_thinking": False}; None: those of the run.
 
   Returns:
     As many `texts` (without the stop token, with other special tokens, which may mark thoughts), `lengths` (tokens, the stop

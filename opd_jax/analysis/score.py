@@ -52,10 +52,10 @@ def score(
   Args:
     prompts: texts or lists of chat messages, one for each response; both models read them in the student's chat template.
     responses: texts, or token ids, which may end with a stop token.
-    k: how many of the likeliest tokens are told of each model at every position; 0: none.
+    k: how many of each model's likeliest tokens are returned at every position; 0: none.
     kind: of the divergence: "reverse_kl", "forward_kl", "jsd" or "mixture", over the whole vocabulary.
     of: what the records say about who wrote the responses.
-    template_args: what the chat template is told by name; None: what the student's run tells it.
+    template_args: arguments of the chat template, by name; None: those of the student's run.
 
   Raises:
     InputError: no prompt, or another number of responses; an empty response; different tokenizers or devices; an unknown

@@ -60,7 +60,7 @@ def train(
     compile_all: compiles every program before the first step; otherwise the first steps begin sooner.
     on_step: called after every step with (run, experience, metrics); what it raises ends the run.
     on_record: called with ("train", record) for every logged step and ("eval", record) for every evaluation, as metrics.jsonl
-      has them, those of evaluations with `samples`; where it raises, it is told of and called no more, and the run goes on.
+      has them, those of evaluations with `samples`; where it raises, that is reported and it is called no more, and the run goes on.
 
   Raises:
     InputError: anything about the config, the models, the data or the workdir that cannot work.

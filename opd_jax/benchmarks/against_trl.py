@@ -162,7 +162,7 @@ def _run(python: pathlib.Path, sizes: dict[str, Any], fault: str) -> dict[str, A
   """Runs trl_step.py in the other environment and returns its answer.
 
   Args:
-    fault: what is said of the interpreter where there is no answer.
+    fault: the message about an interpreter that gives no answer.
   """
   with tempfile.TemporaryDirectory() as there:
     answer = pathlib.Path(there) / "answer.json"
@@ -170,11 +170,11 @@ def _run(python: pathlib.Path, sizes: dict[str, Any], fault: str) -> dict[str, A
     command = [str(python), "-I", str(pathlib.Path(trl_step.__file__).absolute()), str(answer)]
     try:
       ended = subprocess.run(command, input=json.dumps(sizes), capture_output=True, encoding="utf-8", errors="replace")
-      said = ended.stderr
+      printed = ended.stderr
       if ended.returncode == 0 and answer.is_file():
         return json.loads(answer.read_text(encoding="utf-8"))
     except OSError as e:
-      said = str(e)
-  lines = [line for line in said.splitlines() if line.strip()]
+      printed = str(e)
+  lines = [line for line in printed.splitlines() if line.strip()]
   why = first_line(RuntimeError(lines[-1] if lines else "it gave no answer"))
   raise InputError(f"--against-python={python} {fault} ({why}); in that environment: {INSTALL}.")

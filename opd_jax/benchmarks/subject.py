@@ -178,7 +178,7 @@ class Subject:
     return jax.device_put(rollout, meshes.rows(self.mesh))
 
   def credit(self, case: Case) -> Credit | None:
-    """Makes what an update is told of each row: random advantages, and contexts of random ids; None where it is told nothing."""
+    """Makes the credit of each row: random advantages, and contexts of random ids; None where an update takes none."""
     rng = np.random.default_rng(2)
 
     def fill(a: jax.ShapeDtypeStruct) -> np.ndarray:

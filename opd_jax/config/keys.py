@@ -132,7 +132,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "data.teacher_suffix": ("same", 'the suffix of teachers\' prompts; same: data.suffix; "": none', "text"),
   "data.template_args": (
     {},
-    "what the chat template is told by name, e.g. enable_thinking: True, numbers, text",
+    "arguments of the chat template, e.g. enable_thinking: True, numbers, text",
     "object",
   ),
   "data.teacher_template_args": (

@@ -73,7 +73,7 @@ def without(control: tuple[str, ...], text: str) -> str:
   return text
 
 
-def said(response: Response, control: tuple[str, ...]) -> str:
-  """What a whole response says behind its thoughts, without control tokens; "" where a limit cut it."""
+def final_text(response: Response, control: tuple[str, ...]) -> str:
+  """The text of a whole response behind its thoughts, without control tokens; "" where a limit cut it."""
   text = thoughts.conclusion(response.text, response.prompt) if response.ended else None
   return without(control, text or "")

@@ -108,7 +108,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     held_out: load problems to evaluate on, which need answers: the first `eval.prompts` of them.
   """
   rendering = rendering or Rendering.from_config(config)
-  examples, skipped, told = load_examples(config, path, held_out=held_out)
+  examples, skipped, notes = load_examples(config, path, held_out=held_out)
   if chat.uses_template(tokenizer, rendering):
     renderings.check(rendering, tokenizer)
   ids, usable, unusable = pipeline.tokenise(
@@ -141,7 +141,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     teacher_ids=tuple(teacher_ids),
     prompt_lens=pipeline.padded_lens(ids, config.data.widths),
     records=tuple(e.record for e in chosen),
-    notes=told
+    notes=notes
     + _cut_prompts(chosen, path, config.data.max_prompt)
     + text_notes(config, path, chosen, tokenizer, held_out=held_out)
     + shown(usable[0].prompt, tokenizer, rendering),

@@ -55,8 +55,8 @@ class Rendering:
   Attributes:
     chat_template: use the tokenizer's template if it has one; plain text otherwise.
     system: a system message put first; "" for none.
-    args: what the template is told by name, see config.data.template_args.
-    teacher_args: what it is told besides for a teacher's own prompts, see config.data.teacher_template_args.
+    args: arguments of the template, by name, see config.data.template_args.
+    teacher_args: further ones for a teacher's own prompts, see config.data.teacher_template_args.
     suffix: text put behind what the user says last, on a line of its own unless it begins with white space; "" for none.
     teacher_system, teacher_suffix: the same around a teacher's own prompts; SAME for as around the student's.
     moment: the local time that the template reads from the clock; None: the clock's own.
@@ -116,7 +116,7 @@ class Rendering:
 
   @property
   def teacher_differs(self) -> bool:
-    """Whether teachers read other prompts than the student, where both are told the same."""
+    """Whether teachers read other prompts than the student, where both read the same problem."""
     own = self.for_teacher()
     return (own.args, own.system, own.suffix) != (self.args, self.system, self.suffix)
 
@@ -139,8 +139,8 @@ class Rendering:
         [[dict(m) for m in chat] for chat in chats], add_generation_prompt=True, **variables, **output
       )
     except Exception as e:  # a template is a program: it raises what it likes
-      said = str(e).strip().splitlines()
-      reason = f"{type(e).__name__}: {said[0]}" if said else type(e).__name__
+      message = str(e).strip().splitlines()
+      reason = f"{type(e).__name__}: {message[0]}" if message else type(e).__name__
       raise InputError(
         f"the chat template of {tokenizer.name_or_path} refuses the prompt ({reason}); change the roles of the prompt, "
         "mend the template, or set config.data.chat_template=False"

@@ -89,7 +89,7 @@ class DecoderConfig:
 
   @property
   def _rope_kinds(self) -> list[LayerKind]:
-    """What layers are told of positions, each once."""
+    """The rotary settings of the layers, each once."""
     return list(dict.fromkeys(dataclasses.replace(kind, window=None) for kind in self.kinds))
 
   @property
@@ -203,7 +203,7 @@ def hidden(
 
 
 def by_layer(cfg: DecoderConfig, positions: Int[Array, "B T"], longest: int):
-  """What each layer is told of positions and how far it sees, as `layer_kinds.scanned` returns it."""
+  """The rotary tables of each layer and how far it sees, as `layer_kinds.scanned` returns it."""
   return layer_kinds.scanned(cfg.kinds, cfg.ropes(positions), cfg.rope_of, longest)
 
 

@@ -1,4 +1,4 @@
-"""Which layers of a config.json see how far, and which are told positions: read as `LayerKind`s, and written.
+"""Which layers of a config.json see how far, and which have rotary positions: read as `LayerKind`s, and written.
 
 Every architecture has keys and defaults of its own for it. What is wrong with a value is a ValueError's sentence without its
 full stop.
@@ -74,21 +74,21 @@ class WindowWhereSwitched(Layers):
 
 
 class NoRopeInSome(WindowWhereSwitched):
-  """SmolLM3: no_rope_layers has a 0 for layers that are told no positions, every fourth where it is left out."""
+  """SmolLM3: no_rope_layers has a 0 for layers without rotary positions, every fourth where it is left out."""
 
   def read(self, raw: Json, layers: int, max_positions: int, theta: float) -> tuple[Rope, list[LayerKind]]:
     _check_number(layers)
     rope, kinds = super().read(raw, layers, max_positions, theta)
-    kinds, told = layer_kinds.repeated(kinds, layers), self._told(raw, layers)
-    return rope, [dataclasses.replace(kind, rotary=bool(t)) for kind, t in zip(kinds, told, strict=True)]
+    kinds, rotary = layer_kinds.repeated(kinds, layers), self._rotary(raw, layers)
+    return rope, [dataclasses.replace(kind, rotary=bool(r)) for kind, r in zip(kinds, rotary, strict=True)]
 
-  def _told(self, raw: Json, layers: int) -> list[int]:
+  def _rotary(self, raw: Json, layers: int) -> list[int]:
     interval = positive_int(raw, "no_rope_layer_interval", 4)
     default = [int((i + 1) % interval != 0) for i in range(layers)]
     return entries(raw, "no_rope_layers", (0, 1), layers) or default
 
   def _types(self, raw: Json, layers: int) -> list[str]:
-    return [FULL if told else SLIDING for told in self._told(raw, layers)]
+    return [FULL if rotary else SLIDING for rotary in self._rotary(raw, layers)]
 
   def write(self, cfg: DecoderConfig) -> Json:
     return super().write(cfg) | {"no_rope_layers": [int(kind.rotary) for kind in cfg.kinds]}

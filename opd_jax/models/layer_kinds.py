@@ -1,4 +1,4 @@
-"""What the layers of one model may differ in: how far a token sees, and how positions are told.
+"""What the layers of one model may differ in: how far a token sees, and how positions are encoded.
 
 Layers are scanned with their weights, so what differs between them is an array with one entry per layer, scanned beside
 the weights; what all have in common stays static, and a model of like layers is the program that it was without kinds.
@@ -20,7 +20,7 @@ class LayerKind:
   """The attention of one layer, as far as it may differ from that of its neighbours."""
 
   window: int | None = None  # tokens that a token sees, itself included; None: all
-  rotary: bool = True  # False: it is told no positions (NoPE)
+  rotary: bool = True  # False: no rotary positions (NoPE)
   theta: float | None = None  # base of its rotary angles, which are not scaled then; None: the model's
 
 

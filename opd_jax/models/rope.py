@@ -80,6 +80,6 @@ def rotate(x: Float[Array, "B T *n h"], rope: tuple[Array, Array]) -> Float[Arra
 
 
 def nowhere(like: tuple[Array, Array]) -> tuple[Array, Array]:
-  """The tables of layers that are told no positions: they turn nothing."""
+  """The tables of layers without rotary positions: they turn nothing."""
   cos, sin = like
   return jnp.ones_like(cos), jnp.zeros_like(sin)

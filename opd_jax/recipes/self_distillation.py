@@ -26,7 +26,7 @@ import numpy as np
 
 from opd_jax.context.feedback import Feedback
 from opd_jax.context.privileged import Privileged
-from opd_jax.context.replies import control_tokens, said
+from opd_jax.context.replies import control_tokens, final_text
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.recipes.opd import OPD, Experience
@@ -124,7 +124,7 @@ class SelfDistillation(OPD):
     assert self._feedback
     n, train, tokenizer = self.step.n, run.inputs.train, run.inputs.tokenizer
     control, responses = control_tokens(tokenizer), self._responses(run, experience)
-    concluded = [said(each, control) for each in responses]
+    concluded = [final_text(each, control) for each in responses]
     comments, counts = self._comments(run, experience, responses, found)
     parts = []
     for group, prompt in enumerate(experience.index):
@@ -146,10 +146,10 @@ class SelfDistillation(OPD):
   def _comments(
     self, run: Run, experience: Experience, responses: Sequence[Response], found: RewardRecord
   ) -> tuple[list[str], dict[str, Any]]:
-    """Returns what is said of each response of this process, "" for nothing, and the step's metrics of it."""
-    said_of = zip(responses, found.solved.tolist(), found.messages, strict=True)
+    """Returns the feedback on each response of this process, "" for none, and the step's metrics of it."""
+    verified = zip(responses, found.solved.tolist(), found.messages, strict=True)
     return [
-      message or ("" if right else comment(each, run.inputs.extract_answer)) for each, right, message in said_of
+      message or ("" if right else comment(each, run.inputs.extract_answer)) for each, right, message in verified
     ], {}
 
   def _context_width(self, run: Run, ids: Sequence[Sequence[int]]) -> int:

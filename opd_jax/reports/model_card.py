@@ -2,7 +2,7 @@
 
 What it says comes from the workdir: config.json, run.json and the evaluation of the exported step. Files that are missing or damaged
 leave their part out. Whatever a config says stands in JSON strings and code blocks, so that no value becomes markup; of paths
-of this machine only the last part is told.
+of this machine only the last part is written.
 """
 
 import dataclasses

@@ -80,7 +80,7 @@ def _legend() -> str:
 def _response(response: ScoredResponse, top: float) -> str:
   """Write one response: the text, the bars beside it, and the table."""
   tokens = "".join(
-    f'<span class="t b{_band_at(response, i)}" title="{html.escape(_told(response, i))}">{html.escape(visible(token))}</span>'
+    f'<span class="t b{_band_at(response, i)}" title="{html.escape(_hover_text(response, i))}">{html.escape(visible(token))}</span>'
     for i, token in enumerate(response.tokens)
   )
   return (
@@ -129,8 +129,8 @@ def _alternatives(top: Top | None, i: int) -> str:
   return ", ".join(f"{visible(token)!r} {p:.3f}" for token, p in (top[i] if top else ()))
 
 
-def _told(response: ScoredResponse, i: int) -> str:
-  """What is told of a token where it is pointed at."""
+def _hover_text(response: ScoredResponse, i: int) -> str:
+  """The text that appears where a token is pointed at."""
   lines = [
     f"token {i + 1}: {visible(response.tokens[i])!r}",
     f"divergence {_number(response.divergence, i)} nats",

@@ -1,11 +1,11 @@
 """Verifiers in processes of their own: a time limit for each answer, and no verifier that takes the run down.
 
 Each process is driven by a thread here, which hands it a few responses at a time, waits for a verdict after the other, and
-kills and replaces it where one does not come. Verdicts are told by their place, so that neither the number of processes nor
+kills and replaces it where one does not come. Verdicts keep the place of their response, so that neither the number of processes nor
 their order changes a result.
 
 Processes are started as commands of their own (no fork of a process with JAX's threads in it, and no second run of the
-user's script, as multiprocessing's spawn would do), with JAX told to leave accelerators alone.
+user's script, as multiprocessing's spawn would do), with JAX kept from accelerators.
 """
 
 import contextlib
@@ -196,10 +196,10 @@ class _Process:
       self._start()
       assert self._process is not None
       assert self._connection is not None
-      said = _receive(self._process, self._connection, START)
-      if said != READY:
+      first = _receive(self._process, self._connection, START)
+      if first != READY:
         self.kill()
-        why = said or "look above for what it printed"
+        why = first or "look above for what it printed"
         raise InputError(
           f"A process for verifiers could not be started ({why}); mend that, or set config.reward.workers=0."
         )

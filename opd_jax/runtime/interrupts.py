@@ -5,7 +5,7 @@
         with answered(kept):                     what may be left at once: nothing would be lost
 
 A handler of Python runs between two instructions of the main thread, which is minutes away while XLA compiles. So a thread
-is told of the signal too, through signal.set_wakeup_fd: it answers the first, and ends the process where the main thread cannot.
+is woken by the signal too, through signal.set_wakeup_fd: it answers the first, and ends the process where the main thread cannot.
 """
 
 import contextlib

@@ -217,7 +217,7 @@ class ProgressBar:
 
 
 class NotebookBar(ProgressBar):
-  """A progress bar in a notebook's cell, updated in place; what is said stands below it."""
+  """A progress bar in a notebook's cell, updated in place; messages stand below it."""
 
   UPDATE = 0.2  # seconds between two updates, which all travel to the browser
 

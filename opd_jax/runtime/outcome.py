@@ -1,6 +1,6 @@
 """What became of a run's updates, and of an evaluation's answers, that other numbers do not show.
 
-Updates are counted step by step, kept in checkpoints and in run.json, and told when the run ends.
+Updates are counted step by step, kept in checkpoints and in run.json, and reported when the run ends.
 """
 
 import dataclasses

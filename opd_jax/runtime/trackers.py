@@ -1,6 +1,6 @@
 """Where the records of a run go beside its own files: TensorBoard, Weights & Biases, MLflow, a function of the user.
 
-Each is a `Tracker`. One that fails is told of once and left out from then on; training goes on. What a server knows a run by is kept in the
+Each is a `Tracker`. One that fails is reported once and left out from then on; training goes on. What a server knows a run by is kept in the
 workdir (trackers.json), so that a run that resumes, from wherever the workdir has moved to, goes on there as the same run.
 """
 
@@ -25,7 +25,7 @@ FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # how a run ends
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-  """What a tracker is told of a run when it begins.
+  """What a tracker receives of a run when it begins.
 
   Attributes:
     workdir: on this machine.

@@ -389,7 +389,7 @@ class DistillationStep:
       yield "rollout", rollout()
 
   def abstract_credit(self, rows: int, context_len: int = 0) -> Credit | None:
-    """Returns the shapes of what an update is told of each row; None where it is told nothing."""
+    """Returns the shapes of each row's credit; None where an update takes none."""
 
     def array(dtype: Any, *columns: int) -> Any:
       return jax.ShapeDtypeStruct((rows, *columns), dtype, sharding=meshes.rows(self.mesh))

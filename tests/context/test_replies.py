@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from opd_jax.context.replies import ReplyForm, said, without
+from opd_jax.context.replies import ReplyForm, final_text, without
 from opd_jax.data.rendering import Rendering
 from opd_jax.tasks.problem import Response
 
@@ -84,7 +84,7 @@ def test_removing_control_tokens_makes_no_other(text):
 
 def test_a_rephrased_turn_is_what_a_whole_response_says():
   """Behind its thought, and nothing where the limit cut the sentence."""
-  assert said(Response("<think>5</think>He has 4.<turn>"), ("<turn>",)) == "He has 4."
-  assert said(Response("b</think>He has 4.", prompt="A<think>\n"), ()) == "He has 4."
-  assert said(Response("He has 4", ended=False), ()) == ""
-  assert said(Response("<think>He has 4."), ()) == ""
+  assert final_text(Response("<think>5</think>He has 4.<turn>"), ("<turn>",)) == "He has 4."
+  assert final_text(Response("b</think>He has 4.", prompt="A<think>\n"), ()) == "He has 4."
+  assert final_text(Response("He has 4", ended=False), ()) == ""
+  assert final_text(Response("<think>He has 4."), ()) == ""
