@@ -20,7 +20,6 @@ def get_config(scale: str = "cpu"):
   c.teacher = "initial"
   c.teacher_update.kind = "ema"
   c.teacher_update.rate = 0.05
-  c.context.kind = "feedback"
   c.context.own = True
   c.context.feedback = "always"
   c.rollouts_per_prompt = 8

@@ -34,6 +34,7 @@ import numpy as np
 
 from opd_jax import config as configs
 from opd_jax.context.comments import Comment, Comments, Outcome
+from opd_jax.context.replies import control_tokens, final_text, without
 from opd_jax.data import chat, pipeline
 from opd_jax.errors import InputError
 from opd_jax.evaluation import Evaluator, tutoring
@@ -44,6 +45,7 @@ from opd_jax.recipes.self_distillation import SelfDistillation
 from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout.generate import Generator, GeneratorConfig, decode
 from opd_jax.runtime import hosts, keys, startup_summary
+from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
@@ -53,6 +55,11 @@ from opd_jax.types import Batch, FrozenModels, Params, TrainState
 
 KEYS_OF = "self_distillation"
 KEYS = {
+  "context.kind": (
+    "feedback",
+    "what the teacher is shown beside the prompt: right responses of the group and comments",
+    "one of feedback",
+  ),
   "codistillation.peer": ("", "the second student, of the same tokenizer", "path"),
   "codistillation.phase_steps": (
     50,
@@ -112,10 +119,6 @@ class CoDistillation(Recipe):
       )
     if c.teacher != configs.INITIAL:
       raise InputError(f"config.teacher is {c.teacher!r}, and each student is its own teacher; set it to 'initial'.")
-    if c.context.kind != "feedback":
-      raise InputError(
-        f"config.context.kind is {c.context.kind!r}, and comments are feedback on rollouts; set it to 'feedback'."
-      )
     self.students = {
       "student": Student(specs, "student"),
       "peer": Student(_with_student(specs, specs.another(c.codistillation.peer)), "peer"),
@@ -332,7 +335,7 @@ class Student(SelfDistillation):
     texts = [comment.text for comment in comments]
     if self.config.codistillation.shuffle:
       texts = np.roll(np.array(texts, object), self.step.n).tolist()  # those of the prompt before
-    rows = hosts.local_rows(run.to_devices(np.arange(len(experience.index) * self.step.n, dtype=np.int32), self.step.n))
+    rows = hosts.rows_of(meshes.rows(self.specs.mesh), len(texts))
     stripped = sum(comment.stripped for comment in comments)
     return [texts[i] for i in rows.tolist()], {"comments": dict(sorted(counts.items())), "comments_stripped": stripped}
 
@@ -374,7 +377,9 @@ class Tutor:
     inputs, rollout = run.inputs, experience.rollout
     prompts = hosts.all_gather_to_host(run.to_devices(np.asarray(experience.index, np.int32)))
     response, mask = hosts.all_gather_to_host((rollout.response, rollout.mask))
+    control = control_tokens(inputs.tokenizer)
     texts = decode(inputs.tokenizer, response, mask, self._student.specs.sampling.stop_ids)
+    texts = [without(control, text) for text in texts]
     asked = [inputs.train.prompts[i] for i in prompts for _ in range(n)]
     wanted = [self._wants(run, i) for i in prompts for _ in range(n)]
     requests = [self._comments.request(*pair) for pair in zip(asked, texts, strict=True)]
@@ -387,8 +392,8 @@ class Tutor:
     key = run.key(keys.Use.COMMENTS, experience.step)
     written = self._generate(params, [ids[i] for i in rows], key, rows)
     run.tokens += int(written.lengths.sum())
-    for i, text, ended in zip(rows, written.texts, written.ended, strict=True):
-      found[i] = self._comments.sanitised(text, _text(asked[i]), ended=bool(ended))
+    for i, each in zip(rows, written.responses, strict=True):
+      found[i] = self._comments.sanitised(final_text(each, control), _text(asked[i]), ended=each.ended)
     return found
 
   def _wants(self, run: Run, prompt: int) -> bool:

@@ -92,11 +92,15 @@ def test_tutors_may_be_copied_at_each_phase(config, tmp_path):
   assert same(states[2]["tutors"]["student"], states[1]["students"]["student"].params)
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5], ids=["in a phase", "before a round's scoring", "behind it"])
-def test_killed_and_resumed_is_uninterrupted(stop, config, tmp_path):
-  whole = train(config(), tmp_path / "whole")
-  train(config(steps=stop), tmp_path / "parts")
-  again = open_run(config(), tmp_path / "parts")
+@pytest.mark.parametrize(
+  ("stop", "changes"),
+  [(3, {}), (4, {}), (5, {}), (3, {"lora.rank": 2, "lora.alpha": 4.0})],
+  ids=["in a phase", "before a round's scoring", "behind it", "adapters"],
+)
+def test_killed_and_resumed_is_uninterrupted(stop, changes, config, tmp_path):
+  whole = train(config(**changes), tmp_path / "whole")
+  train(config(steps=stop, **changes), tmp_path / "parts")
+  again = open_run(config(**changes), tmp_path / "parts")
   assert again.resumed_from == stop
   train_run(again)
   assert again.recipe.history == whole.recipe.history
@@ -165,7 +169,6 @@ def test_two_of_one_architecture_share_their_programs(config, tiny, tmp_path):
   [
     ({"codistillation.peer": ""}, "config.codistillation.peer is empty"),
     ({"teacher": "builtin:teacher", "teacher_update.kind": "frozen"}, "each student is its own teacher"),
-    ({"context.kind": "privileged", "context.max_tokens": 400, "eval.every": 0}, "comments are feedback on rollouts"),
     ({"comment.template": "{prompt}"}, "config.comment.template has no {response}"),
     ({"comment.anchor": "<c>"}, "config.comment.anchor is '<c>'"),
   ],
