@@ -38,9 +38,9 @@ METHODS["opcod"] = {
   "data.max_prompt": 16,
   "log.samples": 8,
 }
-METHODS["opcod"] |= {"context.max_tokens": 48, "context.widths": 0.0, "optimizer.warmup": 0}
+METHODS["opcod"] |= {"context.max_tokens": 80, "context.widths": 0.0, "optimizer.warmup": 0}
 METHODS["opcod"] |= {"codistillation.phase_steps": 1, "codistillation.gate": "always", "codistillation.validation_k": 1}
-METHODS["opcod"] |= {"codistillation.validation_prompts": 8, "comment.anchor": "", "comment.max_tokens": 4}
+METHODS["opcod"] |= {"codistillation.validation_prompts": 8, "comment.anchor": "", "comment.max_tokens": 24}
 METHODS["opcod"] |= {"comment.max_prompt": 32, "context.feedback": "always", "context.feedback_template": ">{text}"}
 METHODS["opcod"] |= {"context.template": "{prompt}{solution}{feedback}="}
 METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}

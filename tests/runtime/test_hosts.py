@@ -313,3 +313,33 @@ def test_clusters_are_known_by_their_environment(env, found, monkeypatch):
   for name, value in env.items():
     monkeypatch.setenv(name, value)
   assert supervise.clustered() is found
+
+
+@pytest.mark.long
+def test_two_students_in_two_processes_comment_on_the_same_rows(arguments, tiny, tmp_path):
+  changes = {"codistillation.peer": tiny["teacher"], "codistillation.phase_steps": 1, "codistillation.gate": "always"}
+  changes |= {"codistillation.validation_prompts": 4, "codistillation.validation_k": 1, "steps": 2, "eval.every": 2}
+  changes |= {"comment.anchor": "", "comment.max_tokens": 24, "comment.max_prompt": 32, "context.max_tokens": 80}
+  changes |= {
+    "context.feedback": "always",
+    "context.feedback_template": ">{text}",
+    "context.template": "{prompt}{solution}{feedback}=",
+  }
+  changes |= {
+    "teacher": "initial",
+    "data.max_prompt": 16,
+    "context.widths": 0.0,
+    "mixture.reward": 0.0,
+    "log.samples": 4,
+  }
+  given = [a for a in arguments if not a.startswith(("--config=", "--config.teacher="))]
+  given = ["--config=opcod", *given, *(f"--config.{key}={value}" for key, value in changes.items())]
+  paths = [tmp_path / "one", tmp_path / "two"]
+  for processes, path in enumerate(paths, 1):
+    ended = Run("train", processes, 1, f"--workdir={path}", *given).end()
+    assert [status for status, _ in ended] == [0] * processes, ended
+  same(paths[1], paths[0])
+  comments = [[r["comments"] for r in records(path) if r["kind"] == "train"] for path in paths]
+  assert comments[0] == comments[1]
+  assert sum(record.get("kept", 0) for record in comments[0]) > 0
+  assert any(r["loss"] > 0 for r in records(paths[0]) if r["kind"] == "train")
