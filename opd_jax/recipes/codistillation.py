@@ -25,7 +25,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows.
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,11 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import config as configs
-from opd_jax.context.comments import Comment, Comments, Outcome
-from opd_jax.context.replies import control_tokens, final_text, without
+from opd_jax.context.comments import Comments
+from opd_jax.context.tutor import Commented, Tutor
 from opd_jax.data import chat, pipeline
 from opd_jax.errors import InputError
-from opd_jax.evaluation import Evaluator, tutoring
+from opd_jax.evaluation import EvaluationInputs, Evaluator, tutoring
 from opd_jax.models.spec import ModelSpec
 from opd_jax.recipes.base import Recipe
 from opd_jax.recipes.opd import Experience
@@ -105,6 +105,7 @@ KEYS = {
   "comment.temperature": (1.0, "at which comments are drawn", "[0, 100]"),
 }
 STUDENTS = ("student", "peer")
+Ask = Callable[[Run, Experience, int], Commented | None]
 
 
 class CoDistillation(Recipe):
@@ -119,15 +120,24 @@ class CoDistillation(Recipe):
       )
     if c.teacher != configs.INITIAL:
       raise InputError(f"config.teacher is {c.teacher!r}, and each student is its own teacher; set it to 'initial'.")
+    of_peer = _with_student(specs, specs.another(c.codistillation.peer))
     self.students = {
-      "student": Student(specs, "student"),
-      "peer": Student(_with_student(specs, specs.another(c.codistillation.peer)), "peer"),
+      name: Student(of_one, name, self._ask_for_comments)
+      for name, of_one in zip(STUDENTS, (specs, of_peer), strict=True)
     }
+    for student in self.students.values():
+      positions, needed = student.specs.student.cfg.max_positions, c.comment.max_tokens + c.data.max_prompt
+      if needed > positions:
+        raise InputError(
+          f"config.comment.max_tokens is {c.comment.max_tokens} and config.data.max_prompt {c.data.max_prompt}, and {student.specs.student.name} "
+          f"has {positions} positions (max_position_embeddings); lower one of the two."
+        )
     first, second = self.students.values()
     second.owner = first.owner if first.static == second.static else second.name
     self.comments = Comments.from_config(c)
     self._tutors: dict[str, Tutor] = {}
-    self._evaluators: dict[str, Any] = {}
+    self._evaluators: dict[str, Evaluator] = {}
+    self._validation: EvaluationInputs | None = None
     self.history: list[dict[str, Any]] = []  # of each round that has begun: scores, shortfalls and who may speak
 
   # A step.
@@ -140,9 +150,7 @@ class CoDistillation(Recipe):
     return self._tutee(step).collect(run, step)
 
   def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
-    tutee = self._tutee(step)
-    tutee.tutor = self._tutor_of(run, tutee)
-    begun = step % (2 * self._phase_steps) == 0
+    tutee, begun = self._tutee(step), step % (2 * self._phase_steps) == 0
     return tutee.learn(run, step, experience) | {
       "model": tutee.name,
       "round": step // (2 * self._phase_steps),
@@ -152,7 +160,7 @@ class CoDistillation(Recipe):
   def _begin_round(self, run: Run, step: int) -> None:
     """Scores both students, decides who may speak, and copies the tutors."""
     scores = {name: self._score(run, name, params) for name, params in run.models().items()}
-    pairs = {name: (scores[name], scores[other]) for name, other in (STUDENTS, STUDENTS[::-1])}
+    pairs = {name: (scores[name], scores[_other(name)]) for name in STUDENTS}
     gaps = {name: tutoring.shortfall(*pair) for name, pair in pairs.items()}
     speaks = {name: self._may_speak(*pair) for name, pair in pairs.items()}
     self.history.append({"step": step, "scores": scores, "gap": gaps, "speaks": speaks})
@@ -182,34 +190,78 @@ class CoDistillation(Recipe):
     return {domain: r["accuracy"] for domain, r in domains.items()}
 
   def _evaluator(self, run: Run, name: str, params: Params) -> Evaluator:
-    c = self.config.codistillation
-    problems = run.inputs.validation(c.validation, c.validation_prompts)
-    changes = {"eval.k": c.validation_k, "eval.pass_at": (1,), "log.samples": 0}
+    changes = {"eval.k": self.config.codistillation.validation_k, "eval.pass_at": (1,), "log.samples": 0}
     config = configs.override(self.config, changes)
 
     def generator(settings: GeneratorConfig, tokenizer: Any, **sizes: Any) -> Generator:
       return self.generator(name, settings, tokenizer, **sizes)
 
-    return Evaluator(config, problems, params, run.program_cache, generator)
+    return Evaluator(config, self._load_validation(run), params, run.program_cache, generator)
+
+  def _load_validation(self, run: Run) -> EvaluationInputs:
+    """Loads the problems that students are scored by, once.
+
+    Raises:
+      InputError: there are too few, or they do not tell the domains that are needed.
+    """
+    if self._validation is not None:
+      return self._validation
+    c = self.config.codistillation
+    found = self._validation = run.inputs.validation(c.validation, c.validation_prompts)
+    unknown = set(run.inputs.train.domains) - set(found.problems.domains)
+    if c.gate == "domain" and (unknown or not run.inputs.train.domains):
+      lack = f"lack {sorted(unknown)[0]!r}" if unknown else "have no domains"
+      raise InputError(
+        f"config.codistillation.gate is 'domain', and the problems to score by {lack}; name the field of domains in "
+        "config.data.domain_field, and have all of them among config.codistillation.validation_prompts."
+      )
+    return found
 
   def _copy_tutors(self, run: Run) -> None:
     trained = {name: run.state["students"][name].params for name in STUDENTS}
     run.state = run.state | {"tutors": _copy(trained)}
 
-  def _tutor_of(self, run: Run, tutee: "Student") -> "Tutor | None":
-    """Returns who comments on this student's rollouts; None: nobody does."""
-    other = STUDENTS[1 - STUDENTS.index(tutee.name)]
-    name = tutee.name if self.config.codistillation.tutor == "self" else other
-    now = self.history[-1]
+  def _ask_for_comments(self, run: Run, experience: Experience, n: int) -> Commented | None:
+    """Has the tutor of a step's student comment on all of the step's rollouts; None: it is silent."""
+    tutee, now = self._tutee(experience.step).name, self.history[-1]
+    other = _other(tutee)
     if not now["speaks"][other]:
       return None
+    name = tutee if self.config.codistillation.tutor == "self" else other
     if name not in self._tutors:
-      self._tutors[name] = Tutor(self.students[name], self.comments, run)
-    tutor = self._tutors[name]
-    scores = now["scores"]
-    better = {d for d in scores[other] if scores[other][d] >= scores[tutee.name][d]}
-    tutor.domains = better if self.config.codistillation.gate == "domain" else None
-    return tutor
+      self._tutors[name] = self._tutor(run, self.students[name])
+    train, specs = run.inputs.train, self.students[tutee].specs
+    prompts = hosts.all_gather_to_host(run.to_devices(np.asarray(experience.index, np.int32)))
+    response, mask = hosts.all_gather_to_host((experience.rollout.response, experience.rollout.mask))
+    texts = decode(run.inputs.tokenizer, response, mask, specs.sampling.stop_ids)
+    of_rows = [int(i) for i in prompts for _ in range(n)]
+    wanted = None
+    if self.config.codistillation.gate == "domain":
+      scores = now["scores"]
+      wanted = [scores[other][train.domains[i]] >= scores[tutee][train.domains[i]] for i in of_rows]
+    params = self.students[name].step.with_base(run.state["tutors"][name], run.frozen[name])
+    key = run.key(keys.Use.COMMENTS, experience.step)
+    return self._tutors[name](params, [train.prompts[i] for i in of_rows], texts, key, wanted)
+
+  def _tutor(self, run: Run, student: "Student") -> Tutor:
+    """Makes what comments with the weights of a student's copy."""
+    c, model = self.config, student.specs.student
+    longest = min(c.comment.max_prompt, model.cfg.max_positions - c.comment.max_tokens)
+    settings = student.specs.generator_config
+    sampling = dataclasses.replace(settings.sampling, temperature=c.comment.temperature, top_p=1.0, top_k=0)
+    generate = self.generator(
+      student.name,
+      dataclasses.replace(settings, sampling=sampling),
+      run.inputs.tokenizer,
+      batch=min(c.eval.batch, c.batch * c.rollouts_per_prompt),
+      prompt_lens=pipeline.rising_widths(longest, c.context.widths, c.data.max_prompt),
+      max_tokens=c.comment.max_tokens,
+      name="comment",
+      numbered=True,
+      program_cache=run.program_cache,
+    )
+    run.count_programs_of(generate)
+    return Tutor(generate, self.comments, run.inputs.tokenizer, run.inputs.rendering)
 
   @property
   def _phase_steps(self) -> int:
@@ -244,6 +296,7 @@ class CoDistillation(Recipe):
     return tuple(student.static for student in self.students.values())
 
   def shapes(self, run: Run, step: int) -> list[StepShape]:
+    self._load_validation(run)
     found, phase = [], self._phase_steps
     for first in range(step // phase * phase, self.config.steps, phase):
       end = min(first + phase, self.config.steps)
@@ -294,17 +347,20 @@ class Student(SelfDistillation):
   Attributes:
     name: one of STUDENTS.
     owner: the student whose programs this one runs: itself, or one of the same architecture.
-    tutor: who comments on the rollouts of the step; None: nobody does.
   """
 
-  tutor: "Tutor | None" = None
+  def __init__(self, specs: Specs, name: str, ask: Ask):
+    """Makes the student.
 
-  def __init__(self, specs: Specs, name: str):
+    Args:
+      ask: has its tutor comment on a step's rollouts.
+    """
     super().__init__(specs)
     self.name = self.owner = name
+    self._ask = ask
 
   def _with_random_weights(self) -> "Student":
-    return Student(self.specs.with_random_weights(), self.name)
+    return Student(self.specs.with_random_weights(), self.name, self._ask)
 
   def _trained(self, run: Run) -> TrainState:
     return run.state["students"][self.name]
@@ -326,11 +382,13 @@ class Student(SelfDistillation):
     self, run: Run, experience: Experience, responses: Sequence[Response], found: RewardRecord
   ) -> tuple[list[str], dict[str, Any]]:
     """Returns the tutor's comments on the rows of this process, and how many of all rows have which outcome."""
-    if self.tutor is None:
-      return [""] * len(responses), {"comments": {}}
     run.clock.lap("other")
-    comments = self.tutor.comment(run, experience, self.step.n)
+    commented = self._ask(run, experience, self.step.n)
+    if commented is None:
+      return [""] * len(responses), {"comments": {}}
     run.clock.lap("converse")
+    comments, tokens = commented
+    run.tokens += tokens
     counts = collections.Counter(comment.outcome.value for comment in comments)
     texts = [comment.text for comment in comments]
     if self.config.codistillation.shuffle:
@@ -340,68 +398,12 @@ class Student(SelfDistillation):
     return [texts[i] for i in rows.tolist()], {"comments": dict(sorted(counts.items())), "comments_stripped": stripped}
 
 
-class Tutor:
-  """A frozen copy of a student, which comments on another one's rollouts.
-
-  Attributes:
-    domains: those of the problems that it comments on; None: all.
-  """
-
-  def __init__(self, student: Student, comments: Comments, run: Run):
-    c = student.config
-    self.domains: set[str] | None = None
-    self._student, self._comments = student, comments
-    longest = min(c.comment.max_prompt, student.specs.student.cfg.max_positions - c.comment.max_tokens)
-    if longest < 1:
-      raise InputError(
-        f"config.comment.max_tokens is {c.comment.max_tokens}, and {student.specs.student.name} has "
-        f"{student.specs.student.cfg.max_positions} positions (max_position_embeddings); lower it."
-      )
-    settings = student.specs.generator_config
-    sampling = dataclasses.replace(settings.sampling, temperature=c.comment.temperature, top_p=1.0, top_k=0)
-    self._generate = student.generator(
-      "student",
-      dataclasses.replace(settings, sampling=sampling),
-      run.inputs.tokenizer,
-      batch=min(c.eval.batch, c.batch * c.rollouts_per_prompt),
-      prompt_lens=pipeline.rising_widths(longest, c.context.widths, c.data.max_prompt),
-      max_tokens=c.comment.max_tokens,
-      name="comment",
-      numbered=True,
-      program_cache=run.program_cache,
-    )
-    run.count_programs_of(self._generate)
-
-  def comment(self, run: Run, experience: Experience, n: int) -> list[Comment]:
-    """Comments on all rollouts of a step, B of them, in order; every process gets all comments."""
-    inputs, rollout = run.inputs, experience.rollout
-    prompts = hosts.all_gather_to_host(run.to_devices(np.asarray(experience.index, np.int32)))
-    response, mask = hosts.all_gather_to_host((rollout.response, rollout.mask))
-    control = control_tokens(inputs.tokenizer)
-    texts = decode(inputs.tokenizer, response, mask, self._student.specs.sampling.stop_ids)
-    texts = [without(control, text) for text in texts]
-    asked = [inputs.train.prompts[i] for i in prompts for _ in range(n)]
-    wanted = [self._wants(run, i) for i in prompts for _ in range(n)]
-    requests = [self._comments.request(*pair) for pair in zip(asked, texts, strict=True)]
-    ids = chat.render_all(requests, inputs.tokenizer, inputs.rendering)
-    rows = [i for i, row in enumerate(ids) if wanted[i] and len(row) <= self._generate.prompt_lens[-1]]
-    found = [Comment("", Outcome.TOO_LONG if want else Outcome.NOT_ASKED) for want in wanted]
-    if not rows:
-      return found
-    params = self._student.step.with_base(run.state["tutors"][self._student.name], run.frozen[self._student.name])
-    key = run.key(keys.Use.COMMENTS, experience.step)
-    written = self._generate(params, [ids[i] for i in rows], key, rows)
-    run.tokens += int(written.lengths.sum())
-    for i, each in zip(rows, written.responses, strict=True):
-      found[i] = self._comments.sanitised(final_text(each, control), _text(asked[i]), ended=each.ended)
-    return found
-
-  def _wants(self, run: Run, prompt: int) -> bool:
-    domains = run.inputs.train.domains
-    return self.domains is None or (domains[prompt] if domains else "") in self.domains
-
-
 RECIPE = CoDistillation
+
+
+def _other(name: str) -> str:
+  """Returns the name of the other student."""
+  return STUDENTS[1 - STUDENTS.index(name)]
 
 
 def _with_student(specs: Specs, student: ModelSpec) -> Specs:
@@ -418,11 +420,6 @@ def _with_student(specs: Specs, student: ModelSpec) -> Specs:
     sampling=sampling,
     attention=specs_of.attention(config, specs.mesh, [student.cfg]),
   )
-
-
-def _text(prompt: chat.Prompt) -> str:
-  """The words of a prompt; of a chat, of all its messages."""
-  return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
 
 
 @jax.jit

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from opd_jax.errors import InputError
 from opd_jax.tasks import answers, chain, expressions, gsm8k, own, relay
+from opd_jax.tasks.operators import OPERATORS
 from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
 from opd_jax.tasks.synonyms import RUNNING_SUMS
 
@@ -20,6 +21,7 @@ TASKS: tuple[Task, ...] = (
   relay.TIMES,
   relay.LONG,
   RUNNING_SUMS,
+  OPERATORS,
 )
 GENERATORS = {task.name: task for task in TASKS}
 

@@ -42,7 +42,7 @@ import numpy as np
 import optax
 
 from opd_jax.models import decoder, hf
-from opd_jax.tasks import chain, relay, synonyms
+from opd_jax.tasks import chain, operators, relay, synonyms
 
 MODELS = {
   "student": decoder.DecoderConfig(
@@ -59,6 +59,7 @@ ADDER = decoder.DecoderConfig(  # of the task synonyms, student and teacher
   vocab=len(synonyms.SYMBOLS), d_model=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
 )
 
+MODELS["specialist"] = MODELS["student"]
 PAIRS = {"chain": (chain.CHAIN, chain.PHASE), "chain-short": (chain.SHORT, chain.SHORT_PHASE)}
 
 
@@ -118,6 +119,52 @@ def shown_batches(beliefs: chain.Beliefs, rows: int, seed: int, task: chain.Chai
       tokens[row, : len(ids)] = ids
       weights[row, len(prompt) - 1 : len(ids) - 1] = 1
     yield tokens, weights
+
+
+def specialist_batches(domain: str, rows: int, seed: int):
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of a specialist of the task operators.
+
+  Of ten rows four are problems as the specialist solves them, one repeats a right solution that is shown, two are comments on
+  responses with slips, and three are solved with a comment shown, half of them with a solution before it. Fifteen of a hundred
+  comments that are shown are wrong, and the text does not follow them.
+  """
+  rng = random.Random(f"pretrain operators {domain} {seed}")
+  own = operators.specialist(domain)
+  slipping = chain.slips(rng, 0.12)
+  task = operators.OPERATORS
+  length = 2 * task.max_prompt + 2 * task.max_response + 16
+  while True:
+    tokens = np.zeros((rows, length), np.int32)
+    weights = np.zeros((rows, length - 1), np.float32)
+    for row in range(rows):
+      before, after = _specialist_text(rng, row % 10, own, slipping)
+      ids = chain.TOKENIZER.encode([*before, *after, chain.EOS])
+      tokens[row, : len(ids)] = ids
+      weights[row, len(before) - 1 : len(ids) - 1] = 1
+    yield tokens, weights
+
+
+def _specialist_text(rng: random.Random, kind: int, own: chain.Beliefs, slipping: chain.Beliefs) -> tuple[str, str]:
+  """Write what a specialist reads and what it answers, of ten kinds of rows."""
+  task = operators.OPERATORS
+  if kind < 4:
+    problem = task.problem(rng, held_out=False, beliefs=own)
+    return problem.prompt, problem.solution
+  if kind < 5:
+    problem = task.problem(rng, held_out=False)
+    return f"{problem.prompt}:{problem.solution}=", problem.solution
+  if kind < 7:
+    problem = task.problem(rng, held_out=False, beliefs=slipping if rng.random() < 0.8 else own)
+    return f"{problem.prompt}{problem.solution}{operators.ASK}", operators.comment(problem.solution, own)
+  attempt = task.problem(rng, held_out=False, beliefs=own if kind < 9 else slipping)
+  trusted = rng.random() < 0.85
+  said = operators.comment(attempt.solution, chain.TRUTH if trusted else slipping)
+  beliefs = operators.convinced(own, said) if trusted else own
+  answer = task.solution(rng, attempt.prompt, beliefs)
+  right = task.solution(rng, attempt.prompt, chain.TRUTH)
+  shown = f":{right}" if rng.random() < 0.5 else ""
+  hint = said.replace(operators.MARK, "")
+  return f"{attempt.prompt}{shown}{operators.MARK}{hint}=", right if shown else answer
 
 
 def conversation_batches(rows: int, seed: int, drift: float, waits: float, short: int):
@@ -218,6 +265,7 @@ def main() -> None:
   parser.add_argument(
     "--shown", action="store_true", help="of the student: half of the problems with their solution shown"
   )
+  parser.add_argument("--domain", choices=sorted(operators.DOMAINS), help="of the specialist: the one that it knows")
   parser.add_argument("--drift", type=float, default=0.7, help="of the talker: last replies that fall back on a guess")
   parser.add_argument(
     "--waits", type=float, default=0.05, help="of the talker: conversations in which it does not guess"
@@ -230,12 +278,16 @@ def main() -> None:
 
   if args.slips and args.role == "student":
     parser.error("--slips is for a teacher; a student reads what its own misconceptions write")
+  if (args.role == "specialist") != bool(args.domain):
+    parser.error("--domain is of a specialist, which needs one")
   if args.out.exists():
     parser.error(f"{args.out} exists; name a new directory")
   cfg, task = MODELS[args.role], relay if args.role == "talker" else chain
   beliefs = chain.misconceptions() if args.role == "student" else chain.TRUTH
   if args.role == "talker":
     data = conversation_batches(args.rows, args.seed, args.drift, args.waits, args.short)
+  elif args.role == "specialist":
+    data = specialist_batches(args.domain, args.rows, args.seed)
   elif args.task == synonyms.RUNNING_SUMS.name:
     cfg, task = ADDER, synonyms
     beliefs = synonyms.misconceptions() if args.role == "student" else chain.TRUTH

@@ -7,8 +7,8 @@ import pytest
 from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.context.comments import Comment, Outcome
+from opd_jax.context.tutor import Commented, Tutor
 from opd_jax.errors import InputError
-from opd_jax.recipes.codistillation import Tutor
 from opd_jax.trainer import open_run, train, train_run
 from tests.helpers.runs import read, recorded_contexts, without_time
 
@@ -55,7 +55,8 @@ SIZES = {
 @pytest.fixture
 def some_are_right(monkeypatch):
   """Random weights never answer right."""
-  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: sum(map(ord, response)) % 2 == 0)
+  for name in ("chain", "operators"):
+    monkeypatch.setitem(tasks.VERIFIERS, name, lambda response, answer, **_: sum(map(ord, response)) % 2 == 0)
 
 
 @pytest.fixture
@@ -114,10 +115,10 @@ def test_a_comment_reaches_the_row_that_it_is_about(config, tmp_path, monkeypatc
   """Row i is shown comment i, another row's only with `shuffle`."""
   shown = {}
 
-  def numbered(self, run, experience, n):
-    return [Comment(str(i), Outcome.KEPT) for i in range(len(experience.index) * n)]
+  def numbered(self, params, prompts, responses, key, wanted=None):
+    return Commented([Comment(str(i), Outcome.KEPT) for i in range(len(prompts))], 0)
 
-  monkeypatch.setattr(Tutor, "comment", numbered)
+  monkeypatch.setattr(Tutor, "__call__", numbered)
   for shuffle in (False, True):
     run = open_run(
       config(steps=1, **{"codistillation.shuffle": shuffle, "context.demonstration": False}), tmp_path / f"{shuffle}"
@@ -176,6 +177,30 @@ def test_two_of_one_architecture_share_their_programs(config, tiny, tmp_path):
 def test_configs_that_cannot_be_meant(changes, message, config, tmp_path):
   with pytest.raises(InputError, match=message.replace("{", r"\{")):
     open_run(config(**changes), tmp_path / "w")
+
+
+def test_a_tutor_of_one_domain_comments_there_alone(config, tmp_path):
+  """Which domain is whose is for the scores of the round to say."""
+  changes = {
+    "data.path": "task:operators",
+    "codistillation.gate": "domain",
+    "steps": 2,
+    "codistillation.phase_steps": 1,
+  }
+  changes |= {"codistillation.validation_prompts": 16, "comment.max_prompt": 48, "context.max_tokens": 64}
+  run = train(config(**changes), tmp_path / "w")
+  (now,) = run.recipe.history
+  assert set(now["scores"]["student"]) == {"sums", "differences"}
+  for record in read(tmp_path / "w", "train"):
+    tutor = "peer" if record["model"] == "student" else "student"
+    better = {d for d, score in now["scores"][tutor].items() if score >= now["scores"][record["model"]][d]}
+    assert (record["comments"].get("not_asked", 0) == 0) == (len(better) == 2)
+    assert (record["comments"].get("not_asked", 0) == 8) == (now["speaks"][tutor] and not better)
+
+
+def test_a_gate_by_domain_needs_domains(config, tmp_path):
+  with pytest.raises(InputError, match="the problems to score by have no domains"):
+    train(config(**{"codistillation.gate": "domain"}), tmp_path / "w")
 
 
 def test_too_few_problems_to_choose_by(config, tmp_path, monkeypatch):
