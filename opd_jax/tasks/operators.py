@@ -127,6 +127,14 @@ def comment(response: str, beliefs: Beliefs = TRUTH) -> str:
   return f"{MARK}{steps[0][2] if steps else ''}{MARK}{NO_FAULT}"
 
 
+def explain(response: str, answer: str, *, ended: bool = True) -> tuple[bool, str]:
+  """Verify a response, and comment on it as somebody who knows all facts, without the marks of a concept.
+
+  As `data.verifier=opd_jax.tasks.operators:explain` it is a tutor that is never wrong.
+  """
+  return OPERATORS.verify(response, answer, ended=ended), comment(response).replace(MARK, "")
+
+
 def convinced(beliefs: Beliefs, said: str) -> Beliefs:
   """Give somebody the fact that a comment states, where it states one."""
   facts = {(int(a), sign, int(b)): int(result) for a, sign, b, result in _STEP.findall(said)}

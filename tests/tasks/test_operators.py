@@ -52,6 +52,12 @@ def test_a_comment_names_the_first_wrong_step_as_its_author_holds_it():
   assert comment("5+8=3,3+3=7,7+9=6#6", wrong) == ">8>5+8=4"
 
 
+def test_a_verifier_may_comment_as_one_who_knows_everything():
+  assert operators.explain("5+8=3,3+3=7,7+9=6#6", "5") == (False, "33+3=6")
+  assert operators.explain("5+8=3#3", "3") == (True, "8#")
+  assert tasks.verifier("opd_jax.tasks.operators:explain")("5+8=3#3", "3", ended=False) == (False, "8#")
+
+
 def test_somebody_who_is_convinced_writes_the_fact_that_was_stated():
   doubtful = Beliefs({(5, "+", 8): (4, 1.0)})
   rng = random.Random(0)
