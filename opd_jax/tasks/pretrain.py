@@ -130,23 +130,23 @@ def specialist_batches(domain: str, rows: int, seed: int):
   """
   rng = random.Random(f"pretrain operators {domain} {seed}")
   own = operators.specialist(domain)
-  slipping = chain.slips(rng, 0.12)
   task = operators.OPERATORS
   length = 2 * task.max_prompt + 2 * task.max_response + 16
   while True:
     tokens = np.zeros((rows, length), np.int32)
     weights = np.zeros((rows, length - 1), np.float32)
     for row in range(rows):
-      before, after = _specialist_text(rng, row % 10, own, slipping)
+      before, after = _specialist_text(rng, row % 10, own)
       ids = chain.TOKENIZER.encode([*before, *after, chain.EOS])
       tokens[row, : len(ids)] = ids
       weights[row, len(before) - 1 : len(ids) - 1] = 1
     yield tokens, weights
 
 
-def _specialist_text(rng: random.Random, kind: int, own: chain.Beliefs, slipping: chain.Beliefs) -> tuple[str, str]:
+def _specialist_text(rng: random.Random, kind: int, own: chain.Beliefs) -> tuple[str, str]:
   """Write what a specialist reads and what it answers, of ten kinds of rows."""
   task = operators.OPERATORS
+  slipping = chain.slips(rng, 0.12) if kind > 4 else own  # others every time: any result may be wrong
   if kind < 4:
     problem = task.problem(rng, held_out=False, beliefs=own)
     return problem.prompt, problem.solution
