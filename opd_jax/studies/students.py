@@ -67,7 +67,13 @@ Ask = Callable[[Config, pathlib.Path | None, ProgramCache], dict[str, Any]]  # o
 
 
 def ask_all(
-  ask: Ask, arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+  ask: Ask,
+  arms: Iterable[ArmSpec],
+  seeds: Iterable[int],
+  out: pathlib.Path,
+  changes: dict[str, Any] | None = None,
+  *,
+  untrained: bool = True,
 ) -> None:
   """Ask the student of every finished run, and the student before training, and write OUT/analysis/asked-<arm>.
 
@@ -77,11 +83,14 @@ def ask_all(
     ask: returns what it measured; its workdir is None for the student before training.
     out: the study's directory.
     changes: to the config of every arm.
+    untrained: ask the student before training too.
   """
   program_cache: ProgramCache = {}
   arms = list(arms)
   for seed in seeds:
-    asked: list[tuple[str, Config, pathlib.Path | None]] = [(UNTRAINED, arms[0].config(seed, changes), None)]
+    asked: list[tuple[str, Config, pathlib.Path | None]] = []
+    if untrained:
+      asked.append((UNTRAINED, arms[0].config(seed, changes), None))
     for arm in arms:
       if done(path := workdir(out, arm.name, seed)):
         asked.append((arm.name, arm.config(seed, changes), path))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from opd_jax.studies.ccopd import arms, claims, sections
+from opd_jax.studies.ccopd import arms, claims, measures, sections
 from opd_jax.studies.results import Results
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, Status, decide
 from tests.helpers.synthetic_study import write
@@ -56,6 +56,32 @@ def study_of(tmp_path):
     return Results(tmp_path, SEEDS)
 
   return write_study
+
+
+def test_what_only_two_students_are_asked_for_is_needed_of_no_other(study_of, tmp_path):
+  """The other arms are asked for the task that they were trained on; every claim is decided as it is with all of it."""
+  results = study_of({name: {"raw": 0.85} for name in ("untrained", *NAMES)} | AS_CLAIMED)
+  for name in (name for name in NAMES if name not in measures.WHOLE):
+    for seed in SEEDS:
+      whole = measurement(seed=seed, **({"raw": 0.85} | AS_CLAIMED.get(name, {})))
+      few = {"relay": whole["relay"], "anchored": whole["anchored"], "greedy": {"relay": whole["greedy"]["relay"]}}
+      write(tmp_path, f"asked-{name}", seed, few)
+  assert decided(Results(tmp_path, SEEDS)) == decided(results)
+  assert all(s.figure is not None for s in sections.sections(Results(tmp_path, SEEDS)))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_who_is_asked_for_what(whole, monkeypatch, tmp_path):
+  asked = []
+  monkeypatch.setattr(
+    measures.students,
+    "ask_all",
+    lambda ask, arms, *_, untrained=True: asked.append((ask, [a.name for a in arms], untrained)),
+  )
+  chosen = [arm for arm in arms.ARMS if whole or arm.name not in measures.WHOLE]
+  measures.measure_all(chosen, SEEDS, tmp_path)
+  of_all = [(measures.measure_student, list(measures.WHOLE), True)] if whole else []
+  assert asked == [*of_all, (measures.measure_answers, [n for n in NAMES if n not in measures.WHOLE], False)]
 
 
 def decided(results: Results) -> dict[str, Status]:
