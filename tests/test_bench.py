@@ -94,6 +94,7 @@ def test_every_combination_of_sizes():
   assert [str(case) for case in cases[1:3]] == ["16 x (9 + 32)", "16 x 4 x (8 + 32)"]
 
 
+@pytest.mark.long
 def test_rollouts_of_each_prompt_and_prompts_of_several_lengths(one_layer, tmp_path):
   """They are the config's, unless --n gives others; the programs, the costs and every record follow."""
   sizes = ["--smallest", f"--student={one_layer}", "--batch=2", "--n=1,3", "--prompt=4,8", "--horizon=8", "--repeat=1"]

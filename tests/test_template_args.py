@@ -69,7 +69,7 @@ def test_what_cannot_be_given_is_refused(argument, says):
 def test_help_shows_them(capsys):
   with pytest.raises(SystemExit):
     parse("--help", f"--config.{KEY}.a=False")
-  assert f"  {KEY} = {{'a': False}}    what the chat template is told" in capsys.readouterr().out
+  assert f"  {KEY} = {{'a': False}}    arguments of the chat template" in capsys.readouterr().out
 
 
 def test_configs_of_files_and_of_python_set_them():

@@ -54,6 +54,7 @@ def refusal(arguments: list[str], capsys) -> str:
   return capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_step_of_trl_stands_beside_ours(tmp_path):
   python = interpreter(tmp_path)
   arguments = [*SIZES, "--config.micro_batch=3", "--config.remat=layer", f"--out={tmp_path}"]

@@ -132,6 +132,7 @@ def test_a_prompt_that_is_too_long_for_teachers_alone_is_a_bad_line(small, tmp_p
   assert [len(row) for row in found.teacher_ids] == [5, 6]
 
 
+@pytest.mark.long
 def test_a_run_trains_against_teachers_that_read_their_own_prompts(small, tmp_path, programs):
   """The student's prompts, rollouts and evaluation stay; what the teacher says of them does not."""
   path = write(tmp_path / "data.jsonl", *(f"{a}{b}+" for a in "58" for b in "37"))

@@ -208,6 +208,7 @@ def test_a_shuffled_teacher_is_another_one(student, teacher, prompts, rollout):
   assert abs(float(stats["loss"]) / float(as_it_is["loss"]) - 1) > 1e-3
 
 
+@pytest.mark.long
 def test_a_sampler_of_lower_precision_records_its_own_probabilities(student, prompts):
   errors = []
   for precision in rounding.PRECISIONS:

@@ -124,7 +124,9 @@ def test_an_average_follows_updates_that_moved_the_weights_and_no_others(student
   jax.tree.map(np.testing.assert_array_equal, broken.teacher, behind)
 
 
-@pytest.mark.parametrize("kind", ["ema", "current", "mix"])
+@pytest.mark.parametrize(
+  "kind", ["ema", pytest.param("current", marks=pytest.mark.long), pytest.param("mix", marks=pytest.mark.long)]
+)
 def test_killed_and_resumed_is_uninterrupted(kind, talker, tmp_path):
   """Through an adapter, whose average is an adapter."""
   changes = {"teacher_update.kind": kind, "teacher_update.rate": 0.5, "eval.every": 0, "log.rollouts": 1}
