@@ -77,4 +77,4 @@ def _centred(reward: Float[np.ndarray, "..."], n: int) -> Float[np.ndarray, "p n
   groups = np.asarray(reward, np.float64).reshape(-1, n)
   centred = groups - groups.mean(axis=1, keepdims=True)
   # Rounding would leave something of equal rewards, which a division magnifies.
-  return np.where(teaches(groups, n)[:, None], centred, 0.0)
+  return np.where(teaches(groups.reshape(-1), n)[:, None], centred, 0.0)

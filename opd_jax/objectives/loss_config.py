@@ -108,7 +108,7 @@ def from_config(config, vocab: int) -> Loss:
     level=config.importance.level,
     cap=config.importance.cap,
     normaliser=o.normaliser,
-    constant=o.constant or config.horizon.max,
+    constant=o.constant or float(config.horizon.max),
     divergence=config.mixture.divergence,
     reward=config.mixture.reward,
     reference_kl=config.mixture.initial,

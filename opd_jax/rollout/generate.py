@@ -219,7 +219,7 @@ def decode(tokenizer, response: np.ndarray, mask: np.ndarray, stop_ids: Sequence
   return tokenizer.batch_decode(rows, skip_special_tokens=False)
 
 
-def prompt_ends(tokenizer, ids: Sequence[Sequence[int]]) -> list[str]:
+def prompt_ends(tokenizer, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
   """Decode the end of every prompt, where a chat template may have opened a thought."""
   ends = [tuple(map(int, row[-END:])) for row in ids]
   texts = {end: tokenizer.decode(list(end), skip_special_tokens=False) for end in dict.fromkeys(ends)}
