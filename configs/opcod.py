@@ -8,28 +8,17 @@ hf     --config=configs/opcod.py:hf      any two Hugging Face directories of one
 paper  --config=configs/opcod.py:paper   the published hyper-parameters
 
 The student of each phase learns from its own moving average, which is shown the group's first right response and the other student's
-comment on the row. A tutor that is too far behind is silent (--config.codistillation.gate, --config.codistillation.tau). JSD at 1/2 over
+comment on the row. A tutor that is too far behind does not comment (--config.codistillation.gate, --config.codistillation.tau). JSD at 1/2 over
 the student's top 100 and a tail, importance weights cut at 2. The wording of prompts was not at hand, and is ours.
 """
 
-from opd_jax.config import at_scale, shown_to_pupil
+from opd_jax.config import at_scale, shown_to_pupil, taught_by_feedback
 
 
 def get_config(scale: str = "cpu"):
-  c = at_scale(scale, recipe="codistillation")
-  c.teacher = "initial"
-  c.teacher_update.kind = "ema"
-  c.teacher_update.rate = 0.05
+  c = taught_by_feedback(at_scale(scale, recipe="codistillation"))
   c.context.own = True
   c.context.feedback = "always"
-  c.rollouts_per_prompt = 8
-  c.horizon.kind = "full"
-  c.objective.kind = "jsd"
-  c.objective.beta = 0.5
-  c.objective.support = "student_topk"
-  c.objective.k = 100
-  c.importance.kind = "truncated"
-  c.importance.cap = 2.0
   if scale == "cpu":
     c.batch = 8
     c.objective.support = "full"  # of 31 symbols

@@ -14,23 +14,11 @@ The teacher is the student's moving average (--config.teacher_update.kind: froze
 the teacher's prompt was not at hand, and is ours.
 """
 
-from opd_jax.config import at_scale, shown_to_pupil
+from opd_jax.config import at_scale, shown_to_pupil, taught_by_feedback
 
 
 def get_config(scale: str = "cpu"):
-  c = at_scale(scale, recipe="self_distillation")
-  c.teacher = "initial"
-  c.teacher_update.kind = "ema"
-  c.teacher_update.rate = 0.05
-  c.context.kind = "feedback"
-  c.rollouts_per_prompt = 8
-  c.horizon.kind = "full"
-  c.objective.kind = "jsd"
-  c.objective.beta = 0.5
-  c.objective.support = "student_topk"
-  c.objective.k = 100
-  c.importance.kind = "truncated"
-  c.importance.cap = 2.0
+  c = taught_by_feedback(at_scale(scale, recipe="self_distillation"))
   if scale == "cpu":
     c.batch = 8
     c.objective.support = "full"  # of 31 symbols

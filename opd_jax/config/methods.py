@@ -100,6 +100,23 @@ def shown_to_pupil(c: Config) -> Config:
   return c
 
 
+def taught_by_feedback(c: Config) -> Config:
+  """Gives a config what SDPO and its kin share: groups, a teacher that is the student's moving average, and their loss."""
+  c.teacher = "initial"
+  c.teacher_update.kind = "ema"
+  c.teacher_update.rate = 0.05
+  c.context.kind = "feedback"
+  c.rollouts_per_prompt = 8
+  c.horizon.kind = "full"
+  c.objective.kind = "jsd"
+  c.objective.beta = 0.5
+  c.objective.support = "student_topk"
+  c.objective.k = 100
+  c.importance.kind = "truncated"
+  c.importance.cap = 2.0
+  return c
+
+
 def policy_gradient(c: Config, scale: str) -> Config:
   """Makes of a config of `at_scale` what the policy gradients share: a reward in the place of a teacher.
 

@@ -1,10 +1,11 @@
-"""Two students and several domains: who may tutor whom, and what became of both (arXiv:2606.14368, sections 3 and 4).
+"""Two students and several domains: who tutors whom, and what became of both (arXiv:2606.14368, sections 3 and 4).
 
 Accuracies are shares by domain, {domain: accuracy}, of the same domains for both students.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,9 +24,32 @@ def shortfall(own: Accuracies, other: Accuracies) -> float:
   return sum((best[domain] - own[domain]) / best[domain] for domain in own if best[domain] > 0)
 
 
-def may_speak(own: Accuracies, other: Accuracies, tau: float) -> bool:
-  """Tells whether a student is near enough to the other to comment on its rollouts: its shortfall is at most tau."""
-  return shortfall(own, other) <= tau + SAME
+@dataclasses.dataclass(frozen=True)
+class Gate:
+  """When a student comments on the rollouts of another one.
+
+  Attributes:
+    kind: gap, where its shortfall is at most tau; always; never; domain, on the domains in which it is at least as good.
+    tau: see above.
+  """
+
+  kind: str
+  tau: float
+
+  def is_open(self, own: Accuracies, other: Accuracies) -> bool:
+    """Tells whether the student with the accuracies `own` comments at all."""
+    if self.kind == "gap":
+      return shortfall(own, other) <= self.tau + SAME
+    return self.kind == "always" or (self.kind == "domain" and any(own[d] >= other[d] for d in own))
+
+  def admits(self, own: Accuracies, other: Accuracies, domain: str) -> bool:
+    """Tells whether an open gate lets it comment on a problem of this domain."""
+    return self.kind != "domain" or own[domain] >= other[domain]
+
+
+def by_domain(record: Mapping[str, Any]) -> dict[str, float]:
+  """Takes the accuracies out of an evaluation's record, by domain; by "" where there are not several."""
+  return {domain: r["accuracy"] for domain, r in (record.get("domains") or {"": record}).items()}
 
 
 def is_pareto_improvement(before: Accuracies, after: Accuracies) -> bool:
@@ -61,7 +85,7 @@ def break_rate(right_without: Sequence[bool], right_with: Sequence[bool]) -> Bre
 def break_rate_by(
   groups: Sequence[str], right_without: Sequence[bool], right_with: Sequence[bool]
 ) -> dict[str, BreakRate]:
-  """Measures `break_rate` in groups of rows: by difficulty, by domain, or by whether the tutor may speak."""
+  """Measures `break_rate` in groups of rows: by difficulty, by domain, or by whether the tutor's gate is open."""
   found = {}
   for group in sorted(set(groups)):
     rows = [i for i, g in enumerate(groups) if g == group]

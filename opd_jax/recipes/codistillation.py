@@ -16,7 +16,7 @@ The teacher in the loss is the student's own moving average (`teacher_update`), 
 text. A phase's step is self-distillation's (self_distillation.py), with the tutor's comments in the place of the verifier's;
 context/comments.py tells which are kept.
 
-Choices of ours, where the paper leaves them open: a round in which nobody may speak is plain self-distillation; averages go on from
+Choices of ours, where the paper leaves them open: a round in which no gate is open is plain self-distillation; averages go on from
 phase to phase; a domain that neither student can do is left out of the gap; the horizon follows the steps of the run, and each
 optimiser's schedule those of its own student. `codistillation.snapshot` has both of the paper's readings of when tutors are copied.
 
@@ -135,10 +135,11 @@ class CoDistillation(Recipe):
     first, second = self.students.values()
     second.owner = first.owner if first.static == second.static else second.name
     self.comments = Comments.from_config(c)
+    self.gate = tutoring.Gate(c.codistillation.gate, c.codistillation.tau)
     self._tutors: dict[str, Tutor] = {}
     self._evaluators: dict[str, Evaluator] = {}
     self._validation: EvaluationInputs | None = None
-    self.history: list[dict[str, Any]] = []  # of each round that has begun: scores, shortfalls and who may speak
+    self.history: list[dict[str, Any]] = []  # of each round that has begun: scores, shortfalls and whose gate is open
 
   # A step.
 
@@ -158,24 +159,17 @@ class CoDistillation(Recipe):
     }
 
   def _begin_round(self, run: Run, step: int) -> None:
-    """Scores both students, decides who may speak, and copies the tutors."""
+    """Scores both students, opens or closes their gates, and copies the tutors."""
     scores = {name: self._score(run, name, params) for name, params in run.models().items()}
     pairs = {name: (scores[name], scores[_other(name)]) for name in STUDENTS}
     gaps = {name: tutoring.shortfall(*pair) for name, pair in pairs.items()}
-    speaks = {name: self._may_speak(*pair) for name, pair in pairs.items()}
-    self.history.append({"step": step, "scores": scores, "gap": gaps, "speaks": speaks})
+    is_open = {name: self.gate.is_open(*pair) for name, pair in pairs.items()}
+    self.history.append({"step": step, "scores": scores, "gap": gaps, "open": is_open})
     for name in STUDENTS:
       found = ", ".join(f"{domain or 'accuracy'} {value:.3f}" for domain, value in scores[name].items())
-      run.log.say(
-        f"  round {len(self.history) - 1}, {name}: {found}, gap {gaps[name]:.3f}, {'speaks' if speaks[name] else 'silent'}"
-      )
+      state = "open" if is_open[name] else "closed"
+      run.log.say(f"  round {len(self.history) - 1}, {name}: {found}, gap {gaps[name]:.3f}, gate {state}")
     self._copy_tutors(run)
-
-  def _may_speak(self, own: tutoring.Accuracies, other: tutoring.Accuracies) -> bool:
-    gate = self.config.codistillation.gate
-    if gate == "gap":
-      return tutoring.may_speak(own, other, self.config.codistillation.tau)
-    return gate == "always" or (gate == "domain" and any(own[d] >= other[d] for d in own))
 
   def _score(self, run: Run, name: str, params: Params) -> dict[str, float]:
     """Measures a student's accuracy by domain on the validation problems."""
@@ -186,8 +180,7 @@ class CoDistillation(Recipe):
       run.clock.lap("compile")
     record, _ = self._evaluators[name](params)
     run.clock.lap("eval")
-    domains = record.get("domains") or {"": record}
-    return {domain: r["accuracy"] for domain, r in domains.items()}
+    return tutoring.by_domain(record)
 
   def _evaluator(self, run: Run, name: str, params: Params) -> Evaluator:
     changes = {"eval.k": self.config.codistillation.validation_k, "eval.pass_at": (1,), "log.samples": 0}
@@ -222,10 +215,10 @@ class CoDistillation(Recipe):
     run.state = run.state | {"tutors": _copy(trained)}
 
   def _ask_for_comments(self, run: Run, experience: Experience, n: int) -> Commented | None:
-    """Has the tutor of a step's student comment on all of the step's rollouts; None: it is silent."""
+    """Has the tutor of a step's student comment on all of the step's rollouts; None: its gate is closed."""
     tutee, now = self._tutee(experience.step).name, self.history[-1]
     other = _other(tutee)
-    if not now["speaks"][other]:
+    if not now["open"][other]:
       return None
     name = tutee if self.config.codistillation.tutor == "self" else other
     if name not in self._tutors:
@@ -235,10 +228,8 @@ class CoDistillation(Recipe):
     response, mask = hosts.all_gather_to_host((experience.rollout.response, experience.rollout.mask))
     texts = decode(run.inputs.tokenizer, response, mask, specs.sampling.stop_ids)
     of_rows = [int(i) for i in prompts for _ in range(n)]
-    wanted = None
-    if self.config.codistillation.gate == "domain":
-      scores = now["scores"]
-      wanted = [scores[other][train.domains[i]] >= scores[tutee][train.domains[i]] for i in of_rows]
+    pair = now["scores"][other], now["scores"][tutee]
+    wanted = [self.gate.admits(*pair, train.domains[i] if train.domains else "") for i in of_rows]
     params = self.students[name].step.with_base(run.state["tutors"][name], run.frozen[name])
     key = run.key(keys.Use.COMMENTS, experience.step)
     return self._tutors[name](params, [train.prompts[i] for i in of_rows], texts, key, wanted)

@@ -79,7 +79,7 @@ _REWARD = (
 def _token_by_token(runs: Sequence[Run]) -> str:
   """Write the responses that `python -m opd_jax.view` and log.rollouts left in the workdirs; nothing where there are none."""
   parts = []
-  for run in runs:
+  for run in {run.path: run for run in runs}.values():  # several models of a run share its files
     viewed = scored.read(run.path / scored.VIEW)[:MOST_RESPONSES]
     rollouts = scored.read(run.path / scored.ROLLOUTS, ends=True)
     for what, found in (("answers", viewed), ("first and last training rollouts", rollouts)):

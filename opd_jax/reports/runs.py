@@ -122,7 +122,11 @@ def _models(run: Run) -> list[Run]:
     return [run]
   train = {name: [r for r in run.train if r.get("model", name) == name] for name in names}
   evals = {name: [r for r in run.evals if r.get("model") == name] for name in names}
-  return [dataclasses.replace(run, train=train[name], evals=evals[name], model=name) for name in names]
+  notes = {names[0]: run.notes}  # once for all
+  return [
+    dataclasses.replace(run, train=train[name], evals=evals[name], notes=notes.get(name, []), model=name)
+    for name in names
+  ]
 
 
 class Below(NamedTuple):

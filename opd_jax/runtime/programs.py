@@ -28,7 +28,9 @@ class StepShape(NamedTuple):
   width: int  # H, tokens: the response width
   teacher_prompt: int = 0  # tokens of a prompt of the teachers' own; 0: they have none
   kind: str = "step"  # a recipe may compile other programs than those of a step
-  context: int = 0  # tokens of what the teacher reads before each row, made of the rollouts; 0: as before its prompt
+  context: int = (
+    0  # tokens of what the teacher reads before each row, made of rollouts; 0: what it reads is the prompt's
+  )
   model: str = ""  # which of several trained models, where their architectures differ
 
   def distance(self, other: "StepShape") -> tuple:

@@ -135,9 +135,9 @@ def explain(response: str, answer: str, *, ended: bool = True) -> tuple[bool, st
   return OPERATORS.verify(response, answer, ended=ended), comment(response).replace(MARK, "")
 
 
-def convinced(beliefs: Beliefs, said: str) -> Beliefs:
+def convinced(beliefs: Beliefs, remark: str) -> Beliefs:
   """Give somebody the fact that a comment states, where it states one."""
-  facts = {(int(a), sign, int(b)): int(result) for a, sign, b, result in _STEP.findall(said)}
+  facts = {(int(a), sign, int(b)): int(result) for a, sign, b, result in _STEP.findall(remark)}
   return Beliefs(beliefs.facts | {key: (result, 1.0) for key, result in facts.items()})
 
 

@@ -158,12 +158,12 @@ def _specialist_text(rng: random.Random, kind: int, own: chain.Beliefs) -> tuple
     return f"{problem.prompt}{problem.solution}{operators.ASK}", operators.comment(problem.solution, own)
   attempt = task.problem(rng, held_out=False, beliefs=own if kind < 9 else slipping)
   trusted = rng.random() < 0.85
-  said = operators.comment(attempt.solution, chain.TRUTH if trusted else slipping)
-  beliefs = operators.convinced(own, said) if trusted else own
+  remark = operators.comment(attempt.solution, chain.TRUTH if trusted else slipping)
+  beliefs = operators.convinced(own, remark) if trusted else own
   answer = task.solution(rng, attempt.prompt, beliefs)
   right = task.solution(rng, attempt.prompt, chain.TRUTH)
   shown = f":{right}" if rng.random() < 0.5 else ""
-  hint = said.replace(operators.MARK, "")
+  hint = remark.replace(operators.MARK, "")
   return f"{attempt.prompt}{shown}{operators.MARK}{hint}=", right if shown else answer
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opd_jax.evaluation.tutoring import break_rate, break_rate_by, is_pareto_improvement, may_speak, shortfall
+from opd_jax.evaluation.tutoring import Gate, break_rate, break_rate_by, is_pareto_improvement, shortfall
 
 
 def of(*values: float) -> dict[str, float]:
@@ -24,11 +24,23 @@ def test_a_shortfall_is_relative_and_summed(first, second, gaps):
   assert found == pytest.approx(gaps, abs=1e-4)
 
 
-def test_the_papers_worked_example_is_silent_both_ways_and_a_tie_speaks():
-  assert not may_speak(of(1.0, 0.7), of(0.7, 1.0), 0.2)
-  assert not may_speak(of(0.7, 1.0), of(1.0, 0.7), 0.2)
-  assert may_speak(of(0.65, 0.48), of(0.52, 0.60), 0.2)
-  assert may_speak(of(0.52, 0.60), of(0.65, 0.48), 0.2)
+def test_both_gates_are_closed_in_the_papers_worked_example_and_a_tie_opens():
+  gate = Gate("gap", 0.2)
+  assert not gate.is_open(of(1.0, 0.7), of(0.7, 1.0))
+  assert not gate.is_open(of(0.7, 1.0), of(1.0, 0.7))
+  assert gate.is_open(of(0.65, 0.48), of(0.52, 0.60))
+  assert gate.is_open(of(0.52, 0.60), of(0.65, 0.48))
+
+
+def test_other_gates():
+  first, second = of(1.0, 0.7), of(0.7, 1.0)
+  assert Gate("always", 0.0).is_open(second, first)
+  assert not Gate("never", 9.0).is_open(first, first)
+  by_domain = Gate("domain", 0.0)
+  assert by_domain.is_open(first, second)
+  assert not by_domain.is_open(of(0.5, 0.5), first)
+  assert [by_domain.admits(first, second, d) for d in "ab"] == [True, False]
+  assert Gate("gap", 0.2).admits(second, first, "a")
 
 
 def test_pareto_improvements():

@@ -132,18 +132,18 @@ def test_a_comment_reaches_the_row_that_it_is_about(config, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-  ("changes", "speaks"),
+  ("changes", "is_open"),
   [
     ({"codistillation.gate": "never"}, (False, False)),
     ({"codistillation.gate": "always"}, (True, True)),
     ({"codistillation.gate": "gap", "codistillation.tau": 1000.0}, (True, True)),
   ],
 )
-def test_silent_tutors_write_nothing(changes, speaks, config, tmp_path):
+def test_closed_gates_let_nothing_through(changes, is_open, config, tmp_path):
   run = train(config(steps=4, **changes), tmp_path / "w")
-  assert tuple(run.recipe.history[0]["speaks"].values()) == speaks
+  assert tuple(run.recipe.history[0]["open"].values()) == is_open
   for record in read(tmp_path / "w", "train"):
-    assert sum(record["comments"].values()) == (8 if all(speaks) else 0)
+    assert sum(record["comments"].values()) == (8 if all(is_open) else 0)
     assert all(record["comments"].get(outcome.value, 0) <= 8 for outcome in Outcome)
     assert (record["with_feedback"] > 0) == (record["comments"].get("kept", 0) > 0)
 
@@ -194,7 +194,7 @@ def test_a_tutor_of_one_domain_comments_there_alone(config, tmp_path):
     tutor = "peer" if record["model"] == "student" else "student"
     better = {d for d, score in now["scores"][tutor].items() if score >= now["scores"][record["model"]][d]}
     assert (record["comments"].get("not_asked", 0) == 0) == (len(better) == 2)
-    assert (record["comments"].get("not_asked", 0) == 8) == (now["speaks"][tutor] and not better)
+    assert (record["comments"].get("not_asked", 0) == 8) == (now["open"][tutor] and not better)
 
 
 def test_a_gate_by_domain_needs_domains(config, tmp_path):

@@ -18,7 +18,7 @@ from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.studies.ccopd.arms import OTHERS, OUT_OF_DOMAIN
 from opd_jax.tasks import relay
 
-WHOLE = ("ccopd",)  # arms whose students are asked for all, beside the one before training
+ASKED_FOR_ALL = ("ccopd",)  # arms whose students are asked for all, beside the one before training
 COOLER = (0.7, 0.5)  # temperatures
 LONGEST = max(task.max_response for task in OTHERS.values())
 ASKED = {
@@ -80,10 +80,10 @@ def measure_all(
 ) -> None:
   """Ask the students of all finished runs; arguments as of `students.ask_all`."""
   arms, seeds = list(arms), list(seeds)
-  whole = [arm for arm in arms if arm.name in WHOLE]
-  if whole:
-    students.ask_all(measure_student, whole, seeds, out, changes)
-  others = [arm for arm in arms if arm.name not in WHOLE]
+  asked_for_all = [arm for arm in arms if arm.name in ASKED_FOR_ALL]
+  if asked_for_all:
+    students.ask_all(measure_student, asked_for_all, seeds, out, changes)
+  others = [arm for arm in arms if arm.name not in ASKED_FOR_ALL]
   students.ask_all(measure_answers, others, seeds, out, changes, untrained=False)
 
 

@@ -61,7 +61,7 @@ def study_of(tmp_path):
 def test_what_only_two_students_are_asked_for_is_needed_of_no_other(study_of, tmp_path):
   """The other arms are asked for the task that they were trained on; every claim is decided as it is with all of it."""
   results = study_of({name: {"raw": 0.85} for name in ("untrained", *NAMES)} | AS_CLAIMED)
-  for name in (name for name in NAMES if name not in measures.WHOLE):
+  for name in (name for name in NAMES if name not in measures.ASKED_FOR_ALL):
     for seed in SEEDS:
       whole = measurement(seed=seed, **({"raw": 0.85} | AS_CLAIMED.get(name, {})))
       few = {"relay": whole["relay"], "anchored": whole["anchored"], "greedy": {"relay": whole["greedy"]["relay"]}}
@@ -78,10 +78,10 @@ def test_who_is_asked_for_what(whole, monkeypatch, tmp_path):
     "ask_all",
     lambda ask, arms, *_, untrained=True: asked.append((ask, [a.name for a in arms], untrained)),
   )
-  chosen = [arm for arm in arms.ARMS if whole or arm.name not in measures.WHOLE]
+  chosen = [arm for arm in arms.ARMS if whole or arm.name not in measures.ASKED_FOR_ALL]
   measures.measure_all(chosen, SEEDS, tmp_path)
-  of_all = [(measures.measure_student, list(measures.WHOLE), True)] if whole else []
-  assert asked == [*of_all, (measures.measure_answers, [n for n in NAMES if n not in measures.WHOLE], False)]
+  of_all = [(measures.measure_student, list(measures.ASKED_FOR_ALL), True)] if whole else []
+  assert asked == [*of_all, (measures.measure_answers, [n for n in NAMES if n not in measures.ASKED_FOR_ALL], False)]
 
 
 def decided(results: Results) -> dict[str, Status]:
