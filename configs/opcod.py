@@ -12,7 +12,7 @@ comment on the row. A tutor that is too far behind does not comment (--config.co
 the student's top 100 and a tail, importance weights cut at 2. The wording of prompts was not at hand, and is ours.
 """
 
-from opd_jax.config import at_scale, shown_to_pupil, taught_by_feedback
+from opd_jax.config import at_scale, taught_by_feedback, tutored_by_specialist
 
 
 def get_config(scale: str = "cpu"):
@@ -22,14 +22,12 @@ def get_config(scale: str = "cpu"):
   if scale == "cpu":
     c.batch = 8
     c.objective.support = "full"  # of 31 symbols
-    c = shown_to_pupil(c)
-    c.codistillation.peer = c.student
-    c.codistillation.phase_steps = 10
+    c = tutored_by_specialist(c)
+    c.steps = 80
+    c.codistillation.phase_steps = 20
+    c.codistillation.tau = 0.8  # they begin about .7 behind each other
     c.codistillation.validation_prompts = 64
     c.codistillation.validation_k = 1
-    c.comment.template = "{prompt}{response}="
-    c.comment.max_tokens = 32
-    c.comment.max_prompt = 320
     return c
   c.optimizer.lr = 1e-5
   c.codistillation.peer = "PEER_DIR"  # to be overridden

@@ -12,7 +12,15 @@ A method is a file in configs/ that starts from `default()` and answers the five
 locked: a key that does not exist is refused. It is saved in the workdir and decides whether a run may resume there.
 """
 
-from opd_jax.config.methods import at_scale, configs_dir, load, policy_gradient, shown_to_pupil, taught_by_feedback
+from opd_jax.config.methods import (
+  at_scale,
+  configs_dir,
+  load,
+  policy_gradient,
+  shown_to_pupil,
+  taught_by_feedback,
+  tutored_by_specialist,
+)
 from opd_jax.config.paths import expanded, expanded_path
 from opd_jax.config.recipes import Key, implied_recipe, recipe_keys, recipe_module, recipe_names, table
 from opd_jax.config.saved import OtherVersion, changed, different, from_saved, to_json, upgraded
@@ -80,6 +88,7 @@ __all__ = [
   "taught_by_feedback",
   "teacher_names",
   "to_json",
+  "tutored_by_specialist",
   "unknown_key",
   "upgraded",
   "verifies_rollouts",

@@ -422,7 +422,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "what the backward pass computes again: none, dots (all but products with weights), layer",
     "one of none, dots, layer",
   ),
-  "compile_cache": ("auto", 'a directory, "off", or auto: .jax_cache beside the workdir', "path"),
+  "compile_cache": ("auto", 'a directory; auto: .jax_cache beside the workdir; off or "": none', "path"),
   "log.every": (1, "steps", "[1, 10**9]"),
   "log.bins": (16, "position bins over horizon.max", "[1, 2**16]"),
   "log.overlap_k": (8, "top-k overlap of student and teacher; 0: off", "[0, 2**24]"),

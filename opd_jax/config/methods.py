@@ -100,6 +100,26 @@ def shown_to_pupil(c: Config) -> Config:
   return c
 
 
+def tutored_by_specialist(c: Config) -> Config:
+  """Gives a config of co-distillation the two built-in specialists, and the symbols that they comment and are shown comments in."""
+  c.student, c.codistillation.peer = "builtin:sums-specialist", "builtin:differences-specialist"
+  c.data.path = "task:operators"
+  c.horizon.max = 38
+  c.context.template = "{prompt}{solution}{feedback}="
+  c.context.solution_template = ":{text}"
+  c.context.feedback_template = ">{text}"
+  c.context.max_tokens = 64
+  c.context.widths = 0.0  # one program
+  c.comment.template = "{prompt}{response}a"
+  c.comment.anchor = ">{text}>"
+  c.comment.leaks = "none"  # they name no answer
+  c.comment.max_tokens = 12
+  c.comment.max_prompt = 56
+  c.eval.every = 20
+  c.eval.greedy = True
+  return c
+
+
 def taught_by_feedback(c: Config) -> Config:
   """Gives a config what SDPO and its kin share: groups, a teacher that is the student's moving average, and their loss."""
   c.teacher = "initial"

@@ -126,11 +126,11 @@ def record(name: str, shape: StepShape, seconds: float, program: jax.stages.Comp
 
 
 def use_cache(setting: str, root: epath.Path) -> None:
-  """Turns on the persistent compile cache: a directory, "off", or "auto" for .jax_cache beside the workdir.
+  """Turns on the persistent compile cache: a directory, "auto" for .jax_cache beside the workdir, "off" or "" for none.
 
   Programs that compile in under a second are cached too: on a small model they are all of that kind.
   """
-  if setting == "off":
+  if setting in ("", "off"):
     return
   path = root.resolve().parent / ".jax_cache" if setting == "auto" else epath.Path(expanded(setting))
   try:

@@ -1,0 +1,324 @@
+"""What is claimed of OPCoD, and the rules by which the study decides it; written before the study's seeds were run.
+
+Intervals are over seeds, at 95%. Accuracies are of 256 held-out problems, two answers to each (one, greedy), after training. Each of
+the two students has an accuracy in the domain that it knew before, "own", and in the other one, "other"; "all four" is the mean of
+both students and domains.
+
+A rule that rests on accuracies has to be met twice: by answers that are sampled at temperature 1, and by greedy ones.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opd_jax.evaluation.tutoring import is_pareto_improvement
+from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.evidence import SampledAndGreedy, both, known, lazily, lazily_both, points, verdict
+from opd_jax.studies.opcod.arms import NULLS, SPECIALISTS
+from opd_jax.studies.results import How, Missing, Results
+from opd_jax.studies.statistics import IntervalEstimate, interval
+from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least
+
+Accuracies = Mapping[str, Mapping[str, float]]  # by student, named by its specialty, and by domain
+Part = Callable[[Accuracies], float]
+
+
+def accuracies(results: Results, arm: str, how: How = "sampled") -> dict[int, Accuracies]:
+  """Collect the accuracies of both students of an arm, by seed: of one run, or of the two runs of a single-student arm.
+
+  Raises:
+    Missing: nothing has been measured of the arm.
+  """
+
+  def of(record: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    record = record["greedy"] if how == "greedy" else record
+    return {name: record[name] for name in SPECIALISTS if name in record}
+
+  try:
+    return {seed: of(record) for seed, record in results.analysis(f"asked-{arm}").items()}
+  except Missing:
+    parts = [results.analysis(f"asked-{arm}-{name}") for name in SPECIALISTS]
+  seeds = sorted(set.intersection(*(set(part) for part in parts)))
+  if not seeds:
+    raise Missing(f"the two students of {arm} have no seed in common")
+  return {seed: {k: v for part in parts for k, v in of(part[seed]).items()} for seed in seeds}
+
+
+def all_four(found: Accuracies) -> float:
+  return sum(found[student][domain] for student in found for domain in SPECIALISTS) / (2 * len(found))
+
+
+def own(found: Accuracies) -> float:
+  return sum(found[student][student] for student in found) / len(found)
+
+
+def other(found: Accuracies) -> float:
+  return sum(found[student][domain] for student in found for domain in SPECIALISTS if domain != student) / len(found)
+
+
+def difference(results: Results, a: str, b: str, part: Part = all_four, how: How = "sampled") -> IntervalEstimate:
+  """Estimate a number of arm a less the same number of arm b, paired by seed."""
+  left, right = accuracies(results, a, how), accuracies(results, b, how)
+  if not (seeds := sorted(left.keys() & right.keys())):
+    raise Missing(f"{a} and {b} have no seed in common")
+  return interval(part(left[seed]) - part(right[seed]) for seed in seeds)
+
+
+def gain(results: Results, arm: str, part: Part = all_four, how: How = "sampled") -> IntervalEstimate:
+  """Estimate a number of an arm less the same number before training."""
+  return difference(results, arm, UNTRAINED, part, how)
+
+
+def pareto_share(results: Results, arm: str) -> IntervalEstimate:
+  """Estimate the share of students of which no domain became worse and at least one better, sampled."""
+  before, after = accuracies(results, UNTRAINED), accuracies(results, arm)
+  return interval(
+    sum(is_pareto_improvement(before[seed][name], after[seed][name]) for name in SPECIALISTS) / len(SPECIALISTS)
+    for seed in sorted(before.keys() & after.keys())
+  )
+
+
+def commented(results: Results, arm: str, kind: str) -> dict[int, dict[str, dict[str, Any]]]:
+  """Collect what comments of a kind do to an arm's students, by seed and student; see evaluation/commented.py."""
+  found = results.analysis(f"asked-{arm}")
+  if not all("comments" in record for record in found.values()):
+    raise Missing(f"the students of {arm} were not shown comments")
+  return {seed: {name: record["comments"][name][kind] for name in SPECIALISTS} for seed, record in found.items()}
+
+
+def helped(results: Results, kind: str) -> dict[int, float]:
+  """Compute by how much a comment raises a specialist's accuracy in the other domain, before training, by seed."""
+
+  def of(name: str, record: Mapping[str, Any]) -> float:
+    return sum(record["with"][d] - record["without"][d] for d in SPECIALISTS if d != name)
+
+  found = commented(results, UNTRAINED, kind)
+  return {
+    seed: sum(of(name, record) for name, record in by_name.items()) / len(by_name) for seed, by_name in found.items()
+  }
+
+
+def comments_are_used(results: Results) -> Verdict:
+  """Check what everything else rests on: a student that is shown a right comment does better for it."""
+  by_kind = {kind: helped(results, kind) for kind in ("oracle", "peer", "own", "shuffled")}
+  oracle = interval(by_kind["oracle"].values())
+  less = interval(value - by_kind["shuffled"][seed] for seed, value in by_kind["oracle"].items())
+  return verdict(
+    all_of(above(oracle, 0.1), above(less, 0)),
+    "second answers less attempts in the domain that a specialist does not know, before training",
+    points("a tutor that is never wrong", oracle),
+    points("that less the peer's comments on other prompts", less),
+    *(
+      points(label, interval(by_kind[kind].values()))
+      for kind, label in (("peer", "the peer"), ("own", "a copy of itself"), ("shuffled", "the peer, shuffled"))
+    ),
+  )
+
+
+def both_improve(results: Results) -> Verdict:
+  elsewhere, at_home = (both(gain, results, "opcod", part) for part in (other, own))
+  return verdict(
+    all_of(elsewhere.decided(above, 0.05), at_home.decided(at_least, -0.02)),
+    "after OPCoD less before, a mean of both students",
+    *elsewhere.points("the other domain"),
+    *at_home.points("the own domain"),
+    Evidence("students with no domain worse and one better", pareto_share(results, "opcod"), "score"),
+    *known(
+      *(
+        lazily(Evidence, f"likewise of {arm}", pareto_share, results, arm)
+        for arm in ("never", "grpo", "always", "gold")
+      )
+    ),
+  )
+
+
+def better_than(results: Results, arm: str, name: str) -> Verdict:
+  found = both(difference, results, "opcod", arm)
+  return verdict(
+    found.decided(above, 0),
+    "mean of both students and domains, paired",
+    *found.points(f"OPCoD less {name}"),
+    points("in the own domain", difference(results, "opcod", arm, own)),
+    points("in the other domain", difference(results, "opcod", arm, other)),
+  )
+
+
+def better_than_sdpo(results: Results) -> Verdict:
+  """Compare with self-distillation alone, and tell which share of the gain the comments have."""
+  found = better_than(results, "never", "SDPO")
+  return verdict(
+    found.status,
+    found.because,
+    *found.evidence,
+    *known(
+      *lazily_both("SDPO less before", gain, results, "never"),
+      *lazily_both("OPCoD less before", gain, results, "opcod"),
+    ),
+  )
+
+
+def those_behind_break_more(results: Results) -> Verdict:
+  """Compare the break rates of a peer's comments in the domain that the peer knows and in the one that it does not."""
+
+  def rate(name: str, record: Mapping[str, Any], knows: bool) -> float:
+    return next(record["broken"][d]["rate"] for d in SPECIALISTS if (d != name) == knows)
+
+  found = commented(results, UNTRAINED, "peer")
+  rates = {
+    knows: {seed: [rate(name, r, knows) for name, r in by_name.items()] for seed, by_name in found.items()}
+    for knows in (True, False)
+  }
+  means = {knows: {s: sum(v) / len(v) for s, v in by.items() if None not in v} for knows, by in rates.items()}
+  if not (seeds := sorted(means[True].keys() & means[False].keys())):
+    raise Missing("no attempt was right before a comment")
+  less = interval(means[False][seed] - means[True][seed] for seed in seeds)
+  return verdict(
+    above(less, 0),
+    "right attempts that are wrong with the peer's comment, before training",
+    points("in the domain that the tutor does not know less in the one that it knows", less),
+    Evidence("break rate where the tutor knows", interval(means[True].values()), "score"),
+    Evidence("break rate where it does not", interval(means[False].values()), "score"),
+  )
+
+
+def opcod_distils(results: Results) -> Verdict:
+  """Compare OPCoD with the best that each control has, seed by seed: temperatures, and rates of the null."""
+  cooler = results.analysis(f"asked-{UNTRAINED}")
+  at_one, greedy = accuracies(results, UNTRAINED), accuracies(results, UNTRAINED, "greedy")
+  untrained = {
+    seed: max(all_four(each) for each in (*cooler[seed]["cooler"].values(), at_one[seed], greedy[seed]))
+    for seed in cooler
+  }
+
+  def less(controls: Sequence[Mapping[int, float]], how: How) -> IntervalEstimate:
+    after = {seed: all_four(found) for seed, found in accuracies(results, "opcod", how).items()}
+    seeds = sorted(set(after).intersection(*controls))
+    return interval(after[seed] - max(control[seed] for control in controls) for seed in seeds)
+
+  def less_arms(arms: Sequence[str], how: How) -> IntervalEstimate:
+    return less([{s: all_four(a) for s, a in accuracies(results, arm, how).items()} for arm in arms], how)
+
+  found = {
+    "the specialists before training at their best temperature": both(less, [untrained]),
+    "the null at its best rate": both(less_arms, NULLS),
+  }
+  return verdict(
+    all_of(*(estimate.decided(above, 0) for estimate in found.values())),
+    "OPCoD less each control, mean of both students and domains",
+    *(evidence for name, estimate in found.items() for evidence in estimate.points(f"OPCoD less {name}")),
+  )
+
+
+def never_wrong_is_better(results: Results) -> Verdict:
+  found = both(difference, results, "oracle", "opcod")
+  return verdict(
+    found.decided(above, 0),
+    "mean of both students and domains, paired",
+    *found.points("a tutor that is never wrong less the peer"),
+    *known(*lazily_both("right solutions less OPCoD", difference, results, "gold", "opcod")),
+  )
+
+
+def short_horizons_do(results: Results) -> Verdict:
+  found = both(difference, results, "gold-topd-50", "gold")
+  return verdict(
+    found.decided(at_least, -0.01),
+    "equal steps, mean of both students and domains",
+    *found.points("OPSD, TOPD 50%, less full rollouts"),
+    *known(
+      *lazily_both("TOPD 25% less full rollouts", difference, results, "gold-topd-25", "gold"),
+      *lazily_both("POPD less full rollouts", difference, results, "gold-popd", "gold"),
+    ),
+  )
+
+
+def late_teaches(results: Results) -> Verdict:
+  found: SampledAndGreedy = both(difference, results, "late", "early")
+  return verdict(
+    found.decided(above, 0),
+    "the last quarter of each response trained less the first",
+    *found.points("late less early"),
+    *known(*(lazily(points, f"{arm} less before", gain, results, arm) for arm in ("late", "early", "never"))),
+  )
+
+
+CLAIMS = (
+  Claim(
+    "comments are used",
+    "a student that is shown what was wrong with its attempt does better at the next one (ours; nothing else can hold without it)",
+    "before training, a right comment raises the accuracy in the unknown domain by more than 10 points, and by more than the peer's "
+    "comments on other prompts do",
+    comments_are_used,
+  ),
+  Claim(
+    "both students improve",
+    "both students become better in the domain that they did not know, and neither loses its own (arXiv:2606.14368)",
+    "the other domain gains more than 5 points, and the own one loses at most 2",
+    both_improve,
+  ),
+  Claim(
+    "OPCoD distils",
+    "the gain is more than a lower temperature or a loss without a teacher would bring (ours, after arXiv:2608.31046)",
+    "OPCoD is above the specialists at the best of temperatures 1, .7, .5 and greedy, and above the null at its best rate",
+    opcod_distils,
+  ),
+  Claim(
+    "better than SDPO",
+    "comments add to self-distillation (arXiv:2606.14368)",
+    "OPCoD is above the same run whose gates never open",
+    better_than_sdpo,
+  ),
+  *(
+    Claim(name, statement, f"OPCoD is above {label}", functools.partial(better_than, arm=arm, name=label))
+    for arm, label, name, statement in (
+      ("grpo", "GRPO", "better than GRPO", "OPCoD is better than a reward alone (arXiv:2606.14368)"),
+      (
+        "shuffled",
+        "shuffled comments",
+        "it is what the comment says",
+        "a comment helps by what it says of the row, and not by being there (ours: without this, the method's claim falls)",
+      ),
+      ("own", "own comments", "it is the peer", "a peer's comments are better than those of a copy of oneself (ours)"),
+      ("always", "a gate that is always open", "the gate pays", "tutors that are behind do harm (arXiv:2606.14368)"),
+      (
+        "domain",
+        "tutors of their own domain alone",
+        "both domains",
+        "a tutor should comment on both domains, once it is good enough (arXiv:2606.14368)",
+      ),
+      ("tau-20", "the published tau", "a tau that opens", "a gate that opens from the beginning is better (ours)"),
+      ("frozen", "a frozen teacher", "not frozen", "a teacher that follows the student is better (arXiv:2601.20802)"),
+      ("current", "the current student", "not current", "an averaged teacher is better (arXiv:2601.20802)"),
+      (
+        "peer-teacher",
+        "the peer's probabilities",
+        "better than the peer's probabilities",
+        "what passes as text teaches more than what passes as probabilities (ours)",
+      ),
+    )
+  ),
+  Claim(
+    "those behind break more",
+    "comments of a tutor in a domain that it does not know spoil more right answers (arXiv:2606.14368)",
+    "the break rate where the tutor does not know is above that where it does",
+    those_behind_break_more,
+  ),
+  Claim(
+    "a tutor that is never wrong is better",
+    "what the peer gets wrong costs something (ours)",
+    "right comments are above OPCoD",
+    never_wrong_is_better,
+  ),
+  Claim(
+    "short horizons do",
+    "half of a rollout teaches as well as the whole where the teacher is the student itself (ours; TOPD on top)",
+    "OPSD with TOPD 50% less OPSD is at least -1 point",
+    short_horizons_do,
+  ),
+  Claim(
+    "late tokens teach more",
+    "a teacher that is shown an answer teaches by the late tokens more than by the early ones (arXiv:2605.21606 weighs them so)",
+    "training the last quarter of each response is above training the first",
+    late_teaches,
+  ),
+)
