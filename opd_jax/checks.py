@@ -1,15 +1,28 @@
-"""Values of a config that cannot be meant, refused before anything is compiled or written."""
+"""Values of a config that cannot be meant, refused before anything is compiled or written, and those that are worth a warning."""
 
 import importlib.util
 import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from opd_jax import config as configs
+from opd_jax import tasks
 from opd_jax.config import INITIAL, MAPPINGS, TASK, Config, get, teacher_names
 from opd_jax.data import rendering
+from opd_jax.data.problems import Problems
 from opd_jax.errors import InputError
+from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.horizon import schedule as horizon
-from opd_jax.models import lora
+from opd_jax.models import lora, model_sharding
+from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import loss_config
+from opd_jax.rewards.named import reward_verifiers
+from opd_jax.rewards.pool import VerifierPool
+from opd_jax.rollout.sample import Sampling
+from opd_jax.runtime import mesh as meshes
+from opd_jax.training import specs
 
 COUNTED = 2**31  # tokens
 
@@ -265,3 +278,104 @@ def _check_chosen_horizon(config: Config) -> None:
           "horizon.kind 'agreement' compares "
           "the gradients of shorter and longer rollouts; take another rule, or leave the key as it is by default."
         )
+
+
+def warnings(
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  sampling: Sampling,
+  models: Sequence[ModelSpec],
+  train: Problems,
+  evaluation: EvaluationInputs | None,
+) -> tuple[str, ...]:
+  """Lists what is allowed but worth a warning before the run.
+
+  Args:
+    models: the student, and then its teachers.
+  """
+  student, *teachers = models
+  out = []
+  if config.objective.student_temperature != sampling.temperature or sampling.top_p < 1 or sampling.top_k > 0:
+    out.append(
+      f"sampling is not on-policy (temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}): "
+      f"the objective compares distributions at temperature {config.objective.student_temperature} and whole, "
+      "on tokens drawn "
+      "from another one"
+    )
+  several = config.updates_per_rollout > 1 and not loss_config.surrogate(config)
+  if several and loss_config.importance_kind(config) == "none":
+    out.append(
+      f"{config.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and "
+      "importance.kind "
+      "is none"
+    )
+  own = reward_verifiers(config) if config.mixture.reward else ()
+  own += (config.data.verifier,) if evaluation else ()
+  pool = VerifierPool.from_config(config)
+  if own := [name for name in own if tasks.is_own(name) and not pool.is_pooled(name)]:
+    out.append(
+      f"the verifier {own[0]!r} runs in the process that trains, which hangs or ends where it does: one in a file or module gets "
+      "a process of its own with config.reward.workers=-1, and config.reward.timeout seconds for an answer"
+    )
+  if config.mixture.reward and config.horizon.kind != "full":
+    out.append(
+      f"mixture.reward with a {config.horizon.kind} horizon: of a response that the horizon cuts only an answer counts "
+      "that it had stated to the end, so most are judged wrong"
+    )
+  later = [key for key in ("objective.discount", "mixture.reward") if get(config, key)]
+  if later and loss_config.importance_kind(config) != "none" and config.importance.level != "sequence":
+    out.append(
+      f"importance.level is {config.importance.level!r}, and {' and '.join(later)} make a token answer for "
+      "later ones, whose "
+      "ratios it leaves out: biased, where 'sequence' is exact but for the cap"
+    )
+  if teachers[1:] and config.data.teacher_field:
+    out.append(f"each of the {len(teachers)} teachers reads every rollout, also those that another one answers")
+  sizes = {m.cfg.vocab for m in models}
+  if len(sizes) > 1:
+    out.append(
+      f"vocabulary sizes differ ({' and '.join(map(str, sorted(sizes)))}): all models are compared over the first "
+      f"{sampling.vocab} ids, the rest is treated as padding"
+    )
+  if never := sum(end - first for first, end in sampling.never):
+    out.append(
+      f"{never} of the {sampling.vocab} ids that the models share belong to no token of the tokenizer, the first of them "
+      f"{sampling.never[0][0]}: they are never drawn; the loss is over all {sampling.vocab}{_by_drawn_tokens(config)}"
+    )
+  if (slices := specs.micro_batch(config, mesh)) != config.micro_batch and config.micro_batch:
+    out.append(
+      f"config.micro_batch is {config.micro_batch}; a mesh of {meshes.row_shards(mesh)} row shards takes {slices} rows"
+    )
+  out += model_sharding.uneven(mesh, "the student", student.cfg)
+  for m in teachers:
+    out += model_sharding.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
+  if not student.stop_ids:
+    out.append("the student has no stop token: every rollout is cut by the horizon")
+  out += dict.fromkeys(f"{m.name}: {m.stop_note}" for m in models if m.stop_note)
+  out += dict.fromkeys((*train.notes, *(evaluation.problems.notes if evaluation else ())))
+  for path, skipped in (
+    *([(s.path, s.skipped) for s in train.sources] or [(configs.data_paths(config)[0], train.skipped)]),
+    (config.eval.path, evaluation.problems.skipped if evaluation else 0),
+  ):
+    if skipped:
+      out.append(f"{skipped} unusable line(s) of {path} were left out")
+  if evaluation:
+    trained_on = set(_told(train))
+    if both := sum(prompt in trained_on for prompt in _told(evaluation.problems)):
+      out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")
+  return tuple(out)
+
+
+def _by_drawn_tokens(config: Config) -> str:
+  """Tells what the loss makes of drawn tokens where some ids are compared and never drawn; "" for nothing."""
+  by = []
+  if config.objective.support == "sampled":
+    by.append("the sampled tokens leave out what lies on these ids")
+  if loss_config.importance_kind(config) != "none":
+    by.append("importance ratios are lower by the probability that the student gives them, at every token")
+  return f" ({' and '.join(by)})" if by else ""
+
+
+def _told(problems: Problems) -> list[Any]:
+  """What each problem says: conversations by their words, since student and teachers may read them in other forms."""
+  return [repr(c.full) for c in problems.conversations] or [tuple(ids) for ids in problems.ids]

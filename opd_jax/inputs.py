@@ -20,9 +20,9 @@ from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError, brief
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.horizon import schedule as horizon
-from opd_jax.models import frozen, hf, hf_config, model_sharding
+from opd_jax.models import frozen, hf, hf_config
 from opd_jax.models.spec import ModelSpec
-from opd_jax.objectives import loss_config as losses
+from opd_jax.rewards.named import reward_verifiers, verifier_name
 from opd_jax.rewards.pool import VerifierPool
 from opd_jax.rewards.reward import Rewards
 from opd_jax.rollout.sample import Sampling
@@ -175,7 +175,7 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     extract_answer=tasks.ANSWER_EXTRACTORS.get(verifier_name(config, config.data.path)),
     verifiers=verifiers,
     segments=specs.segments(config, mesh),
-    warnings=_warnings(config, mesh, tokenizer, sampling, student, teachers, train, evaluation),
+    warnings=checks.warnings(config, mesh, sampling, (student, *teachers), train, evaluation),
   )
 
 
@@ -269,32 +269,6 @@ def load_evaluation(
   )
 
 
-def verifier_name(config: Config, path: str) -> str:
-  """Returns the verifier's name, `data.verifier`; "auto" is the built-in task's own, and gsm8k for a file."""
-  if config.data.verifier != "auto":
-    return config.data.verifier
-  return path.removeprefix(configs.TASK) if path.startswith(configs.TASK) else "gsm8k"
-
-
-def reward_verifiers(config: Config) -> tuple[str, ...]:
-  """Returns the names of the verifiers whose verdicts make the reward; "auto" is what it is in `data.verifier`.
-
-  Raises:
-    InputError: "auto" is another one for each of several sources.
-  """
-  names = tuple(config.reward.verifiers) or (config.data.verifier,)
-  if "auto" not in names:
-    return names
-  automatic = configs.override(config, {"data.verifier": "auto"})
-  found = list(dict.fromkeys(verifier_name(automatic, path) for path in configs.data_paths(config)))
-  if len(found) > 1:
-    raise InputError(
-      f"config.data.paths are verified by {' and '.join(map(repr, found))}, and rewards have one verifier for all; name it in "
-      "config.data.verifier."
-    )
-  return tuple(found[0] if name == "auto" else name for name in names)
-
-
 def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:
   """Refuses a vocabulary that has no room for every token of the tokenizer; beyond them it is padding."""
   tokens = tokenizer.get_vocab()
@@ -342,101 +316,3 @@ def teacher(name: str, student: ModelSpec, tokenizer, allow: tuple[str, ...], *,
   found, theirs = model_and_tokenizer(name, rendering)
   tokenizers.compare(student.path, found.path, tokenizer, theirs, student.stop_ids, found.stop_ids, allow)
   return found
-
-
-def _warnings(
-  config: Config,
-  mesh: jax.sharding.Mesh,
-  tokenizer: Any,
-  sampling: Sampling,
-  student: ModelSpec,
-  teachers: tuple[ModelSpec, ...],
-  train: Problems,
-  evaluation: EvaluationInputs | None,
-) -> tuple[str, ...]:
-  """Lists what is allowed but worth a warning before the run."""
-  out = []
-  if config.objective.student_temperature != sampling.temperature or sampling.top_p < 1 or sampling.top_k > 0:
-    out.append(
-      f"sampling is not on-policy (temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}): "
-      f"the objective compares distributions at temperature {config.objective.student_temperature} and whole, "
-      "on tokens drawn "
-      "from another one"
-    )
-  several = config.updates_per_rollout > 1 and not losses.surrogate(config)
-  if several and losses.importance_kind(config) == "none":
-    out.append(
-      f"{config.updates_per_rollout} updates per rollout: from the second on the tokens are off-policy, and "
-      "importance.kind "
-      "is none"
-    )
-  own = reward_verifiers(config) if config.mixture.reward else ()
-  own += (config.data.verifier,) if evaluation else ()
-  pool = VerifierPool.from_config(config)
-  if own := [name for name in own if tasks.is_own(name) and not pool.is_pooled(name)]:
-    out.append(
-      f"the verifier {own[0]!r} runs in the process that trains, which hangs or ends where it does: one in a file or module gets "
-      "a process of its own with config.reward.workers=-1, and config.reward.timeout seconds for an answer"
-    )
-  if config.mixture.reward and config.horizon.kind != "full":
-    out.append(
-      f"mixture.reward with a {config.horizon.kind} horizon: of a response that the horizon cuts only an answer counts "
-      "that it had stated to the end, so most are judged wrong"
-    )
-  later = [key for key in ("objective.discount", "mixture.reward") if configs.get(config, key)]
-  if later and losses.importance_kind(config) != "none" and config.importance.level != "sequence":
-    out.append(
-      f"importance.level is {config.importance.level!r}, and {' and '.join(later)} make a token answer for "
-      "later ones, whose "
-      "ratios it leaves out: biased, where 'sequence' is exact but for the cap"
-    )
-  if teachers[1:] and config.data.teacher_field:
-    out.append(f"each of the {len(teachers)} teachers reads every rollout, also those that another one answers")
-  sizes = {m.cfg.vocab for m in (student, *teachers)}
-  if len(sizes) > 1:
-    out.append(
-      f"vocabulary sizes differ ({' and '.join(map(str, sorted(sizes)))}): all models are compared over the first "
-      f"{sampling.vocab} ids, the rest is treated as padding"
-    )
-  if never := sum(end - first for first, end in sampling.never):
-    out.append(
-      f"{never} of the {sampling.vocab} ids that the models share belong to no token of the tokenizer, the first of them "
-      f"{sampling.never[0][0]}: they are never drawn; the loss is over all {sampling.vocab}{_by_drawn_tokens(config)}"
-    )
-  if (slices := specs.micro_batch(config, mesh)) != config.micro_batch and config.micro_batch:
-    out.append(
-      f"config.micro_batch is {config.micro_batch}; a mesh of {meshes.row_shards(mesh)} row shards takes {slices} rows"
-    )
-  out += model_sharding.uneven(mesh, "the student", student.cfg)
-  for m in teachers:
-    out += model_sharding.uneven(mesh, f"the teacher {m.path.name}", m.cfg)
-  if not student.stop_ids:
-    out.append("the student has no stop token: every rollout is cut by the horizon")
-  out += dict.fromkeys(f"{m.name}: {m.stop_note}" for m in (student, *teachers) if m.stop_note)
-  out += dict.fromkeys((*train.notes, *(evaluation.problems.notes if evaluation else ())))
-  for path, skipped in (
-    *([(s.path, s.skipped) for s in train.sources] or [(configs.data_paths(config)[0], train.skipped)]),
-    (config.eval.path, evaluation.problems.skipped if evaluation else 0),
-  ):
-    if skipped:
-      out.append(f"{skipped} unusable line(s) of {path} were left out")
-  if evaluation:
-    trained_on = set(_told(train))
-    if both := sum(prompt in trained_on for prompt in _told(evaluation.problems)):
-      out.append(f"{both} of {len(evaluation.problems.ids)} evaluation prompts stand in the training data too")
-  return tuple(out)
-
-
-def _by_drawn_tokens(config: Config) -> str:
-  """Tells what the loss makes of drawn tokens where some ids are compared and never drawn; "" for nothing."""
-  by = []
-  if config.objective.support == "sampled":
-    by.append("the sampled tokens leave out what lies on these ids")
-  if losses.importance_kind(config) != "none":
-    by.append("importance ratios are lower by the probability that the student gives them, at every token")
-  return f" ({' and '.join(by)})" if by else ""
-
-
-def _told(problems: Problems) -> list[Any]:
-  """What each problem says: conversations by their words, since student and teachers may read them in other forms."""
-  return [repr(c.full) for c in problems.conversations] or [tuple(ids) for ids in problems.ids]
