@@ -41,6 +41,8 @@ class ScoredResponse:
     logprob, teacher_logprob: of the token that was drawn.
     student_entropy, teacher_entropy: of what might have stood there.
     student_top, teacher_top: the likeliest tokens there; None where they were not looked for.
+    teacher_prompt: what the teacher read instead of the prompt, where that was made of the rollouts; "": there was nothing to tell
+      it, and the response is not trained. None: it reads what the method says of the prompt.
   """
 
   of: str
@@ -57,6 +59,7 @@ class ScoredResponse:
   student_top: Top | None = None
   teacher_top: Top | None = None
   step: int | None = None
+  teacher_prompt: str | None = None
 
   def to_json(self) -> dict[str, Any]:
     """Returns the record as it is written, numbers rounded."""
@@ -71,6 +74,7 @@ class ScoredResponse:
 
 
 NUMBERS = ("divergence", "logprob", "teacher_logprob", "student_entropy", "teacher_entropy")
+OF_TEACHER = ("divergence", "teacher_logprob", "teacher_entropy")
 TOPS = ("student_top", "teacher_top")
 _FIELDS = {field.name for field in dataclasses.fields(ScoredResponse)}
 
@@ -128,13 +132,13 @@ def _parsed(line: str) -> Any:
 
 def _is_scored(record: Any) -> bool:
   """Tell whether a JSON value has the fields of `ScoredResponse`, each of its type and of one length."""
-  if not isinstance(record, dict) or not (_FIELDS - {*TOPS, "step"}) <= record.keys():
+  if not isinstance(record, dict) or not (_FIELDS - {*TOPS, "step", "teacher_prompt"}) <= record.keys():
     return False
   tokens, ids, step = record["tokens"], record["ids"], record.get("step")
   texts = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
   if not texts or not isinstance(ids, list) or len(ids) != len(tokens) or not all(map(is_whole, ids)):
     return False
-  words = (record["of"], record["prompt"], record["kind"])
+  words = (record["of"], record["prompt"], record["kind"], record.get("teacher_prompt") or "")
   if not all(isinstance(word, str) for word in words) or not isinstance(record["ended"], bool):
     return False
 
@@ -174,20 +178,26 @@ def of_rollouts(
     values = divergence if name == "divergence" else found.get(name)
     return None if values is None else values[row][found["mask"][row]].astype(float).tolist()
 
+  def text(name: str, row: int) -> str:
+    ids = found[name][row][found[f"{name}_mask"][row]]
+    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+  own_context = "teacher_prompt" in found
   responses = []
   for row, mask in enumerate(found["mask"]):
     ids = [int(i) for i in found["response"][row][mask]]
-    prompt = found["prompt"][row // n][found["prompt_mask"][row // n]]
+    taught = not own_context or bool(found["teacher_prompt_mask"][row].any())
     responses.append(
       ScoredResponse(
         of=of,
-        prompt=tokenizer.decode([int(i) for i in prompt], skip_special_tokens=False),
+        prompt=text("prompt", row // n),
         tokens=pieces(tokenizer, ids),
         ids=ids,
         ended=bool(found["ended"][row]),
-        kind=known,
+        kind=known if taught else "",
         step=step,
-        **{name: numbers(name, row) for name in NUMBERS},
+        teacher_prompt=text("teacher_prompt", row) if own_context else None,
+        **{name: numbers(name, row) if taught or name not in OF_TEACHER else None for name in NUMBERS},
       )
     )
   return responses

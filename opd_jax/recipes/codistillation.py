@@ -362,6 +362,10 @@ class Student(SelfDistillation):
   def _frozen(self, run: Run) -> FrozenModels:
     return run.frozen[self.name]
 
+  @property
+  def _writer(self) -> str:
+    return self.name
+
   def _steps_before(self, step: int) -> int:
     phase = self.config.codistillation.phase_steps
     return step // (2 * phase) * phase + step % phase

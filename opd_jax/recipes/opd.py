@@ -87,7 +87,7 @@ class OPD(Recipe):
 
   def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
     credit, earned = self._credit(run, experience)
-    self._write_rollouts(run, step, experience)
+    self._write_rollouts(run, step, experience, credit)
     agreement = self._probe_gradient(run, step, experience)
     seen = UpdateStats()
     for _ in range(self.config.updates_per_rollout):
@@ -175,21 +175,28 @@ class OPD(Recipe):
     run.clock.lap("probe")
     return [float(cosine) for cosine in probed["agreement"]]
 
-  def _write_rollouts(self, run: Run, step: int, experience: Experience) -> None:
+  def _write_rollouts(self, run: Run, step: int, experience: Experience, credit: Credit | None) -> None:
     """Writes a few rollouts token by token, as the student is before it learns from them, where config.log.rollouts says so."""
     if not self.config.log.rollouts or not run.log.logs(step + 1):
       return
     run.clock.lap("other")
-    program = run.compiled.at(experience.shape._replace(kind="score"))["score"]
+    context = credit and credit.context
+    width = 0 if context is None else context.prompt.shape[1]
+    program = run.compiled.at(experience.shape._replace(kind="score", context=width))["score"]
     run.clock.lap("compile")
-    arguments = self._trained(run), self._frozen_on_devices(run), experience.prompts, experience.rollout
-    found, of = jax.device_get(program(*arguments)), f"{self.step.behavior}, training step {step + 1}"
+    arguments = self._trained(run), self._frozen_on_devices(run), experience.prompts, experience.rollout, context
+    found, of = jax.device_get(program(*arguments)), f"{self._writer}, training step {step + 1}"
     if hosts.first():
       responses = scored.of_rollouts(
         found, run.inputs.tokenizer, self.step.n, self.step.loss.objective.kind, of, step + 1
       )
       run.log.rollouts([response.to_json() for response in responses[: self.config.log.rollouts]])
     run.clock.lap("eval")  # it looks at the run, and is no part of training
+
+  @property
+  def _writer(self) -> str:
+    """Who writes the rollouts."""
+    return self.step.behavior
 
   @property
   def _scored_prompts(self) -> int:
@@ -326,7 +333,7 @@ class OPD(Recipe):
       yield self.step.lower_probe(self._probe, self.abstract_state(), self.abstract_frozen(), batch)
     elif shape.kind == "score":
       models = self.abstract_state(), self.abstract_frozen()
-      yield self.step.lower_score(shape.width, self._scored_prompts, *models, batch)
+      yield self.step.lower_score(shape.width, self._scored_prompts, *models, batch, shape.context)
     else:
       yield from self.step.lower(shape.width, self.abstract_state(), self.abstract_frozen(), batch)
 

@@ -99,10 +99,6 @@ class SelfDistillation(OPD):
       raise InputError(
         "config.rollout.ahead is True, and contexts are made of a step's rollouts before it ends; set it to False."
       )
-    if c.log.rollouts and self._feedback:
-      raise InputError(
-        f"config.log.rollouts is {c.log.rollouts}, and what a teacher reads is made of the rollouts and not kept; set it to 0."
-      )
     if self.horizon.measured and self._feedback:
       raise InputError(
         f"config.horizon.kind is {c.horizon.kind!r}, which probes rollouts that have no contexts; take another rule or a fixed horizon."
@@ -194,10 +190,12 @@ class SelfDistillation(OPD):
     shapes = super()._shapes_between(run, first, end)
     if self._feedback is None:
       return shapes
-    updates = [
-      self._update_shape(shape, width) for shape in shapes if shape.kind == "step" for width in self.context_widths
+    with_context = [
+      shape._replace(kind="update" if shape.kind == "step" else shape.kind, context=width)
+      for shape in shapes
+      for width in self.context_widths
     ]
-    return list(dict.fromkeys([*shapes, *updates]))
+    return list(dict.fromkeys([*(shape for shape in shapes if shape.kind == "step"), *with_context]))
 
   def _update_shape(self, shape: StepShape, context: int) -> StepShape:
     return shape._replace(kind="update", context=context)
@@ -208,7 +206,7 @@ class SelfDistillation(OPD):
 
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
     """Lowers the rollout of a step and the update of a width of contexts; for a plan both of one shape."""
-    if self._feedback is None or shape.kind == "probe":
+    if self._feedback is None or shape.kind == "score":
       yield from super().lower(shape)
       return
     wanted = ("update",) if shape.kind == "update" else ("rollout",)

@@ -85,10 +85,20 @@ def _response(response: ScoredResponse, top: float) -> str:
   )
   return (
     f"<article><h4>{html.escape(visible(response.of or 'response'))}</h4>"
-    f'<p class="sum">{html.escape(summary(response))}</p>'
+    f'<p class="sum">{html.escape(summary(response))}</p>{_teacher_prompt(response)}'
     f'<div class="beside"><div class="response">{tokens}</div>{_bars(response.divergence, top)}</div>'
     f"<details><summary>Token by token</summary>{_table(response)}</details></article>"
   )
+
+
+def _teacher_prompt(response: ScoredResponse) -> str:
+  """Write what the teacher read, where it is not what the student did."""
+  if response.teacher_prompt is None:
+    return ""
+  if not response.teacher_prompt:
+    return '<p class="sum">There was nothing to tell the teacher: this response is not trained.</p>'
+  shown = html.escape(visible(response.teacher_prompt))
+  return f'<details><summary>What the teacher read</summary><pre class="response">{shown}</pre></details>'
 
 
 def summary(response: ScoredResponse) -> str:

@@ -281,23 +281,36 @@ def _progress(record: dict[str, Any], room: int) -> str:
   return " ".join(parts.values())
 
 
+# Statistics of a token that compare student and teacher, or are the teacher's alone.
+OF_TEACHER = frozenset({"divergence", "kl", "teacher_logprob", "teacher_entropy", "overlap", "clipped", "opposed"})
+_COUNTS = ("count", "compared")  # of generated tokens, and of those that a teacher was shown something for
+
+
+def _count_of(name: str, sums: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns how many tokens of each bin a sum is over."""
+  return np.asarray(sums["compared" if name in OF_TEACHER and "compared" in sums else "count"], np.float64)
+
+
 def by_position(sums: dict[str, np.ndarray], max_horizon: int) -> dict[str, list]:
-  """Computes means by position bin from sums; None where nothing was generated."""
-  count = np.asarray(sums["count"], np.float64)
-  bins = len(count)
+  """Computes means by position bin from sums; None where nothing was generated, or compared."""
+  bins = len(sums["count"])
   # A bin holds the positions i with i * bins // max_horizon equal to its index.
   edges = [-(-b * max_horizon // bins) for b in range(bins + 1)]
-  means: dict[str, list] = {"edges": edges, "count": [int(n) for n in count]}
+  means: dict[str, list] = {"edges": edges, "count": [int(n) for n in sums["count"]]}
   for name, total in sums.items():
-    if name != "count":
-      means[name] = [float(t / n) if n else None for t, n in zip(np.asarray(total, np.float64), count, strict=True)]
+    if name not in _COUNTS:
+      pairs = zip(np.asarray(total, np.float64), _count_of(name, sums), strict=True)
+      means[name] = [float(t / n) if n else None for t, n in pairs]
   return means
 
 
 def means(sums: dict[str, np.ndarray]) -> dict[str, float]:
-  """Computes means over all generated tokens from sums by position bin."""
-  count = max(float(np.sum(sums["count"])), 1.0)
-  return {name: float(np.sum(total, dtype=np.float64) / count) for name, total in sums.items() if name != "count"}
+  """Computes means over all generated tokens, and over all compared ones, from sums by position bin."""
+  return {
+    name: float(np.sum(total, dtype=np.float64) / max(float(np.sum(_count_of(name, sums))), 1.0))
+    for name, total in sums.items()
+    if name not in _COUNTS
+  }
 
 
 def peak_memory() -> int:

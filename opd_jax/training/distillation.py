@@ -32,7 +32,7 @@ from opd_jax.objectives.loss import Loss
 from opd_jax.rollout import sample
 from opd_jax.rollout.generate import GeneratorConfig
 from opd_jax.rollout.segments import DEFAULT, Segments
-from opd_jax.runtime import keys
+from opd_jax.runtime import keys, metrics
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training import microbatch, optim, specs
 from opd_jax.training.rows import Rows, Stats, lengths, shuffled
@@ -184,7 +184,13 @@ class DistillationStep:
     total, more_stats = fused.weighted_sum(*compared, coefficients, mesh=self.mesh, with_stats=not first)
     stats = stats or more_stats
     value, token_metrics = self.loss.value(part.token_weights, stats, rollout.behavior_logprob, part.advantage)
-    sums = self.by_position(stats | token_metrics | {"count": rollout.mask})
+    counts = {"count": rollout.mask}
+    if part.context is not None:  # a teacher that was told nothing has nothing to say
+      counts["compared"] = compared_tokens = rollout.mask & part.context.taught[:, None]
+      stats = {
+        name: jnp.where(compared_tokens, a, 0.0) if name in metrics.OF_TEACHER else a for name, a in stats.items()
+      }
+    sums = self.by_position(stats | token_metrics | counts)
     return total, (value, Stats.of(sums, token_metrics, rollout))
 
   def frozen_inputs(self, frozen_models: FrozenModels, part: Rows) -> FrozenInputs:
@@ -267,17 +273,25 @@ class DistillationStep:
     return {"agreement": cosine, "tokens": jnp.sum(counted, dtype=jnp.int32)}
 
   def score(
-    self, state: TrainState, frozen_models: FrozenModels, batch: Batch, rollout: Rollout, *, prompts: int
+    self,
+    state: TrainState,
+    frozen_models: FrozenModels,
+    batch: Batch,
+    rollout: Rollout,
+    context: RowContext | None = None,
+    *,
+    prompts: int,
   ) -> dict[str, Array]:
     """Computes the statistics of single tokens that `update` sums, of the rollouts of the first prompts; without gradient.
 
     A program of its own, so that the update of a run is the same whether its rollouts are written or not.
 
     Args:
+      context: what the teacher reads before each row, where that is made of the rollouts.
       prompts: how many; as many more as the mesh needs are computed too.
 
     Returns:
-      The statistics of divergence.token_stats [rows, H], with the rows' prompt, prompt_mask, response, mask and ended.
+      The statistics of divergence.token_stats [rows, H], with the rows' prompt, prompt_mask, response, mask, ended and context.
     """
     params, frozen_models = state.params, self.with_moving_teacher(state, frozen_models)
     shards = meshes.row_shards(self.mesh)
@@ -287,11 +301,15 @@ class DistillationStep:
       return jax.tree.map(lambda a: lax.with_sharding_constraint(a[:rows], meshes.rows(self.mesh)), tree)
 
     first, rows = leading(batch, p), leading(rollout, p * self.n)
-    part = Rows(first, rows, self.loss.token_weights(rows.mask, self.key, rows.behavior_logprob), None)
+    weights = self.loss.token_weights(rows.mask, self.key, rows.behavior_logprob)
+    part = Rows(first, rows, weights, None, context=leading(context, p * self.n))
     student = lax.stop_gradient(self.forward_student(params, frozen_models, part))
     stats = fused.token_stats(self.loss.objective, student, self.frozen_inputs(frozen_models, part), mesh=self.mesh)
     seen = {"prompt": first.prompt, "prompt_mask": first.prompt_mask}
-    return stats | seen | {"response": rows.response, "mask": rows.mask, "ended": rows.ended}
+    of_rows = {"response": rows.response, "mask": rows.mask, "ended": rows.ended}
+    if part.context is not None:
+      of_rows |= {"teacher_prompt": part.context.prompt, "teacher_prompt_mask": part.context.prompt_mask}
+    return stats | seen | of_rows
 
   @property
   def key(self) -> jax.Array:
@@ -428,13 +446,20 @@ class DistillationStep:
     return "probe", program.lower(state, frozen_models, batch, key)
 
   def lower_score(
-    self, response_len: int, prompts: int, state: TrainState, frozen_models: FrozenModels, batch: Batch
+    self,
+    response_len: int,
+    prompts: int,
+    state: TrainState,
+    frozen_models: FrozenModels,
+    batch: Batch,
+    context_len: int = 0,
   ) -> tuple[str, jax.stages.Lowered]:
-    """Lowers `score` of so many prompts."""
+    """Lowers `score` of so many prompts; `context_len` as of `lower`."""
     state, frozen_models, batch, _ = self._abstract(state, frozen_models, batch)
     _, responses = self.lower_rollout(response_len, self.behavior_params(state.params, frozen_models), batch)
     program = jax.jit(functools.partial(self.score, prompts=prompts), out_shardings=meshes.replicated(self.mesh))
-    return "score", program.lower(state, frozen_models, batch, responses)
+    credit = self.abstract_credit(len(responses.ended), context_len)
+    return "score", program.lower(state, frozen_models, batch, responses, credit and credit.context)
 
   def _abstract(self, state: TrainState, frozen_models: FrozenModels, batch: Batch):
     key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))

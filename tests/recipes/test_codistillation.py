@@ -8,6 +8,7 @@ from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.context.comments import Comment, Outcome
 from opd_jax.context.tutor import Commented, Tutor
+from opd_jax.data import scored
 from opd_jax.errors import InputError
 from opd_jax.trainer import open_run, train, train_run
 from tests.helpers.runs import read, recorded_contexts, without_time
@@ -155,6 +156,17 @@ def test_both_are_evaluated_and_named(config, tmp_path):
   ]
   specs = {name: run.recipe.spec(name) for name in run.models()}
   assert specs["peer"].name == run.config.codistillation.peer
+
+
+def test_written_rollouts_name_their_student_and_what_its_teacher_read(config, tmp_path, monkeypatch):
+  def every(self, params, prompts, responses, key, wanted=None):
+    return Commented([Comment("7", Outcome.KEPT) for _ in prompts], 0)
+
+  monkeypatch.setattr(Tutor, "__call__", every)
+  train(config(steps=4, **{"log.rollouts": 1, "log.every": 2, "context.demonstration": False}), tmp_path / "w")
+  found = scored.read(tmp_path / "w" / scored.ROLLOUTS)
+  assert [response.of for response in found] == ["student, training step 2", "peer, training step 4"]
+  assert all(response.teacher_prompt.replace(" ", "").endswith(">7=") for response in found)
 
 
 def test_two_of_one_architecture_share_their_programs(config, tiny, tmp_path):

@@ -1,11 +1,14 @@
 """The student as its own teacher: contexts from the data and from rollouts, and runs that resume with them."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from opd_jax import config as configs
 from opd_jax import tasks
+from opd_jax.data import scored
 from opd_jax.errors import InputError
 from opd_jax.recipes.self_distillation import comment
 from opd_jax.tasks import gsm8k
@@ -125,6 +128,36 @@ def test_programs_are_known_before_the_run(config, tmp_path):
   train_run(run)
   compiled = {(record["name"], record["prompt"], record["width"]) for record in run.compiled.compiled}
   assert {name for name, _, _ in compiled} == {"rollout", "update"}
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_written_rollouts_have_what_their_teacher_read(config, tmp_path):
+  """And the weights are those of a run that writes none."""
+  runs = {}
+  for rollouts in (0, 1000):
+    run = open_run(config(steps=2, **of_rollouts(**{"log.rollouts": rollouts})), tmp_path / str(rollouts))
+    contexts = recorded_contexts(run.recipe)
+    train_run(run)
+    runs[rollouts] = leaves(run.state)
+  for a, b in zip(runs[0], runs[1000], strict=True):
+    np.testing.assert_array_equal(a, b)
+  found = scored.read(tmp_path / "1000" / scored.ROLLOUTS)
+  assert [response.step for response in found] == [1] * 16 + [2] * 16
+  decode = functools.partial(run.inputs.tokenizer.decode, skip_special_tokens=False)
+  read_by_teachers = [
+    decode(row[mask])
+    for context, _ in contexts
+    for row, mask in zip(*map(np.asarray, (context.prompt, context.prompt_mask)), strict=True)
+  ]
+  assert [response.teacher_prompt for response in found] == read_by_teachers
+  for record in read(tmp_path / "1000", "train"):
+    of_step = [response for response in found if response.step == record["step"]]
+    taught = [response for response in of_step if response.teacher_prompt]
+    assert len(taught) == record["with_context"] * 16
+    assert record["step"] > 1 or 0 < len(taught) < 16
+    assert all(response.divergence is None for response in of_step if not response.teacher_prompt)
+    values = [x for response in taught for x in response.divergence]
+    assert sum(values) / max(1, len(values)) == pytest.approx(record["divergence"], rel=1e-3)
 
 
 def test_what_a_verifier_finds_is_said_in_a_sentence():
