@@ -10,6 +10,7 @@ from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizon
 from opd_jax.models import lora
 from opd_jax.objectives import loss_config
+from opd_jax.training import subnetwork
 
 COUNTED = 2**31  # tokens
 
@@ -63,6 +64,7 @@ def check(config: Config) -> None:
   if config.context.kind != "canonical" and config.recipe == "ccopd":
     raise InputError(f"config.context.kind is {config.context.kind!r}, and the recipe 'ccopd' needs 'canonical'.")
   _check_adapter(config)
+  _check_update(config)
   _check_speaker(config)
   loss_config.check(config)
   _check_reward(config)
@@ -198,6 +200,33 @@ def _check_adapter(config: Config) -> None:
     raise InputError(
       "config.teacher_offload moves frozen models away between updates, and config.lora trains an adapter to one that "
       "speaks; leave it False."
+    )
+
+
+def _check_update(config: Config) -> None:
+  """Refuses a mask that goes with nothing, or that is not told where it comes from."""
+  c, rule = config.subnetwork, subnetwork.Subnetwork.from_config(config)
+  if rule is None:
+    if c.mask_from or c.density:
+      key = "mask_from" if c.mask_from else "density"
+      raise InputError(
+        f"config.subnetwork.mask is 'none', and config.subnetwork.{key} is {c[key]!r}; choose a mask, or leave the key as it is by default."
+      )
+    return
+  if config.lora.rank or config.lora.path:
+    raise InputError(
+      f"config.subnetwork.mask is {c.mask!r}, which chooses among the weights of the model, and config.lora trains an adapter beside them; "
+      "set lora.rank=0 and no lora.path, or subnetwork.mask='none'."
+    )
+  if rule.needs_other and not c.mask_from:
+    mend = "" if c.mask in ("visible", "top", "stratified") else ", or say how many in config.subnetwork.density"
+    raise InputError(
+      f"config.subnetwork.mask is {c.mask!r}, and config.subnetwork.mask_from names no run to find it from; name its workdir or model "
+      f"directory{mend}."
+    )
+  if c.mask == "visible" and c.density:
+    raise InputError(
+      f"config.subnetwork.density is {c.density:g}, and of the mask 'visible' it is what moved; set it to 0, or take another mask ('top')."
     )
 
 

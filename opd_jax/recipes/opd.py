@@ -238,6 +238,7 @@ class OPD(Recipe):
       "loss": seen.loss,
       **{name: value for name, value in means.items() if name != "loss"},
       "grad_norm": float(last["grad_norm"]),
+      **seen.optimizer,
       "lr": optim.learning_rate(
         self.config.optimizer,
         self._steps_before(step) * self.config.updates_per_rollout * self.config.mini_batches,
@@ -357,6 +358,7 @@ class OPD(Recipe):
     teachers = dict(zip(configs.teacher_names(self.config), run.frozen.teacher_params or (student,), strict=False))
     horizon = self.horizon.lines(self.stages())
     yield from startup_summary.summary_lines(self.config, run, student, teachers, horizon, self.horizon.measured)
+    yield from self.mask_lines(run)
 
   def state_dict(self) -> dict[str, Any]:
     return {"horizon": self.horizon.state()}
