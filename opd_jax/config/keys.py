@@ -69,7 +69,11 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "path",
   ),
   "subnetwork.density": (0.0, "share of the coordinates that is trained; 0: what is visible of mask_from", "[0, 1]"),
-  "subnetwork.threshold": (1e-5, "a coordinate moved visibly where it moved by more than this, once rounded", "[0, 10**6]"),
+  "subnetwork.threshold": (
+    1e-5,
+    "a coordinate moved visibly where it moved by more than this, once rounded",
+    "[0, 10**6]",
+  ),
   "subnetwork.mantissa": (7, "bits of the mantissa to which it is rounded before; 7: bfloat16, 23: float32", "[1, 23]"),
   "subnetwork.embeddings": (
     "masked",

@@ -265,13 +265,17 @@ class OtherRun:
         cfg = hf_config.read(directory)
         weights.check(directory, cfg)
       except InputError as e:
-        raise InputError(f"config.subnetwork.mask_from names neither a workdir with checkpoints nor a model: {e}") from None
+        raise InputError(
+          f"config.subnetwork.mask_from names neither a workdir with checkpoints nor a model: {e}"
+        ) from None
       _check_same(source, cfg, spec)
       return cls(name, cfg, mesh, directory)
     config = workdir.load_config(run.fetch())
     other = make(inputs.load_student(config, mesh))
     if workdir.last_checkpoint(run) is None:
-      raise InputError(f"config.subnetwork.mask_from is {source}, which has no complete checkpoint yet; train it first.")
+      raise InputError(
+        f"config.subnetwork.mask_from is {source}, which has no complete checkpoint yet; train it first."
+      )
     if lora.from_config(config.lora):
       raise InputError(
         f"config.subnetwork.mask_from is {source}, which trains an adapter; export it with --merge, and name that directory."

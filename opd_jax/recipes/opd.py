@@ -296,8 +296,8 @@ class OPD(Recipe):
   @property
   def static(self) -> Hashable:
     c = self.config
-    adapter = lora.from_config(c.lora)
-    return self.step, c.batch, adapter, c.teacher_offload, c.teacher_precision, self._probe, self._scored_prompts
+    trained = lora.from_config(c.lora), c.subnetwork.mask != "none"
+    return self.step, c.batch, trained, c.teacher_offload, c.teacher_precision, self._probe, self._scored_prompts
 
   def shapes(self, run: Run, step: int) -> list[StepShape]:
     return self._shapes_between(run, step, self.config.steps)

@@ -13,7 +13,7 @@ import numpy as np
 
 from opd_jax import config
 from opd_jax.runtime import mesh as meshes
-from opd_jax.training import masks, optim, state
+from opd_jax.training import optim, state
 from opd_jax.training.subnetwork import Subnetwork
 
 KEY, L = jax.random.key(3), 2
