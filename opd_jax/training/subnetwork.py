@@ -100,8 +100,8 @@ class Subnetwork:
     groups, sizes = self._groups(tensors), tensors.sizes()
     profile = sizes if visible is None else tensors.count(visible)
     total = round(self.density * int(sizes.sum())) if self.density else int(profile.sum())
-    of_groups = [np.bincount(groups, weights, groups.max() + 1).astype(np.int64) for weights in (profile, sizes)]
-    quota = selection.apportion(*of_groups, total)
+    profile, sizes = (np.bincount(groups, counts).astype(np.int64) for counts in (profile, sizes))
+    quota = selection.apportion(profile, sizes, total)
     scores = [selection.at_random(before, key)]
     if self.mask == "top":
       assert after is not None

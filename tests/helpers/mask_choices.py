@@ -5,6 +5,7 @@ A process of its own, since a process cannot change its devices:
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.helpers.mask_choices
 """
 
+import dataclasses
 import json
 
 import jax
@@ -54,7 +55,10 @@ def on(mesh) -> dict:
     out[kind] = [np.asarray(a).tobytes().hex() for a in jax.tree.leaves(mask)]
   assert mask is not None
   c = config.override(config.default(), {"subnetwork.mask": "global", "subnetwork.density": 0.5, "optimizer.clip": 0.0})
-  now, optimizer = state.new(c, mesh, jax.tree.map(jnp.copy, before)).replace(mask=mask), optim.make(c.optimizer)  # pyright: ignore[reportAttributeAccessIssue]
+  now, optimizer = (
+    dataclasses.replace(state.new(c, mesh, jax.tree.map(jnp.copy, before)), mask=mask),
+    optim.make(c.optimizer),
+  )
   update = jax.jit(lambda s: optim.apply(optimizer, s, s.params, jnp.float32(1))[0], donate_argnums=0)
   now = update(update(now))
   out["trained"] = [np.asarray(a).tobytes().hex() for a in jax.tree.leaves(now.params)]

@@ -1,5 +1,6 @@
 """Masks of coordinates: what is frozen stays bit for bit, and every kind of mask has its density and what it is named for."""
 
+import dataclasses
 import functools
 
 import jax
@@ -51,7 +52,7 @@ def trained(settings: dict, mask=None, steps: int = 100):
     configured(**settings, **({} if mask is not None else {"subnetwork.mask": "none", "subnetwork.density": 0.0})),
     PARAMS,
   )
-  start = start if mask is None else start.replace(mask=mask)
+  start = start if mask is None else dataclasses.replace(start, mask=mask)
   now, update = start, program(tuple(sorted(settings.items())))
   for seed in range(steps):
     now = update(now, gradient(now.params, seed))
@@ -107,7 +108,7 @@ def test_what_is_frozen_neither_clips_nor_skips():
   """The norm is that of the masked gradient, and a NaN at a frozen coordinate is nobody's."""
   c = configured(**{"optimizer.clip": 1.0})
   mask = {"q": masks.pack(jnp.array([True, False, False]))}
-  s = state.init(c, {"q": jnp.zeros(3)}).replace(mask=mask)
+  s = dataclasses.replace(state.init(c, {"q": jnp.zeros(3)}), mask=mask)
   now, norm = optim.apply(optim.make(c.optimizer), s, {"q": jnp.array([0.5, 1e6, jnp.nan])}, jnp.float32(1))
   assert float(norm) == 0.5
   assert int(now.skipped) == 0
@@ -152,7 +153,7 @@ def by_tensor(mask) -> list[int]:
 
 
 def by_layer(mask) -> list[int]:
-  layers = sum(m.reshape(L, -1).sum(1) for m in jax.tree.leaves(mask["layers"]))
+  layers = np.sum([m.reshape(L, -1).sum(1) for m in jax.tree.leaves(mask["layers"])], axis=0)
   return [*layers, mask["embed"].sum(), mask["norm"].sum()]
 
 
