@@ -16,6 +16,7 @@ import abc
 import dataclasses
 import functools
 import importlib
+import operator
 import pathlib
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
@@ -93,17 +94,23 @@ class Recipe(abc.ABC):
     if rule is None:
       return self.init()
     self.check_begin()
+    # Before there are moments, so that a search needs no more memory than training does.
+    masks = {name: self._find_mask(name, rule) for name in _masked(self.abstract_state())}
 
     def with_mask(path: Any, state: Any) -> Any:
       if not isinstance(state, MaskedTrainState):
         return state
-      name = _model_name(path)
-      key = jax.random.fold_in(keys.of_seed(self.config.seed, keys.Use.COORDINATE_MASK), zlib.crc32(name.encode()))
-      source = self.mask_from(name)
-      other = OtherRun.find(source, name, self).load() if source else None
-      return dataclasses.replace(state, mask=rule.find(self.specs.mesh, state.params, other, key))
+      return dataclasses.replace(state, mask=masks[_model_name(path)])
 
     return jax.tree_util.tree_map_with_path(with_mask, self.init(), is_leaf=_is_train_state)
+
+  def _find_mask(self, name: str, rule: Subnetwork) -> Params:
+    """Finds the mask of a model that is trained, from its weights before training."""
+    spec, mesh, source = self.spec(name), self.specs.mesh, self.mask_from(name)
+    before = hf.load(spec.path, spec.cfg, model_sharding.parameter_shardings(mesh, spec.cfg))
+    other = OtherRun.find(source, name, self).load() if source else None
+    key = jax.random.fold_in(keys.of_seed(self.config.seed, keys.Use.COORDINATE_MASK), zlib.crc32(name.encode()))
+    return rule.find(mesh, before, other, key)
 
   def check_begin(self) -> None:
     """Refuses what a new run alone reads and cannot: of the models that masks come from, the files' headers.
@@ -280,7 +287,7 @@ class OtherRun:
       raise InputError(
         f"config.subnetwork.mask_from is {source}, which trains an adapter; export it with --merge, and name that directory."
       )
-    models = other.models(other.abstract_state())
+    models = _trained(other.abstract_state())
     if name not in models:
       raise InputError(
         f"config.subnetwork.mask_from is {source}, which has no model {name!r}, only {', '.join(map(repr, models))}; name a run that has."
@@ -300,8 +307,14 @@ class OtherRun:
       return hf.load(self.directory, self.cfg, model_sharding.parameter_shardings(self.mesh, self.cfg))
     assert self.recipe is not None
     assert self.root is not None
-    state, _ = saved_state(self.recipe, self.root)
-    return self.recipe.models(state)[self.name]
+    keys, state = _trained(self.recipe.abstract_state())[self.name]
+    like: PyTree = {"params": state.params}
+    for key in reversed(keys):
+      like = {key: like}
+    checkpoints = Checkpoints(self.root)
+    found = checkpoints.restore_part(like)
+    checkpoints.close()
+    return functools.reduce(operator.getitem, (*keys, "params"), found)
 
 
 def _check_same(source: str, cfg: DecoderConfig, spec: ModelSpec) -> None:
@@ -317,15 +330,24 @@ def _is_train_state(x: Any) -> bool:
   return isinstance(x, TrainState)
 
 
+def _keys(path: Any) -> tuple[str, ...]:
+  return tuple(str(key.key) for key in path)
+
+
 def _model_name(path: Any) -> str:
   """Names the model whose train state stands at a path of a recipe's state: its last key, or "student" where it is all."""
-  return str(path[-1].key) if path else "student"
+  return (_keys(path) or ("student",))[-1]
+
+
+def _trained(state: PyTree) -> dict[str, tuple[tuple[str, ...], TrainState]]:
+  """Finds the train states in a recipe's state, by model, with the keys that lead to each."""
+  found = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_train_state)
+  return {_model_name(path): (_keys(path), each) for path, each in found if isinstance(each, TrainState)}
 
 
 def _masked(state: PyTree) -> dict[str, MaskedTrainState]:
   """Finds the train states that have a mask, by model."""
-  found = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_train_state)
-  return {_model_name(path): each for path, each in found if isinstance(each, MaskedTrainState)}
+  return {name: each for name, (_, each) in _trained(state).items() if isinstance(each, MaskedTrainState)}
 
 
 def saved_models(recipe: Recipe, root: epath.Path, step: int | None = None) -> tuple[dict[str, Params], int]:

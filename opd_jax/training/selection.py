@@ -59,7 +59,7 @@ class Tensors:
     """Counts the marked coordinates of every cell."""
     return _on_host(_count(marks, self.strata, self.stacked))
 
-  def spread(self, values: Int[np.ndarray, "C"]) -> list[UInt32[np.ndarray, "L S"]]:
+  def spread(self, values: Int[np.ndarray, "C"]) -> list[UInt32[np.ndarray, "_ S"]]:
     """Takes numbers of cells apart, by tensor."""
     ends = np.cumsum([L * S for L, S in self.cells])[:-1]
     return [
@@ -88,7 +88,7 @@ def largest(
   places = _made(_places, tensors.arrays, tensors.stacked)
   taken, open_, _ = _take_above(tensors, places, taken, open_, np.arange(len(quota)), quota)
   # No two places of a cell are equal: one is left where another one is wanted.
-  wanted = tensors.spread(quota > 0)
+  wanted = tensors.spread(np.minimum(quota, 1))
   return [a | b for a, b in zip(taken, _where_cell(open_, wanted, tensors.strata, tensors.stacked), strict=True)]
 
 
@@ -237,12 +237,12 @@ def _each(f: Callable[..., Any], strata: list | None, stacked: tuple[bool, ...],
   return [f(s, of_layers, *each) for s, of_layers, *each in zip(strata, stacked, *lists, strict=True)]
 
 
-def _on_host(counts: list[UInt32[Array, "L S"]]) -> Int[np.ndarray, "C"]:
+def _on_host(counts: list[UInt32[Array, "_ S"]]) -> Int[np.ndarray, "C"]:
   return np.concatenate([np.asarray(c, np.int64).reshape(-1) for c in hosts.all_gather_to_host(counts)])
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _count(marks: list, strata: list | None, stacked: tuple[bool, ...]) -> list[UInt32[Array, "L S"]]:
+def _count(marks: list, strata: list | None, stacked: tuple[bool, ...]) -> list[UInt32[Array, "_ S"]]:
   def count(stratum: Array | None, of_layers: bool, mark: Array) -> Array:
     return _by_stratum(lambda s: mark, stratum, of_layers, mark.ndim)
 
@@ -252,7 +252,7 @@ def _count(marks: list, strata: list | None, stacked: tuple[bool, ...]) -> list[
 @functools.partial(jax.jit, static_argnums=4)
 def _count_at_least(
   open_: list, scores: list, thresholds: list, strata: list | None, stacked: tuple[bool, ...]
-) -> list[UInt32[Array, "L S"]]:
+) -> list[UInt32[Array, "_ S"]]:
   """Counts by cell what is open and has at least the cell's score."""
 
   def count(stratum: Array | None, of_layers: bool, there: Array, score: Array, threshold: Array) -> Array:

@@ -53,6 +53,8 @@ def on(mesh) -> dict:
   for kind in ("visible", "top", "lowest", "stratified", "layer", "tensor", "global"):
     mask = Subnetwork(kind).find(mesh, before, after, KEY)
     out[kind] = [np.asarray(a).tobytes().hex() for a in jax.tree.leaves(mask)]
+  left_out = Subnetwork("layer", embeddings="trained", norms="frozen").find(mesh, before, after, KEY)
+  out["left out"] = [np.asarray(a).tobytes().hex() for a in jax.tree.leaves(left_out)]
   assert mask is not None
   c = config.override(config.default(), {"subnetwork.mask": "global", "subnetwork.density": 0.5, "optimizer.clip": 0.0})
   now, optimizer = (
