@@ -95,6 +95,8 @@ def test_the_visible_mask_of_a_run_is_retrained_alone(first, short, tmp_path, ca
   assert differ < 0.01 * sum(m.size for m in jax.tree.leaves(found))
   train_run(run)
   check_frozen(run.state, start)
+  saved, _ = recipes.saved_models(run.recipe, run.workdir.root)
+  assert same(saved["student"], run.state.params)
   trained, size = (sum(n) for n in zip(*masks.counts(run.state.mask, start).values(), strict=True))
   assert 0 < trained < size
   said = capsys.readouterr().err
@@ -216,6 +218,18 @@ def test_self_distillation_whose_teacher_follows(tiny, tmp_path):
   }
   run = trained_half(configs.override(c, SELF | changes | {"context.feedback": "none"} | HALF), tmp_path / "w")
   assert isinstance(run.state, MaskedAveragedTrainState)
+
+
+def test_a_method_that_knows_nothing_of_masks(tiny, tmp_path):
+  """It makes its train states as all do, and is given their masks."""
+  own = {k: v for k, v in SELF.items() if not k.startswith("context.")}
+  c = configs.override(configs.default("tests.recipes.made_up"), own | {"student": tiny["student"]} | HALF)
+  run = open_run(c, tmp_path / "w")
+  trained, size = (
+    sum(n) for n in zip(*masks.counts(run.state["student"].mask, run.state["teacher"]).values(), strict=True)
+  )
+  assert trained == round(size / 2)
+  assert sum("mask global" in line for line in run.recipe.summary(run)) == 1
 
 
 @pytest.mark.long
