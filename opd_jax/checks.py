@@ -64,7 +64,7 @@ def check(config: Config) -> None:
   if config.context.kind != "canonical" and config.recipe == "ccopd":
     raise InputError(f"config.context.kind is {config.context.kind!r}, and the recipe 'ccopd' needs 'canonical'.")
   _check_adapter(config)
-  _check_update(config)
+  _check_subnetwork(config)
   _check_speaker(config)
   loss_config.check(config)
   _check_reward(config)
@@ -203,12 +203,12 @@ def _check_adapter(config: Config) -> None:
     )
 
 
-def _check_update(config: Config) -> None:
+def _check_subnetwork(config: Config) -> None:
   """Refuses a mask that goes with nothing, or that is not told where it comes from."""
   c, rule = config.subnetwork, subnetwork.Subnetwork.from_config(config)
   if rule is None:
-    if c.mask_from or c.density:
-      key = "mask_from" if c.mask_from else "density"
+    unused = {"mask_from": "", "density": 0.0, "embeddings": "masked", "norms": "masked"}
+    if key := next((key for key, value in unused.items() if c[key] != value), None):
       raise InputError(
         f"config.subnetwork.mask is 'none', and config.subnetwork.{key} is {c[key]!r}; choose a mask, or leave the key as it is by default."
       )

@@ -85,7 +85,7 @@ def largest(
     if np.array_equal(_grouped(tensors.count(open_), groups, len(quota)), quota):
       return [a | b for a, b in zip(taken, open_, strict=True)]
   quota = _by_cell(tensors.count(open_), groups, quota)
-  places = _made(_places, tensors.arrays, tensors.stacked)
+  places = _made(_places, tensors.arrays, static=[(stacked,) for stacked in tensors.stacked])
   taken, open_, _ = _take_above(tensors, places, taken, open_, np.arange(len(quota)), quota)
   # No two places of a cell are equal: one is left where another one is wanted.
   wanted = tensors.spread(np.minimum(quota, 1))
@@ -163,21 +163,17 @@ def bits(a: Float[Array, "..."]) -> UInt32[Array, "..."]:
 
 def by_distance(before: list[Float[Array, "..."]], after: list[Float[Array, "..."]]) -> Scores:
   """Scores coordinates by how far they moved, in fp32."""
-  return lambda: _made(lambda a, b: bits(b - a), before, after)
+  return lambda: _made(_distance, before, after)
 
 
 def by_smallness(arrays: list[Float[Array, "..."]]) -> Scores:
   """Scores coordinates the higher, the smaller their magnitude."""
-  return lambda: _made(lambda a: ~bits(a), arrays)
+  return lambda: _made(_smallness, arrays)
 
 
 def at_random(arrays: list[Float[Array, "..."]], key: jax.Array) -> Scores:
   """Scores coordinates at random, each tensor by a key of its own; the same on any mesh."""
-
-  def draw(a: Array, n: int) -> Array:
-    return jax.random.bits(jax.random.fold_in(key, n), a.shape, jnp.uint32)
-
-  return lambda: _made(draw, arrays, range(len(arrays)))
+  return lambda: _made(_draw, arrays, [jax.random.fold_in(key, n) for n in range(len(arrays))])
 
 
 def moved_visibly(
@@ -187,21 +183,32 @@ def moved_visibly(
 
   7 are bfloat16's, as checkpoints are stored, of which arXiv:2606.13657 takes its masks; to even, where two are as near.
   """
-
-  def moved(a: Array, b: Array) -> Array:
-    rounded = (lax.reduce_precision(x, exponent_bits=8, mantissa_bits=mantissa) for x in (a, b))
-    a, b = rounded
-    return jnp.abs(b - a) > threshold
-
-  return _made(moved, before, after)
+  return _made(_moved, before, after, static=[(threshold, mantissa)] * len(before))
 
 
-def _strata(a: Float[Array, "..."]) -> UInt8[Array, "..."]:
+def _distance(a: Array, b: Array) -> Array:
+  return bits(b - a)
+
+
+def _smallness(a: Array) -> Array:
+  return ~bits(a)
+
+
+def _draw(a: Array, key: Array) -> Array:
+  return jax.random.bits(key, a.shape, jnp.uint32)
+
+
+def _moved(a: Array, b: Array, threshold: float, mantissa: int) -> Array:
+  before, after = (lax.reduce_precision(x, exponent_bits=8, mantissa_bits=mantissa) for x in (a, b))
+  return jnp.abs(after - before) > threshold
+
+
+def _strata(a: Array) -> Array:
   octave = bits(a) >> 21  # exponent and two bits of mantissa
   return jnp.minimum(jnp.max(octave) - octave, STRATA - 1).astype(jnp.uint8)
 
 
-def _places(a: Float[Array, "..."], stacked: bool) -> UInt32[Array, "..."]:
+def _places(a: Array, stacked: bool) -> Array:
   """Numbers the coordinates of each layer, the first one with the largest number."""
   place, stride = jnp.zeros(a.shape, jnp.uint32), 1
   for axis in reversed(range(int(stacked), a.ndim)):
@@ -210,15 +217,24 @@ def _places(a: Float[Array, "..."], stacked: bool) -> UInt32[Array, "..."]:
   return ~place
 
 
-def _made(make: Callable[..., Array], arrays: list[Array], *more: Sequence[Any]) -> list[Array]:
-  """Makes an array of each of the arrays, which lies on the mesh as it does."""
-  shardings = [a.sharding for a in arrays]
-  arguments, static = [part for part in more if isinstance(part, list)], [p for p in more if not isinstance(p, list)]
+def _made(
+  make: Callable[..., Array], arrays: list[Array], *others: list[Array], static: Sequence[tuple] | None = None
+) -> list[Array]:
+  """Makes an array of each of the arrays, which lies on the mesh as it does.
 
-  def all_of(arrays: list[Array], *others: list[Array]) -> list[Array]:
-    return [make(*each) for each in zip(arrays, *others, *static, strict=True)]
+  Args:
+    make: a function of this module, of an array of each list and of what is static.
+  """
+  static = static or [()] * len(arrays)
+  return [
+    _program(make, settings, a.sharding)(a, *more) for settings, a, *more in zip(static, arrays, *others, strict=True)
+  ]
 
-  return jax.jit(all_of, out_shardings=shardings)(arrays, *arguments)
+
+@functools.lru_cache(maxsize=1024)
+def _program(make: Callable[..., Array], static: tuple, sharding: jax.sharding.Sharding) -> Callable[..., Array]:
+  """Compiles once for tensors of one shape: random bits take a second."""
+  return jax.jit(lambda *arrays: make(*arrays, *static), out_shardings=sharding)
 
 
 def _of_cells(values: Array, stratum: Array | None, stacked: bool, ndim: int) -> Array:

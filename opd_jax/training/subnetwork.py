@@ -16,7 +16,8 @@ and evenly where none is. Embedding and output head, norms and biases may be lef
 """
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ class Subnetwork:
 
     marks = tree.unflatten([of(i, a) for i, (_, a) in enumerate(leaves)])
     layout = meshes.shardings(mesh, jax.eval_shape(masks.full, params))
-    packed = jax.jit(lambda tree: jax.tree.map(masks.pack, tree), out_shardings=layout)(marks)
+    packed = jax.tree.map(lambda mark, sharding: _packing(sharding)(mark), marks, layout)
     if not sum(trained for trained, _ in masks.counts(packed, params).values()):
       raise InputError(self._nothing(other is not None))
     return packed
@@ -147,6 +148,11 @@ def lines(mask: Params, params: Params, config: Config, model: str) -> Iterator[
   listed = ", ".join(f"{names.get(name, name)} {some / of:.2%} of {of:,}" for name, (some, of) in parts.items())
   of_model = f" of {model}" if model else ""
   yield f"  mask {config.subnetwork.mask}{of_model}: {trained:,} of {size:,} coordinates are trained, {trained / size:.2%} ({listed})"
+
+
+@functools.lru_cache(maxsize=1024)
+def _packing(sharding: jax.sharding.Sharding) -> Callable[[Array], Array]:
+  return jax.jit(masks.pack, out_shardings=sharding)
 
 
 def _names(path: tuple) -> list[str]:

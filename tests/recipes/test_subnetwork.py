@@ -293,6 +293,7 @@ def test_a_plan_counts_the_bits(short):
     ({"subnetwork.mask": "visible", "subnetwork.mask_from": "FIRST", "subnetwork.density": 0.5}, "it is what moved"),
     ({"subnetwork.mask_from": "FIRST"}, "config.subnetwork.mask is 'none'"),
     ({"subnetwork.density": 0.5}, "config.subnetwork.mask is 'none'"),
+    ({"subnetwork.norms": "frozen"}, "config.subnetwork.mask is 'none'"),
     (HALF | {"lora.rank": 2}, "config.lora trains an adapter beside them"),
     (
       {"subnetwork.mask": "top", "subnetwork.mask_from": "nowhere"},
