@@ -22,7 +22,7 @@ from opd_jax.rewards.named import reward_verifiers
 from opd_jax.rewards.pool import VerifierPool
 from opd_jax.rollout.sample import Sampling
 from opd_jax.runtime import mesh as meshes
-from opd_jax.training import specs
+from opd_jax.training import specs, subnetwork
 
 COUNTED = 2**31  # tokens
 
@@ -76,6 +76,7 @@ def check(config: Config) -> None:
   if config.context.kind != "canonical" and config.recipe == "ccopd":
     raise InputError(f"config.context.kind is {config.context.kind!r}, and the recipe 'ccopd' needs 'canonical'.")
   _check_adapter(config)
+  subnetwork.check(config)
   _check_speaker(config)
   loss_config.check(config)
   _check_reward(config)

@@ -91,6 +91,7 @@ def open_run(
   same = json.dumps([configs.to_json(config), prompts.fingerprint, __version__])
   hosts.assert_same_on_all_hosts("configs, prompts or versions", same)
   state, position = checkpoint.resume(directory.root, empty, prompts, recipe, changes)
+  state = recipe.begin() if position is None else state
   # All has been read, and nothing is refused from here on.
   hosts.on_first(lambda: workdir.open_(directory, config, changes, loaded.rendering.moment))
   use_cache(config.compile_cache, directory.root)
@@ -103,7 +104,7 @@ def open_run(
     prompts=prompts,
     row_sharding=row_sharding,
     checkpoints=checkpoints,
-    state=recipe.init() if position is None else state,
+    state=state,
     frozen=frozen,
     position=position,
     digest=workdir.digest(config, prompts.fingerprint, changes),

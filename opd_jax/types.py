@@ -94,3 +94,15 @@ class AveragedTrainState(TrainState):
   """A train state with the moving average of the parameters that teaches, see training/teacher_update.py."""
 
   teacher: Params
+
+
+@flax.struct.dataclass
+class MaskedTrainState(TrainState):
+  """A train state of which some coordinates alone are trained, see training/masks.py."""
+
+  mask: Params  # of each parameter, under its name, a bit for every coordinate: uint8, the last axis packed by eight
+
+
+@flax.struct.dataclass
+class MaskedAveragedTrainState(MaskedTrainState, AveragedTrainState):
+  """Both of them."""

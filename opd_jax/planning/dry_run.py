@@ -36,6 +36,7 @@ def lines(config: Config, loaded: Inputs | None = None) -> Iterator[str]:
   """
   loaded = loaded or inputs.load(config)
   recipe = recipes.make(loaded)
+  recipe.check_begin()
   yield "dry run: nothing is trained, compiled or written"
   yield from _training_prompts(loaded, recipe)
   if loaded.evaluation:

@@ -16,6 +16,9 @@ import abc
 import dataclasses
 import functools
 import importlib
+import operator
+import pathlib
+import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -23,17 +26,24 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from opd_jax import inputs
 from opd_jax.config import Config, recipe_module
 from opd_jax.errors import InputError
 from opd_jax.evaluation import EvaluationInputs, Evaluator, MultiTurnEvaluator, WithGreedy, make_evaluator
+from opd_jax.models import decoder, hf, hf_config, lora, model_sharding, weights
+from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import Generator, GeneratorConfig
+from opd_jax.runtime import keys, workdir
 from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.programs import ProgramCache, StepShape
 from opd_jax.runtime.run import Run
+from opd_jax.training import subnetwork
 from opd_jax.training.checkpoint import Checkpoints
 from opd_jax.training.specs import Specs
-from opd_jax.types import Batch, Params
+from opd_jax.training.subnetwork import Subnetwork
+from opd_jax.types import Batch, MaskedTrainState, Params, TrainState
 
 PyTree = Any
 
@@ -73,6 +83,54 @@ class Recipe(abc.ABC):
       teachers: False leaves out what is only needed to train, for evaluation and export.
     """
     return None
+
+  def begin(self) -> PyTree:
+    """Makes the state of a new run: `init`, with the masks of coordinates that `config.subnetwork` asks for.
+
+    Raises:
+      InputError: a mask cannot be found, or nothing would be trained with it.
+    """
+    rule = Subnetwork.from_config(self.config)
+    if rule is None:
+      return self.init()
+    self.check_begin()
+    # Before there are moments, so that a search needs no more memory than training does.
+    masks = {name: self._find_mask(name, rule) for name in _masked(self.abstract_state())}
+
+    def with_mask(path: Any, state: Any) -> Any:
+      if not isinstance(state, MaskedTrainState):
+        return state
+      return dataclasses.replace(state, mask=masks[_model_name(path)])
+
+    return jax.tree_util.tree_map_with_path(with_mask, self.init(), is_leaf=_is_train_state)
+
+  def _find_mask(self, name: str, rule: Subnetwork) -> Params:
+    """Finds the mask of a model that is trained, from its weights before training."""
+    spec, mesh, source = self.spec(name), self.specs.mesh, self.mask_from(name)
+    before = hf.load(spec.path, spec.cfg, model_sharding.parameter_shardings(mesh, spec.cfg))
+    other = OtherRun.find(source, name, self).load() if source else None
+    key = jax.random.fold_in(keys.of_seed(self.config.seed, keys.Use.COORDINATE_MASK), zlib.crc32(name.encode()))
+    return rule.find(mesh, before, other, key)
+
+  def check_begin(self) -> None:
+    """Refuses what a new run alone reads and cannot: of the models that masks come from, the files' headers.
+
+    Raises:
+      InputError: says which key is wrong.
+    """
+    for name in _masked(self.abstract_state()):
+      if source := self.mask_from(name):
+        OtherRun.find(source, name, self)
+
+  def mask_from(self, model: str) -> str:
+    """Returns the run or directory that the mask of a model of `models` comes from; "": it needs none."""
+    return self.config.subnetwork.mask_from
+
+  def mask_lines(self, run: Run) -> Iterator[str]:
+    """Says of every masked model which part of it is trained."""
+    found = _masked(run.state)
+    for name, state in found.items():
+      yield from subnetwork.lines(state.mask, state.params, self.config, name if len(found) > 1 else "")
 
   def abstract_state(self) -> PyTree:
     """Returns the shapes and shardings of `init`; nothing is read or allocated."""
@@ -161,6 +219,7 @@ class Recipe(abc.ABC):
   def summary(self, run: Run) -> Iterator[str]:
     """Describes in lines what is about to be trained."""
     yield f"{self.config.recipe}, student {self.config.student}, {self.config.steps} steps, workdir {run.workdir.name}"
+    yield from self.mask_lines(run)
 
   def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
     """Makes what is read beside a prompt and is made of rollouts, with stand-ins for these: what it is, and its token ids.
@@ -177,6 +236,118 @@ class Recipe(abc.ABC):
 
   def load_state_dict(self, saved: dict[str, Any]) -> None:  # noqa: B027
     """Restores what `state_dict` returned; names beside its own belong to the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherRun:
+  """A model that was trained before, and began where one of a recipe's models begins: what a mask is found from.
+
+  Attributes:
+    name: of the model in the recipe that is about to be trained, and in the other run's where that trains several.
+    cfg: its architecture.
+    mesh: that it is loaded onto.
+    directory: a model directory; None: it is a run's.
+    recipe, root: of the run.
+  """
+
+  name: str
+  cfg: DecoderConfig
+  mesh: jax.sharding.Mesh
+  directory: pathlib.Path | None = None
+  recipe: Recipe | None = None
+  root: epath.Path | None = None
+
+  @classmethod
+  def find(cls, source: str, name: str, recipe: Recipe) -> "OtherRun":
+    """Finds what `config.subnetwork.mask_from` names, and holds it against a recipe's model by its headers.
+
+    Raises:
+      InputError: there is no such run or model, or it did not begin as the recipe's model does.
+    """
+    spec, run = recipe.spec(name), MirroredDir(source)
+    mesh = recipe.specs.mesh
+    if not (run.root / "checkpoints").is_dir():
+      try:
+        directory = hf.resolve(source)
+        cfg = hf_config.read(directory)
+        weights.check(directory, cfg)
+      except InputError as e:
+        raise InputError(
+          f"config.subnetwork.mask_from names neither a workdir with checkpoints nor a model: {e}"
+        ) from None
+      _check_same(source, cfg, spec)
+      return cls(name, cfg, mesh, directory)
+    config = workdir.load_config(run.fetch())
+    other = make(inputs.load_student(config, mesh))
+    if workdir.last_checkpoint(run) is None:
+      raise InputError(
+        f"config.subnetwork.mask_from is {source}, which has no complete checkpoint yet; train it first."
+      )
+    if lora.from_config(config.lora):
+      raise InputError(
+        f"config.subnetwork.mask_from is {source}, which trains an adapter; export it with --merge, and name that directory."
+      )
+    models = _trained(other.abstract_state())
+    if name not in models:
+      raise InputError(
+        f"config.subnetwork.mask_from is {source}, which has no model {name!r}, only {', '.join(map(repr, models))}; name a run that has."
+      )
+    began = other.spec(name)
+    _check_same(source, began.cfg, spec)
+    if began.path.resolve() != spec.path.resolve():
+      raise InputError(
+        f"config.subnetwork.mask_from is {source}, which began with {began.name}, and {name} begins with {spec.name}, so that what it moved "
+        "is not known; name a run of the same start."
+      )
+    return cls(name, began.cfg, mesh, None, other, run.root)
+
+  def load(self) -> Params:
+    """Loads its weights, fp32, in the train layout."""
+    if self.directory is not None:
+      return hf.load(self.directory, self.cfg, model_sharding.parameter_shardings(self.mesh, self.cfg))
+    assert self.recipe is not None
+    assert self.root is not None
+    keys, state = _trained(self.recipe.abstract_state())[self.name]
+    like: PyTree = {"params": state.params}
+    for key in reversed(keys):
+      like = {key: like}
+    checkpoints = Checkpoints(self.root)
+    found = checkpoints.restore_part(like)
+    checkpoints.close()
+    return functools.reduce(operator.getitem, (*keys, "params"), found)
+
+
+def _check_same(source: str, cfg: DecoderConfig, spec: ModelSpec) -> None:
+  """Refuses a model whose weights have other shapes than the one that is trained."""
+  theirs, ours = decoder.shapes(cfg), decoder.shapes(spec.cfg)
+  if theirs != ours:
+    raise InputError(
+      f"config.subnetwork.mask_from is {source}, whose architecture is not that of {spec.name}; name a run of the same start."
+    )
+
+
+def _is_train_state(x: Any) -> bool:
+  return isinstance(x, TrainState)
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+  return tuple(str(key.key) for key in path)
+
+
+def _model_name(path: Any) -> str:
+  """Names the model whose train state stands at a path of a recipe's state: its last key, or "student" where it is all."""
+  return (_keys(path) or ("student",))[-1]
+
+
+def _trained(state: PyTree) -> dict[str, tuple[tuple[str, ...], TrainState]]:
+  """Finds the train states in a recipe's state, by model, with the keys that lead to each."""
+  found = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_train_state)
+  return {_model_name(path): (_keys(path), each) for path, each in found if isinstance(each, TrainState)}
+
+
+def _masked(state: PyTree) -> dict[str, MaskedTrainState]:
+  """Finds the train states that have a mask, by model."""
+  return {name: each for name, (_, each) in _trained(state).items() if isinstance(each, MaskedTrainState)}
 
 
 def saved_models(recipe: Recipe, root: epath.Path, step: int | None = None) -> tuple[dict[str, Params], int]:

@@ -61,6 +61,11 @@ KEYS = {
     "one of feedback",
   ),
   "codistillation.peer": ("", "the second student, of the same tokenizer", "path"),
+  "codistillation.peer_mask_from": (
+    "",
+    'where the peer\'s mask comes from, as subnetwork.mask_from; "": the run named there, which has a peer too',
+    "path",
+  ),
   "codistillation.phase_steps": (
     50,
     "steps of one student before it is the other one's turn; two phases are a round",
@@ -280,6 +285,10 @@ class CoDistillation(Recipe):
   def spec(self, name: str) -> ModelSpec:
     return self.students[name].specs.student
 
+  def mask_from(self, model: str) -> str:
+    of_peer = self.config.codistillation.peer_mask_from if model == "peer" else ""
+    return of_peer or super().mask_from(model)
+
   # Programs.
 
   @property
@@ -315,6 +324,7 @@ class CoDistillation(Recipe):
     yield from startup_summary.summary_lines(self.config, run, models["student"], teachers, horizon, False)
     c = self.config.codistillation
     yield f"  two students, {self.config.student} and {c.peer}, {c.phase_steps} steps each in turn; gate {c.gate}, tau {c.tau:g}"
+    yield from self.mask_lines(run)
 
   def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
     yield from self.students["student"].preview(inputs, prompt)

@@ -245,6 +245,7 @@ class OPD(Recipe):
       "loss": seen.loss,
       **{name: value for name, value in means.items() if name != "loss"},
       "grad_norm": float(last["grad_norm"]),
+      **seen.optimizer,
       "lr": optim.learning_rate(
         self.config.optimizer,
         self._steps_before(step) * self.config.updates_per_rollout * self.config.mini_batches,
@@ -302,8 +303,8 @@ class OPD(Recipe):
   @property
   def static(self) -> Hashable:
     c = self.config
-    adapter = lora.from_config(c.lora)
-    return self.step, c.batch, adapter, c.teacher_offload, c.teacher_precision, self._probe, self._scored_prompts
+    trained = lora.from_config(c.lora), c.subnetwork.mask != "none"
+    return self.step, c.batch, trained, c.teacher_offload, c.teacher_precision, self._probe, self._scored_prompts
 
   def shapes(self, run: Run, step: int) -> list[StepShape]:
     return self._shapes_between(run, step, self.config.steps)
@@ -364,6 +365,7 @@ class OPD(Recipe):
     teachers = dict(zip(configs.teacher_names(self.config), run.frozen.teacher_params or (student,), strict=False))
     horizon = self.horizon.lines(self.stages())
     yield from startup_summary.summary_lines(self.config, run, student, teachers, horizon, self.horizon.measured)
+    yield from self.mask_lines(run)
 
   def state_dict(self) -> dict[str, Any]:
     return {"horizon": self.horizon.state()}

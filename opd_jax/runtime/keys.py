@@ -20,6 +20,7 @@ class Use(enum.IntEnum):
   ADAPTER = 2**24  # initial values of low-rank adapters
   HISTORIES = 2**25  # earlier replies of training conversations
   COMMENTS = 2**27  # of one student on another's rollouts
+  COORDINATE_MASK = 2**28  # subnetwork.mask, where coordinates are chosen at random
   RESAMPLED = 2**26  # rollouts of other prompts in the place of groups without variance
 
 

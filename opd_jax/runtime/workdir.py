@@ -66,6 +66,7 @@ FIXED = {  # what a run cannot go on with, by the beginning of the key
   "recipe": "another method trains another state",
   "student": "the checkpoint holds the weights of that model",
   "lora.": "the checkpoint holds the weights of that adapter",
+  "subnetwork.": "the checkpoint holds the mask of the coordinates that are trained",
   "optimizer.kind": "the checkpoint holds the state of that optimiser",
 }
 

@@ -79,16 +79,35 @@ class Checkpoints:
     Raises:
       InputError: there is no such checkpoint, or it cannot be read.
     """
+    step = self._found(step)
+    got = self._read(step, ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore()))
+    if not _is_position(got["position"], step):
+      raise damaged(self._path, step)
+    return got["state"], got["position"]
+
+  def restore_part(self, like: Any) -> Any:
+    """Restores some arrays of the last checkpoint: those whose shapes and shardings nested dictionaries of names have.
+
+    Raises:
+      InputError: as `restore`.
+    """
+    arguments = ocp.checkpoint_utils.construct_restore_args(like)
+    part = ocp.args.PyTreeRestore(like, restore_args=arguments, partial_restore=True)
+    return self._read(self._found(None), ocp.args.Composite(state=part))["state"]
+
+  def _found(self, step: int | None) -> int:
+    """Returns the step of a checkpoint that there is; None: the last one's."""
     step = self.latest() if step is None else step
     if step is None:
       raise InputError(f"There is no complete checkpoint in {self._path} yet; the run saves its first later.")
     if step not in self._manager.all_steps():
       there = ", ".join(map(str, self._manager.all_steps())) or "none"
       raise InputError(f"There is no checkpoint of step {step} in {self._path}; there are: {there}.")
+    return step
+
+  def _read(self, step: int, arguments: ocp.args.Composite) -> Any:
     try:
-      got = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
-      )
+      got = self._manager.restore(step, args=arguments)
     except Exception as e:
       if "RESOURCE_EXHAUSTED" in str(e):
         raise
@@ -106,9 +125,7 @@ class Checkpoints:
         f"The checkpoint of step {step} in {self._path} has a NaN or Inf in the weights {broken!r}, so nothing can be "
         f"learned or exported from it; name an earlier step, or delete {self._path / str(step)} to go on from the one before."
       )
-    if not _is_position(got["position"], step):
-      raise damaged(self._path, step)
-    return got["state"], got["position"]
+    return got
 
   def wait(self) -> None:
     """Waits until the last save is complete."""

@@ -70,6 +70,7 @@ class DistillationStep:
   sampler_precision: str = "compute"  # that rollouts' weights are rounded to, see models/rounding.py
   teacher_update: TeacherUpdate = FROZEN
   shuffle_teacher: bool = False  # a control: compare every token with the teacher's prediction of another one
+  diagnostics: bool = False  # of the optimiser's state, see optim.diagnostics
 
   def __post_init__(self):
     if self.behavior not in ("student", "teacher", "data"):
@@ -107,6 +108,7 @@ class DistillationStep:
       sampler_precision=c.rollout.precision,
       teacher_update=teacher_update,
       shuffle_teacher=c.objective.shuffle_teacher,
+      diagnostics=c.log.optimizer,
     )
 
   def rollout(self, params: Params, batch: Batch, key: jax.Array, limit: jax.Array, *, response_len: int) -> Rollout:
@@ -162,12 +164,14 @@ class DistillationStep:
     if self.loss.reward:
       in_mean |= token_weights.rewarded > 0
     trained = jnp.sum(in_mean, dtype=jnp.int32)
-    empty_before = state.empty
-    state, norm = optim.apply(self.optimizer, state, grads, loss)
-    updated = (state.skipped == 0) & (state.empty == empty_before)
+    before = state
+    state, norm = optim.apply(self.optimizer, before, grads, loss)
+    updated = (state.skipped == 0) & (state.empty == before.empty)
     state = self.teacher_update.follow(state, updated)
     counts = {"skipped": state.skipped, "empty": state.empty, "updated": updated, "trained": trained}
     numbers = {"loss": loss, "grad_norm": norm, "sums": sums, "largest": largest}
+    if self.diagnostics:
+      numbers["optimizer"] = optim.diagnostics(before, state, grads)
     return state, numbers | counts | lengths(rollout)
 
   def loss_of(self, params: Params, frozen_models: FrozenModels, part: Rows) -> tuple[jax.Array, tuple]:

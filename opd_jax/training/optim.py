@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from opd_jax.models import finite
+from opd_jax.training import masks
 from opd_jax.types import TrainState
 
 
@@ -19,26 +21,48 @@ def learning_rate(config, update: int) -> float:
 
 
 def make(config) -> optax.GradientTransformation:
-  """Makes the optimiser of `config.optimizer`: clip by global norm, AdamW; weight decay on matrices only.
+  """Makes the optimiser of `config.optimizer`: clip by global norm, then AdamW or SGD; weight decay on matrices only.
+
+    adamw    m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, theta <- theta - lr (m' / (sqrt(v') + eps) + decay theta),
+             m' and v' without their bias toward 0 (Loshchilov & Hutter 2019, arXiv:1711.05101)
+    sgd      m <- momentum m + g, theta <- theta - lr (m + decay theta), their SGDW; without momentum m is g and not kept
 
   Equal numbers give the same object, so that programs which close over it compare as equal.
   """
-  return _chain(config.lr, config.warmup, config.clip, config.b1, config.b2, config.eps, config.weight_decay)
+  rate = config.lr, config.warmup, config.clip
+  if config.kind == "sgd":
+    return _sgd(*rate, config.momentum, config.weight_decay)
+  return _adamw(*rate, config.b1, config.b2, config.eps, config.weight_decay)
 
 
 @functools.cache
-def _chain(lr, warmup, clip, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
-  def decayed(params):  # which parameters weight decay applies to
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: not any(part in path[-1].key for part in ("norm", "bias")), params
-    )
+def _adamw(lr, warmup, clip, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
+  rate = _schedule(lr, warmup)
+  return optax.chain(_clip(clip), optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed))
 
-  def rate(count):  # `learning_rate`, traced
-    return lr * jnp.minimum(1.0, (count + 1) / max(warmup, 1))
 
+@functools.cache
+def _sgd(lr, warmup, clip, momentum, weight_decay) -> optax.GradientTransformation:
   return optax.chain(
-    optax.clip_by_global_norm(clip) if clip else optax.identity(),
-    optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed),
+    _clip(clip),
+    optax.trace(momentum) if momentum else optax.identity(),
+    optax.add_decayed_weights(weight_decay, _decayed),
+    optax.scale_by_learning_rate(_schedule(lr, warmup)),
+  )
+
+
+def _schedule(lr: float, warmup: int) -> optax.Schedule:
+  return lambda count: lr * jnp.minimum(1.0, (count + 1) / max(warmup, 1))  # `learning_rate`, traced
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+  return optax.clip_by_global_norm(norm) if norm else optax.identity()
+
+
+def _decayed(params: Any) -> Any:
+  """Tells of every parameter whether weight decay applies to it."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: not any(part in path[-1].key for part in ("norm", "bias")), params
   )
 
 
@@ -49,22 +73,26 @@ def apply(
 
   Not finite: a NaN or Inf in the loss, in the gradient, in a new parameter or in a new moment of the optimiser. So
   parameters that are finite stay it. Zero is what is left where no token counts, where all are clipped, or where all
-  rollouts of each prompt earn the same; an update would still move weights, by momentum and decay.
+  rollouts of each prompt earn the same; an update would still move weights, by momentum and decay. Of a state with a mask
+  (training/masks.py) the gradient is that of the coordinates that are trained; all others stay as they are.
 
   Returns:
     The next state, and the gradient's global norm before clipping.
   """
+  mask = masks.of(state)
+  grads = masks.keep(mask, grads)
   norm = optax.global_norm(grads)
   wanted = norm != 0
   good = jnp.isfinite(loss) & jnp.isfinite(norm) & (~wanted | _stays_finite(optimizer, state, grads))
   params, opt_state = _updated(optimizer, state, grads)
 
-  def if_updated(new, old):
-    return jnp.where(good & wanted, new, old)
+  # Masked here and not in `_updated`, so that a new weight is computed as it is without a mask, in the same fused loop.
+  def if_updated(new, old, trained=True):
+    return jnp.where(good & wanted & trained, new, old)
 
   return dataclasses.replace(
     state,
-    params=jax.tree.map(if_updated, params, state.params),
+    params=jax.tree.map(if_updated, params, state.params, *([] if mask is None else [mask])),
     opt_state=jax.tree.map(if_updated, opt_state, state.opt_state),
     step=state.step + 1,
     skipped=jnp.where(good, 0, state.skipped + 1),
@@ -85,3 +113,32 @@ def _stays_finite(optimizer: optax.GradientTransformation, state: TrainState, gr
   """
   state, grads = lax.optimization_barrier((state, grads))
   return finite.all_finite(_updated(optimizer, state, grads))
+
+
+def diagnostics(before: TrainState, after: TrainState, grads) -> dict[str, Float[Array, ""]]:
+  """Measures how the optimiser's state goes with the gradient (arXiv:2606.13657), over the coordinates that are trained.
+
+    momentum_cosine         cosine of the gradient and the momentum of the updates before it; NaN before the second update
+    second_moment_spread    std / mean of sqrt(v), v being AdamW's mean of squared gradients, this one's included
+
+  Args:
+    before, after: the states around an update.
+    grads: its gradient, before masking and clipping.
+
+  Returns:
+    Those of the two that the optimiser has the moments for.
+  """
+  found, mask = {}, masks.of(before)
+  momentum = optax.tree.get(before.opt_state, "mu", optax.tree.get(before.opt_state, "trace"))
+  if momentum is not None:
+    grads = masks.keep(mask, grads)
+    along = optax.tree.sum(jax.tree.map(jnp.multiply, momentum, grads))
+    found["momentum_cosine"] = along / (optax.global_norm(momentum) * optax.global_norm(grads))
+  if (squares := optax.tree.get(after.opt_state, "nu")) is not None:
+    sizes = after.params if mask is None else mask
+    trained = [a.size if mask is None else jnp.sum(a, dtype=jnp.float32) for a in jax.tree.leaves(sizes)]
+    n = sum(trained, jnp.float32(0))
+    mean = optax.tree.sum(jax.tree.map(jnp.sqrt, squares)) / n
+    variance = optax.tree.sum(squares) / n - mean**2
+    found["second_moment_spread"] = jnp.sqrt(jnp.maximum(variance, 0)) / mean
+  return found

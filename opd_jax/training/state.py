@@ -9,17 +9,20 @@ from opd_jax.config import Config, expanded_path
 from opd_jax.models import decoder, hf, lora, model_sharding
 from opd_jax.runtime import keys
 from opd_jax.runtime import mesh as meshes
-from opd_jax.training import optim
+from opd_jax.training import masks, optim
 from opd_jax.training.teacher_update import TeacherUpdate
-from opd_jax.types import AveragedTrainState, Params, TrainState
+from opd_jax.types import AveragedTrainState, MaskedAveragedTrainState, MaskedTrainState, Params, TrainState
 
 
 def init(config: Config, params: Params) -> TrainState:
-  """Puts a new optimiser around parameters."""
+  """Puts a new optimiser around parameters; a mask, where the config has one, is full until Recipe.begin has found it."""
   zero = jnp.zeros((), jnp.int32)
   opt_state, teacher = optim.make(config.optimizer).init(params), TeacherUpdate.from_config(config).begin(params)
   fields = {"params": params, "opt_state": opt_state, "step": zero, "skipped": zero, "empty": zero}
-  return TrainState(**fields) if teacher is None else AveragedTrainState(**fields, teacher=teacher)
+  if config.subnetwork.mask == "none":
+    return TrainState(**fields) if teacher is None else AveragedTrainState(**fields, teacher=teacher)
+  fields["mask"] = masks.full(params)
+  return MaskedTrainState(**fields) if teacher is None else MaskedAveragedTrainState(**fields, teacher=teacher)
 
 
 def new(config: Config, mesh: jax.sharding.Mesh, params: Params) -> TrainState:

@@ -93,5 +93,10 @@ class UpdateStats:
       "logprob_gap": float(np.sum(first["log_moved"]) / max(float(np.sum(first["count"])), 1.0)),
     }
 
+  @property
+  def optimizer(self) -> dict[str, float]:
+    """How the optimiser's state goes with the gradient of the last update; {} where that is not measured."""
+    return {name: float(number) for name, number in self.last.get("optimizer", {}).items()}
+
   def _sum(self, name: str) -> np.ndarray:
     return np.sum([np.asarray(numbers["sums"][name], np.float64) for numbers in self._finite], axis=0)

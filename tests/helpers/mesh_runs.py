@@ -45,7 +45,9 @@ METHODS["opcod"] |= {"comment.max_prompt": 32, "context.feedback": "always", "co
 METHODS["opcod"] |= {"context.template": "{prompt}{solution}{feedback}="}
 METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}
 METHODS["resample"] = METHODS["dppo"] | {"groups.equal": "resample", "groups.rounds": 3}
-NAMED = {"agreement": "topd", "resample": "dppo"}  # the config of a method that has none of its own
+METHODS["masked"] = METHODS["topd"] | {"subnetwork.mask": "layer", "subnetwork.density": 0.3}
+METHODS["masked"] |= {"optimizer.weight_decay": 0.1, "log.optimizer": True}
+NAMED = {"agreement": "topd", "masked": "topd", "resample": "dppo"}  # the config of a method that has none of its own
 RUNS = {  # name: method, devices, mesh, what else
   "popd 1": ("popd", 1, {}, {}),
   "popd data 2": ("popd", 2, {"data": 2}, {}),
@@ -53,6 +55,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "popd data 2 x fsdp 2 x tensor 2, segments and buckets": ("popd", 8, {"fsdp": 2, "tensor": 2}, CUT),
   "topd 1": ("topd", 1, {}, {}),
   "topd data 2 x tensor 4, which share heads": ("topd", 8, {"tensor": 4}, {}),
+  "masked 1": ("masked", 1, {}, {}),
+  "masked data 2 x fsdp 2 x tensor 2": ("masked", 8, {"fsdp": 2, "tensor": 2}, {}),
   "agreement 1": ("agreement", 1, {}, {}),
   "agreement data 2 x fsdp 2 x tensor 2": ("agreement", 8, {"fsdp": 2, "tensor": 2}, {}),
   "ccopd 1": ("ccopd", 1, {}, {}),

@@ -33,6 +33,8 @@ LONG = (
   "topd data 2 x tensor 4, which share heads",
   "ccopd 1",
   "ccopd data 2 x fsdp 2 x tensor 2, adapters",
+  "masked 1",
+  "masked data 2 x fsdp 2 x tensor 2",
   "agreement 1",
   "agreement data 2 x fsdp 2 x tensor 2",
   "popd 1",
@@ -56,6 +58,9 @@ def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
         assert mine.get("comments") == theirs.get("comments"), name
         np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4, err_msg=name)
+        for name_of in ("momentum_cosine", "second_moment_spread"):
+          assert (mine.get(name_of) is None) == (theirs.get(name_of) is None), name
+          np.testing.assert_allclose(mine.get(name_of) or 0, theirs.get(name_of) or 0, rtol=1e-3, err_msg=name)
         np.testing.assert_allclose(mine.get("agreement", 0), theirs.get("agreement", 0), rtol=1e-4, err_msg=name)
       else:
         assert mine["length"] == theirs["length"], name

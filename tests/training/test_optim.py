@@ -1,5 +1,7 @@
 """The optimiser chain and its schedule."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 
 from opd_jax import config
 from opd_jax.planning import topology
-from opd_jax.training import optim
+from opd_jax.training import masks, optim
+from opd_jax.training import state as states
 from opd_jax.types import TrainState
 
 
@@ -94,6 +97,63 @@ def test_an_update_that_would_not_be_finite_is_skipped(keys, params, grads):
   np.testing.assert_array_equal(state.params["q"], before["q"])
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(state.opt_state))
   assert (int(state.step), int(state.skipped), int(state.empty)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_its_formula(momentum):
+  """m <- momentum m + g, theta <- theta - lr (m + decay theta), with warm-up, and decay of matrices alone."""
+  c = settings(kind="sgd", lr=0.1, warmup=2, clip=0.0, momentum=momentum, weight_decay=0.5)
+  rng, optimizer, zero = np.random.default_rng(0), optim.make(c), jnp.int32(0)
+  theta = {"q": rng.normal(size=(2, 3)), "norm": rng.normal(size=3)}
+  m = {name: np.zeros_like(a) for name, a in theta.items()}
+  params = {name: jnp.asarray(a, jnp.float32) for name, a in theta.items()}
+  state = TrainState(params=params, opt_state=optimizer.init(params), step=zero, skipped=zero, empty=zero)
+  assert sum(a.ndim > 0 for a in jax.tree.leaves(state.opt_state)) == (2 if momentum else 0)
+  for i in range(4):
+    grads = {name: rng.normal(size=a.shape) for name, a in theta.items()}
+    state, _ = optim.apply(optimizer, state, {n: jnp.asarray(g, jnp.float32) for n, g in grads.items()}, jnp.float32(1))
+    for name, g in grads.items():
+      m[name] = momentum * m[name] + g
+      decay = 0.5 * theta[name] if name == "q" else 0.0
+      theta[name] = theta[name] - optim.learning_rate(c, i) * (m[name] + decay)
+  for name, want in theta.items():
+    np.testing.assert_allclose(state.params[name], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_how_the_optimiser_goes_with_the_gradient(masked):
+  """Against NumPy in float64; frozen coordinates do not count."""
+  c = config.override(config.default(), {"subnetwork.mask": "global", "subnetwork.density": 0.5} if masked else {})
+  rng, optimizer = np.random.default_rng(0), optim.make(c.optimizer)
+  params = {"q": jnp.ones((4, 16)), "norm": jnp.ones(8)}
+  state = states.init(c, params)
+  trained = {name: rng.random(a.shape) < (0.5 if masked else 2) for name, a in params.items()}
+  if masked:
+    state = dataclasses.replace(state, mask={name: masks.pack(jnp.asarray(m)) for name, m in trained.items()})
+  flat = np.concatenate([m.ravel() for m in trained.values()])
+  m = v = np.zeros(flat.sum())
+  for i in range(3):
+    grads = {name: rng.normal(size=a.shape) * 0.01 for name, a in params.items()}
+    g = np.concatenate([a.ravel() for a in grads.values()])[flat]
+    before, arrays = state, {name: jnp.asarray(a, jnp.float32) for name, a in grads.items()}
+    state, _ = optim.apply(optimizer, before, arrays, jnp.float32(1))
+    found = optim.diagnostics(before, state, arrays)
+    v = c.optimizer.b2 * v + (1 - c.optimizer.b2) * g**2
+    np.testing.assert_allclose(found["second_moment_spread"], np.sqrt(v).std() / np.sqrt(v).mean(), rtol=1e-4)
+    if i:
+      want = m @ g / np.linalg.norm(m) / np.linalg.norm(g)
+      np.testing.assert_allclose(found["momentum_cosine"], want, rtol=1e-4)
+    else:
+      assert np.isnan(found["momentum_cosine"])
+    m = c.optimizer.b1 * m + (1 - c.optimizer.b1) * g
+
+
+def test_sgd_has_no_second_moments_and_perhaps_no_momentum():
+  params = {"q": jnp.ones(3)}
+  for momentum, names in ((0.9, {"momentum_cosine"}), (0.0, set())):
+    c = config.override(config.default(), {"optimizer.kind": "sgd", "optimizer.momentum": momentum})
+    state = states.init(c, params)
+    assert optim.diagnostics(state, state, params).keys() == names
 
 
 @pytest.mark.long
