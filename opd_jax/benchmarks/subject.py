@@ -22,6 +22,7 @@ from opd_jax.recipes import base as recipes
 from opd_jax.recipes.base import Recipe
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
+from opd_jax.training import lowering
 from opd_jax.training import specs as all_specs
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.specs import Specs
@@ -191,5 +192,5 @@ class Subject:
       )
 
     step: DistillationStep = self.recipe(case).step  # pyright: ignore[reportAttributeAccessIssue]
-    credit = jax.tree.map(fill, step.abstract_credit(case.rows, self.shape(case).context))
+    credit = jax.tree.map(fill, lowering.abstract_credit(step, case.rows, self.shape(case).context))
     return jax.device_put(credit, meshes.rows(self.mesh))

@@ -40,7 +40,7 @@ from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
-from opd_jax.training import optim, specs, state
+from opd_jax.training import lowering, optim, specs, state
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.teacher_update import TeacherUpdate
 from opd_jax.training.update_stats import UpdateStats
@@ -331,12 +331,12 @@ class OPD(Recipe):
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
     batch = self.abstract_prompts(shape)
     if shape.kind == "probe":
-      yield self.step.lower_probe(self._probe, self.abstract_state(), self.abstract_frozen(), batch)
+      yield lowering.probe_program(self.step, self._probe, self.abstract_state(), self.abstract_frozen(), batch)
     elif shape.kind == "score":
       models = self.abstract_state(), self.abstract_frozen()
-      yield self.step.lower_score(shape.width, self._scored_prompts, *models, batch, shape.context)
+      yield lowering.score_program(self.step, shape.width, self._scored_prompts, *models, batch, shape.context)
     else:
-      yield from self.step.lower(shape.width, self.abstract_state(), self.abstract_frozen(), batch)
+      yield from lowering.step_programs(self.step, shape.width, self.abstract_state(), self.abstract_frozen(), batch)
 
   @property
   def _probe(self) -> tuple[tuple[int, ...], int]:

@@ -39,6 +39,7 @@ from opd_jax.runtime import hosts, keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
+from opd_jax.training import lowering
 from opd_jax.training.specs import Specs
 from opd_jax.types import Batch, Credit, Rollout
 
@@ -164,7 +165,7 @@ class PolicyGradient(OPD):
     if self._resamples and shape.kind == "step":
       rows, batch = meshes.rows(self.specs.mesh), self.abstract_prompts(shape)
       params = self.step.behavior_params(self.abstract_state().params, self.abstract_frozen())
-      groups = batch, self.step.lower_rollout(shape.width, params, batch)[1]
+      groups = batch, lowering.rollout_program(self.step, shape.width, params, batch)[1]
       source = jax.ShapeDtypeStruct((self.config.batch,), np.int32, sharding=rows)
       yield "merge", jax.jit(self._merge, out_shardings=rows).lower(groups, groups, source)
 

@@ -35,6 +35,7 @@ from opd_jax.runtime import hosts
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import AnswerExtractor, Response
+from opd_jax.training import lowering
 from opd_jax.training.specs import Specs
 from opd_jax.types import Credit, RowContext
 
@@ -213,7 +214,7 @@ class SelfDistillation(OPD):
     if shape.kind == "step" and shape.context:
       wanted = ("update", "rollout")
     arguments = self.abstract_state(), self.abstract_frozen(), self.abstract_prompts(shape)
-    yield from self.step.lower(shape.width, *arguments, shape.context, wanted)
+    yield from lowering.step_programs(self.step, shape.width, *arguments, shape.context, wanted)
 
 
 RECIPE = SelfDistillation

@@ -12,7 +12,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H respo
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -381,93 +381,6 @@ class DistillationStep:
       return microbatch.at_narrowest(gradient, part, Rows.cut, mask, widths)
 
     return gradient_of
-
-  def lower(
-    self,
-    response_len: int,
-    state: TrainState,
-    frozen_models: FrozenModels,
-    batch: Batch,
-    context_len: int = 0,
-    wanted: Sequence[str] = ("update", "rollout"),
-  ) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """Lowers the step functions of one width for these arguments, abstract or not; the slower to compile first.
-
-    Args:
-      context_len: tokens of the teacher's prompts, where each row has its own; 0: none has.
-      wanted: which of the two.
-    """
-    everywhere = meshes.replicated(self.mesh)
-    state, frozen_models, batch, _ = self._abstract(state, frozen_models, batch)
-    behavior = self.behavior_params(state.params, frozen_models)
-    rollout, responses = self.lower_rollout(response_len, behavior, batch)
-    credit = self.abstract_credit(len(responses.ended), context_len)
-    part = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere) if self.mini_batches > 1 else None
-    if "update" in wanted:
-      state_shardings = jax.tree.map(lambda a: a.sharding, state)
-      update = jax.jit(self.update, donate_argnums=0, out_shardings=(state_shardings, everywhere))
-      yield "update", update.lower(state, frozen_models, batch, responses, credit, part)
-    if "rollout" in wanted and self.behavior != "data":
-      yield "rollout", rollout()
-
-  def abstract_credit(self, rows: int, context_len: int = 0) -> Credit | None:
-    """Returns the shapes of each row's credit; None where an update takes none."""
-
-    def array(dtype: Any, *columns: int) -> Any:
-      return jax.ShapeDtypeStruct((rows, *columns), dtype, sharding=meshes.rows(self.mesh))
-
-    context = None
-    if context_len:
-      context = RowContext(array(jnp.int32, context_len), array(jnp.bool_, context_len), array(jnp.bool_))
-    if self.loss.reward:
-      return Credit(array(jnp.float32), array(jnp.bool_), context)
-    return context and Credit(context=context)
-
-  def lower_rollout(
-    self, response_len: int, params: Params, batch: Batch
-  ) -> tuple[Callable[[], jax.stages.Lowered], Rollout]:
-    """Returns what lowers the rollout of one width, and the shapes of its responses.
-
-    Args:
-      params, batch: arrays or their shapes, with shardings.
-    """
-    row, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
-    key, limit = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
-    args = (meshes.abstract(params), meshes.abstract(batch), *meshes.abstract((key, limit), everywhere))
-    rollout = functools.partial(self.rollout, response_len=response_len)
-    responses = meshes.abstract(jax.eval_shape(rollout, *args), row)
-    return lambda: jax.jit(rollout, out_shardings=row).lower(*args), responses
-
-  def lower_probe(
-    self, probe: tuple[tuple[int, ...], int], state: TrainState, frozen_models: FrozenModels, batch: Batch
-  ) -> tuple[str, jax.stages.Lowered]:
-    """Lowers `probe` for (widths, prompts)."""
-    widths, prompts = probe
-    state, frozen_models, batch, key = self._abstract(state, frozen_models, batch)
-    program = jax.jit(
-      functools.partial(self.probe, widths=widths, prompts=prompts), out_shardings=meshes.replicated(self.mesh)
-    )
-    return "probe", program.lower(state, frozen_models, batch, key)
-
-  def lower_score(
-    self,
-    response_len: int,
-    prompts: int,
-    state: TrainState,
-    frozen_models: FrozenModels,
-    batch: Batch,
-    context_len: int = 0,
-  ) -> tuple[str, jax.stages.Lowered]:
-    """Lowers `score` of so many prompts; `context_len` as of `lower`."""
-    state, frozen_models, batch, _ = self._abstract(state, frozen_models, batch)
-    _, responses = self.lower_rollout(response_len, self.behavior_params(state.params, frozen_models), batch)
-    program = jax.jit(functools.partial(self.score, prompts=prompts), out_shardings=meshes.replicated(self.mesh))
-    credit = self.abstract_credit(len(responses.ended), context_len)
-    return "score", program.lower(state, frozen_models, batch, responses, credit and credit.context)
-
-  def _abstract(self, state: TrainState, frozen_models: FrozenModels, batch: Batch):
-    key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(self.mesh))
-    return meshes.abstract(state), meshes.abstract(frozen_models), meshes.abstract(batch, meshes.rows(self.mesh)), key
 
 
 def _check_groups(loss: Loss, config: Config, micro_batches: int, shards: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from opd_jax.models import decoder, model_sharding
 from opd_jax.runtime import mesh as meshes
+from opd_jax.training import lowering
 from opd_jax.types import Batch, FrozenModels
 from tests.conftest import STUDENT
 from tests.helpers.distillation import STEP, H, fresh
@@ -36,7 +37,7 @@ def run(mesh: jax.sharding.Mesh, n: int, cfg: decoder.DecoderConfig = STUDENT) -
   counters = {name: jax.device_put(np.int32(0), everywhere) for name in ("step", "skipped", "empty")}
   state = dataclasses.replace(fresh(student), **counters)
   frozen_models = FrozenModels((teacher,))
-  programs = {name: lowered.compile() for name, lowered in step.lower(H, state, frozen_models, batch)}
+  programs = {name: lowered.compile() for name, lowered in lowering.step_programs(step, H, state, frozen_models, batch)}
   key, limit = jax.device_put((jax.random.key(3), np.int32(H)), everywhere)
   rollout = programs["rollout"](student, batch, key, limit)
   _, stats = programs["update"](state, frozen_models, batch, rollout, None, None)

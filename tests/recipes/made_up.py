@@ -13,7 +13,7 @@ from opd_jax.recipes.base import Recipe
 from opd_jax.runtime import keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
-from opd_jax.training import state
+from opd_jax.training import lowering, state
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.types import FrozenModels
 
@@ -38,7 +38,7 @@ class MadeUp(Recipe):
 
   def lower(self, shape):
     step, now, batch = DistillationStep.from_specs(self.specs), self.abstract_state(), self.abstract_prompts(shape)
-    rollout, responses = step.lower_rollout(shape.width, now["student"].params, batch)
+    rollout, responses = lowering.rollout_program(step, shape.width, now["student"].params, batch)
 
     def update(state, batch, rollout, decay=self.config.memory.decay):
       student, stats = step.update(state["student"], FrozenModels((state["teacher"],)), batch, rollout)
