@@ -4,6 +4,7 @@
     python -m opd_jax.study ccopd                      the same answer, told at once or turn by turn? likewise
     python -m opd_jax.study drpo                       which trust region for stale rollouts? likewise
     python -m opd_jax.study opcod                      can two students tutor each other by comments? likewise
+    python -m opd_jax.study geometry                   which weights move, and do these suffice? likewise
     python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
     python -m opd_jax.study drpo --dry-run             what would be trained; checks every config, and runs nothing
@@ -24,7 +25,7 @@ from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
-STUDIES = ("horizon", "ccopd", "drpo", "opcod")
+STUDIES = ("horizon", "ccopd", "drpo", "opcod", "geometry")
 
 
 def part(study: str, name: str) -> ModuleType:
@@ -66,11 +67,11 @@ def dry_run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -
     InputError: a config is refused, or a workdir in `out` belongs to another config.
   """
   from opd_jax import checks
-  from opd_jax.studies.run import check_all, missing
+  from opd_jax.studies.run import check_all, config_of, missing
 
   chosen = [arm for arm in part(study, "arms").ARMS if arm.name in names]
   for arm in chosen:
-    checks.check(arm.config(seeds[0]))
+    checks.check(config_of(arm, seeds[0], out))
   check_all(chosen, seeds, out)
   todo = missing(chosen, seeds, out)
   for arm, seed in todo:

@@ -24,6 +24,7 @@ class ArmSpec(NamedTuple):
     label: what the page calls it.
     changes: to the config of `method`, after the study's own in `base`; dotted keys.
     method: names configs/METHOD.py.
+    mask_from: the arm whose run of the same seed is `subnetwork.mask_from`; it is trained before; "": none.
   """
 
   name: str
@@ -31,6 +32,7 @@ class ArmSpec(NamedTuple):
   changes: dict[str, Any]
   base: dict[str, Any]
   method: str = "opd"
+  mask_from: str = ""
 
   def config(self, seed: int, changes: dict[str, Any] | None = None) -> Config:
     """The config of one run; `changes` come last."""

@@ -29,6 +29,12 @@ def missing(arms: Sequence[ArmSpec], seeds: Iterable[int], out: pathlib.Path) ->
   return [(arm, seed) for seed in seeds for arm in arms if not done(workdir(out, arm.name, seed))]
 
 
+def config_of(arm: ArmSpec, seed: int, out: pathlib.Path, changes: dict[str, Any] | None = None) -> Config:
+  """The config of one run of a study in `out`: the arm's, with the run that its mask comes from."""
+  source = {"subnetwork.mask_from": str(workdir(out, arm.mask_from, seed).resolve())} if arm.mask_from else {}
+  return arm.config(seed, source | (changes or {}))
+
+
 def check_all(
   arms: Sequence[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
@@ -41,7 +47,7 @@ def check_all(
     for arm in arms:
       path = workdir(out, arm.name, seed)
       if path.exists():
-        check(path, arm.config(seed, changes))
+        check(path, config_of(arm, seed, out, changes))
 
 
 def check(path: pathlib.Path, config: Config) -> None:
@@ -75,7 +81,7 @@ def train_all(
   todo = missing(arms, seeds, out)
   for i, (arm, seed) in enumerate(todo, 1):
     print(f"== {arm.name}, seed {seed}: run {i} of {len(todo)}", file=sys.stderr)
-    train(arm.config(seed, changes), workdir(out, arm.name, seed), program_cache, compile_all=True)
+    train(config_of(arm, seed, out, changes), workdir(out, arm.name, seed), program_cache, compile_all=True)
 
 
 def measure(

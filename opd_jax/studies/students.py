@@ -23,7 +23,7 @@ from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import ProgramCache
 from opd_jax.studies.arm_spec import UNTRAINED, ArmSpec
 from opd_jax.studies.results import workdir
-from opd_jax.studies.run import digest, done, measure
+from opd_jax.studies.run import config_of, digest, done, measure
 from opd_jax.types import Params
 
 
@@ -90,10 +90,10 @@ def ask_all(
   for seed in seeds:
     asked: list[tuple[str, Config, pathlib.Path | None]] = []
     if untrained:
-      asked.append((UNTRAINED, arms[0].config(seed, changes), None))
+      asked.append((UNTRAINED, config_of(arms[0], seed, out, changes), None))
     for arm in arms:
       if done(path := workdir(out, arm.name, seed)):
-        asked.append((arm.name, arm.config(seed, changes), path))
+        asked.append((arm.name, config_of(arm, seed, out, changes), path))
     for name, config, path in asked:
       measure(out, f"asked-{name}", seed, digest([config]), functools.partial(ask, config, path, program_cache))
 

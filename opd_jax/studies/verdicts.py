@@ -128,6 +128,11 @@ def above(estimate: IntervalEstimate, bound: float) -> Status:
   return _lies(estimate.low > bound, estimate.high <= bound)
 
 
+def below(estimate: IntervalEstimate, bound: float) -> Status:
+  """Decide "below": supported where the whole interval is below the bound, not supported where none of it is."""
+  return _lies(estimate.high < bound, estimate.low >= bound)
+
+
 def _lies(inside: bool, outside: bool) -> Status:
   if inside:
     return SUPPORTED
