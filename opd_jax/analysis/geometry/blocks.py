@@ -68,7 +68,11 @@ class Spill:
   """
 
   def __init__(
-    self, shape: tuple[int, int], spans: Sequence[tuple[int, int]], mesh: Mesh | None = None, dtype: DTypeLike = np.float32
+    self,
+    shape: tuple[int, int],
+    spans: Sequence[tuple[int, int]],
+    mesh: Mesh | None = None,
+    dtype: DTypeLike = np.float32,
   ):
     self.shape, self._spans, self._mesh, self._dtype = shape, spans, mesh, np.dtype(dtype)
     self._file: IO[bytes] = tempfile.TemporaryFile(prefix="opd_jax_geometry_")  # noqa: SIM115

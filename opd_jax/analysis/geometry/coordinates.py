@@ -90,7 +90,7 @@ def cut(counts: Int[np.ndarray, "bins"], share: float, largest: bool) -> Cut:
 
 
 def members(
-  x: Float[Array, "b n"], edge: Array | int, part: Array | float, first: Array | int, largest: bool
+  x: Float[Array, "b n"], edge: Array | int, part: Array | float, first: Array | np.integer | int, largest: bool
 ) -> Bool[Array, "b n"]:
   """The mask that `cut` describes, in a block; among equals a coordinate's place decides, as if by lot.
 
@@ -102,7 +102,7 @@ def members(
   return inside | ((own == edge) & (_lots(x.shape, first) < part))
 
 
-def _lots(shape: tuple[int, ...], first: Array | int) -> Float[Array, "..."]:
+def _lots(shape: tuple[int, ...], first: Array | np.integer | int) -> Float[Array, "..."]:
   """A number in [0, 1) for every place: MurmurHash3's finaliser (Appleby) of its index."""
   n = int(np.prod(shape))
   h = jnp.arange(n, dtype=jnp.uint32).reshape(shape) + jnp.asarray(first, jnp.uint32)
@@ -129,9 +129,7 @@ def squares(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 @jax.jit
-def count(
-  update: Float[Array, "b n"], thresholds: Float[Array, "t"], masks: UInt8[Array, "b n"]
-) -> dict[str, Array]:
+def count(update: Float[Array, "b n"], thresholds: Float[Array, "t"], masks: UInt8[Array, "b n"]) -> dict[str, Array]:
   """Count the coordinates of a block of an update.
 
   Args:
@@ -156,9 +154,10 @@ def count(
 
 @jax.jit
 def shared(one: Float[Array, "b n"], other: Float[Array, "b n"]) -> dict[str, Array]:
-  """Count the visible coordinates of another run's update, and those of both, for each of VISIBLE: int32[a] each."""
+  """Count the visible coordinates of two runs' updates, "visible" and "other", and of "both", for each of VISIBLE: int32[a]."""
   pairs = [(jnp.abs(one) > alpha, jnp.abs(other) > alpha) for alpha in VISIBLE]
   return {
+    "visible": jnp.stack([jnp.sum(a) for a, _ in pairs]),
     "other": jnp.stack([jnp.sum(b) for _, b in pairs]),
     "both": jnp.stack([jnp.sum(a & b) for a, b in pairs]),
   }

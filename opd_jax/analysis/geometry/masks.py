@@ -7,7 +7,7 @@ Dimensions: m rows, n columns; b rows of a block; k vectors.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,25 +41,28 @@ class Masks:
       principal: the first singular vectors of W0, and a k for each of SHARES; None: there are no principal masks.
     """
     self._weight, self._principal = weight, principal
-    low = [coordinates.cut(counts, rho, largest=False) for rho in SHARES]
-    high: list[Cut] = []
-    if principal:
-      for k, rho in zip(principal[1], SHARES, strict=True):
-        own = np.zeros(coordinates.BINS, np.int64)
-        for i in range(len(spans)):
-          own += np.asarray(coordinates.histogram(self._approximation(i, k)))
-        high.append(coordinates.cut(own, rho, largest=True))
-    self._alone: Array | None = None
+    self._low = [coordinates.cut(counts, rho, largest=False) for rho in SHARES]
+    self._width = shape[1]
+    ks = principal[1] if principal else ()
     self._spill = Spill(shape, spans, mesh, np.uint8) if len(spans) > 1 else None
-    for i, (start, _) in enumerate(spans):
-      first = np.uint32(start * shape[1] & 0xFFFFFFFF)
-      packed = _low(weight(i), [c.edge for c in low], [c.part for c in low], first)
-      for bit, (k, edge) in enumerate(zip(principal[1] if principal else (), high, strict=True)):
-        packed = _with(packed, self._approximation(i, k), edge.edge, edge.part, first, bit)
-      if self._spill:
+    self._alone: Array | None = None
+    if self._spill:
+      high = [
+        self._cut((self._approximation(i, k) for i in range(len(spans))), rho)
+        for k, rho in zip(ks, SHARES, strict=False)
+      ]
+      for i, (start, _) in enumerate(spans):
+        packed = self._lowest(i, start)
+        for bit, (k, cut) in enumerate(zip(ks, high, strict=True)):
+          packed = _with(packed, self._approximation(i, k), cut.edge, cut.part, self._first(start), bit)
         self._spill.write(packed)
-      else:
-        self._alone = packed
+    else:
+      packed = self._lowest(0, 0)
+      for bit, (k, rho) in enumerate(zip(ks, SHARES, strict=False)):
+        approximation = self._approximation(0, k)
+        cut = self._cut([approximation], rho)
+        packed = _with(packed, approximation, cut.edge, cut.part, self._first(0), bit)
+      self._alone = packed
 
   def packed(self, i: int) -> UInt8[Array, "b n"]:
     """The masks of a block: bits 0 to 3 are principal, 4 to 7 of low magnitude, in the order of SHARES."""
@@ -73,11 +76,24 @@ class Masks:
     if self._spill:
       self._spill.close()
 
+  def _first(self, row: int) -> np.uint32:
+    """The number of coordinates before a row, for `coordinates.members`."""
+    return np.uint32(row * self._width & 0xFFFFFFFF)
+
+  def _lowest(self, i: int, row: int) -> UInt8[Array, "b n"]:
+    return _low(self._weight(i), [c.edge for c in self._low], [c.part for c in self._low], self._first(row))
+
+  def _cut(self, approximations: Iterable[Float[Array, "b n"]], rho: float) -> Cut:
+    """Find where the principal mask of a share ends."""
+    counts = np.zeros(coordinates.BINS, np.int64)
+    for block in approximations:
+      counts += np.asarray(coordinates.histogram(block))
+    return coordinates.cut(counts, rho, largest=True)
+
   def _approximation(self, i: int, k: int) -> Float[Array, "b n"]:
     assert self._principal
     found = self._principal[0]
-    basis, values = found.vectors[:, :k], found.values[:k]
-    return subspaces.approximation(subspaces.left_vectors(self._weight(i), basis, values), values, basis)
+    return subspaces.approximation(self._weight(i), found.vectors, found.values, k)
 
 
 @jax.jit
@@ -92,4 +108,3 @@ def _low(w: Array, edges: Sequence[int], parts: Sequence[float], first: np.uint3
 def _with(packed: Array, approximation: Array, edge: int, part: float, first: np.uint32, bit: int) -> Array:
   mask = coordinates.members(approximation, edge, part, first, largest=True)
   return packed | (mask.astype(jnp.uint8) << bit)
-

@@ -18,6 +18,7 @@ from opd_jax.analysis.geometry import blocks, coordinates, masks, nulls, spectra
 from opd_jax.analysis.geometry.blocks import Matrix, Spill
 from opd_jax.analysis.geometry.sources import Pair, Tensor
 from opd_jax.errors import InputError
+from opd_jax.models.safetensors_io import Shape
 
 GROUPS = ("coordinates", "spectra", "subspaces", "rotation")
 OBSERVED = "observed"
@@ -74,7 +75,7 @@ class _View:
 
   def __init__(self, pair: Pair, options: Options, mesh: Mesh | None, block: int):
     self.pair, self.options, self.mesh = pair, options, mesh
-    shape = pair.shape or (1,)
+    shape: Shape = pair.shape or (1,)
     self.matrix = len(shape) == 2 and min(shape) > 1
     rest = math.prod(shape[1:])
     self.wide = self.matrix and shape[0] < shape[1]
@@ -133,7 +134,9 @@ class _View:
     return blocks.place(block, self.mesh)
 
 
-def measure(pair: Pair, options: Options, seen_as: Sequence[Kind], mesh: Mesh | None = None) -> dict[str, dict[str, list[Raw]]]:
+def measure(
+  pair: Pair, options: Options, seen_as: Sequence[Kind], mesh: Mesh | None = None
+) -> dict[str, dict[str, list[Raw]]]:
   """Measure one tensor.
 
   Args:
@@ -224,6 +227,7 @@ class _Context:
     needed = matrix and ("subspaces" in groups or "rotation" in groups)
     self._principal = subspaces.principal(self._weights, self._ks[-1], self._options.seed) if needed else None
     self._projects = matrix and "subspaces" in groups
+    self._left: Array | None = None
     self._masks = None
     if matrix and "coordinates" in groups:
       of_subspaces = (self._principal, self._ks) if self._projects and self._principal else None
@@ -254,8 +258,7 @@ class _Context:
         if "coordinates" in groups:
           counts += np.asarray(coordinates.histogram(block))
         if projection and self._principal:
-          left = subspaces.left_vectors(view.weight(i), self._principal.vectors, self._principal.values)
-          projection.add(left, block)
+          projection.add(self._left_vectors(i), block)
         if spill:
           spill.write(block)
       square = float(sums["square"])
@@ -289,6 +292,15 @@ class _Context:
 
   def _bits(self, i: int, block: Array) -> UInt8[Array, "b n"]:
     return self._masks.packed(i) if self._masks else jnp.zeros(block.shape, jnp.uint8)
+
+  def _left_vectors(self, i: int) -> Float[Array, "b k"]:
+    """The rows of U_k of a block; of a tensor in memory they are computed once."""
+    assert self._principal is not None
+    if self._left is not None:
+      return self._left
+    left = subspaces.left_vectors(self._view.weight(i), self._principal.vectors, self._principal.values)
+    self._left = left if self._view.alone else None
+    return left
 
   def _rotation(self, update: Matrix) -> list[float]:
     assert self._principal is not None

@@ -86,9 +86,7 @@ def layer_of(name: str) -> int | None:
   return int(found[1]) if found else None
 
 
-def open_source(
-  name: str, base: str | None = None, *, step: int | None = None, model: str | None = None
-) -> Source:
+def open_source(name: str, base: str | None = None, *, step: int | None = None, model: str | None = None) -> Source:
   """Open a model from its headers, or a run's from a checkpoint.
 
   Args:
@@ -107,6 +105,8 @@ def open_source(
   directory = hf.resolve(name)
   if (directory / lora.CONFIG).is_file() and not (directory / "config.json").is_file():
     return _of_peft(name, directory, _base_config(base, name))
+  if (directory / "run.json").is_file():
+    raise InputError(f"The run {name} has no checkpoint yet: wait for its first (checkpoint.every).")
   config = directories.read_json(directory / "config.json")
   found = safetensors_io.find_tensors(directory)
   tensors = {}
@@ -146,7 +146,7 @@ def _file_reader(place: safetensors_io.Tensor) -> Read:
   dtype = DTYPES[place.dtype]
 
   def read(start: int, stop: int, axis: int) -> np.ndarray:
-    shape = place.shape or (1,)
+    shape: Shape = place.shape or (1,)
     if axis == 0:
       row = math.prod(shape[1:]) * dtype.itemsize
       with place.file.open("rb") as f:
@@ -194,10 +194,11 @@ def _parameter_tensors(cfg: DecoderConfig, params: Params) -> dict[str, Tensor]:
   tensors = {}
   leaves, treedef = jax.tree.flatten(weights.parameter_leaves(cfg))
   for leaf, array in zip(leaves, treedef.flatten_up_to(params), strict=True):
-    for (name, shape), position in zip(
-      leaf.tensors().items(), np.ndindex(*array.shape[: leaf.stacked]), strict=True
-    ):
-      get = lambda leaf=leaf, array=array, position=position: leaf.to_file(np.asarray(array[position]))
+    for (name, shape), position in zip(leaf.tensors().items(), np.ndindex(*array.shape[: leaf.stacked]), strict=True):
+
+      def get(leaf=leaf, array=array, position=position) -> np.ndarray:
+        return leaf.to_file(np.asarray(array[position]))
+
       tensors[name] = Tensor(shape, MANTISSA["F32"], _array_reader(get))
   return tensors
 
@@ -213,7 +214,9 @@ def _base_config(base: str | None, adapter: str) -> DecoderConfig:
 
 
 def _needs_base(adapter: str) -> str:
-  return f"{adapter} is an adapter and not a model: give the model that it belongs to as BEFORE, and the adapter as AFTER."
+  return (
+    f"{adapter} is an adapter and not a model: give the model that it belongs to as BEFORE, and the adapter as AFTER."
+  )
 
 
 def _of_peft(name: str, directory: pathlib.Path, cfg: DecoderConfig) -> Source:
@@ -277,7 +280,9 @@ def match(before: Source, after: Source, other: Source | None = None) -> list[Pa
         "architecture can be compared."
       )
   tied = all(model.tied or HEAD not in model.tensors for model in whole)
-  own = {m.name: {n: t for n, t in m.tensors.items() if not (tied and n == HEAD and EMBED in m.tensors)} for m in models}
+  own = {
+    m.name: {n: t for n, t in m.tensors.items() if not (tied and n == HEAD and EMBED in m.tensors)} for m in models
+  }
   names = own[before.name]
   for model in models[1:]:
     if model.kind != "adapter" and (missing := [n for n in names if n not in own[model.name]]):
@@ -292,4 +297,3 @@ def match(before: Source, after: Source, other: Source | None = None) -> list[Pa
         )
   others = own[other.name] if other else {}
   return [Pair(n, t, own[after.name].get(n), others.get(n)) for n, t in names.items()]
-

@@ -8,6 +8,7 @@ Dimensions: m rows, n columns, m >= n; k vectors.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -48,8 +49,7 @@ def principal(matrix: Matrix, k: int, seed: int = 0) -> Principal:
     for x in matrix.blocks():
       total = _gram(x) if total is None else total + _gram(x)
     assert total is not None
-    values, vectors = _eigh(total)
-    return Principal(jnp.sqrt(jnp.maximum(values[::-1][:k], 0)), vectors[:, ::-1][:, :k])
+    return Principal(*_largest(total, k))
   values, vectors = krylov(matrix, k, seed, block=k // 2 + 32, steps=4)
   return Principal(jnp.asarray(values, jnp.float32), vectors)
 
@@ -59,21 +59,27 @@ def _gram(x: Array) -> Array:
   return x.T @ x
 
 
-@jax.jit
-def _eigh(gram: Array) -> tuple[Array, Array]:
-  return jnp.linalg.eigh(gram)
+@functools.partial(jax.jit, static_argnums=1)
+def _largest(gram: Array, k: int) -> tuple[Array, Array]:
+  values, vectors = jnp.linalg.eigh(gram)
+  return jnp.sqrt(jnp.maximum(values[::-1][:k], 0)), vectors[:, ::-1][:, :k]
 
 
 @jax.jit
-def left_vectors(weight: Float[Array, "b n"], basis: Float[Array, "n k"], values: Float[Array, "k"]) -> Float[Array, "b k"]:
+def left_vectors(
+  weight: Float[Array, "b n"], basis: Float[Array, "n k"], values: Float[Array, "k"]
+) -> Float[Array, "b k"]:
   """The rows of U_k that belong to a block of W0; zero for a value of zero."""
   return weight @ basis / jnp.where(values > 0, values, jnp.inf)
 
 
 @jax.jit
-def approximation(left: Float[Array, "b k"], values: Float[Array, "k"], basis: Float[Array, "n k"]) -> Float[Array, "b n"]:
-  """The rows of U_k S_k V_k' that belong to a block."""
-  return (left * values) @ basis.T
+def approximation(
+  weight: Float[Array, "b n"], basis: Float[Array, "n k"], values: Float[Array, "k"], first: int
+) -> Float[Array, "b n"]:
+  """The rows of U S V' that belong to a block of W0, of the first so many vectors: traced, so that every number is one program."""
+  kept = (values > 0) & (jnp.arange(values.shape[0]) < first)
+  return (weight @ basis * kept) @ basis.T  # U S = W V
 
 
 class Projection:
@@ -115,4 +121,3 @@ def rotation(before: Principal, after: Principal, ks: Sequence[int]) -> list[flo
   """
   overlap = np.square(np.asarray(before.vectors.T @ after.vectors, np.float64))
   return [float(max(0.0, 1 - overlap[:k, :k].sum() / k)) for k in ks]
-
