@@ -75,7 +75,7 @@ def show(record: Record, console: Console | None = None) -> None:
       box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=title_of(record, kind), title_justify="left"
     )
     for i, head in enumerate(("statistic", "update", *(head for n in NULLS for head in (f"{n} null", f"beyond {n}")))):
-      table.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
+      table.add_column(head, justify="left" if i == 0 else "right", min_width=27 if i == 0 else None, overflow="fold")
     for row in rows(record["whole"][kind], ranges=False):
       table.add_row(*map(Text, row.values()))
     console.print(table, width=width)

@@ -137,19 +137,24 @@ def count(update: Float[Array, "b n"], thresholds: Float[Array, "t"], masks: UIn
     masks: of `pack`; zeros where there are none.
 
   Returns:
-    "zero", int32[]: that are exactly 0. "within", int32[t]: at most a threshold. "visible", int32[a]: above each of
-    VISIBLE. "hits", int32[a, 8]: visible in each mask. "square", float32[]: the sum of squares.
+    "zero", int32[]: that are exactly 0. "within", int32[t]: at most a threshold. "masks", int32[a, 256]: above each of VISIBLE,
+    by the bits of `masks`. "square", float32[]: the sum of squares.
   """
   size = jnp.abs(update)
-  seen = [size > alpha for alpha in VISIBLE]
-  hits = [[jnp.sum(s & (((masks >> i) & 1) == 1)) for i in range(8)] for s in seen]
+  above = sum((size > alpha).astype(jnp.int32) for alpha in VISIBLE)  # how many of VISIBLE, which grow
+  found = jnp.bincount((masks + 256 * above).reshape(-1), length=256 * (len(VISIBLE) + 1))
   return {
     "zero": jnp.sum(size == 0),
-    "within": jnp.stack([jnp.sum(size <= t) for t in thresholds]),
-    "visible": jnp.stack([jnp.sum(s) for s in seen]),
-    "hits": jnp.stack([jnp.stack(row) for row in hits]),
+    "within": lax.map(lambda t: jnp.sum(size <= t), thresholds),  # a loop compiles sooner than so many sums
+    "masks": jnp.cumsum(found.reshape(-1, 256)[::-1], axis=0)[-2::-1],
     "square": squares(update),
   }
+
+
+def hits(found: Float[np.ndarray, "a 256"]) -> tuple[list[float], list[list[float]]]:
+  """Count the visible coordinates, and those in each mask, for each of VISIBLE, from `count`'s "masks"."""
+  inside = [found[:, (np.arange(256) >> i) & 1 == 1].sum(axis=1) for i in range(8)]
+  return found.sum(axis=1).tolist(), np.stack(inside, axis=1).tolist()
 
 
 @jax.jit

@@ -262,6 +262,7 @@ class _Context:
         if spill:
           spill.write(block)
       square = float(sums["square"])
+      visible, hits = coordinates.hits(sums["masks"])
       raw: Raw = {
         "size": size,
         "matrix": view.matrix,
@@ -269,8 +270,8 @@ class _Context:
         "square": square,
         "zero": float(sums["zero"]),
         "within": sums["within"].tolist(),
-        "visible": sums["visible"].tolist(),
-        "hits": sums["hits"].tolist() if self._masks and square else None,
+        "visible": visible,
+        "hits": hits if self._masks and square else None,
         "principal_masks": self._projects,
         "top_energy": coordinates.top_energy(counts) if view.matrix and "coordinates" in groups else None,
         "projection": projection.shares(square) if projection else None,
