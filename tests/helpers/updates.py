@@ -10,12 +10,17 @@ from opd_jax.analysis.geometry.sources import Pair, Tensor
 
 def tensor(array, mantissa=23, change=False) -> Tensor:
   array = np.asarray(array, np.float32)
-  read = lambda start, stop, axis: array[(slice(None),) * axis + (slice(start, stop),)]
+
+  def read(start, stop, axis):
+    return array[(slice(None),) * axis + (slice(start, stop),)]
+
   return Tensor(array.shape, mantissa, read, change)
 
 
 def pair(before, after, mantissa=23, other=None, name="model.layers.0.mlp.up_proj.weight") -> Pair:
-  return Pair(name, tensor(before, mantissa), tensor(after, mantissa), None if other is None else tensor(other, mantissa))
+  return Pair(
+    name, tensor(before, mantissa), tensor(after, mantissa), None if other is None else tensor(other, mantissa)
+  )
 
 
 def statistics(one: Pair, kind: str = "fp32", source: str = OBSERVED, **options) -> list[dict[str, float | None]]:
@@ -41,5 +46,3 @@ def moved(before, std, seed) -> np.ndarray:
 
 def orthonormal(n, k, seed) -> np.ndarray:
   return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, k)))[0]
-
-

@@ -55,12 +55,14 @@ def top_energy(counts: Int[np.ndarray, "bins"], shares: Sequence[float] = LARGES
   Returns:
     A number for each share, or None where the update is zero.
   """
-  energy = counts * np.square(_magnitudes())
+  filled = np.flatnonzero(counts)[::-1]
+  number = counts[filled]
+  energy = number * np.square(_magnitudes()[filled])
   total = energy.sum()
   if not total:
     return None
-  above, held = np.cumsum(counts[::-1]), np.cumsum(energy[::-1]) / total
-  wanted = np.array(shares) * counts.sum()
+  above, held = np.cumsum(number), np.cumsum(energy) / total
+  wanted = np.array(shares) * number.sum()
   return [float(x) for x in np.interp(wanted, np.concatenate([[0], above]), np.concatenate([[0.0], held]))]
 
 
@@ -79,14 +81,13 @@ class Cut:
 
 def cut(counts: Int[np.ndarray, "bins"], share: float, largest: bool) -> Cut:
   """Find where the mask of a share of the coordinates ends, the largest or the smallest by magnitude."""
-  ordered = counts[::-1] if largest else counts
-  wanted = share * counts.sum()
-  upto = np.cumsum(ordered)
-  i = int(np.searchsorted(upto, wanted))
-  i = min(i, len(ordered) - 1)
+  filled = np.flatnonzero(counts)
+  filled = filled[::-1] if largest else filled
+  upto = np.cumsum(counts[filled])
+  wanted = share * upto[-1]
+  i = min(int(np.searchsorted(upto, wanted)), len(filled) - 1)
   before = upto[i - 1] if i else 0
-  part = float((wanted - before) / ordered[i]) if ordered[i] else 0.0
-  return Cut(len(ordered) - 1 - i if largest else i, part)
+  return Cut(int(filled[i]), float((wanted - before) / counts[filled[i]]))
 
 
 def members(

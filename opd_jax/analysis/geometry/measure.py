@@ -255,7 +255,7 @@ class _Context:
         block = update(i)
         for name, value in coordinates.count(block, thresholds, self._bits(i, block)).items():
           sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
-        if "coordinates" in groups:
+        if view.matrix and "coordinates" in groups:
           counts += np.asarray(coordinates.histogram(block))
         if projection and self._principal:
           projection.add(self._left_vectors(i), block)

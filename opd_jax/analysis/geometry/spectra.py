@@ -23,7 +23,7 @@ from opd_jax.analysis.geometry.nulls import rng
 TOP = 64  # k: the largest values of which each has its energy told
 RANK_TOLERANCE = 1e-5  # of the largest value, above which a value counts to the numerical rank
 BLOCK, STEPS = 96, 6  # b, and products with A'A, of the Krylov space
-PROBES, QUADRATURE = 32, 24  # p, and steps of the bidiagonalisation
+PROBES, QUADRATURE = (8, 32), 24  # p, of large matrices and of small, and steps of the bidiagonalisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +188,7 @@ def _quadrature(
   are longer, need not be kept (Simon and Zha 2000).
   """
   n = matrix.shape[1]
+  probes = max(PROBES[0], min(PROBES[1], 24_000 // n))  # a probe of a larger matrix is closer to the mean
   # Where fewer columns than steps are left, the space is whole before the last of them.
   steps = max(1, min(QUADRATURE, n - top.shape[1] - 1))
 
@@ -198,7 +199,7 @@ def _quadrature(
         v = v - own * jnp.sum(own * v, axis=0)
     return v
 
-  v = without(jnp.asarray(rng(seed, "probes").choice([-1.0, 1.0], (n, PROBES)), jnp.float32), [])
+  v = without(jnp.asarray(rng(seed, "probes").choice([-1.0, 1.0], (n, probes)), jnp.float32), [])
   v = v / jnp.linalg.norm(v, axis=0)
   right, u, beta = [v], None, None
   alphas, betas = [], []
@@ -217,7 +218,7 @@ def _quadrature(
     betas.append(np.asarray(beta, np.float64))
     right.append(following / jnp.where(beta > 0, beta, 1.0))
   nodes, parts = [], []
-  for probe in range(PROBES):
+  for probe in range(probes):
     a, b = np.array([x[probe] for x in alphas]), np.array([x[probe] for x in betas])
     # Rounding goes on behind the end of an invariant space; what follows it is noise of the size of the norm's last bit.
     small = 1e-6 * max(a.max(), b.max())
@@ -225,5 +226,5 @@ def _quadrature(
     bidiagonal = np.diag(a[:length]) + np.diag(b[: length - 1], 1)
     _, s, vectors = np.linalg.svd(bidiagonal)
     nodes.append(s)
-    parts.append(np.square(vectors[:, 0]) / PROBES)
+    parts.append(np.square(vectors[:, 0]) / probes)
   return np.concatenate(nodes), np.concatenate(parts)

@@ -26,7 +26,9 @@ def test_stored_updates_without_structure_look_sparse_and_biased(std, sparsity, 
   (found,) = statistics(pair(BEFORE, moved(BEFORE, std, 1), mantissa=7), "bf16", groups=QUICK["groups"])
   assert found["sparsity@1e-05"] == pytest.approx(sparsity, abs=0.03)
   assert found["low_coverage@10%>1e-05"] == pytest.approx(low, abs=0.03)
-  assert found["low_coverage@10%"] > found["low_coverage@10%>1e-05"] + 0.05, "the smallest weights take the smallest steps"
+  assert found["low_coverage@10%"] > found["low_coverage@10%>1e-05"] + 0.05, (
+    "the smallest weights take the smallest steps"
+  )
   assert 0.045 < found["principal_coverage@10%>1e-05"] < 0.056
   assert found["relative_norm"] == pytest.approx({1e-5: 0.0003, 2e-5: 0.0008}[std], rel=0.1)
   # The null of what is seen after rounding looks the same.

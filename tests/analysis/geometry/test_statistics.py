@@ -39,7 +39,11 @@ def reference(before, after):
   s = np.linalg.svd(d, compute_uv=False)
   e = s**2 / np.sum(s**2)
   out |= {f"top_energy@{k}": e[:k].sum() for k in summary.TOLD}
-  out |= {"stable_rank": 1 / e[0], "numerical_rank": np.mean(s > 1e-5 * s[0]), "entropy_rank": np.exp(-np.sum(e * np.log(e)))}
+  out |= {
+    "stable_rank": 1 / e[0],
+    "numerical_rank": np.mean(s > 1e-5 * s[0]),
+    "entropy_rank": np.exp(-np.sum(e * np.log(e))),
+  }
   u, values, vt = np.linalg.svd(w, full_matrices=False)
   u1, _, vt1 = np.linalg.svd(after.astype(np.float64), full_matrices=False)
   for rho, k in zip(SHARES, widths(min(w.shape)), strict=True):
