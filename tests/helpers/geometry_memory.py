@@ -14,7 +14,7 @@ import numpy as np
 from opd_jax import geometry
 from opd_jax.models import safetensors_io
 
-COLUMNS, BLOCK = 64, 1 << 17
+COLUMNS, BLOCK = 64, 1 << 18
 MOVED = 7  # every so many-th row
 
 
@@ -29,7 +29,7 @@ def write(directory: pathlib.Path, rows: int, moved: bool) -> None:
 
 
 def compare(root: pathlib.Path) -> float:
-  options = {"draws": 1, "groups": ("coordinates", "spectra", "subspaces"), "whole": 1 << 12, "block": BLOCK}
+  options = {"draws": 1, "groups": ("coordinates", "spectra"), "whole": 1 << 12, "block": BLOCK}
   record = geometry.compare(str(root / "before"), str(root / "after"), **options)
   return record["whole"]["bf16"]["zero"]["value"]
 
@@ -41,7 +41,7 @@ def peak() -> int:
 if __name__ == "__main__":
   root = pathlib.Path(sys.argv[1])
   rows = 65 * BLOCK // COLUMNS  # whole blocks, so that both sizes have the same programs
-  for name, number in (("small", 9 * BLOCK // COLUMNS), ("large", rows)):
+  for name, number in (("small", 5 * BLOCK // COLUMNS), ("large", rows)):
     for side in ("before", "after"):
       write(root / name / side, number, side == "after")
   compare(root / "small")

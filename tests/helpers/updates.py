@@ -1,5 +1,8 @@
 """Made-up updates of weights, as the analysis of their geometry takes them."""
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,11 +26,19 @@ def pair(before, after, mantissa=23, other=None, name="model.layers.0.mlp.up_pro
   )
 
 
-def statistics(one: Pair, kind: str = "fp32", source: str = OBSERVED, **options) -> list[dict[str, float | None]]:
-  """The statistics of every draw of a source; of one kind of update."""
-  chosen = Options(**{"draws": 0} | options)
+def all_statistics(one: Pair, **options: Any) -> dict[str, dict[str, list[dict[str, Any]]]]:
+  """The statistics of every draw, by kind of update and source."""
+  chosen = dataclasses.replace(Options(draws=0), **options)
   found = measure.measure(one, chosen, measure.kinds([one], chosen))
-  return [summary.summarise([raw]) for raw in found[kind][source]]
+  return {
+    kind: {source: [summary.summarise([raw]) for raw in raws] for source, raws in own.items()}
+    for kind, own in found.items()
+  }
+
+
+def statistics(one: Pair, kind: str = "fp32", **options) -> dict[str, Any]:
+  """The statistics of the update itself, of one kind."""
+  return all_statistics(one, **options)[kind][OBSERVED][0]
 
 
 def bf16(x) -> np.ndarray:

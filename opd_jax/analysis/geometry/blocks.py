@@ -49,6 +49,16 @@ class Matrix:
   blocks: Callable[[], Iterator[Float[Array, "b n"]]] = dataclasses.field(repr=False)
 
 
+def total(matrix: Matrix, term: Callable[[Array], Array]) -> Array:
+  """Sum what is computed of every block."""
+  found: Array | None = None
+  for block in matrix.blocks():
+    # Computing is asynchronous: without waiting, all blocks would be read before the first is done with.
+    found = jax.block_until_ready(term(block) if found is None else found + term(block))
+  assert found is not None
+  return found
+
+
 def of_array(array: Float[Array, "m n"]) -> Matrix:
   """A matrix that is in memory, as one block."""
   m, n = array.shape

@@ -18,7 +18,6 @@ from opd_jax.analysis.geometry import blocks, coordinates, masks, nulls, spectra
 from opd_jax.analysis.geometry.blocks import Matrix, Spill
 from opd_jax.analysis.geometry.sources import Pair, Tensor
 from opd_jax.errors import InputError
-from opd_jax.models.safetensors_io import Shape
 
 GROUPS = ("coordinates", "spectra", "subspaces", "rotation")
 OBSERVED = "observed"
@@ -75,7 +74,7 @@ class _View:
 
   def __init__(self, pair: Pair, options: Options, mesh: Mesh | None, block: int):
     self.pair, self.options, self.mesh = pair, options, mesh
-    shape: Shape = pair.shape or (1,)
+    shape = pair.shape + (1,) * (not pair.shape)
     self.matrix = len(shape) == 2 and min(shape) > 1
     rest = math.prod(shape[1:])
     self.wide = self.matrix and shape[0] < shape[1]
@@ -196,7 +195,7 @@ def _totals(view: _View, other: bool = False) -> _Totals:
     update += float(coordinates.squares(view.update(i, other)))
     if "coordinates" in view.options.groups and view.matrix and not other:
       counts += np.asarray(coordinates.histogram(w))
-    rows.append(np.asarray(w)[-start % stride :: stride])
+    rows.append(np.asarray(w)[-start % stride :: stride].copy())  # a view would keep the block
   if not math.isfinite(weight + update):
     raise InputError(
       f"Tensor {view.pair.name} has a NaN or Inf, or values whose squares are none, so that nothing can be said of it; "

@@ -146,7 +146,7 @@ def _file_reader(place: safetensors_io.Tensor) -> Read:
   dtype = DTYPES[place.dtype]
 
   def read(start: int, stop: int, axis: int) -> np.ndarray:
-    shape: Shape = place.shape or (1,)
+    shape = place.shape + (1,) * (not place.shape)
     if axis == 0:
       row = math.prod(shape[1:]) * dtype.itemsize
       with place.file.open("rb") as f:

@@ -9,14 +9,13 @@ Dimensions: m rows, n columns, m >= n; k largest values; b columns of a Krylov b
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from opd_jax.analysis.geometry.blocks import Matrix
+from opd_jax.analysis.geometry.blocks import Matrix, total
 from opd_jax.analysis.geometry.coordinates import squares
 from opd_jax.analysis.geometry.nulls import rng
 
@@ -59,12 +58,12 @@ def of_values(values: Float[np.ndarray, "n"]) -> Spectrum | None:
   if not s.size or not s[0] > 0:
     return None
   e = np.square(s / s[0])
-  total = e.sum()
-  e = e / total
+  whole = e.sum()
+  e = e / whole
   positive = e[e > 0]
   return Spectrum(
     energy=np.cumsum(e)[:TOP].tolist(),
-    stable_rank=float(total),
+    stable_rank=float(whole),
     numerical_rank=float(np.mean(s > RANK_TOLERANCE * s[0])),
     entropy_rank=float(np.exp(-np.sum(positive * np.log(positive)))),
     exact=True,
@@ -82,7 +81,8 @@ def exact_values(matrix: Matrix) -> Float[np.ndarray, "n"]:
     if m == n and block.shape[0] == m:
       triangle = block  # it saves nothing
     else:
-      triangle = _triangle(block if triangle is None else jnp.concatenate([triangle, block]))
+      joined = block if triangle is None else jnp.concatenate([triangle, block])
+      triangle = jax.block_until_ready(_triangle(joined))  # before the next block is read
   assert triangle is not None
   return np.asarray(_values(triangle))
 
@@ -146,14 +146,14 @@ def krylov(
   start = jnp.asarray(rng(seed, "krylov").standard_normal((n, block), np.float32))
   basis = [_orthonormal(start)]
   for _ in range(steps):
-    following = _sum(matrix, lambda x, v=basis[-1]: x.T @ (x @ v))
+    following = total(matrix, lambda x, v=basis[-1]: x.T @ (x @ v))
     for _ in range(2):  # once more, since fp32 loses what a single pass leaves
       for own in basis:
         following = following - own @ (own.T @ following)
       following = _orthonormal(following)
     basis.append(following)
   space = jnp.concatenate(basis, axis=1)
-  gram = _sum(matrix, lambda x: _gram(x, space))
+  gram = total(matrix, lambda x: _gram(x, space))
   values, vectors = jnp.linalg.eigh(gram)
   values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
   return np.sqrt(np.maximum(np.asarray(values, np.float64), 0)), space @ vectors
@@ -168,15 +168,6 @@ def _orthonormal(x: Array) -> Array:
 def _gram(x: Array, space: Array) -> Array:
   y = x @ space
   return y.T @ y
-
-
-def _sum(matrix: Matrix, term: Callable[[Array], Array]) -> Array:
-  """Sum what is computed of every block."""
-  total = None
-  for x in matrix.blocks():
-    total = term(x) if total is None else total + term(x)
-  assert total is not None
-  return total
 
 
 def _quadrature(
@@ -204,13 +195,13 @@ def _quadrature(
   right, u, beta = [v], None, None
   alphas, betas = [], []
   for _ in range(steps):
-    product = jnp.concatenate([x @ right[-1] for x in matrix.blocks()])
-    u = product if u is None else product - u * beta
+    product = jnp.concatenate([jax.block_until_ready(x @ right[-1]) for x in matrix.blocks()])
+    u = product if u is None or beta is None else product - u * beta
     alpha = jnp.linalg.norm(u, axis=0)
     u = u / jnp.where(alpha > 0, alpha, 1.0)
     following, row = jnp.zeros_like(v), 0
     for x in matrix.blocks():
-      following = following + x.T @ u[row : row + x.shape[0]]
+      following = jax.block_until_ready(following + x.T @ u[row : row + x.shape[0]])
       row += x.shape[0]
     following = without(following, right)
     beta = jnp.linalg.norm(following, axis=0)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from opd_jax.analysis.geometry.blocks import Matrix
+from opd_jax.analysis.geometry.blocks import Matrix, total
 from opd_jax.analysis.geometry.coordinates import SHARES
 from opd_jax.analysis.geometry.spectra import krylov
 
@@ -45,11 +45,7 @@ def principal(matrix: Matrix, k: int, seed: int = 0) -> Principal:
   """Find the first k singular values and right vectors, from the Gram matrix of the shorter side."""
   n = matrix.shape[1]
   if n <= EXACT_SIDE:
-    total = None
-    for x in matrix.blocks():
-      total = _gram(x) if total is None else total + _gram(x)
-    assert total is not None
-    return Principal(*_largest(total, k))
+    return Principal(*_largest(total(matrix, _gram), k))
   values, vectors = krylov(matrix, k, seed, block=k // 2 + 32, steps=4)
   return Principal(jnp.asarray(values, jnp.float32), vectors)
 

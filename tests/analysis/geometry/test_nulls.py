@@ -1,13 +1,16 @@
 """What rounding alone makes of an update without structure, and when a statistic is beyond that."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from opd_jax.analysis.geometry import measure, nulls, summary
 from opd_jax.analysis.geometry.measure import OBSERVED, Options
-from tests.helpers.updates import bf16, gaussian_weights, moved, pair, statistics
+from tests.helpers.updates import all_statistics, bf16, gaussian_weights, moved, pair, statistics
 
-SHAPE = (512, 512)
+SHAPE = (448, 448)
 BEFORE = gaussian_weights(SHAPE)
 QUICK = {"draws": 2, "groups": ("coordinates", "subspaces")}
 
@@ -15,15 +18,16 @@ QUICK = {"draws": 2, "groups": ("coordinates", "subspaces")}
 def test_rounding_to_seven_bits_is_bfloat16():
   x = np.random.default_rng(0).standard_normal(5000).astype(np.float32) * np.float32(10.0) ** np.arange(-20, 30, 0.01)
   x = np.concatenate([x, [0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, np.inf]]).astype(np.float32)  # two ties
-  np.testing.assert_array_equal(np.asarray(nulls.round_mantissa(x, 7)), bf16(x))
-  np.testing.assert_array_equal(np.asarray(nulls.round_mantissa(x, 23)), x)
-  np.testing.assert_array_equal(np.asarray(nulls.round_mantissa(np.float32([1.3, 1.2]), 1)), [1.5, 1.0])
+  for bits, expected in ((7, bf16(x)), (23, x)):
+    np.testing.assert_array_equal(np.asarray(nulls.round_mantissa(jnp.asarray(x), bits)), expected)
+  np.testing.assert_array_equal(np.asarray(nulls.round_mantissa(jnp.array([1.3, 1.2]), 1)), [1.5, 1.0])
 
 
 @pytest.mark.parametrize(("std", "sparsity", "low"), [(1e-5, 0.92, 0.43), (2e-5, 0.80, 0.31)])
 def test_stored_updates_without_structure_look_sparse_and_biased(std, sparsity, low):
   """The ends of the ranges that the review of arXiv:2606.13657 gives, within three points."""
-  (found,) = statistics(pair(BEFORE, moved(BEFORE, std, 1), mantissa=7), "bf16", groups=QUICK["groups"])
+  everything = all_statistics(pair(BEFORE, moved(BEFORE, std, 1), mantissa=7), **QUICK)["bf16"]
+  (found,) = everything[OBSERVED]
   assert found["sparsity@1e-05"] == pytest.approx(sparsity, abs=0.03)
   assert found["low_coverage@10%>1e-05"] == pytest.approx(low, abs=0.03)
   assert found["low_coverage@10%"] > found["low_coverage@10%>1e-05"] + 0.05, (
@@ -32,7 +36,8 @@ def test_stored_updates_without_structure_look_sparse_and_biased(std, sparsity, 
   assert 0.045 < found["principal_coverage@10%>1e-05"] < 0.056
   assert found["relative_norm"] == pytest.approx({1e-5: 0.0003, 2e-5: 0.0008}[std], rel=0.1)
   # The null of what is seen after rounding looks the same.
-  for draw in statistics(pair(BEFORE, moved(BEFORE, std, 1), mantissa=7), "bf16", "gaussian", **QUICK):
+  assert len(everything["gaussian"]) == 2
+  for draw in everything["gaussian"]:
     for name in ("sparsity@1e-05", "low_coverage@10%>1e-05", "principal_coverage@10%>1e-05"):
       assert draw[name] == pytest.approx(found[name], abs=0.015), name
     assert draw["relative_norm"] == pytest.approx(found["relative_norm"], rel=0.02)
@@ -43,12 +48,12 @@ def test_the_same_updates_before_rounding(std, sparsity):
   after = (BEFORE + std * np.random.default_rng(1).standard_normal(SHAPE)).astype(np.float32)
   one = pair(BEFORE, after)
   assert [k.name for k in measure.kinds([one], Options())] == ["fp32", "bf16"]
-  (found,) = statistics(one, groups=QUICK["groups"])
+  everything = all_statistics(one, groups=QUICK["groups"])
+  (found,), (rounded,) = everything["fp32"][OBSERVED], everything["bf16"][OBSERVED]
   assert found["sparsity@1e-05"] == pytest.approx(sparsity, abs=0.03)
   assert found["low_coverage@10%"] == pytest.approx(0.1, abs=0.005)
   for rho in (0.1, 0.2):
     assert found[f"projection@{100 * rho:g}%"] == pytest.approx(rho**2, rel=0.1)
-  (rounded,) = statistics(one, "bf16", groups=QUICK["groups"])
   assert rounded["sparsity@1e-05"] == pytest.approx({1e-5: 0.92, 2e-5: 0.80}[std], abs=0.03)
 
 
@@ -61,7 +66,7 @@ def test_independent_updates_overlap_once_they_are_rounded(std, lift):
     summarised = summary.summarise_overlap(found[source])
     if source != "permuted":  # it permutes what rounding has left, which is rounded once more
       assert summarised["overlap_lift>1e-05"] == pytest.approx(lift, rel=0.05), source
-  chance = summary.summarise_overlap(found[OBSERVED])
+  chance: dict[str, Any] = summary.summarise_overlap(found[OBSERVED])
   assert chance["overlap>1e-05"] == pytest.approx(chance["overlap_lift>1e-05"] * chance["density_other>1e-05"])
 
 
@@ -71,10 +76,10 @@ def test_nulls_keep_what_they_should():
   before = rng.standard_normal((64, 48))
   one = pair(before, before + update)
   options = {"draws": 3, "seed": 7}
-  observed = statistics(one, **options)[0]
-  permuted, gaussian = (statistics(one, "fp32", source, **options) for source in nulls.NULLS)
-  assert permuted == statistics(one, "fp32", "permuted", **options), "a seed is a seed"
-  assert permuted != statistics(one, "fp32", "permuted", draws=3, seed=8)
+  everything = all_statistics(one, **options)["fp32"]
+  (observed,), permuted, gaussian = (everything[source] for source in (OBSERVED, *nulls.NULLS))
+  assert permuted == all_statistics(one, **options)["fp32"]["permuted"], "a seed is a seed"
+  assert permuted != all_statistics(one, draws=3, seed=8)["fp32"]["permuted"]
   for draw in permuted:
     for name in ("relative_norm", "sparsity@0.0001", "coordinate_energy@1%"):
       assert draw[name] == pytest.approx(observed[name], rel=1e-5), name
@@ -85,20 +90,20 @@ def test_nulls_keep_what_they_should():
 
 def test_fewer_mantissa_bits_are_a_coarser_checkpoint():
   after = (BEFORE + 1e-4 * np.random.default_rng(1).standard_normal(SHAPE)).astype(np.float32)
-  zeros = [statistics(pair(BEFORE, after), f"{b} bits", mantissa=b, groups=())[0]["zero"] for b in (3, 5, 9)]
+  zeros = [statistics(pair(BEFORE, after), f"{b} bits", mantissa=b, groups=())["zero"] for b in (3, 5, 9)]
   assert zeros[0] > zeros[1] > zeros[2] + 0.1
 
 
 def test_a_snapshot_of_an_unchanged_model_has_sparsity_one():
   """Also of weights that are not stored in bf16: both snapshots round alike."""
   before = np.random.default_rng(0).standard_normal((32, 24))
-  for kind in ("fp32", "bf16"):
-    for source in (OBSERVED, "gaussian"):
-      for found in statistics(pair(before, before), kind, source, draws=1):
-        assert found["zero"] == found["sparsity@1e-06"] == 1
-        assert found["relative_norm"] == 0
-        assert found["stable_rank"] is None
-        assert found["low_coverage@10%"] is None
+  for own in all_statistics(pair(before, before), draws=1).values():
+    for source in (OBSERVED, *nulls.NULLS):
+      (found,) = own[source]
+      assert found["zero"] == found["sparsity@1e-06"] == 1
+      assert found["relative_norm"] == 0
+      assert found["stable_rank"] is None
+      assert found["low_coverage@10%"] is None
 
 
 def test_beyond_a_null_is_what_one_more_draw_would_not_reach():

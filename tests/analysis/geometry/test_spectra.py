@@ -43,7 +43,7 @@ def test_blocks_of_rows_have_the_values_of_the_whole():
   spans = blocks.ranges(M, 200, 200 * 128)
   spill = blocks.Spill(a.shape, spans)
   for start, stop in spans:
-    spill.write(a[start:stop])
+    spill.write(jnp.asarray(a[start:stop]))
   assert len(spans) > 5
   found = spectra.exact_values(spill.matrix())
   np.testing.assert_allclose(found, np.linalg.svd(a.astype(np.float64), compute_uv=False), rtol=1e-4)
