@@ -250,6 +250,17 @@ def test_wrong_inputs_are_refused_in_one_sentence(models, tmp_path):
   assert "model.embed_tokens.weight" in refused(base, str(tmp_path / "huge"))
 
 
+def test_a_page_of_draws_that_are_all_equal(models, tmp_path):
+  """Their mean may round to less than each of them, and a bar from it has no length."""
+  both = [str(models / f"{name}-bfloat16") for name in ("before", "after")]
+  record = geometry.compare(*both, mantissa=3, draws=3, groups=())
+  for statistics in record["blocks"].values():
+    statistics["fp32"]["relative_norm"]["permuted"]["draws"] = [0.1, 0.1, 0.1]
+  assert np.mean([0.1, 0.1, 0.1]) != 0.1
+  geometry.write(record, tmp_path / "page")
+  assert (tmp_path / "page" / "norms.png").is_file()
+
+
 @pytest.mark.parametrize("flag", ["--mantissa=0", "--mantissa=24", "--draws=-1", "--groups=spectra,shapes"])
 def test_flags_that_mean_nothing_are_refused(flag, models, capsys):
   with pytest.raises(SystemExit) as e:

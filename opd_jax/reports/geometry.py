@@ -63,7 +63,7 @@ def beyond(entry: Record, null: str, share: bool) -> str:
   text = f"{(100 if share else 1) * difference:+.3g}"
   if ratio is not None and math.isfinite(ratio):
     text += f" ({ratio:.3g}x)"
-  return f"{verdict} {text}" if verdict != "unknown" else f"{text}, one draw"
+  return f"{verdict} {text}" if verdict != "unknown" else text
 
 
 def show(record: Record, console: Console | None = None) -> None:
@@ -74,8 +74,9 @@ def show(record: Record, console: Console | None = None) -> None:
     table = Table(
       box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=title_of(record, kind), title_justify="left"
     )
-    for i, head in enumerate(("statistic", "update", *(head for n in NULLS for head in (f"{n} null", f"beyond {n}")))):
-      table.add_column(head, justify="left" if i == 0 else "right", min_width=27 if i == 0 else None, overflow="fold")
+    table.add_column("statistic", no_wrap=True)
+    for head in ("update", *(head for null in NULLS for head in (f"{null}\nnull", "beyond\nit"))):
+      table.add_column(head, justify="right", overflow="fold")
     for row in rows(record["whole"][kind], ranges=False):
       table.add_row(*map(Text, row.values()))
     console.print(table, width=width)
@@ -87,7 +88,7 @@ def show(record: Record, console: Console | None = None) -> None:
 def title_of(record: Record, kind: str) -> str:
   """Say how the update of a kind is seen."""
   if kind == "fp32":
-    return "fp32: the update as it is, not rounded"
+    return "fp32: the update between the weights as they are stored, not rounded"
   stored = "" if "fp32" in record["kinds"] else ", as both checkpoints are stored"
   return f"{kind}: the weights before and after it rounded to {record['options']['mantissa']} mantissa bits{stored}"
 

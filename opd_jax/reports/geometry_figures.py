@@ -58,7 +58,8 @@ def _entry(entry: Record, source: str) -> tuple[float, float, float]:
     value = np.nan if entry["value"] is None else entry["value"]
     return value, value, value
   draws = [np.nan if d is None else d for d in entry.get(_KEYS[source], {}).get("draws", ())] or [np.nan]
-  return float(np.mean(draws)), min(draws), max(draws)
+  low, high = min(draws), max(draws)
+  return float(np.clip(np.mean(draws), low, high)), low, high  # a mean of equal values may round to less than they are
 
 
 def _line(ax: Axes, x: Sequence[float], entries: Sequence[Record], source: str, style: Style) -> None:
@@ -140,8 +141,8 @@ def _coverage(record: Record) -> Figure:
       ax.plot(shares, shares, color=plotting.GREY, linestyle=":", linewidth=1)
       words = "largest weights of the rank-k part" if name == "principal" else "smallest weights"
       ax.set(xlabel=f"share of the {words}", ylabel="share of the moved weights", title=kind)
-      for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=None))
+      ax.set_xticks(shares, [f"{100 * rho:g}%" for rho in shares])
+      ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
   _legend(figure)
   return figure
 

@@ -40,8 +40,8 @@ def peak() -> int:
 
 if __name__ == "__main__":
   root = pathlib.Path(sys.argv[1])
-  rows = 65 * BLOCK // COLUMNS  # whole blocks, so that both sizes have the same programs
-  for name, number in (("small", 5 * BLOCK // COLUMNS), ("large", rows)):
+  rows = 64 * BLOCK // COLUMNS  # whole blocks, so that both sizes have the same programs
+  for name, number in (("small", 4 * BLOCK // COLUMNS), ("large", rows)):
     for side in ("before", "after"):
       write(root / name / side, number, side == "after")
   compare(root / "small")

@@ -6,7 +6,8 @@ are asked for, magnitudes are sorted into BINS of which each is at most 1/2048 o
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ LARGEST = (0.001, 0.01, 0.05)  # shares of the coordinates, of `top_energy`
 SHARES = (0.01, 0.05, 0.1, 0.2)  # rho: of the principal and low-magnitude masks, and of principal subspaces
 VISIBLE = (0.0, 1e-5)  # alpha: a coordinate is visible where |dW| > alpha
 
+PART = 1 << 24  # coordinates that are counted at a time
 _DROPPED = 12  # mantissa bits of fp32 that bins ignore
 BINS = 1 << (31 - _DROPPED)
 
@@ -29,9 +31,28 @@ def bins(x: Float[Array, "..."]) -> Int[Array, "..."]:
   return (lax.bitcast_convert_type(jnp.abs(x), jnp.int32) >> _DROPPED).astype(jnp.int32)
 
 
-@jax.jit
-def histogram(x: Float[Array, "..."]) -> Int[Array, "bins"]:
+def _by_parts(function: Callable[..., Any], *arrays: Array) -> Any:
+  """Sum what a function counts, over parts of the rows: its temporaries are as large as what it is given.
+
+  Of blocks that lie over several devices each has its part already.
+  """
+  rows, columns = arrays[0].shape
+  step = rows if len(arrays[0].sharding.device_set) > 1 else max(1, PART // columns)
+  found = None
+  for start in range(0, rows, step):
+    parts = arrays if step >= rows else [a[start : start + step] for a in arrays]
+    counted = jax.block_until_ready(function(*parts))
+    found = counted if found is None else jax.tree.map(jnp.add, found, counted)
+  return found
+
+
+def histogram(x: Float[Array, "b n"]) -> Int[Array, "bins"]:
   """Count the coordinates of a block by bin."""
+  return _by_parts(_histogram, x)
+
+
+@jax.jit
+def _histogram(x: Array) -> Array:
   return jnp.bincount(bins(x).reshape(-1), length=BINS)
 
 
@@ -129,7 +150,6 @@ def squares(x: Float[Array, "..."]) -> Float[Array, ""]:
   return jnp.sum(jnp.sum(jnp.square(x), axis=-1))
 
 
-@jax.jit
 def count(update: Float[Array, "b n"], thresholds: Float[Array, "t"], masks: UInt8[Array, "b n"]) -> dict[str, Array]:
   """Count the coordinates of a block of an update.
 
@@ -141,6 +161,11 @@ def count(update: Float[Array, "b n"], thresholds: Float[Array, "t"], masks: UIn
     "zero", int32[]: that are exactly 0. "within", int32[t]: at most a threshold. "masks", int32[a, 256]: above each of VISIBLE,
     by the bits of `masks`. "square", float32[]: the sum of squares.
   """
+  return _by_parts(functools.partial(_count, thresholds), update, masks)
+
+
+@jax.jit
+def _count(thresholds: Array, update: Array, masks: Array) -> dict[str, Array]:
   size = jnp.abs(update)
   above = sum((size > alpha).astype(jnp.int32) for alpha in VISIBLE)  # how many of VISIBLE, which grow
   found = jnp.bincount((masks + 256 * above).reshape(-1), length=256 * (len(VISIBLE) + 1))

@@ -112,7 +112,7 @@ class _View:
 
   def null(self, i: int, source: str, draw: int, std: float, other: bool = False) -> Float[Array, "b n"]:
     """A block of a null's update, before it is rounded."""
-    key = (source, draw, other, i)
+    key = (source, draw, other, i, std)
     if self._drawn and self._drawn[0] == key:
       return self._drawn[1]
     self._drawn = None
@@ -151,7 +151,7 @@ def measure(
   view = _View(pair, options, mesh, pair.size if pair.size <= options.whole else options.block)
   view.keep()
   totals = _totals(view)
-  std = _gaussian_std(view, totals, pair.after, options)
+  stds = {kind: _gaussian_std(view, totals, pair.after, kind) for kind in seen_as}
   context = _Context(view, totals)
   try:
     out = {kind.name: {OBSERVED: [context.measure(lambda i, k=kind: view.seen(i, k.mantissa))]} for kind in seen_as}
@@ -162,7 +162,7 @@ def measure(
           if totals.update:
 
             def made(i: int, source=source, draw=draw, kind=kind) -> Array:
-              return _rounded(view, i, view.null(i, source, draw, std), kind)
+              return _rounded(view, i, view.null(i, source, draw, stds[kind]), kind)
 
             raw = context.measure(made)
           out[kind.name].setdefault(source, []).append(raw)
@@ -204,14 +204,14 @@ def _totals(view: _View, other: bool = False) -> _Totals:
   return _Totals(weight, update, counts, np.concatenate(rows))
 
 
-def _gaussian_std(view: _View, totals: _Totals, after: Tensor | None, options: Options) -> float:
+def _gaussian_std(view: _View, totals: _Totals, after: Tensor | None, kind: Kind) -> float:
   """The standard deviation of the Gaussian null: of the update's norm, where that is known before rounding or after it."""
   mean_square = totals.update / math.prod(view.shape)
   if not mean_square:
     return 0.0
-  if _finer(Pair(view.pair.name, view.pair.before, after), options.mantissa):
+  if kind.mantissa >= nulls.FULL_MANTISSA or _finer(Pair(view.pair.name, view.pair.before, after), kind.mantissa):
     return math.sqrt(mean_square)
-  return nulls.matching_std(jnp.asarray(totals.sample), mean_square, options.mantissa, options.seed)
+  return nulls.matching_std(jnp.asarray(totals.sample), mean_square, kind.mantissa, view.options.seed)
 
 
 class _Context:
@@ -320,10 +320,11 @@ def overlap(pair: Pair, options: Options, seen_as: Sequence[Kind]) -> dict[str, 
   each of coordinates.VISIBLE, "visible", "other" and "both".
   """
   view = _View(pair, options, None, options.block)
-  stds = [
-    _gaussian_std(view, _totals(view, other), tensor, options)
-    for other, tensor in ((False, pair.after), (True, pair.other))
-  ]
+  totals = [_totals(view, other) for other in (False, True)]
+  stds = {
+    kind: [_gaussian_std(view, own, tensor, kind) for own, tensor in zip(totals, (pair.after, pair.other), strict=True)]
+    for kind in seen_as
+  }
   out: dict[str, dict[str, list[Raw]]] = {}
   sources = [(OBSERVED, 0), *((source, draw) for source in nulls.NULLS for draw in range(options.draws))]
   for source, draw in sources:
@@ -333,7 +334,7 @@ def overlap(pair: Pair, options: Options, seen_as: Sequence[Kind]) -> dict[str, 
         one, two = (
           view.seen(i, kind.mantissa, other)
           if source == OBSERVED
-          else _rounded(view, i, view.null(i, source, draw, stds[other], other), kind)
+          else _rounded(view, i, view.null(i, source, draw, stds[kind][other], other), kind)
           for other in (False, True)
         )
         for name, value in coordinates.shared(one, two).items():

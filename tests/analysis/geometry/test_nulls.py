@@ -123,3 +123,14 @@ def test_a_value_of_the_null_is_seldom_beyond_it():
   rng = np.random.default_rng(0)
   outside = sum(nulls.against_null(v, d)["verdict"] != "within" for v, *d in rng.normal(5, 1, (4000, 4)))
   assert 20 <= outside <= 65
+
+
+def test_a_tensor_in_bf16_of_a_model_that_is_not_has_a_null_of_each_kind():
+  """The null of the update as it is has its norm, and that of the rounded one has the norm that is seen."""
+  one = pair(BEFORE, moved(BEFORE, 1e-5, 1), mantissa=7)
+  both = [measure.Kind("fp32", 23), measure.Kind("bf16", 7)]
+  found = measure.measure(one, Options(draws=1, groups=()), both)
+  for kind in ("fp32", "bf16"):
+    (observed,), (gaussian,) = (found[kind][source] for source in (OBSERVED, "gaussian"))
+    assert gaussian["square"] == pytest.approx(observed["square"], rel=0.03), kind
+  assert found["fp32"]["gaussian"][0]["zero"] < found["bf16"]["gaussian"][0]["zero"]
