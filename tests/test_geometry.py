@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from opd_jax import geometry, trainer
-from opd_jax.analysis.geometry import sources
+from opd_jax.analysis.geometry import measure, sources
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf, lora
 from tests.conftest import small_config
@@ -170,12 +170,14 @@ def test_a_run_is_what_its_export_is(tiny, tmp_path, rank):
   changes = {"eval.every": 0, "checkpoint.every": 1, "lora.rank": rank}
   trainer.train(small_config(tiny, "opd", steps=2, **changes), tmp_path / "run")
   exporting.export(str(tmp_path / "run"), str(tmp_path / "exported"), dtype="float32")
-  run, exported = (geometry.compare(tiny["student"], str(tmp_path / name), **FAST) for name in ("run", "exported"))
+  run, exported = (
+    geometry.compare(tiny["student"], str(tmp_path / name), draws=1, groups=()) for name in ("run", "exported")
+  )
   assert (run["after"]["kind"], run["after"]["step"]) == ("adapter" if rank else "run", 2)
   assert run["whole"]["fp32"]["relative_norm"]["value"] > 0
   for name, entry in run["whole"]["fp32"].items():
     assert same(entry["value"], exported["whole"]["fp32"][name]["value"], rel=1e-5), name
-  earlier = geometry.compare(tiny["student"], str(tmp_path / "run"), steps=(None, 1, None), **FAST)
+  earlier = geometry.compare(tiny["student"], str(tmp_path / "run"), steps=(None, 1, None), draws=0, groups=())
   assert earlier["after"]["step"] == 1
   assert earlier["whole"]["fp32"]["relative_norm"]["value"] != run["whole"]["fp32"]["relative_norm"]["value"]
 
@@ -267,6 +269,7 @@ def test_flags_that_mean_nothing_are_refused(flag, models, capsys):
     geometry.main([str(models / "before-float32"), str(models / "after-float32"), flag])
   assert e.value.code == 2
   assert flag.partition("=")[0] in capsys.readouterr().err
+  assert geometry.GROUPS == measure.GROUPS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -131,11 +131,13 @@ def notes(record: Record) -> list[str]:
   out = [
     f"{record['elements']:,} weights in {record['tensors_compared']} tensors, of which {record['matrices']} are matrices. Norms, "
     "sparsity and overlap are over all weights; the others are medians over the matrices that have an update.",
-    f"Nulls: the update permuted within each tensor, and a Gaussian one of its norm, {options['draws']} draws each, seed "
+    "No nulls were drawn (--draws=0), so nothing here tells an update's structure from rounding."
+    if not options["draws"]
+    else f"Nulls: the update permuted within each tensor, and a Gaussian one of its norm, {options['draws']} draws each, seed "
     f"{options['seed']}, added to the weights before and rounded as they are. Beyond a null is what lies outside the 99% "
     "prediction interval of its draws; how far is told in points of percentages, and as a ratio.",
   ]
-  if "fp32" not in record["kinds"]:
+  if "fp32" not in record["kinds"] and options["draws"]:
     out.append(
       "Both checkpoints are stored rounded, so the update before rounding is not known: the Gaussian null has the norm that is "
       "seen after rounding, and the permuted one permutes what is left of the update, and is rounded once more."

@@ -282,7 +282,7 @@ class _Context:
         assert block is not None
         matrix = spill.matrix() if spill else blocks.of_array(block)
         if "spectra" in groups:
-          raw["spectrum"] = spectra.spectrum(matrix, options.exact if view.alone else 0, options.seed)
+          raw["spectrum"] = spectra.spectrum(matrix, options.exact, options.seed, stored=not view.alone)
         if "rotation" in groups and self._principal:
           raw["rotation"] = self._rotation(matrix)
       return raw

@@ -21,6 +21,8 @@ from opd_jax.analysis.geometry.nulls import rng
 
 TOP = 64  # k: the largest values of which each has its energy told
 RANK_TOLERANCE = 1e-5  # of the largest value, above which a value counts to the numerical rank
+GRAM_SIDE = 8192  # n up to which a Gram matrix is made of a matrix that is read from a file
+RESOLVED = 1e-2  # of the largest value, what a Gram matrix in fp32 tells to 1% at least
 BLOCK, STEPS = 96, 6  # b, and products with A'A, of the Krylov space
 PROBES, QUADRATURE = (8, 32), 24  # p, of large matrices and of small, and steps of the bidiagonalisation
 
@@ -44,11 +46,19 @@ class Spectrum:
   exact: bool
 
 
-def spectrum(matrix: Matrix, exact_side: int, seed: int = 0) -> Spectrum | None:
-  """Compute a spectrum, exactly where n is at most `exact_side`; None of a matrix of zeros."""
+def spectrum(matrix: Matrix, exact_side: int, seed: int = 0, stored: bool = False) -> Spectrum | None:
+  """Compute a spectrum, exactly where n is at most `exact_side`; None of a matrix of zeros.
+
+  Args:
+    stored: every pass over the blocks reads them from a file. One pass for the Gram matrix is then tried first.
+  """
   n = matrix.shape[1]
-  if n <= max(exact_side, BLOCK * (STEPS + 1)):  # the Krylov space would be the whole one
+  if n <= max(0 if stored else exact_side, BLOCK * (STEPS + 1)):  # the Krylov space would be the whole one
     return of_values(exact_values(matrix))
+  if stored and n <= GRAM_SIDE:
+    values = gram_values(matrix)
+    if values[-1] > RESOLVED * values[0]:
+      return of_values(values)
   return randomised(matrix, seed)
 
 
@@ -85,6 +95,22 @@ def exact_values(matrix: Matrix) -> Float[np.ndarray, "n"]:
       triangle = jax.block_until_ready(_triangle(joined))  # before the next block is read
   assert triangle is not None
   return np.asarray(_values(triangle))
+
+
+def gram_values(matrix: Matrix) -> Float[np.ndarray, "n"]:
+  """Compute all singular values from A'A, in one pass; what is below RESOLVED of the largest is not known to 1%."""
+  values = np.asarray(_gram_values(total(matrix, _square)), np.float64)
+  return np.sqrt(np.maximum(values[::-1], 0))
+
+
+@jax.jit
+def _square(x: Array) -> Array:
+  return x.T @ x
+
+
+@jax.jit
+def _gram_values(gram: Array) -> Array:
+  return jnp.linalg.eigvalsh(gram)
 
 
 @jax.jit

@@ -54,3 +54,27 @@ def test_a_matrix_of_zeros_has_no_spectrum():
   zeros = blocks.of_array(jnp.zeros((8, 4)))
   assert spectra.spectrum(zeros, 4096) is None
   assert spectra.randomised(zeros) is None
+
+
+@pytest.mark.parametrize(("name", "exact"), [("no structure", True), ("rank 32", False)])
+def test_a_matrix_that_is_read_from_a_file_is_read_once_where_that_is_enough(name, exact):
+  """A Gram matrix in fp32 has the values of a matrix that is far from singular; of another one it is not trusted."""
+  a, passes = MATRICES[name](), []
+  if exact:
+    a[:N] += 40 * np.eye(
+      N, dtype=np.float32
+    )  # the smallest value of a random matrix that is almost square is too small
+
+  def read():
+    passes.append(None)
+    return iter([jnp.asarray(a[:500]), jnp.asarray(a[500:])])
+
+  found = spectra.spectrum(blocks.Matrix((M, N), read), 4096, stored=True)
+  expected = spectra.of_values(np.linalg.svd(a.astype(np.float64), compute_uv=False))
+  assert found is not None
+  assert expected is not None
+  assert found.exact == exact
+  assert (len(passes) == 1) == exact
+  np.testing.assert_allclose(found.energy, expected.energy, rtol=0.01)
+  for statistic in ("stable_rank", "entropy_rank", "numerical_rank"):
+    assert getattr(found, statistic) == pytest.approx(getattr(expected, statistic), rel=0.01), statistic
