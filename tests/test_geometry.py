@@ -198,14 +198,14 @@ def test_eight_devices_give_what_one_gives(models):
 
 @pytest.mark.long
 def test_memory_is_bounded_by_blocks_and_not_by_tensors(tmp_path):
-  """An embedding of 68 MB in fp32, of which a naive comparison holds six copies and more, in blocks of 1 MB."""
+  """An embedding of 67 MB in fp32, of which a naive comparison holds six copies and more, in blocks of 1 MB."""
   # Optimised, unlike in other tests, since most of the time goes into running.
   env = {k: v for k, v in os.environ.items() if k not in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")}
   command = [sys.executable, "-m", "tests.helpers.geometry_memory", str(tmp_path)]
   found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
   assert found.returncode == 0, found.stderr
   measured = json.loads(found.stdout.splitlines()[-1])
-  assert measured["embedding_bytes"] >= 68e6
+  assert measured["embedding_bytes"] >= 67e6
   assert measured["growth_bytes"] < 40e6, measured
   assert measured["sparsity"] == pytest.approx(measured["expected_sparsity"], abs=1e-6)
 
