@@ -54,7 +54,7 @@ def _render(comparison: Comparison, pictures: Sequence[figures.Picture]) -> str:
     arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]) + _reward(comparison),
     cost=table([_cost_cells(arm) for arm in comparison.arms]),
     tokens=_token_by_token(runs),
-    figures="\n".join(map(_figure, pictures)),
+    figures="\n".join(map(figure, pictures)),
     notes="".join(f"<li>{html.escape(note)}</li>" for note in _notes(comparison)),
     runs=table([_run_cells(run) for run in runs], "text"),
     made=table([_made_cells(run) for run in runs], "text"),
@@ -92,7 +92,8 @@ def _token_by_token(runs: Sequence[Run]) -> str:
 _QUESTIONS = ("How far must the student speak?", "What does the reward teach?")  # the second where every run has one
 
 
-def _figure(picture: figures.Picture) -> str:
+def figure(picture: figures.Picture) -> str:
+  """Write a picture with its title and caption, the picture in the page itself."""
   data = base64.b64encode(picture.path.read_bytes()).decode()
   title, caption = html.escape(picture.title), html.escape(picture.caption)
   image = f'<img alt="{title}" width="{picture.width}" src="data:image/png;base64,{data}">'
