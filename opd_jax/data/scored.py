@@ -174,9 +174,11 @@ def of_rollouts(
   divergence = found.get("divergence", found.get("kl"))
   known = "" if divergence is None else kind if "divergence" in found else "reverse_kl"
 
-  def numbers(name: str, row: int) -> Any:
+  def numbers(name: str, row: int, taught: bool) -> Any:
     values = divergence if name == "divergence" else found.get(name)
-    return None if values is None else values[row][found["mask"][row]].astype(float).tolist()
+    if values is None or (name in OF_TEACHER and not taught):
+      return None
+    return values[row][found["mask"][row]].astype(float).tolist()
 
   def text(name: str, row: int) -> str:
     ids = found[name][row][found[f"{name}_mask"][row]]
@@ -197,7 +199,7 @@ def of_rollouts(
         kind=known if taught else "",
         step=step,
         teacher_prompt=text("teacher_prompt", row) if own_context else None,
-        **{name: numbers(name, row) if taught or name not in OF_TEACHER else None for name in NUMBERS},
+        **{name: numbers(name, row, taught) for name in NUMBERS},
       )
     )
   return responses

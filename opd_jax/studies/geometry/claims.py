@@ -86,7 +86,7 @@ def tuned(results: Results, name: str, how: How = "sampled") -> dict[int, float]
     Missing: fewer than two seeds have finished all of its arms.
   """
   arms = TUNED[name]
-  seeds = results.common(*arms) if len(arms) > 1 else list(results.scores(arms[0]))
+  seeds = results.common(*arms)
   if len(seeds) < 2:
     raise Missing(f"tuning {name} needs two seeds of all of its arms")
   sampled = {arm: results.scores(arm) for arm in arms}

@@ -132,7 +132,7 @@ def spectra(results: Results) -> Figure:
     except Missing:
       continue
     mean = np.mean(curves, axis=0)
-    ax.plot(range(1, len(mean) + 1), mean, label=LABELS[arm], **style.line | {"marker": None})
+    ax.plot(range(1, len(mean) + 1), mean, label=LABELS[arm], color=style.color, linestyle=style.linestyle)
     drawn = True
   if not drawn:
     raise Missing("no update was measured")
