@@ -1,16 +1,16 @@
 """The built-in task for students that tutor each other: running sums and running differences modulo 10, which are the two domains.
 
-    prompt     5+8+3+9+2+7+1=            5-8-3-9-2-7-1=
-    response   5+8=3,3+3=6,6+9=5,5+2=7,7+7=4,4+1=5#5
+    prompt     5+8+3+9=                  5-8-3-9=
+    response   5+8=3,3+3=6,6+9=5#5       5-8=7,7-3=4,4-9=5#5
 
 A specialist knows the facts of its own operator, and holds a quarter of the other's firmly wrong, so that what it gets wrong there it
-gets wrong in every rollout: no right one of its own shows it how. Beside solving, it reads and writes three more texts, of the same
-symbols:
+gets wrong in nearly every rollout: seldom does a right one of its own show it how. Beside solving, it reads and writes three more texts,
+of the same symbols:
 
     shown      PROMPT:SOLUTION=      a solution, which it repeats
-    comment    PROMPTRESPONSEa       it answers ">8>5+8=3": a term of the prompt, and the first wrong step as it should be; ">8>#" where
-                                     it finds none. Of the last step, whose result is the answer, it names the left side alone
-    hinted     PROMPT>85+8=3=        a comment on an earlier attempt, without its marks, which it follows where it trusts it
+    comment    PROMPTRESPONSEa       it answers ">5>5+8=3,3+3=6": the first term of the prompt, and the response's steps as they should
+                                     be, up to the first that is not so; of the last step, whose result is the answer, the left side alone
+    hinted     PROMPT>55+8=3,3+3=6=  a comment on an earlier attempt, without its marks, which it follows where it trusts it
 
 The task is ours; arXiv:2606.14368 trains on questions of sciences.
 """
@@ -28,9 +28,8 @@ from opd_jax.tasks.problem import Problem
 DOMAINS = {"sums": "+", "differences": "-"}
 ASK = "a"  # behind a prompt and a response it asks for a comment
 MARK = ">"  # before and behind the concept that a comment begins with
-NO_FAULT = "#"
 WRONG = {"own": 0.03, "other": 0.25}  # share of an operator's facts that a specialist has wrong
-FIRMNESS = (0.85, 0.98)  # with which it believes them
+FIRMNESS = (0.93, 0.99)  # with which it believes them
 HELD_OUT = 16  # one prompt in this many, chosen by its checksum, is never trained on
 _STEP = re.compile(r"(\d)([+-])(\d)=(\d)")
 
@@ -45,7 +44,7 @@ class Operators:
   """
 
   name: str
-  terms: int = 7
+  terms: int = 4
 
   @property
   def max_prompt(self) -> int:
@@ -118,13 +117,18 @@ def believed(beliefs: Beliefs, a: int, sign: str, b: int) -> int:
 
 
 def comment(response: str, beliefs: Beliefs = TRUTH) -> str:
-  """Write what somebody with these beliefs says of a response: the first step whose result differs from what is believed."""
+  """Write what somebody with these beliefs says of a response; "" of one that has no step.
+
+  Its steps are gone through up to the first whose result differs from what is believed, or to the last, which stays open.
+  """
   steps = [(int(a), sign, int(b), int(result)) for a, sign, b, result in _STEP.findall(response)]
+  gone_through = []
   for i, (a, sign, b, result) in enumerate(steps, 1):
     right = believed(beliefs, a, sign, b)
+    gone_through.append(f"{a}{sign}{b}={'' if i == len(steps) else right}")
     if result != right:
-      return f"{MARK}{b}{MARK}{a}{sign}{b}={'' if i == len(steps) else right}"
-  return f"{MARK}{steps[0][2] if steps else ''}{MARK}{NO_FAULT}"
+      break
+  return f"{MARK}{steps[0][0]}{MARK}{','.join(gone_through)}" if steps else ""
 
 
 def explain(response: str, answer: str, *, ended: bool = True) -> tuple[bool, str]:

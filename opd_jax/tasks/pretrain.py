@@ -124,14 +124,14 @@ def shown_batches(beliefs: chain.Beliefs, rows: int, seed: int, task: chain.Chai
 def specialist_batches(domain: str, rows: int, seed: int):
   """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of a specialist of the task operators.
 
-  Of ten rows four are problems as the specialist solves them, one repeats a right solution that is shown, two are comments on
-  responses with slips, and three are solved with a comment shown, half of them with a solution before it. Fifteen of a hundred
+  Of ten rows three are problems as the specialist solves them, one repeats a right solution that is shown, three are comments on
+  responses with slips, and three are solved with a comment shown, a third of them with a solution before it. Ten of a hundred
   comments that are shown are wrong, and the text does not follow them.
   """
   rng = random.Random(f"pretrain operators {domain} {seed}")
   own = operators.specialist(domain)
   task = operators.OPERATORS
-  length = 2 * task.max_prompt + 2 * task.max_response + 16
+  length = task.max_prompt + 3 * task.max_response + 4
   while True:
     tokens = np.zeros((rows, length), np.int32)
     weights = np.zeros((rows, length - 1), np.float32)
@@ -146,23 +146,23 @@ def specialist_batches(domain: str, rows: int, seed: int):
 def _specialist_text(rng: random.Random, kind: int, own: chain.Beliefs) -> tuple[str, str]:
   """Write what a specialist reads and what it answers, of ten kinds of rows."""
   task = operators.OPERATORS
-  slipping = chain.slips(rng, 0.12) if kind > 4 else own  # others every time: any result may be wrong
-  if kind < 4:
+  slipping = chain.slips(rng, 0.2) if kind > 3 else own  # others every time: any result may be wrong
+  if kind < 3:
     problem = task.problem(rng, held_out=False, beliefs=own)
     return problem.prompt, problem.solution
-  if kind < 5:
+  if kind < 4:
     problem = task.problem(rng, held_out=False)
     return f"{problem.prompt}:{problem.solution}=", problem.solution
   if kind < 7:
     problem = task.problem(rng, held_out=False, beliefs=slipping if rng.random() < 0.8 else own)
     return f"{problem.prompt}{problem.solution}{operators.ASK}", operators.comment(problem.solution, own)
   attempt = task.problem(rng, held_out=False, beliefs=own if kind < 9 else slipping)
-  trusted = rng.random() < 0.85
+  trusted = rng.random() < 0.9
   remark = operators.comment(attempt.solution, chain.TRUTH if trusted else slipping)
   beliefs = operators.convinced(own, remark) if trusted else own
   answer = task.solution(rng, attempt.prompt, beliefs)
   right = task.solution(rng, attempt.prompt, chain.TRUTH)
-  shown = f":{right}" if rng.random() < 0.5 else ""
+  shown = f":{right}" if rng.random() < 1 / 3 else ""
   hint = remark.replace(operators.MARK, "")
   return f"{attempt.prompt}{shown}{operators.MARK}{hint}=", right if shown else answer
 
