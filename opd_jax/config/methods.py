@@ -104,17 +104,17 @@ def tutored_by_specialist(c: Config) -> Config:
   """Gives a config of co-distillation the two built-in specialists, and the symbols that they comment and are shown comments in."""
   c.student, c.codistillation.peer = "builtin:sums-specialist", "builtin:differences-specialist"
   c.data.path = "task:operators"
-  c.horizon.max = 38
+  c.horizon.max = 20
   c.context.template = "{prompt}{solution}{feedback}="
   c.context.solution_template = ":{text}"
   c.context.feedback_template = ">{text}"
-  c.context.max_tokens = 64
+  c.context.max_tokens = 48
   c.context.widths = 0.0  # one program
   c.comment.template = "{prompt}{response}a"
   c.comment.anchor = ">{text}>"
   c.comment.leaks = "none"  # they name no answer
-  c.comment.max_tokens = 12
-  c.comment.max_prompt = 56
+  c.comment.max_tokens = 24
+  c.comment.max_prompt = 32
   c.eval.every = 20
   c.eval.greedy = True
   return c

@@ -38,7 +38,7 @@ SHOWN: dict[str, Any] = {  # how a teacher is shown more, as in configs/opcod.py
   "context.template": "{prompt}{solution}{feedback}=",
   "context.solution_template": ":{text}",
   "context.feedback_template": ">{text}",
-  "context.max_tokens": 64,
+  "context.max_tokens": 48,
 }
 GOLD = SHOWN | {"batch": 32, "rollouts_per_prompt": 1, "objective.kind": "jsd", "objective.normaliser": "token"}
 
