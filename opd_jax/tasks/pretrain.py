@@ -21,6 +21,10 @@
     python -m opd_jax.tasks.pretrain --role=student $SUMS --short=300 --steps=1100 --out=DIR
     python -m opd_jax.tasks.pretrain --role=teacher --init=$ASSETS/synonyms-student $SUMS --slips=0.1 --steps=1000 --seed=1 --out=DIR
 
+    SPECIALIST="--role=specialist --init=$ASSETS/short-pupil --steps=1000 --rows=96 --lr=2e-3"         of the task operators
+    python -m opd_jax.tasks.pretrain $SPECIALIST --domain=sums --out=DIR                        17 minutes on one core each
+    python -m opd_jax.tasks.pretrain $SPECIALIST --domain=differences --seed=1 --out=DIR
+
 The teacher reads correct solutions of both tasks of a pair; the student reads solutions written by somebody with its
 misconceptions. The last of the short ones, short-exact-teacher, also read solutions with slips in them, and so knows how
 to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and loaded
