@@ -79,7 +79,7 @@ def edit(path: pathlib.Path, **keys):
     ({"sampling.temperature": 0.0}, "temperature is 0.0"),
     ({"sampling.top_p": 0.0}, "top_p is 0.0"),
     ({"objective.support": "topk"}, "'full', 'student_topk', 'teacher_topk', 'both_topk', 'sampled'"),
-    ({"optimizer.kind": "sgd"}, "'adamw'"),
+    ({"optimizer.kind": "lion"}, "'adamw'"),
     ({"optimizer.lr": 0.0}, "lr is 0.0"),
     ({"data.on_bad_line": "ignore"}, "'refuse', 'skip', 'truncate'"),
     ({"data.verifier": "gsm9k"}, "no verifier 'gsm9k'"),

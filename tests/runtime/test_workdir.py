@@ -62,7 +62,7 @@ def test_every_other_key_has_to_be_named_or_stays(key, resume):
     c = of("ccopd")
   with pytest.raises(InputError, match=rf"belongs to another config: .*{'context' if key == 'recipe' else key}"):
     resume(c)
-  if key in ("recipe", "student", "optimizer.kind") or key.startswith("lora."):
+  if key in ("recipe", "student", "optimizer.kind") or key.startswith(("lora.", "subnetwork.")):
     with pytest.raises(InputError, match=rf"config.{key} cannot change from .*: (the checkpoint|another method)"):
       resume(c, key)
   else:

@@ -65,7 +65,9 @@ def test_somebody_who_is_convinced_writes_the_fact_that_was_stated():
   assert OPERATORS.solution(rng, "5+8+1=", doubtful) == "5+8=4,4+1=5#5"
   assert OPERATORS.solution(rng, "5+8+1=", convinced(doubtful, ">8>5+8=3")) == "5+8=3,3+1=4#4"
   assert convinced(doubtful, ">5>5+8=") == doubtful
-  assert convinced(doubtful, "55+8=3,3+1=") == convinced(doubtful, "5+8=3"), "the first term stands before the first step"
+  assert convinced(doubtful, "55+8=3,3+1=") == convinced(doubtful, "5+8=3"), (
+    "the first term stands before the first step"
+  )
   assert OPERATORS.solution(rng, "5+8+1=", TRUTH) == "5+8=3,3+1=4#4"
 
 

@@ -315,6 +315,7 @@ def test_parts_are_counted_apart():
   assert sum(size for _, size in counts.values()) == SIZE
 
 
+@pytest.mark.long
 def test_on_eight_devices_the_same_coordinates_are_chosen_and_trained():
   """By every kind, over fsdp and tensor axes; masks lie as their weights do."""
   alone, several = json_from_eight_devices("tests.helpers.mask_choices")
