@@ -1,8 +1,9 @@
 """OPCoD: two students tutor each other by comments on their rollouts (arXiv:2606.14368).
 
 cpu    python -m opd_jax.train --config=configs/opcod.py --workdir=runs/opcod
-       two copies of the built-in short-pupil, which nobody has taught to comment: it shows the loop, and what is learned comes from right
-       responses of the same group alone, as in SDPO
+       the built-in specialists, one of sums and one of differences: 2 cores, 70 s of training beside other work, accuracy over both domains
+       0.81 -> 0.98 and 0.59 -> 0.98, greedy 0.81 -> 1.00 and 0.59 -> 1.00 (seed 0). With gates that never open, SDPO alone, it is 0.91 and
+       0.95 after half the steps (--config.codistillation.gate=never --config.steps=40 --config.codistillation.phase_steps=10)
 hf     --config=configs/opcod.py:hf      any two Hugging Face directories of one tokenizer, and a JSONL file of problems with answers and
        their domains (--config.data.domain_field)
 paper  --config=configs/opcod.py:paper   the published hyper-parameters

@@ -6,9 +6,9 @@ run moved visibly, and controls of the same density. A masked arm has a rate of 
 other seeds, and so has the unmasked run that it is compared with; SGD has `SGD_RATES`.
 
 At this size a rate of 1e-6 learns nothing, and bfloat16 would hide next to nothing of what a larger one moves. Checkpoints are seen with
-`MANTISSA` bits instead, so that half a rounding step stands to an update as it does in the paper's checkpoints (its brief has half a
-step of 6e-5 to updates of 1e-5 to 2e-5). Rates, steps and bits were calibrated on runs of seeds 0 and 1, which is why the study's seeds begin
-at `FIRST_SEED`. The rules by which claims are judged stand in claims.py.
+`MANTISSA` bits instead, so that half a rounding step stands to an update as it does in the paper's checkpoints (half a
+step of 6e-5 to updates of 1e-5 to 2e-5). Seeds before `FIRST_SEED` are there to calibrate rates, steps, target and bits on, which has not been
+done yet: those here are first values. The rules by which claims are judged stand in claims.py.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from opd_jax.studies.arm_spec import ArmSpec
 
 T, STEPS, EVERY, LR = 140, 60, 10, 1e-4
-FIRST_SEED = 20  # those before it were calibrated on
+FIRST_SEED = 20  # those before it are to calibrate on
 TARGET = 0.6  # accuracy at which updates are compared
 MANTISSA = 3
 RATES = (1.0, 3.0)  # times LR

@@ -4,8 +4,8 @@ Two specialists begin: one knows sums, the other differences (tasks/operators.py
 turn; every other arm is trained once from each specialist, as NAME-sums and NAME-differences. A student has the same number of
 steps in every arm, of 32 rollouts each.
 
-Learning rates and the number of steps were calibrated on runs of seeds 0 and 1, which is why the study's seeds begin at
-`FIRST_SEED`. The rules by which claims are judged stand in claims.py.
+Seeds before `FIRST_SEED` are there to calibrate rates and steps on, which has not been done yet: those here are first values. The rules
+by which claims are judged stand in claims.py.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from opd_jax.studies.arm_spec import NULL, ArmSpec
 from opd_jax.tasks import operators
 
 STEPS, LR = 100, 1e-4  # of each student
-FIRST_SEED = 20  # those before it were calibrated on
+FIRST_SEED = 20  # those before it are to calibrate on
 SPECIALISTS = {domain: f"builtin:{domain}-specialist" for domain in operators.DOMAINS}
 SUMS, DIFFERENCES = SPECIALISTS
 OF_MODEL = {"student": SUMS, "peer": DIFFERENCES}  # which specialist the models of a run of two are
