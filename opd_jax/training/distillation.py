@@ -189,7 +189,7 @@ class DistillationStep:
     stats = stats or more_stats
     value, token_metrics = self.loss.value(part.token_weights, stats, rollout.behavior_logprob, part.advantage)
     counts = {"count": rollout.mask}
-    if part.context is not None:  # a teacher that was told nothing has nothing to say
+    if part.context is not None:  # a teacher without a context has read an empty prompt
       counts["compared"] = compared_tokens = rollout.mask & part.context.taught[:, None]
       stats = {
         name: jnp.where(compared_tokens, a, 0.0) if name in metrics.OF_TEACHER else a for name, a in stats.items()

@@ -135,7 +135,7 @@ class Subnetwork:
 
 
 def check(config: Config) -> None:
-  """Refuses a mask that goes with nothing, or that is not told where it comes from.
+  """Refuses a mask that lacks its source or density, and keys of a mask where there is none.
 
   Raises:
     InputError: names the key.

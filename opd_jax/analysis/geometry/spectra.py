@@ -19,7 +19,7 @@ from opd_jax.analysis.geometry.blocks import Matrix, total
 from opd_jax.analysis.geometry.coordinates import squares
 from opd_jax.analysis.geometry.nulls import rng
 
-TOP = 64  # k: the largest values of which each has its energy told
+TOP = 64  # k: the largest singular values whose energies are kept
 RANK_TOLERANCE = 1e-5  # of the largest value, above which a value counts to the numerical rank
 GRAM_SIDE = 8192  # n up to which a Gram matrix is made of a matrix that is read from a file
 RESOLVED = 1e-2  # of the largest value, what a Gram matrix in fp32 tells to 1% at least
@@ -29,7 +29,7 @@ PROBES, QUADRATURE = (8, 32), 24  # p, of large matrices and of small, and steps
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-  """What is told of the singular values s of a matrix that is not zero; e = s^2 / sum of s^2.
+  """Statistics of the singular values s of a matrix that is not zero; e = s^2 / sum of s^2.
 
   Attributes:
     energy: e summed over the k largest, for k = 1 ... TOP (fewer in a smaller matrix).

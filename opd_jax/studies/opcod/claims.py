@@ -4,7 +4,7 @@ Intervals are over seeds, at 95%. Accuracies are of 256 held-out problems, two a
 the two students has an accuracy in the domain that it knew before, "own", and in the other one, "other"; "all four" is the mean of
 both students and domains.
 
-A rule that rests on accuracies has to be met twice: by answers that are sampled at temperature 1, and by greedy ones.
+A rule about accuracies has to be met twice: by answers that are sampled at temperature 1, and by greedy ones.
 """
 
 import functools
@@ -99,7 +99,7 @@ def helped(results: Results, kind: str) -> dict[int, float]:
 
 
 def comments_are_used(results: Results) -> Verdict:
-  """Check what everything else rests on: a student that is shown a right comment does better for it."""
+  """Check what every other claim presupposes: a student that is shown a right comment does better for it."""
   by_kind = {kind: helped(results, kind) for kind in ("oracle", "peer", "own", "shuffled")}
   oracle = interval(by_kind["oracle"].values())
   less = interval(value - by_kind["shuffled"][seed] for seed, value in by_kind["oracle"].items())
