@@ -41,7 +41,7 @@ def exported(spec, tmp_path) -> Exported:
       "data.path": "/home/me/secret/train.jsonl",
       "steps": 6,
     }
-    | {"eval.path": "~/secret/test.jsonl", "data.system": "see /Users/me/notes.txt", "compile_cache": "/root/cache"},
+    | {"eval.path": "~/secret/test.jsonl", "data.system": "see /Users/me/notes.txt", "compile_cache": "/scratch/cache"},
   )
   workdir = tmp_path / "runs"
   workdir.mkdir()
@@ -90,7 +90,7 @@ def test_every_source_of_prompts_is_named(exported):
 
 def test_no_path_of_the_machine_is_told(exported, tmp_path):
   card = model_card.text(exported)
-  for private in ("/home", "/Users", "/root", "~", "secret", str(tmp_path), os.path.expanduser("~/")):
+  for private in ("/home", "/Users", "/root", "/scratch", "~", "secret", str(tmp_path), os.path.expanduser("~/")):
     assert private not in card
   assert 'data.system = "see notes.txt"' in card
 
