@@ -150,7 +150,7 @@ def _check_sizes(config: Config) -> None:
   evaluation = {
     "eval.batch": min(config.eval.batch, config.eval.prompts),
     "eval.k": config.eval.k,
-    "eval.max_tokens": config.eval.max_tokens or config.horizon.max,
+    "eval.max_tokens": config.eval.max_tokens or configs.response_len(config),
   }
   for sizes in (step, evaluation) if config.eval.every else (step,):
     if (tokens := math.prod(sizes.values())) >= COUNTED:

@@ -136,11 +136,11 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
   of_teacher = pipeline.padded_len(train.teacher_ids) if train.teacher_ids else 0
   width = max(pipeline.padded_len(train.ids), train.prompt_lens[-1], of_teacher)
   longest = min(m.cfg.max_positions for m in (student, *teachers))
-  if width + config.horizon.max > longest:
+  if width + (length := configs.response_len(config)) > longest:
+    key = "denoising.length" if "denoising" in config else "horizon.max"
     raise InputError(
-      f"Prompts of {width} tokens and config.horizon.max of {config.horizon.max} need "
-      f"{width + config.horizon.max} positions, "
-      f"but the models have {longest} (max_position_embeddings); lower horizon.max or data.max_prompt."
+      f"Prompts of {width} tokens and config.{key} of {length} need {width + length} positions, "
+      f"but the models have {longest} (max_position_embeddings); lower {key} or data.max_prompt."
     )
   sampling = Sampling(
     stop_ids=student.stop_ids,
@@ -240,7 +240,7 @@ def load_evaluation(
   rendering = Rendering.from_config(config, began)
   verifiers = verifiers or VerifierPool.from_config(config)
   held_out = load_problems(config, path, tokenizer, rendering, held_out=True)
-  max_tokens = config.eval.max_tokens or config.horizon.max
+  max_tokens = config.eval.max_tokens or configs.response_len(config)
   width = max(pipeline.padded_len(held_out.ids), held_out.prompt_lens[-1])
   if width + max_tokens > model.cfg.max_positions:
     raise InputError(

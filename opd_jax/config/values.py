@@ -186,8 +186,13 @@ def data_paths(config: Config) -> tuple[str, ...]:
 
 
 def verifies_rollouts(config: Config) -> bool:
-  """Whether training asks a verifier about its rollouts: for a reward, or for what a teacher is shown."""
-  return config.mixture.reward > 0 or config.context.kind == "feedback"
+  """Whether training asks a verifier about its rollouts: for a reward, for what a teacher is shown, or for which are learned from."""
+  return config.mixture.reward > 0 or config.context.kind in ("feedback", "self_future")
+
+
+def response_len(config: Config) -> int:
+  """The most tokens of a response in training: the longest horizon's, or a canvas's where the horizon is in denoising steps."""
+  return config.denoising.length if "denoising" in config else config.horizon.max
 
 
 def teacher_names(config: Config) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ P positions, n responses behind each, R positions of a response, t of a block of
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,17 +95,43 @@ def attend_causal(
   """
   if group is not None:
     return attend_group(q, k, v, mask, group, block, window)
-  B, T, N, h = q.shape
+  T = q.shape[1]
   at = None if window is None else positions_of(mask)
+
+  def visible(positions: Int[Array, "t"]) -> Bool[Array, "B t T"]:
+    causal = jnp.arange(T) <= positions[:, None]
+    seen = causal[None] & mask[:, None, :]
+    if at is not None and window is not None:
+      seen = seen & in_window(window, jnp.take(at, positions, axis=1, mode="clip"), at)
+    return seen
+
+  return _attend_in_blocks(q, k, v, visible, block)
+
+
+def attend_bidirectional(
+  q: Float[Array, "B T N h"],
+  k: Float[Array, "B T K h"],
+  v: Float[Array, "B T K h"],
+  mask: Bool[Array, "B T"],
+  block: int = 1024,
+) -> Float[Array, "B T N h"]:
+  """Attend from every token to all real tokens, before it and behind it; arguments as of `attend_causal`."""
+  return _attend_in_blocks(q, k, v, lambda positions: jnp.repeat(mask[:, None, :], len(positions), axis=1), block)
+
+
+def _attend_in_blocks(
+  q: Float[Array, "B T N h"],
+  k: Float[Array, "B T K h"],
+  v: Float[Array, "B T K h"],
+  visible: Callable[[Int[Array, "t"]], Bool[Array, "B t T"]],
+  block: int,
+) -> Float[Array, "B T N h"]:
+  """Attend from blocks of queries, of which `visible` tells by their positions what each sees."""
+  B, T, N, h = q.shape
 
   def attend_from(first: Array | int, queries: Float[Array, "B t N h"]) -> Float[Array, "B t N h"]:
     """Attend from the queries that stand at `first` and behind it."""
-    positions = first + jnp.arange(queries.shape[1])
-    causal = jnp.arange(T) <= positions[:, None]
-    visible = causal[None] & mask[:, None, :]
-    if at is not None and window is not None:
-      visible = visible & in_window(window, jnp.take(at, positions, axis=1, mode="clip"), at)
-    return attend(queries, k, v, visible)
+    return attend(queries, k, v, visible(first + jnp.arange(queries.shape[1])))
 
   if block >= T:
     return attend_from(0, q)

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import layer_kinds, moe, rope
-from opd_jax.models.attention import PromptGroup, attend_causal, positions_of
+from opd_jax.models.attention import PromptGroup, attend_bidirectional, attend_causal, positions_of
 from opd_jax.models.layer_kinds import LayerKind
 from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
@@ -71,6 +71,10 @@ class DecoderConfig:
   scaled_embedding: bool = False  # by sqrt(D)
   query_scalar: int | None = None  # scores are divided by its square root; None: by that of the head width
   layer_kinds: tuple[LayerKind, ...] = ()  # of the first layers, and then again from the first; (): all are plain
+  causal: bool = True  # False: a masked diffusion model, whose tokens see all others
+  mask_id: int | None = None  # the id of the mask, of a masked diffusion model
+  shifted: bool = False  # a masked diffusion model whose prediction of a position stands at the one before it (Dream)
+  tensor_names: str = "transformers"  # how its files call their tensors, a key of weights.NAMES
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -178,11 +182,18 @@ def hidden(
     mask: true on real tokens. Padding may stand on either side: it is never attended to and takes no position.
     dtype: compute type of the matrix products; norms, softmax and rotary angles are fp32.
     remat: what the backward pass computes again, a key of REMAT.
-    attention_fn: causal attention over whole sequences, see attention.py and kernels.py.
+    attention_fn: causal attention over whole sequences, see attention.py and kernels.py; a model that is not causal has its own.
     moe_fn: the mixture of experts, where there is one, see moe.py.
     embed_fn: the embedding; None: `embed`, and on a mesh see lookup.py.
     group: how the sequences are laid out, where they are prompts with several responses each.
+
+  Raises:
+    ValueError: a `group` of a model that is not causal, whose prompts read their responses.
   """
+  if not cfg.causal:
+    if group is not None:
+      raise ValueError("a prompt that reads its response stands once for one response only")
+    attention_fn = attend_bidirectional
   positions = positions_of(mask) if group is None else group.positions(mask)
   attend = attention_fn if group is None else functools.partial(attention_fn, group=group)
   differ, of_layer = by_layer(cfg, positions, tokens.shape[1] if group is None else group.prompt + group.response)
@@ -235,6 +246,26 @@ def response_hidden(
   x = hidden(params, cfg, tokens, mask, group=PromptGroup(P, n, R) if R else None, **hidden_options)
   first = jnp.repeat(x[:, P - 1], n, axis=0)[:, None]
   return jnp.concatenate([first, x[:, P:].reshape(B, R, x.shape[-1])], axis=1)
+
+
+def canvas_hidden(
+  params: Params,
+  cfg: DecoderConfig,
+  prompt: Int[Array, "B P"],
+  prompt_mask: Bool[Array, "B P"],
+  canvas: Int[Array, "B H"],
+  **hidden_options,
+) -> Float[Array, "B H D"]:
+  """Compute the hidden states of a masked diffusion model that predict each position of a response.
+
+  Args:
+    canvas: the response, with the mask's id wherever there is no token yet; all of its positions are real.
+    hidden_options: keyword arguments of `hidden`.
+  """
+  tokens = jnp.concatenate([prompt, canvas], axis=1)
+  mask = jnp.concatenate([prompt_mask, jnp.ones(canvas.shape, bool)], axis=1)
+  first = prompt.shape[1] - cfg.shifted
+  return hidden(params, cfg, tokens, mask, **hidden_options)[:, first : first + canvas.shape[1]]
 
 
 def unembed(params: Params, x: Float[Array, "*b D"]) -> Float[Array, "*b V"]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
+from opd_jax.models import hf_llada
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.hf_layers import PLAIN, Alternating, Layers, NoRopeInSome, WindowEverywhere, WindowWhereSwitched
 from opd_jax.models.hf_values import Json, number, positive_int, switch
 from opd_jax.models.layer_kinds import shortest_period
 from opd_jax.models.moe import MoE
+from opd_jax.runtime.json_files import is_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Architecture:
   norm_eps: float = 1e-6
   layers: Layers = PLAIN
   off: tuple[str, ...] = ()  # switches of config.json that change the model in a way decoder.py does not follow
+  causal: bool = True  # False: a masked diffusion model, whose own code is not in transformers
+  shifted: bool = False  # of masked diffusion models, see DecoderConfig
+  tensor_names: str = "transformers"  # a key of weights.NAMES; "llada" has keys of config.json of its own too
 
   @property
   def activation(self) -> tuple[str, str]:
@@ -77,6 +82,8 @@ ARCHITECTURES = {
     layers=Alternating(6, 10_000.0),
     off=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
   ),
+  "LLaDAModelLM": Architecture("llada", norm_eps=1e-5, causal=False, tensor_names="llada"),
+  "DreamModel": Architecture("Dream", qkv_bias=True, causal=False, shifted=True, off=("use_sliding_window",)),
 }
 
 
@@ -103,11 +110,13 @@ def described(raw: Json) -> DecoderConfig:
   found, arch = _row(raw)
   code = raw.get("auto_map")
   for key in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
-    if isinstance(code, dict) and code.get(key):
+    if arch.causal and isinstance(code, dict) and code.get(key):
       raise ValueError(
         f"auto_map names code for {key} ({brief(code[key])}), which is not run; remove auto_map if transformers' own {found} "
         "computes the same"
       )
+  if arch.tensor_names == "llada":
+    raw = hf_llada.as_llama(raw)
   for key in arch.off:
     if value := raw.get(key):
       raise ValueError(f"{key} is {'true' if value is True else brief(value)}, which is not supported for {found}")
@@ -148,7 +157,19 @@ def described(raw: Json) -> DecoderConfig:
     scaled_embedding=arch.gemma,
     query_scalar=None if query_scalar == head_width else query_scalar,
     layer_kinds=shortest_period(kinds),
+    causal=arch.causal,
+    mask_id=None if arch.causal else _mask_id(raw),
+    shifted=arch.shifted,
+    tensor_names=arch.tensor_names,
   )
+
+
+def _mask_id(raw: Json) -> int:
+  """Read the id of the mask, whose embedding stands where there is no token yet."""
+  found, vocab = raw.get("mask_token_id"), positive_int(raw, "vocab_size")
+  if not is_whole(found) or not 0 <= found < vocab:
+    raise ValueError(f"mask_token_id is {brief(found)}; it has to be the id of the mask token, below {vocab}")
+  return found
 
 
 def _row(raw: Json) -> tuple[str, Architecture]:
@@ -240,6 +261,8 @@ def _name(cfg: DecoderConfig) -> str:
 
 def _keys(cfg: DecoderConfig, arch: Architecture) -> Json:
   """The keys of a config.json of this architecture that says what the model is, if it can."""
+  if arch.tensor_names == "llada":
+    return {"model_type": arch.model_type} | hf_llada.as_llada(cfg)
   key, activation = arch.activation
   config = {
     "model_type": arch.model_type,
@@ -258,6 +281,8 @@ def _keys(cfg: DecoderConfig, arch: Architecture) -> Json:
   }
   if arch.attention_bias and cfg.out_bias:
     config["attention_bias"] = True
+  if not arch.causal:
+    config["mask_token_id"] = cfg.mask_id
   if arch.gemma:
     config["query_pre_attn_scalar"] = cfg.query_scalar or cfg.head_width
   if cfg.moe:

@@ -25,7 +25,7 @@ import numpy as np
 from opd_jax.config import expanded_path
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
-from opd_jax.models import finite, safetensors_io
+from opd_jax.models import finite, safetensors_io, weights
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.decoder import shapes as shapes_of
 from opd_jax.runtime.json_files import is_number, is_whole
@@ -82,6 +82,11 @@ def shapes(cfg: DecoderConfig, lora: Lora) -> Params:
   """
   layers = shapes_of(cfg)["layers"]
   adapter = {}
+  if "down" in lora.targets and cfg.tensor_names == "llada":
+    raise InputError(
+      "config.lora.targets names 'down', which LLaDA calls ff_out, as it does its head, so that PEFT would put an adapter there too; "
+      "leave it out."
+    )
   for name in lora.targets:
     if name not in layers:
       reason = "its feed-forward part is a mixture of experts" if cfg.moe else "unknown"
@@ -157,7 +162,7 @@ def read_config(directory: pathlib.Path) -> Lora:
   if initial not in (None, True, False, *_BASE_UNCHANGED):
     raise refuse(f"init_lora_weights is {brief(initial)}, which changes the base model too, or is not known")
   modules = raw.get("target_modules")
-  by_module = {module.rpartition(".")[2]: name for name, module in PEFT.items()}
+  by_module = {_module(module, names): name for names in weights.NAMES for name, module in PEFT.items()}
   if not isinstance(modules, list) or not modules or any(str(module) not in by_module for module in modules):
     raise refuse(f"target_modules is {brief(modules)}; it has to be a list of some of {', '.join(by_module)}")
   rank, alpha, rank_stabilised = raw.get("r"), raw.get("lora_alpha"), raw.get("use_rslora") or False
@@ -283,7 +288,7 @@ def write(
     "lora_alpha": lora.alpha,
     "lora_dropout": 0.0,
     "use_rslora": lora.rank_stabilised,
-    "target_modules": [PEFT[name].rpartition(".")[2] for name in lora.targets],
+    "target_modules": [_module(PEFT[name], cfg.tensor_names) for name in lora.targets],
     "bias": "none",
     "inference_mode": True,
   }
@@ -299,7 +304,14 @@ def _peft_tensors(cfg: DecoderConfig, lora: Lora) -> dict[str, dict[str, tuple[i
   tensors = {}
   for name, (L, *axes) in shapes(cfg, lora)["layers"].items():
     matrix, side = name[:-2], name[-1].upper()
-    tensor = f"base_model.model.model.layers.{{}}.{PEFT[matrix]}.lora_{side}.weight"
+    tensor = weights.tensor_name(
+      f"base_model.model.model.layers.{{}}.{PEFT[matrix]}.lora_{side}.weight", cfg.tensor_names
+    )
     shape = (lora.rank, math.prod(axes[:-1])) if side == "A" else (math.prod(axes[1:]), lora.rank)
     tensors[name] = {tensor.format(layer): shape for layer in range(L)}
   return tensors
+
+
+def _module(module: str, names: str) -> str:
+  """The last part of a module's name, as PEFT's target_modules have it, in models of these tensor names."""
+  return weights.tensor_name(f".{module}.", names).rpartition(".")[0].rpartition(".")[2]

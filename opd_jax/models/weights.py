@@ -29,6 +29,22 @@ from opd_jax.types import Params
 Placed = dict[str, tuple[str, tuple[str, ...], str]]  # a parameter's tensors, see `_LEAVES`
 
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NAMES = {  # by DecoderConfig.tensor_names, what other names are made of these, part by part
+  "transformers": {},
+  "llada": {
+    "model.embed_tokens.": "model.transformer.wte.",
+    "model.norm.": "model.transformer.ln_f.",
+    "lm_head.": "model.transformer.ff_out.",
+    "model.layers.": "model.transformer.blocks.",
+    ".input_layernorm.": ".attn_norm.",
+    ".post_attention_layernorm.": ".ff_norm.",
+    ".self_attn.o_proj.": ".attn_out.",
+    ".self_attn.": ".",
+    ".mlp.gate_proj.": ".ff_proj.",
+    ".mlp.down_proj.": ".ff_out.",
+    ".mlp.": ".",
+  },
+}
 
 
 def check(directory: pathlib.Path, cfg: DecoderConfig) -> None:
@@ -75,8 +91,9 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
     t = tensors[name]
     if t.shape != shape:
       mend = "they are of different models"
-      if name == _EMBED and t.shape[1:] == shape[1:]:
+      if name == tensor_name(_EMBED, cfg.tensor_names) and t.shape[1:] == shape[1:]:
         mend = f"if they are of one model, config.json has to say vocab_size {t.shape[0]}"
+        mend = mend.replace("vocab_size", "embedding_size") if cfg.tensor_names == "llada" else mend
       raise InputError(
         f"{t.file}: tensor {name} has shape {brief(list(t.shape))}, but config.json implies {list(shape)}: {mend}."
       )
@@ -289,8 +306,19 @@ class Leaf:
 def parameter_leaves(cfg: DecoderConfig) -> dict[str, Any]:
   """Make a `Leaf` for every parameter, in the tree of `decoder.shapes`."""
   leaves = _LEAVES | (_BETWEEN_NORMS if cfg.norms == "both" else {}) | (_WHOLE_QK_NORM if cfg.whole_qk_norm else {})
-  make_leaf = lambda path, shape: Leaf(shape, *leaves[path[-1].key])
+
+  def make_leaf(path: Any, shape: Shape) -> Leaf:
+    name, file_axes, axes = leaves[path[-1].key]
+    return Leaf(shape, tensor_name(name, cfg.tensor_names), file_axes, axes)
+
   return jax.tree_util.tree_map_with_path(make_leaf, shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))
+
+
+def tensor_name(name: str, names: str) -> str:
+  """Say what is the tensor that transformers' decoders call `name`, by a key of NAMES."""
+  for part, other in NAMES[names].items():
+    name = name.replace(part, other)
+  return name
 
 
 def _expected(cfg: DecoderConfig) -> dict[str, Shape]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from opd_jax.models import decoder, kernels, lookup, moe
 from opd_jax.objectives.divergence import HiddenAndHead
@@ -52,7 +53,33 @@ class Forward:
       dtype=self.dtype,
       remat=self.remat,
       attention_fn=functools.partial(kernels.attend, self.attention, self.mesh),
-      moe_fn=functools.partial(moe.feed_forward, self.mesh),
-      embed_fn=functools.partial(lookup.embed, self.mesh, layout),
+      **self._on_mesh(layout),
     )
     return HiddenAndHead(hidden, decoder.head(params))
+
+  def canvas(
+    self, params: Params, cfg: decoder.DecoderConfig, prompt: Batch, canvas: Int[Array, "B H"], layout: str = "train"
+  ) -> HiddenAndHead:
+    """Computes the hidden states [B, H, D] by which a masked diffusion model predicts each position of a canvas.
+
+    Args:
+      prompt: one row per row of the canvas.
+      canvas: tokens, and the mask's id where there is none yet.
+    """
+    hidden = decoder.canvas_hidden(
+      params,
+      cfg,
+      prompt.prompt,
+      prompt.prompt_mask,
+      canvas,
+      dtype=self.dtype,
+      remat=self.remat,
+      **self._on_mesh(layout),
+    )
+    return HiddenAndHead(hidden, decoder.head(params))
+
+  def _on_mesh(self, layout: str) -> dict[str, Any]:
+    return {
+      "moe_fn": functools.partial(moe.feed_forward, self.mesh),
+      "embed_fn": functools.partial(lookup.embed, self.mesh, layout),
+    }

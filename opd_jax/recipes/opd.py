@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from opd_jax import config as configs
 from opd_jax.data import pipeline, problems, scored
 from opd_jax.data.rendering import Rendering
+from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizons
 from opd_jax.horizon.adaptive import StepObservation
 from opd_jax.models import frozen, lora
@@ -62,8 +63,15 @@ class Experience(NamedTuple):
 class OPD(Recipe):
   """The loop above, on the host; `DistillationStep` has the computations that are compiled."""
 
+  denoises = False  # whether its models are masked diffusion models
+
   def __init__(self, specs: specs.Specs):
     super().__init__(specs)
+    if not self.denoises and (other := [model.name for model in specs.models if not model.cfg.causal]):
+      raise InputError(
+        f"{other[0]} is a masked diffusion model, whose tokens are not written from left to right, and the recipe {self.config.recipe!r} trains "
+        "models that do; take a config of the recipe 'diffusion', such as configs/d_opsd.py."
+      )
     self.horizon = horizons.from_config(self.config.horizon)
     self._solutions: list[list[int]] = []  # token ids of the data's responses, where they are learned
 
@@ -128,13 +136,18 @@ class OPD(Recipe):
 
   def _credit_of(self, run: Run, found: RewardRecord) -> tuple[Credit, dict[str, Any]]:
     """Makes the advantages of what this process's rows have earned."""
+    n, (reward, earned) = self.step.n, self._earned(run, found)
+    advantage = advantages.of_rewards(advantages.kind(self.config), found.reward, n, batch=reward)
+    credit = Credit(advantage, self._counted(found))  # pyright: ignore[reportArgumentType]: numpy
+    return run.to_devices(credit, n), earned
+
+  def _earned(self, run: Run, found: RewardRecord) -> tuple[Float[np.ndarray, "B"], dict[str, Any]]:
+    """Gathers the rewards of all processes, and the step's metrics of them."""
     n = self.step.n
     rows = hosts.all_gather_to_host(run.to_devices({"columns": found.columns(), "solved": found.solved}, n))
     reward = rows["columns"][:, 0]
-    advantage = advantages.of_rewards(advantages.kind(self.config), found.reward, n, batch=reward)
-    credit = Credit(advantage, self._counted(found))  # pyright: ignore[reportArgumentType]: numpy
     solved = rows["solved"].reshape(-1, n).sum(axis=1)
-    return run.to_devices(credit, n), found.metrics(rows["columns"]) | {
+    return reward, found.metrics(rows["columns"]) | {
       "teaching_groups": float(np.mean(advantages.teaches(reward, n))),
       "groups_by_solve_rate": np.bincount(solved, minlength=n + 1).tolist(),
     }
@@ -227,6 +240,10 @@ class OPD(Recipe):
   def _frozen(self, run: Run) -> FrozenModels:
     return run.frozen
 
+  @property
+  def _updates_of_step(self) -> int:
+    return self.config.updates_per_rollout * self.config.mini_batches
+
   def _steps_before(self, step: int) -> int:
     """Counts the steps before this one that trained the same model."""
     return step
@@ -248,7 +265,7 @@ class OPD(Recipe):
       **seen.optimizer,
       "lr": optim.learning_rate(
         self.config.optimizer,
-        self._steps_before(step) * self.config.updates_per_rollout * self.config.mini_batches,
+        self._steps_before(step) * self._updates_of_step,
       ),
       "skipped": seen.skipped,
       "empty": int(last["empty"]),

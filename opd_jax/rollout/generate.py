@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.data import pipeline
+from opd_jax.errors import InputError
 from opd_jax.models import decoder, kernels, model_sharding, moe
 from opd_jax.rollout import cache, sample
 from opd_jax.rollout.segments import Segments
@@ -87,21 +88,63 @@ class GeneratorConfig:
       prompt_len, response_len: the compiled widths, tokens.
       numbered: prompts come with numbers, see `Generator.__call__`.
     """
-    rows, everywhere = meshes.rows(self.mesh), meshes.replicated(self.mesh)
+    if not self.cfg.causal:
+      raise InputError(NOT_CAUSAL)
+    return lower_rollout(self.rollout, self.mesh, params, batch, prompt_len, response_len, n, numbered)
 
-    def abstract(shape, dtype, sharding) -> Any:
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    prompts = Batch(
-      prompt=abstract((batch, prompt_len), jnp.int32, rows),
-      prompt_mask=abstract((batch, prompt_len), jnp.bool_, rows),
-      number=abstract((batch,), jnp.int32, rows) if numbered else None,
-    )
-    params = jax.tree.map(lambda a: abstract(a.shape, a.dtype, a.sharding), params)
-    limit = abstract((), jnp.int32, everywhere)
-    key = abstract((), jax.eval_shape(lambda: jax.random.key(0)).dtype, everywhere)
-    rollout = functools.partial(self.rollout, response_len=response_len, n=n)
-    return jax.jit(rollout, out_shardings=rows).lower(params, prompts, key, limit)
+NOT_CAUSAL = (
+  "The model is a masked diffusion model, which does not answer token by token; it is trained, evaluated and exported by a config of the recipe "
+  "'diffusion', such as configs/d_opsd.py."
+)
+
+
+def lower_rollout(
+  rollout: Callable[..., Rollout],
+  mesh: jax.sharding.Mesh,
+  params: Params,
+  batch: int,
+  prompt_len: int,
+  response_len: int,
+  n: int,
+  numbered: bool = False,
+) -> jax.stages.Lowered:
+  """Lower the program that samples n responses to each of `batch` prompts; arguments as of `GeneratorConfig.lower`.
+
+  Args:
+    rollout: samples, with arguments as of `GeneratorConfig.rollout`.
+  """
+  rows, everywhere = meshes.rows(mesh), meshes.replicated(mesh)
+
+  def abstract(shape, dtype, sharding) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  prompts = Batch(
+    prompt=abstract((batch, prompt_len), jnp.int32, rows),
+    prompt_mask=abstract((batch, prompt_len), jnp.bool_, rows),
+    number=abstract((batch,), jnp.int32, rows) if numbered else None,
+  )
+  params = jax.tree.map(lambda a: abstract(a.shape, a.dtype, a.sharding), params)
+  limit = abstract((), jnp.int32, everywhere)
+  key = abstract((), jax.eval_shape(lambda: jax.random.key(0)).dtype, everywhere)
+  program = functools.partial(rollout, response_len=response_len, n=n)
+  return jax.jit(program, out_shardings=rows).lower(params, prompts, key, limit)
+
+
+class AnyGeneratorConfig(Protocol):
+  """What a `Generator` asks of its config: a `GeneratorConfig`, or rollout.denoise.DenoiserConfig."""
+
+  @property
+  def sampling(self) -> sample.Sampling: ...
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh: ...
+
+  def lower(
+    self, params: Params, batch: int, prompt_len: int, response_len: int, n: int, numbered: bool = False
+  ) -> jax.stages.Lowered:
+    """Lower the program that answers, see `GeneratorConfig.lower`."""
+    ...
 
 
 class Generator:
@@ -124,7 +167,7 @@ class Generator:
 
   def __init__(
     self,
-    generator_config: GeneratorConfig,
+    generator_config: AnyGeneratorConfig,
     tokenizer,
     *,
     batch: int,

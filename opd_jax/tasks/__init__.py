@@ -10,6 +10,7 @@ from opd_jax.errors import InputError
 from opd_jax.tasks import answers, chain, expressions, gsm8k, own, relay
 from opd_jax.tasks.operators import OPERATORS
 from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
+from opd_jax.tasks.puzzles import COUNTDOWN, SUDOKU
 from opd_jax.tasks.synonyms import RUNNING_SUMS
 
 TASKS: tuple[Task, ...] = (
@@ -22,6 +23,8 @@ TASKS: tuple[Task, ...] = (
   relay.LONG,
   RUNNING_SUMS,
   OPERATORS,
+  SUDOKU,
+  COUNTDOWN,
 )
 GENERATORS = {task.name: task for task in TASKS}
 

@@ -1,0 +1,142 @@
+"""What the teacher of d-OPSD is shown of the student's own finished answer, and where it is then compared with the student (arXiv:2606.18195).
+
+Of a canvas before step t, its masks M (the positions committed at t or later):
+
+    R   is revealed to the teacher: a share of M drawn at random ("any", the paper), a share of M from the next block on, none once that
+        begins behind the answer's first stop token ("ahead", the released code); or the whole answer in front of the canvas ("prefix"),
+        as in OPSD, and then R is empty
+    K   is compared: of M without R as many positions as step t commits, those of which the teacher is surest ("teacher", surest by its
+        largest probability), or those that the student committed ("student"), or all ("all")
+
+R and K have no position in common, which the paper leaves open: at a position of both the teacher would copy the answer. Of "any" R is
+cut so that what step t commits is left for K; then the sizes of K sum to H over all steps. "student" takes K first and R of the rest.
+
+Dimensions: B rows, H response positions, k positions that are compared.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+REVEALS = ("any", "ahead", "prefix")
+COMPARED = ("teacher", "student", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfFuture:
+  """What is revealed and what is compared.
+
+  Attributes:
+    reveal: one of REVEALS.
+    share: of the masks, in [0, 1]; a number of positions that is not whole is rounded down.
+    compared: one of COMPARED.
+    in_block: whether K is within the block that step t fills.
+    block: its positions.
+  """
+
+  reveal: str
+  share: float
+  compared: str
+  in_block: bool
+  block: int
+
+  def revealed(
+    self,
+    committed_at: Int[Array, "B H"],
+    step: Int[Array, "B"],
+    block_of_step: Int[Array, "B"],
+    first_stop: Int[Array, "B"],
+    order: Float[Array, "B H"],
+  ) -> Bool[Array, "B H"]:
+    """Choose R.
+
+    Args:
+      step: of each row's canvas, t.
+      block_of_step: the block that the step fills, from 0.
+      first_stop: the position of the answer's first stop token; H: it has none.
+      order: random numbers in [0, 1).
+    """
+    masked = committed_at >= step[:, None]
+    now = committed_at == step[:, None]
+    if self.reveal == "prefix":
+      return jnp.zeros_like(masked)
+    if self.reveal == "ahead":
+      begin = (block_of_step + 1) * self.block
+      candidates = masked & (jnp.arange(masked.shape[1]) >= begin[:, None]) & (begin <= first_stop)[:, None]
+    elif self.compared == "student":
+      candidates = masked & ~now
+    else:
+      candidates = masked
+    number = jnp.floor(self.share * _count(candidates)).astype(jnp.int32)
+    left = _count(masked) - (0 if self.compared == "student" else _count(now))
+    return candidates & (_rank(jnp.where(candidates, order, 2.0)) < jnp.minimum(number, left)[:, None])
+
+  def candidates(
+    self,
+    committed_at: Int[Array, "B H"],
+    step: Int[Array, "B"],
+    block_of_step: Int[Array, "B"],
+    revealed: Bool[Array, "B H"],
+  ) -> Bool[Array, "B H"]:
+    """Tell which positions K is chosen from."""
+    if self.compared == "student":
+      return (committed_at == step[:, None]) & ~revealed
+    found = (committed_at >= step[:, None]) & ~revealed
+    if self.in_block:
+      found &= jnp.arange(found.shape[1]) // self.block == block_of_step[:, None]
+    return found
+
+  def choose(
+    self,
+    candidates: Bool[Array, "B H"],
+    committed_at: Int[Array, "B H"],
+    step: Int[Array, "B"],
+    confidence: Float[Array, "B H"],
+    k: int,
+  ) -> tuple[Int[Array, "B k"], Bool[Array, "B k"]]:
+    """Choose K: positions, and which of them are in it.
+
+    Args:
+      confidence: the teacher's largest probability at each position.
+      k: the most that a step commits; "all" takes every position.
+    """
+    if self.compared == "all":
+      positions = jnp.broadcast_to(jnp.arange(candidates.shape[1]), candidates.shape)
+      return positions, candidates
+    _, positions = lax.top_k(jnp.where(candidates, confidence, -1.0), k)
+    number = jnp.minimum(_count(committed_at == step[:, None]), _count(candidates))
+    return positions, jnp.arange(k) < number[:, None]
+
+
+def _count(a: Bool[Array, "B H"]) -> Int[Array, "B"]:
+  return jnp.sum(a, axis=1, dtype=jnp.int32)
+
+
+def _rank(order: Float[Array, "B H"]) -> Int[Array, "B H"]:
+  return jnp.argsort(jnp.argsort(order, axis=1), axis=1)
+
+
+def recorded(
+  committed_at: Int[Array, "B H"],
+  stops: Bool[Array, "B H"],
+  step: Int[Array, "s"],
+  steps_of_block: int,
+  total: int,
+  kind: str,
+) -> Bool[Array, "B s"]:
+  """Tell which canvases are learned from: all of them, or as the released code records them ("unended").
+
+  That leaves out the last block, and every canvas that has a stop token with no mask in front of it: its answer is complete.
+
+  Args:
+    stops: stop tokens of the finished answer.
+    total: steps of the whole canvas.
+  """
+  if kind == "all":
+    return jnp.ones((committed_at.shape[0], step.shape[0]), bool)
+  masked = committed_at[:, None] >= step[:, None]  # [B, s, H]
+  masks_before = jnp.cumsum(masked, axis=2) - masked
+  complete = jnp.any(stops[:, None] & ~masked & (masks_before == 0), axis=2)
+  return ~complete & (step < total - steps_of_block)

@@ -1,0 +1,348 @@
+"""d-OPSD: a masked diffusion model teaches itself, once it has been shown part of its own finished answer (arXiv:2606.18195).
+
+    for step k:
+      y_1 .. y_n ~ student(. | x) for every prompt x, each with the denoising step at which each position was committed     collect
+      y = the first of them that the verifier accepts; without one x is left out                                            learn
+      for every recorded canvas y_tau, tau < H_k:
+        R_tau = a random share of its masks; the teacher reads y_tau with y's tokens at R_tau         context/self_future.py
+        K_tau = the masks without R_tau of which the teacher is surest, as many as step tau commits
+        l_tau = mean over K_tau of D(student_theta(. | x, y_tau), teacher(. | x, y_tau and R_tau))
+      theta <- AdamW(theta, grad of the mean over x and tau of l_tau)
+
+The teacher is the student itself: before training, its moving average, or as it is (teacher_update.kind). D is the objective's keys.
+H_k is the horizon in denoising steps: `horizon.max` of them fill the canvas of `denoising.length` positions, and a shorter horizon
+learns from the first ones alone (ours: TOPD's question, asked of diffusion). Rollouts are never cut, since a teacher is shown their end.
+
+`diffusion.target` has two rivals: the accepted answers' own tokens at the same positions of the same canvases (samples: fine-tuning on
+them), and a policy gradient of the reward, as diffu-GRPO's (reward). "accepted" is a threshold on the reward.
+
+Dimensions: p prompts, n rollouts of each, B = p n rows, H positions of a canvas.
+"""
+
+import functools
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import config as configs
+from opd_jax.context.self_future import SelfFuture
+from opd_jax.errors import InputError
+from opd_jax.horizon import schedule as horizons
+from opd_jax.models.spec import ModelSpec
+from opd_jax.objectives import loss_config as losses
+from opd_jax.recipes.opd import OPD, Experience
+from opd_jax.rollout.denoise import DenoiserConfig, Denoising
+from opd_jax.rollout.generate import Generator, GeneratorConfig
+from opd_jax.runtime import hosts, keys
+from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.programs import StepShape
+from opd_jax.runtime.run import Run
+from opd_jax.training import optim
+from opd_jax.training.diffusion import Chosen, DiffusionStep
+from opd_jax.training.specs import Specs
+from opd_jax.training.teacher_update import TeacherUpdate
+from opd_jax.training.update_stats import UpdateStats
+
+KEYS = {
+  "context.kind": (
+    "self_future",
+    "what the teacher reads: self_future, the student's canvas with part of its own finished answer",
+    "one of self_future",
+  ),
+  "context.reveal": (
+    "any",
+    "which masks the teacher is shown: any of them (the paper), ahead: those from the next block on (its released code), prefix: none, and "
+    "the whole answer behind the prompt",
+    "one of any, ahead, prefix",
+  ),
+  "context.share": (0.25, "the share of those masks", "[0, 1]"),
+  "denoising.length": (256, "positions of a response's canvas; horizon.max steps fill it", "[1, 2**20]"),
+  "denoising.block": (32, "positions of a block; the blocks are filled from left to right", "[1, 2**20]"),
+  "denoising.remasking": (
+    "low_confidence",
+    "which masks are committed first: low_confidence (LLaDA), random, margin or entropy (Dream)",
+    "one of low_confidence, random, margin, entropy",
+  ),
+  "denoising.eos": (
+    "plain",
+    "stop tokens: plain, as others; last, committed behind all others of their block; never drawn",
+    "one of plain, last, never",
+  ),
+  "denoising.cache": (
+    False,
+    "rollouts read what is outside of a block as it was when the block was entered: faster, and an approximation",
+    "True or False",
+  ),
+  "denoising.eval_steps": (
+    0,
+    "denoising steps of an evaluation; 0: as many tokens at a time as in training",
+    "[0, 2**20]",
+  ),
+  "diffusion.target": (
+    "teacher",
+    "what is learned: teacher; samples, the accepted answers' own tokens; reward, a policy gradient (diffu-GRPO's)",
+    "one of teacher, samples, reward",
+  ),
+  "diffusion.compared": (
+    "teacher",
+    "where: the masks of which the teacher is surest, those that the student committed (student), or all of them",
+    "one of teacher, student, all",
+  ),
+  "diffusion.in_block": (
+    False,
+    "compare within the block that is being filled, as the released code does",
+    "True or False",
+  ),
+  "diffusion.reduction": (
+    "mean",
+    "over the positions of a canvas: mean (the paper) or sum (its code)",
+    "one of mean, sum",
+  ),
+  "diffusion.states": (
+    "unended",
+    "canvases that are learned from: all; or unended, without the last block and those whose answer is complete",
+    "one of unended, all",
+  ),
+  "diffusion.accept": ("verified", "rollouts that are learned from: verified ones, or all", "one of verified, all"),
+  "diffusion.score": (1.0, "verified: the least reward that is accepted", "[-10**6, 10**6]"),
+  "diffusion.parts": (1, "updates on one rollout, each on as many of its canvases", "[1, 10**4]"),
+  "diffusion.rows": (0, "rows of canvases that go through the models at once; 0: all", "[0, 2**24]"),
+  "diffusion.prompt_masking": (0.15, "reward: the share of the prompt's tokens that is masked", "[0, 1)"),
+}
+
+
+class Diffusion(OPD):
+  """The loop above; what a run holds and how it is evaluated is OPD's."""
+
+  denoises = True
+
+  def __init__(self, specs: Specs):
+    super().__init__(specs)
+    _check(specs)
+
+  @functools.cached_property
+  def step(self) -> DiffusionStep:  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The computations that are compiled."""
+    c, s = self.config, self.specs
+    d, update = c.diffusion, TeacherUpdate.from_config(c)
+    denoiser = DenoiserConfig(
+      s.student.cfg, s.sampling, _denoising(c, c.denoising.length, c.horizon.max), s.mesh, s.dtype
+    )
+    return DiffusionStep(
+      denoiser=denoiser,
+      length=c.denoising.length,
+      teachers=tuple(model.cfg for _, model in self._teachers()) if update.needs_initial else (),
+      future=SelfFuture(c.context.reveal, c.context.share, d.compared, d.in_block, c.denoising.block),
+      objective=losses.from_config(c, s.sampling.vocab).objective,
+      optimizer=optim.make(c.optimizer),
+      target=d.target,
+      states=d.states,
+      mean=d.reduction == "mean",
+      prompt_masking=d.prompt_masking if d.target == "reward" else 0.0,
+      n=c.rollouts_per_prompt,
+      parts=d.parts,
+      rows_at_a_time=d.rows,
+      remat=c.remat,
+      teacher_layout=f"teacher:{c.mesh.teacher}",
+      bins=min(c.log.bins, c.horizon.max),
+      seed=c.seed,
+      teacher_update=update,
+    )
+
+  # A step.
+
+  def collect(self, run: Run, step: int) -> Experience:
+    limit, shape = self.horizon.limit(step), self._shape(run, step, self.horizon.width(step))
+    programs = run.programs(shape)
+    prompts, index = self._prompts(run, step)
+    params = self.step.with_base(run.state.params, run.frozen)
+    rollout = programs["rollout"](params, prompts, run.key(keys.Use.ROLLOUT, step))
+    return Experience(step, prompts, rollout, index, limit, shape, programs)
+
+  def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
+    chosen, earned = self._choose(run, experience)
+    frozen_models, seen, canvases = self._frozen_on_devices(run), UpdateStats(), {"canvases": 0, "passes": 0}
+    for _ in range(self.config.updates_per_rollout):
+      seen.begin_pass()
+      for part in range(self.step.parts):
+        arguments = experience.prompts, experience.rollout, chosen, np.int32(experience.limit), np.int32(part)
+        state, stats = experience.programs["update"](run.state, frozen_models, *arguments)
+        run.state, stats = state, jax.device_get(stats)
+        run.clock.lap("update")
+        canvases = {name: n + int(stats[name]) for name, n in canvases.items()}
+        seen.add(stats)
+    return self._metrics(step, experience, seen, earned, None) | self._forwards(canvases)
+
+  def _choose(self, run: Run, experience: Experience) -> tuple[Chosen, dict[str, Any]]:
+    """Chooses the rollouts of this process that are learned from, and makes the step's metrics of it."""
+    d, n = self.config.diffusion, self.step.n
+    found = self._verify(run, experience._replace(limit=self.step.length))
+    _, earned = self._earned(run, found)
+    if d.target == "reward":
+      credit, _ = self._credit_of(run, found)
+      return Chosen(None, credit.advantage), earned
+    accepted = (found.reward >= d.score).reshape(-1, n)
+    weight = np.ones(len(accepted), np.float32) if d.accept == "all" else accepted.any(axis=1).astype(np.float32)
+    chosen = run.to_devices(Chosen(np.argmax(accepted, axis=1).astype(np.int32), weight))  # pyright: ignore[reportArgumentType]: numpy
+    of_all = hosts.all_gather_to_host(run.to_devices(accepted.astype(np.float32)))
+    return chosen, earned | {"accepted": float(of_all.any(axis=1).mean()), "accepted_rollouts": float(of_all.mean())}
+
+  def _forwards(self, canvases: dict[str, int]) -> dict[str, int]:
+    """Counts what a step has cost: rollouts, and sequences that went through a model, forward alone."""
+    rollouts = self.config.batch * self.step.n
+    asks = self.config.diffusion.target == "teacher" or self.config.diffusion.compared == "teacher"
+    models = 1 if self.config.diffusion.target == "reward" else 1 + asks
+    return {
+      "rollouts": rollouts,
+      "canvases": canvases["canvases"],
+      "rollout_forwards": rollouts * self.step.total,
+      "update_forwards": canvases["passes"] * models,
+    }
+
+  @property
+  def _updates_of_step(self) -> int:
+    return self.config.updates_per_rollout * self.config.diffusion.parts
+
+  # Models.
+
+  def _teachers(self) -> Iterator[tuple[str, ModelSpec]]:
+    """The student before training, where it is asked anything."""
+    d = self.config.diffusion
+    if d.target == "teacher" or (d.target == "samples" and d.compared == "teacher"):
+      yield from super()._teachers()
+
+  def generator(self, model: str, config: GeneratorConfig, tokenizer: Any, **sizes: Any) -> Generator:
+    denoising, length = self.config.denoising, sizes["max_tokens"]
+    tokens = denoising.length // self.config.horizon.max
+    steps = denoising.eval_steps or max(1, length // max(1, tokens))
+    how = _denoising(self.config, length, steps, "denoising.eval_steps")
+    denoiser = DenoiserConfig(self.spec(model).cfg, config.sampling, how, config.mesh, config.dtype)
+    return Generator(denoiser, tokenizer, **sizes)
+
+  # Programs.
+
+  @property
+  def static(self) -> Hashable:
+    return super().static, self.step
+
+  def planned_shape(self, prompt: int, response: int) -> StepShape:
+    return StepShape(prompt, response)
+
+  def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    step, mesh = self.step, self.specs.mesh
+    row, everywhere = meshes.rows(mesh), meshes.replicated(mesh)
+    state, frozen_models, batch = self.abstract_state(), self.abstract_frozen(), self.abstract_prompts(shape)
+    key = meshes.abstract(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
+    params = step.with_base(state.params, frozen_models)
+    rollout = meshes.abstract(jax.eval_shape(step.rollout, params, batch, key), row)
+    prompts, rows = len(batch.prompt), len(rollout.ended)
+    of_prompt, of_row = (lambda n, dtype: jax.ShapeDtypeStruct((n,), dtype, sharding=row),) * 2
+    if step.target == "reward":
+      chosen = Chosen(None, of_row(rows, jnp.float32))  # pyright: ignore[reportArgumentType]
+    else:
+      chosen = Chosen(of_prompt(prompts, jnp.int32), of_prompt(prompts, jnp.float32))  # pyright: ignore[reportArgumentType]
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    update = functools.partial(step.update, width=shape.width)
+    state_shardings = jax.tree.map(lambda a: a.sharding, state)
+    program = jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, everywhere))
+    yield "update", program.lower(state, frozen_models, batch, rollout, chosen, number, number)
+    yield "rollout", jax.jit(step.rollout, out_shardings=row).lower(params, batch, key)
+
+  # What is reported of a run.
+
+  def summary(self, run: Run) -> Iterator[str]:
+    yield from super().summary(run)
+    d = self.step.denoiser.denoising
+    yield (
+      f"  canvases of {self.step.length} tokens, filled in {self.step.total} steps: blocks of {d.block}, {d.tokens} tokens a step, by {d.remasking}; "
+      f"horizons are in denoising steps"
+    )
+
+
+RECIPE = Diffusion
+
+
+def _denoising(config: Any, length: int, steps: int, key: str = "horizon.max") -> Denoising:
+  """Says how a canvas of so many positions is filled in so many steps.
+
+  Raises:
+    InputError: the blocks do not divide it, or the steps are no whole number for each block.
+  """
+  c = config.denoising
+  if length % c.block:
+    raise InputError(
+      f"config.denoising.block is {c.block}, which does not divide a canvas of {length} tokens; change it, denoising.length or eval.max_tokens."
+    )
+  blocks = length // c.block
+  if steps % blocks or not 1 <= steps // blocks <= c.block:
+    raise InputError(
+      f"config.{key} gives {steps} denoising steps for {blocks} block(s) of {c.block} tokens; it has to be a multiple of {blocks} from {blocks} "
+      f"to {length}."
+    )
+  return Denoising(c.block, steps // blocks, c.remasking, c.eos, c.cache)
+
+
+def _check(specs: Specs) -> None:
+  """Refuses what a masked diffusion model cannot do, and keys that would do nothing.
+
+  Raises:
+    InputError: says which key is wrong.
+  """
+  c = specs.config
+  if other := [model.name for model in specs.models if model.cfg.causal]:
+    raise InputError(
+      f"{other[0]} writes from left to right, and the recipe 'diffusion' trains masked diffusion models: directories of LLaDA or Dream, or the "
+      "built-in ones."
+    )
+  _denoising(c, c.denoising.length, c.horizon.max)
+  if c.horizon.kind not in ("full", "truncated", "progressive", "geometric"):
+    raise InputError(
+      f"config.horizon.kind is {c.horizon.kind!r}, which measures responses token by token; a horizon of denoising steps is full, truncated, "
+      "progressive or geometric."
+    )
+  longest = min(model.cfg.max_positions for model in specs.models)
+  if c.data.max_prompt + c.denoising.length > longest:
+    raise InputError(
+      f"config.data.max_prompt is {c.data.max_prompt} and config.denoising.length {c.denoising.length}, and the model has {longest} positions; "
+      "lower one of the two."
+    )
+  fixed = {
+    "rollout.by": "student",
+    "weights.kind": "uniform",
+    "mixture.reward": 0.0,
+    "mixture.initial": 0.0,
+    "mini_batches": 1,
+    "micro_batch": 0,
+    "buckets": 1,
+    "log.rollouts": 0,
+    "objective.shuffle_teacher": False,
+    "objective.token_clip": 0.0,
+    "rollout.precision": "compute",
+    "subnetwork.mask": "none",
+    "teacher_offload": False,
+  }
+  for key, only in fixed.items():
+    if (value := configs.get(c, key)) != only:
+      raise InputError(f"config.{key} is {value!r}, which the recipe 'diffusion' does not follow; leave it {only!r}.")
+  if c.objective.support == "sampled":
+    raise InputError(
+      "config.objective.support is 'sampled', and positions of a canvas are compared whole; take 'full' or 'teacher_topk'."
+    )
+  if c.diffusion.parts > 1:
+    parts = c.diffusion.parts
+    if bad := [width for width in horizons.from_config(c.horizon).widths if width % parts]:
+      raise InputError(
+        f"config.diffusion.parts is {parts}, which does not divide a horizon of {bad[0]} denoising steps; change one of the two."
+      )
+  if c.diffusion.target == "reward" and c.updates_per_rollout * c.diffusion.parts > 1:
+    raise InputError(
+      f"config.updates_per_rollout x config.diffusion.parts is {c.updates_per_rollout * c.diffusion.parts}, and with diffusion.target 'reward' a "
+      "rollout is learned from once; set both to 1."
+    )
+  if c.diffusion.target == "reward" and c.rollouts_per_prompt < 2:
+    raise InputError(
+      "config.diffusion.target is 'reward', which compares the rollouts of a prompt; set rollouts_per_prompt to 2 or more."
+    )

@@ -1,0 +1,233 @@
+"""d-OPSD: what an update computes against its formula, and runs that are killed, skip, are evaluated and exported."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import opd_jax
+from opd_jax import config as configs
+from opd_jax import tasks
+from opd_jax.errors import InputError
+from opd_jax.models import decoder, hf, hf_config
+from opd_jax.rollout.denoise import canvas_at
+from opd_jax.tasks import chain
+from opd_jax.trainer import open_run, train, train_run
+from tests.helpers.runs import leaves, read, without_time
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
+MASK = len(chain.SYMBOLS)
+CFG = decoder.DecoderConfig(
+  vocab=MASK + 1,
+  d_model=16,
+  layers=1,
+  heads=2,
+  kv_heads=2,
+  head_width=8,
+  ff_width=24,
+  max_positions=256,
+  tied=False,
+  causal=False,
+  mask_id=MASK,
+  tensor_names="llada",
+)
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory) -> str:
+  """A directory of a masked diffusion model of a few thousand random weights."""
+  path = tmp_path_factory.mktemp("masked") / "student"
+  hf.write(path, CFG, decoder.init(CFG, jax.random.key(0), scale=0.4), pad_id=0, eos_id=1, dtype="float32")
+  chain.TOKENIZER.save(path)
+  return str(path)
+
+
+@pytest.fixture
+def config(masked):
+  def make(**changes):
+    sizes = {
+      "batch": 4,
+      "student": masked,
+      "teacher": "initial",
+      "optimizer.lr": 1e-2,
+      "steps": 4,
+      "horizon.kind": "full",
+    }
+    sizes |= {"rollouts_per_prompt": 2, "horizon.max": 8, "denoising.length": 16, "denoising.block": 8}
+    sizes |= {"eval.every": 0, "checkpoint.every": 2, "log.tensorboard": False, "compile_cache": "off", "log.bins": 4}
+    sizes |= {"data.path": "task:chain", "data.max_prompt": 64, "diffusion.states": "all"}
+    return configs.override(configs.default("diffusion"), sizes | changes)
+
+  return make
+
+
+def even(response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
+  return sum(map(ord, response)) % 2 == 0
+
+
+@pytest.fixture
+def some_are_right(monkeypatch):
+  """Random weights never answer right."""
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
+
+
+@pytest.mark.parametrize("target", ["teacher", "samples", "reward"])
+@pytest.mark.usefixtures("some_are_right")
+def test_killed_and_resumed_is_uninterrupted(target, config, tmp_path):
+  changes = {"diffusion.target": target}
+  if target == "teacher":
+    changes |= {"teacher_update.kind": "ema", "teacher_update.rate": 0.5, "diffusion.parts": 2, "diffusion.rows": 8}
+  whole = train(config(**changes), tmp_path / "whole")
+  train(config(steps=2, **changes), tmp_path / "parts")
+  again = open_run(config(**changes), tmp_path / "parts")
+  assert again.resumed_from == 2
+  train_run(again)
+  records = [without_time(r) for r in read(tmp_path / "whole", "train")]
+  assert [without_time(r) for r in read(tmp_path / "parts", "train")] == records
+  assert any(r["grad_norm"] > 0 for r in records)
+  for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["current", "frozen"])
+@pytest.mark.parametrize("compared", ["teacher", "student", "all"])
+def test_a_teacher_that_is_shown_nothing_and_is_the_student_teaches_exactly_nothing(kind, compared, config, tmp_path):
+  changes = {
+    "context.share": 0.0,
+    "teacher_update.kind": kind,
+    "diffusion.accept": "all",
+    "diffusion.compared": compared,
+  }
+  run = train(config(steps=1, **changes), tmp_path / "w")
+  (record,) = read(tmp_path / "w", "train")
+  assert record["loss"] == 0.0
+  assert record["grad_norm"] == 0.0
+  assert int(run.state.empty) == 1
+
+
+def test_where_nothing_is_accepted_nothing_moves_and_it_is_counted(config, tmp_path, monkeypatch):
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: False)
+  run = train(config(steps=2), tmp_path / "w")
+  assert int(run.state.empty) == 2
+  assert run.outcome.learned_nothing
+  start = open_run(config(steps=2), tmp_path / "new").state
+  jax.tree.map(np.testing.assert_array_equal, run.state.params, start.params)
+  jax.tree.map(np.testing.assert_array_equal, run.state.opt_state, start.opt_state)
+  assert [record["accepted"] for record in read(tmp_path / "w", "train")] == [0.0, 0.0]
+
+
+def experience_of(config, tmp_path, **changes):
+  """A run, what its first step has collected, and which rollouts it learns from."""
+  run = open_run(config(steps=1, **changes), tmp_path / "w")
+  experience = run.wait(run.recipe.collect(run, 0))
+  return run, experience, run.recipe._choose(run, experience)[0]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.usefixtures("some_are_right")
+def test_the_loss_is_its_formula(reduction, config, tmp_path):
+  """Of positions that the student committed, nothing revealed, toward another teacher: canvas by canvas, in numpy."""
+  changes = {"context.share": 0.0, "diffusion.compared": "student", "diffusion.reduction": reduction}
+  run, experience, chosen = experience_of(config, tmp_path, **changes)
+  step, other = run.recipe.step, decoder.init(CFG, jax.random.key(5), scale=0.4)
+  frozen = dataclasses.replace(run.frozen, teachers=(other,))
+  params = jax.tree.map(jnp.copy, run.state.params)
+  _, stats = experience.programs["update"](
+    run.state, frozen, experience.prompts, experience.rollout, chosen, np.int32(8), np.int32(0)
+  )
+  prompts, rollout = experience.prompts, experience.rollout
+  losses = []
+  for prompt in np.flatnonzero(chosen.weight):
+    row = prompt * step.n + int(chosen.number[prompt])
+    for t in range(8):
+      canvas = canvas_at(rollout.response[row], rollout.committed_at[row], t, MASK)[None]
+      own, theirs = (
+        jax.nn.log_softmax(
+          decoder.unembed(
+            w, decoder.canvas_hidden(w, CFG, prompts.prompt[prompt][None], prompts.prompt_mask[prompt][None], canvas)
+          )[0, :, : step.objective.vocab]
+        )
+        for w in (params, other)
+      )
+      at = np.flatnonzero(rollout.committed_at[row] == t)
+      kl = np.asarray(jnp.sum(jnp.exp(own) * (own - theirs), axis=-1))[at]
+      losses.append(kl.mean() if reduction == "mean" else kl.sum())
+  assert 0 < len(losses) < 4 * 8
+  np.testing.assert_allclose(stats["loss"], np.mean(losses), rtol=1e-5)
+  assert int(stats["canvases"]) == len(losses)
+  assert int(stats["trained"]) == 2 * len(losses)
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_how_canvases_are_batched_changes_nothing(config, tmp_path):
+  found = []
+  for rows in (0, 4, 16):
+    run, experience, chosen = experience_of(config, tmp_path / str(rows), **{"diffusion.rows": rows})
+    arguments = experience.prompts, experience.rollout, chosen, np.int32(8), np.int32(0)
+    state, stats = experience.programs["update"](run.state, run.frozen, *arguments)
+    found.append((float(stats["loss"]), leaves(state)))
+  for loss, weights in found[1:]:
+    np.testing.assert_allclose(loss, found[0][0], rtol=1e-5)
+    for a, b in zip(weights, found[0][1], strict=True):
+      np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_a_horizon_learns_from_the_first_denoising_steps_alone(config, tmp_path):
+  truncated = {"horizon.kind": "truncated", "horizon.ratio": 0.25}
+  train(config(steps=1, **truncated), tmp_path / "w")
+  (record,) = read(tmp_path / "w", "train")
+  chosen = round(4 * record["accepted"])
+  assert record["limit"] == record["width"] == 2
+  assert record["canvases"] == 2 * chosen
+  assert record["update_forwards"] == 2 * 4 * 2
+  assert record["rollout_forwards"] == 4 * 2 * 8
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_a_run_is_evaluated_exported_and_read_again(config, tmp_path):
+  changes = {
+    "eval.every": 2,
+    "eval.prompts": 4,
+    "eval.batch": 4,
+    "eval.k": 2,
+    "eval.max_tokens": 8,
+    "eval.greedy": True,
+  }
+  train(config(steps=2, **changes), tmp_path / "w")
+  evaluations = read(tmp_path / "w", "eval")
+  assert [record["step"] for record in evaluations] == [0, 2]
+  assert all(record["length"]["max"] <= 8 for record in evaluations)
+  opd_jax.export(tmp_path / "w", tmp_path / "out")
+  cfg = hf_config.read(tmp_path / "out")
+  assert cfg == CFG
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"denoising.block": 5}, "config.denoising.block is 5, which does not divide a canvas of 16 tokens"),
+    ({"horizon.max": 7}, "config.horizon.max gives 7 denoising steps for 2 block"),
+    ({"horizon.max": 32}, "config.horizon.max gives 32 denoising steps"),
+    ({"horizon.kind": "look", "horizon.start": 2}, "config.horizon.kind is 'look'"),
+    ({"mixture.initial": 0.5}, "config.mixture.initial is 0.5"),
+    ({"diffusion.parts": 3}, "config.diffusion.parts is 3"),
+    ({"diffusion.target": "reward", "rollouts_per_prompt": 1}, "config.diffusion.target is 'reward'"),
+    ({"objective.support": "sampled"}, "config.objective.support is 'sampled'"),
+  ],
+)
+def test_what_cannot_be_meant_is_refused(changes, message, config, tmp_path):
+  with pytest.raises(InputError, match=message):
+    open_run(config(**changes), tmp_path / "w")
+
+
+def test_models_that_write_from_left_to_right_and_those_that_do_not_are_told_apart(config, masked, tiny, tmp_path):
+  with pytest.raises(InputError, match="writes from left to right, and the recipe 'diffusion'"):
+    open_run(config(student=tiny["student"]), tmp_path / "a")
+  c = configs.override(
+    configs.default("opd"), {"student": masked, "teacher": masked, "eval.every": 0, "horizon.max": 16}
+  )
+  with pytest.raises(InputError, match="is a masked diffusion model, whose tokens are not written from left to right"):
+    open_run(c, tmp_path / "b")
