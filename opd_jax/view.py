@@ -124,7 +124,7 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
   use_cache(config.compile_cache, directory.root)
   recipe = recipes.make(inputs.load_student(config, after.mesh))
   temperature = config.eval.temperature if values.temperature is None else values.temperature
-  length = values["max-tokens"].value or config.eval.max_tokens or config.horizon.max
+  length = values["max-tokens"].value or config.eval.max_tokens or configs.response_len(config)
   prompts, source = _prompts_of(values, config, after)
   untrained = recipe.models(recipe.init(), recipe.frozen(teachers=False))["student"]
   before = dataclasses.replace(after, params=untrained)

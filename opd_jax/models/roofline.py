@@ -147,6 +147,15 @@ def rollout(cfg: DecoderConfig, prompts: int, n: int, P: int, H: int, *, vocab: 
   return [first, *(decode_step(cfg, prompts, n, P, t, **sizes) for t in range(1, H))]
 
 
+def canvases(cfg: DecoderConfig, rows: int, tokens: int, positions: int, *, vocab: int, itemsize: int) -> Cost:
+  """The cost of one forward pass of a masked diffusion model, whose tokens all see each other.
+
+  FLOPs: layers of `rows` sequences of `tokens` tokens, tokens^2 pairs each, and the head at `positions` of each. Bytes: the weights once.
+  """
+  flops = layer_flops(cfg, rows * tokens, rows * tokens**2) + head_flops(cfg, rows * positions, vocab)
+  return Cost(flops, weight_bytes(cfg, vocab, itemsize))
+
+
 def update(
   student: DecoderConfig,
   frozen: tuple[DecoderConfig, ...],

@@ -13,6 +13,7 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
+from opd_jax.config import response_len
 from opd_jax.horizon.schedule import Schedule
 from opd_jax.models import roofline
 from opd_jax.models.roofline import Cost
@@ -71,13 +72,8 @@ class RunEstimate:
   @functools.cached_property
   def _rollout_seconds(self) -> list[float]:
     """Seconds of a rollout up to each token, index 0 being the first."""
-    s, student = self.setup, self.setup.student
-    costs = roofline.rollout(student, s.c.batch, s.c.rollouts_per_prompt, s.prompt, s.c.horizon.max, **self._sizes)
+    costs = self.costs("rollout", response_len(self.setup.c))
     return list(itertools.accumulate(map(self.roofline_seconds, costs)))
-
-  @property
-  def _sizes(self) -> dict[str, int]:
-    return {"vocab": self.setup.vocab, "itemsize": self.setup.dtype.itemsize}
 
   def roofline_seconds(self, cost: Cost | Sequence[Cost]) -> float:
     """Estimate the seconds of computing and memory on the target's devices; several costs run one after the other."""
@@ -91,18 +87,10 @@ class RunEstimate:
       name: "rollout", "update" or "evaluate".
     """
     s = self.setup
-    student = s.student
-    if name == "update":
-      frozen = s.recipe.specs.scoring
-      return [
-        roofline.update(
-          student, frozen, s.c.batch, s.c.rollouts_per_prompt, s.prompt, width, remat=s.c.remat, **self._sizes
-        )
-      ]
     evaluating = name == "evaluate"
     batch = stages.evaluation_batch(s) if evaluating else s.c.batch
     n = s.c.eval.k if evaluating else s.c.rollouts_per_prompt
-    return roofline.rollout(student, batch, n, s.prompt, width, **self._sizes)
+    return s.recipe.roofline_costs(name, batch, n, s.prompt, width)
 
   def step(self, compiled: int, limit: int) -> StepSeconds:
     """Estimate the seconds of a step with rollouts of `limit` tokens each, run by programs of the width `compiled`."""
@@ -110,7 +98,7 @@ class RunEstimate:
     updates = self.setup.c.updates_per_rollout
     rollout, update = self.collectives("rollout", limit), self.collectives("update", width)
     return StepSeconds(
-      rollout=self._rollout_seconds[limit - 1],
+      rollout=self._rollout_seconds[limit - 1 if self.setup.recipe.cuts_rollouts else -1],
       update=updates * self.roofline_seconds(self.costs("update", width)),
       sending=rollout.total(limit) + updates * update.per_call,
     )
@@ -135,7 +123,7 @@ class RunEstimate:
   def evaluation(self) -> float:
     """Estimate the seconds of one evaluation, without the verification of the answers."""
     c = self.setup.c
-    tokens = c.eval.max_tokens or c.horizon.max
+    tokens = c.eval.max_tokens or response_len(c)
     calls = -(-c.eval.prompts // stages.evaluation_batch(self.setup))
     computing, sending = self.roofline_seconds(self.costs("evaluate", tokens)), self.collectives("evaluate", tokens)
     return calls * (computing + sending.per_call + sending.per_token * (tokens - 1))

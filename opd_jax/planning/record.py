@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from opd_jax.config import Config
+from opd_jax.config import Config, response_len
 from opd_jax.horizon import schedule as horizon
 from opd_jax.horizon.schedule import Schedule, Stage
 from opd_jax.models import roofline
@@ -72,7 +72,7 @@ def target(
 
 def _evaluation_width(config: Config) -> int:
   """The response width of the evaluation, tokens."""
-  return config.eval.max_tokens or config.horizon.max
+  return config.eval.max_tokens or response_len(config)
 
 
 def stage(

@@ -108,9 +108,9 @@ def make(config: Config, target: Target, prompt: int | None, weak: float = 1.0) 
   recipe = recipes.make(specs.from_architectures(config, stop_ids=STOP, devices=target.devices))
   P = prompt or int(config.data.max_prompt)
   longest = min(cfg.max_positions for cfg in (model.cfg for model in recipe.specs.models))
-  if P + config.horizon.max > longest:
+  if P + (length := configs.response_len(config)) > longest:
     raise InputError(
-      f"Prompts of {P} tokens and config.horizon.max of {config.horizon.max} need {P + config.horizon.max} positions, "
+      f"Prompts of {P} tokens and responses of {length} need {P + length} positions, "
       f"but the models have {longest} (max_position_embeddings); lower one of the two."
     )
   for model in recipe.specs.models:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
+from opd_jax.config import response_len
 from opd_jax.planning import compiled
 from opd_jax.planning.compiled import Program
 from opd_jax.planning.setup import STOP, Setup
@@ -24,15 +25,20 @@ def evaluation(setup: Setup) -> Program:
   """Compiles the program that answers evaluation prompts, for the first of the recipe's models."""
   config, recipe = setup.c, setup.recipe
   name, params = next(iter(recipe.models(recipe.abstract_state(), recipe.abstract_frozen()).items()))
-  generator = recipe.specs.generator_config
-  generator = dataclasses.replace(
-    generator,
+  of_evaluation = dataclasses.replace(
+    recipe.specs.generator_config,
     cfg=recipe.spec(name).cfg,
     sampling=Sampling(STOP, 0, setup.vocab, config.eval.temperature),
     attention=specs.attention(config, setup.mesh, [recipe.spec(name).cfg]),
   )
-  max_tokens = config.eval.max_tokens or config.horizon.max
-  lowered = generator.lower(params, evaluation_batch(setup), setup.prompt, max_tokens, config.eval.k)
+  max_tokens = config.eval.max_tokens or response_len(config)
+  sizes = {
+    "batch": evaluation_batch(setup),
+    "prompt_lens": (setup.prompt,),
+    "max_tokens": max_tokens,
+    "k": config.eval.k,
+  }
+  lowered = recipe.generator(name, of_evaluation, None, **sizes).lower(params, setup.prompt)
   return compiled.compile_program("evaluate", lowered, setup.mesh)
 
 

@@ -30,8 +30,9 @@ from opd_jax import inputs
 from opd_jax.config import Config, recipe_module
 from opd_jax.errors import InputError
 from opd_jax.evaluation import EvaluationInputs, Evaluator, MultiTurnEvaluator, WithGreedy, make_evaluator
-from opd_jax.models import decoder, hf, hf_config, lora, model_sharding, weights
+from opd_jax.models import decoder, hf, hf_config, lora, model_sharding, roofline, weights
 from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import Generator, GeneratorConfig
 from opd_jax.runtime import keys, workdir
@@ -57,6 +58,8 @@ class Recipe(abc.ABC):
 
   def __init__(self, specs: Specs):
     self.specs = specs
+
+  cuts_rollouts = True  # whether the horizon ends rollouts; False: they are as long as the evaluation's, and only less is learned from
 
   @property
   def config(self) -> Config:
@@ -166,6 +169,21 @@ class Recipe(abc.ABC):
   @abc.abstractmethod
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
     """Lowers the programs of a shape, with their names, from abstract arguments; the slowest to compile first."""
+
+  def roofline_costs(self, name: str, prompts: int, n: int, prompt: int, response: int) -> list[Cost]:
+    """Counts what one call of a program needs at the least, for plans: parts that wait for each other.
+
+    Args:
+      name: "rollout", "update" or "evaluate".
+      prompts, n: how many, and rollouts of each.
+      prompt, response: lengths in tokens; of an update the width of its shape.
+    """
+    s = self.specs
+    sizes = {"vocab": s.sampling.vocab, "itemsize": s.dtype.itemsize}
+    if name == "update":
+      update = roofline.update(s.student.cfg, s.scoring, prompts, n, prompt, response, remat=self.config.remat, **sizes)
+      return [update]
+    return roofline.rollout(s.student.cfg, prompts, n, prompt, response, **sizes)
 
   # A step.
 

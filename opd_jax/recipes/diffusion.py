@@ -31,6 +31,8 @@ from opd_jax import config as configs
 from opd_jax.context.self_future import SelfFuture
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizons
+from opd_jax.models import roofline
+from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import loss_config as losses
 from opd_jax.recipes.opd import OPD, Experience
@@ -117,7 +119,7 @@ KEYS = {
 class Diffusion(OPD):
   """The loop above; what a run holds and how it is evaluated is OPD's."""
 
-  denoises = True
+  denoises, cuts_rollouts = True, False
 
   def __init__(self, specs: Specs):
     super().__init__(specs)
@@ -250,6 +252,20 @@ class Diffusion(OPD):
     program = jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, everywhere))
     yield "update", program.lower(state, frozen_models, batch, rollout, chosen, number, number)
     yield "rollout", jax.jit(step.rollout, out_shardings=row).lower(params, batch, key)
+
+  def roofline_costs(self, name: str, prompts: int, n: int, prompt: int, response: int) -> list[Cost]:
+    """Counts a forward pass for every denoising step of a rollout, and of an update those of its canvases."""
+    student, sizes = self.specs.student.cfg, {"vocab": self.specs.sampling.vocab, "itemsize": self.specs.dtype.itemsize}
+    if name != "update":
+      d = self.step.denoiser.denoising
+      step = roofline.canvases(student, prompts * n, prompt + response, d.block, **sizes)
+      return [step] * d.total(response)
+    rows, tokens = prompts * response, prompt + self.step.length
+    of_student = roofline.canvases(student, rows, tokens, self.step.denoiser.denoising.tokens, **sizes)
+    of_teachers = [roofline.canvases(cfg, rows, tokens, self.step.length, **sizes) for cfg in self.step.teachers]
+    flops = 3 * of_student.flops + sum(cost.flops for cost in of_teachers)
+    read = 2 * of_student.weight_bytes + sum(cost.weight_bytes for cost in of_teachers)
+    return [Cost(flops, read, 8 * roofline.FP32 * roofline.parameter_count(student))]
 
   # What is reported of a run.
 

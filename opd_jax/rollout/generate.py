@@ -198,12 +198,15 @@ class Generator:
       began = time.perf_counter()
       key = (self._name, self._config, self.max_tokens, self.k, self.batch, prompt_len, self._numbered, layout)
       if key not in self._program_cache:
-        lowered = self._config.lower(params, self.batch, prompt_len, self.max_tokens, self.k, self._numbered)
-        self._program_cache[key] = lowered.compile()
+        self._program_cache[key] = self.lower(params, prompt_len).compile()
       self._programs[prompt_len, layout] = program = self._program_cache[key]
       shape = StepShape(prompt_len, self.max_tokens)
       self.compiled.append(record(self._name, shape, time.perf_counter() - began, program))
     return self._programs[prompt_len, layout]
+
+  def lower(self, params: Params, prompt_len: int) -> jax.stages.Lowered:
+    """Lower the program of a prompt length for parameters that lie as these, which may be their shapes alone."""
+    return self._config.lower(params, self.batch, prompt_len, self.max_tokens, self.k, self._numbered)
 
   def __call__(
     self, params: Params, ids: Sequence[Sequence[int]], key: jax.Array, numbers: Sequence[int] | None = None

@@ -25,6 +25,7 @@ from opd_jax.tasks import puzzles
 
 CANVAS = 20  # positions; configs/d_opsd.py fills it in blocks of 10
 TASKS = {task.name: task for task in (puzzles.SUDOKU, puzzles.COUNTDOWN)}
+MASK_ID = puzzles.SYMBOLS.index(puzzles.MASK)
 MODEL = decoder.DecoderConfig(
   vocab=len(puzzles.SYMBOLS),
   d_model=96,
@@ -37,7 +38,7 @@ MODEL = decoder.DecoderConfig(
   max_positions=256,
   tied=False,
   causal=False,
-  mask_id=puzzles.SYMBOLS.index(puzzles.MASK),
+  mask_id=MASK_ID,
   tensor_names="llada",
 )
 
@@ -60,7 +61,7 @@ def loss_of(params: decoder.Params, prompts: jax.Array, canvases: jax.Array, key
   of_share, of_mask = jax.random.split(key)
   share = jax.random.uniform(of_share, (len(canvases), 1), minval=1e-2)
   masked = jax.random.uniform(of_mask, canvases.shape) < share
-  shown = jnp.where(masked, MODEL.mask_id, canvases)
+  shown = jnp.where(masked, MASK_ID, canvases)
   pad = puzzles.TOKENIZER.ids[puzzles.PAD]
   logits = decoder.unembed(params, decoder.canvas_hidden(params, MODEL, prompts, prompts != pad, shown))
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, canvases)

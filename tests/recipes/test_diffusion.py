@@ -11,10 +11,12 @@ import opd_jax
 from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, hf_config
+from opd_jax.models import decoder, hf, hf_config, roofline
+from opd_jax.recipes import base
 from opd_jax.rollout.denoise import canvas_at
 from opd_jax.tasks import chain
 from opd_jax.trainer import open_run, train, train_run
+from opd_jax.training import specs
 from tests.helpers.runs import leaves, read, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -231,3 +233,16 @@ def test_models_that_write_from_left_to_right_and_those_that_do_not_are_told_apa
   )
   with pytest.raises(InputError, match="is a masked diffusion model, whose tokens are not written from left to right"):
     open_run(c, tmp_path / "b")
+
+
+def test_a_plan_counts_canvases(config):
+  """Forward passes over prompt and canvas, all tokens seeing each other: worked out here from the sizes."""
+  recipe = base.make(specs.from_architectures(config(), stop_ids=(1,)))
+  per_token = 2 * roofline.layer_parameters(CFG)
+  rollout = recipe.roofline_costs("rollout", 4, 2, 16, 16)
+  assert len(rollout) == 8
+  pairs = 4 * 1 * 2 * 8 * 32**2  # two products of L N h numbers for each pair of tokens
+  assert rollout[0].flops == 8 * (32 * per_token + pairs) + 8 * 8 * 2 * CFG.vocab * 16
+  (update,) = recipe.roofline_costs("update", 4, 2, 16, 8)
+  forward, head = 4 * 8 * (32 * per_token + pairs), 4 * 8 * 2 * CFG.vocab * 16
+  assert update.flops == 3 * (forward + 2 * head) + forward + 16 * head
