@@ -29,6 +29,7 @@ import numpy as np
 
 from opd_jax import config as configs
 from opd_jax.context.self_future import SelfFuture
+from opd_jax.data import denoised
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizons
 from opd_jax.models import roofline
@@ -166,6 +167,7 @@ class Diffusion(OPD):
 
   def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
     chosen, earned = self._choose(run, experience)
+    self._write_canvases(run, step, experience, chosen)
     frozen_models, seen, canvases = self._frozen_on_devices(run), UpdateStats(), {"canvases": 0, "passes": 0}
     for _ in range(self.config.updates_per_rollout):
       seen.begin_pass()
@@ -191,6 +193,24 @@ class Diffusion(OPD):
     chosen = run.to_devices(Chosen(np.argmax(accepted, axis=1).astype(np.int32), weight))  # pyright: ignore[reportArgumentType]: numpy
     of_all = hosts.all_gather_to_host(run.to_devices(accepted.astype(np.float32)))
     return chosen, earned | {"accepted": float(of_all.any(axis=1).mean()), "accepted_rollouts": float(of_all.mean())}
+
+  def _write_canvases(self, run: Run, step: int, experience: Experience, chosen: Chosen) -> None:
+    """Writes a few rollouts canvas by canvas, as they are before the student learns from them, where config.log.rollouts says so."""
+    if not self._scored_prompts or not run.log.logs(step + 1):
+      return
+    run.clock.lap("other")
+    program = run.compiled.at(experience.shape._replace(kind="score"))["score"]
+    run.clock.lap("compile")
+    found = program(run.state, self._frozen_on_devices(run), experience.prompts, experience.rollout, chosen)
+    found = jax.device_get(found)
+    if hosts.first():
+      of_rows = denoised.of_rows(found, run.inputs.tokenizer, self.specs.student.cfg.mask_id, step + 1)
+      run.log.canvases([row.to_json() for row in of_rows[: self.config.log.rollouts]])
+    run.clock.lap("eval")  # it looks at the run, and is no part of training
+
+  @property
+  def _scored_prompts(self) -> int:
+    return min(self.config.log.rollouts, self.config.batch)
 
   def _forwards(self, canvases: dict[str, int]) -> dict[str, int]:
     """Counts what a step has cost: rollouts, and sequences that went through a model, forward alone."""
@@ -246,6 +266,10 @@ class Diffusion(OPD):
       chosen = Chosen(None, of_row(rows, jnp.float32))  # pyright: ignore[reportArgumentType]
     else:
       chosen = Chosen(of_prompt(prompts, jnp.int32), of_prompt(prompts, jnp.float32))  # pyright: ignore[reportArgumentType]
+    if shape.kind == "score":
+      score = functools.partial(step.score, prompts=self._scored_prompts, width=shape.width)
+      yield "score", jax.jit(score, out_shardings=everywhere).lower(state, frozen_models, batch, rollout, chosen)
+      return
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     update = functools.partial(step.update, width=shape.width)
     state_shardings = jax.tree.map(lambda a: a.sharding, state)
@@ -333,7 +357,6 @@ def _check(specs: Specs) -> None:
     "mini_batches": 1,
     "micro_batch": 0,
     "buckets": 1,
-    "log.rollouts": 0,
     "objective.shuffle_teacher": False,
     "objective.token_clip": 0.0,
     "rollout.precision": "compute",
@@ -346,6 +369,10 @@ def _check(specs: Specs) -> None:
   if c.objective.support == "sampled":
     raise InputError(
       "config.objective.support is 'sampled', and positions of a canvas are compared whole; take 'full' or 'teacher_topk'."
+    )
+  if c.log.rollouts and c.diffusion.target == "reward":
+    raise InputError(
+      "config.log.rollouts writes what is learned canvas by canvas, and config.diffusion.target 'reward' learns from none; set it to 0."
     )
   if c.diffusion.parts > 1:
     parts = c.diffusion.parts

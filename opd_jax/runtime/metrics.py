@@ -74,7 +74,7 @@ class Metrics:
     name: of the run.
   """
 
-  FILES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl")
+  FILES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl", "canvases.jsonl")
 
   def __init__(self, workdir: pathlib.Path, config: Config, first_step: int, lengths: dict[str, int], name: str):
     self._on = jax.process_index() == 0
@@ -84,7 +84,12 @@ class Metrics:
     self._files = {}
     for file in self.FILES:
       path = workdir / file
-      if file == "rollouts.jsonl" and not config.log.rollouts and not path.exists():
+      denoised = "denoising" in config
+      wanted = {
+        "rollouts.jsonl": config.log.rollouts and not denoised,
+        "canvases.jsonl": config.log.rollouts and denoised,
+      }
+      if not wanted.get(file, True) and not path.exists():
         continue
       path.touch()
       with path.open("r+b") as f:
@@ -121,6 +126,12 @@ class Metrics:
     if self._on:
       for record in records:
         self._write("rollouts.jsonl", record)
+
+  def canvases(self, records: list[dict[str, Any]]) -> None:
+    """Writes rollouts of a step that were denoised, canvas by canvas; see data/denoised.py."""
+    if self._on:
+      for record in records:
+        self._write("canvases.jsonl", record)
 
   def track(self, on_record: OnRecord) -> None:
     """Gives a function every record from now on, see trackers.Callback."""

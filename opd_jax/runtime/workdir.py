@@ -88,7 +88,15 @@ def check(directory: MirroredDir, config: Config, allow: Sequence[str] = ()) -> 
   existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
   if not os.access(existing, os.W_OK):
     raise InputError(f"--workdir={path} cannot be written: there is no permission in {existing}.")
-  for name in ("config.json", "run.json", "metrics.jsonl", "samples.jsonl", "rollouts.jsonl", began.FILE):
+  for name in (
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "rollouts.jsonl",
+    "canvases.jsonl",
+    began.FILE,
+  ):
     if (path / name).is_dir():
       raise InputError(
         f"{path / name} is a directory, where a run writes a file; remove it, or give another --workdir."

@@ -12,7 +12,7 @@ width, W canvases of a row, k positions that are compared on one, D model width,
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -56,6 +56,15 @@ class Canvases:
   stops: Bool[Array, "b H"]
   mask: Bool[Array, "b H"]
   weight: Float[Array, "b"]
+
+
+class Compared(NamedTuple):
+  """What is compared on N canvases: both sides' predictions at K, where K is, and what the teacher was shown."""
+
+  student: HiddenAndHead  # [N, k, D]
+  inputs: FrozenInputs  # [N, k, ...]; the mask tells which of the k are in K
+  positions: Int[Array, "N k"]
+  revealed: Bool[Array, "N H"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +169,24 @@ class DiffusionStep:
     key: jax.Array,
   ) -> tuple[jax.Array, tuple]:
     """Computes these canvases' part of the sum whose gradient is wanted; its value as a loss, and the metrics by step."""
+    if self.target == "reward":
+      return self._policy_gradient(params, frozen_models, rows, weight, key)
+    found = self.compare(params, frozen_models, rows, weight, t, key)
+    compared = found.inputs.mask
+    number = jnp.maximum(jnp.sum(compared, axis=1, keepdims=True), 1) if self.mean else 1
+    coefficient = jnp.where(compared, weight.reshape(-1, 1) / number, 0.0)
+    return self._sum(found.student, found.inputs, coefficient, jnp.tile(t, len(rows.tokens)))
+
+  def compare(
+    self,
+    params: Params,
+    frozen_models: FrozenModels,
+    rows: Canvases,
+    weight: Float[Array, "b s"],
+    t: Int[Array, "s"],
+    key: jax.Array,
+  ) -> Compared:
+    """Computes what student and teacher predict at K of the canvases before steps t; of those of no weight K is empty."""
     (b, H), s = rows.tokens.shape, len(t)
 
     def each(a: Array) -> Array:
@@ -171,8 +198,6 @@ class DiffusionStep:
     mask_id = self.student.mask_id
     assert mask_id is not None
     canvas = canvas_at(tokens, committed_at, step[:, None], mask_id)
-    if self.target == "reward":
-      return self._policy_gradient(params, frozen_models, prompts, canvas, rows, weight, key)
     block = step // self.denoiser.denoising.steps
     first_stop = jnp.where(jnp.any(rows.stops, axis=1), jnp.argmax(rows.stops, axis=1), H)
     order = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (b, H)), out_axes=1)(t).reshape(b * s, H)
@@ -194,11 +219,8 @@ class DiffusionStep:
 
     student = hidden_at(self.forward_student(params, frozen_models, prompts, canvas))
     teachers = (hidden_at(teacher),) if teacher is not None and self.target == "teacher" else ()
-    number = jnp.maximum(jnp.sum(compared, axis=1, keepdims=True), 1) if self.mean else 1
-    coefficient = jnp.where(compared, weight.reshape(-1, 1) / number, 0.0)
-    return self._sum(
-      student, FrozenInputs(teachers, jnp.take_along_axis(tokens, positions, axis=1), compared), coefficient, step
-    )
+    inputs = FrozenInputs(teachers, jnp.take_along_axis(tokens, positions, axis=1), compared)
+    return Compared(student, inputs, positions, revealed)
 
   def _sum(
     self, student: HiddenAndHead, inputs: FrozenInputs, coefficient: Float[Array, "N k"], step: Int[Array, "N"]
@@ -219,8 +241,6 @@ class DiffusionStep:
     self,
     params: Params,
     frozen_models: FrozenModels,
-    prompts: Batch,
-    canvas: Int[Array, "b H"],
     rows: Canvases,
     weight: Float[Array, "b 1"],
     key: jax.Array,
@@ -229,8 +249,9 @@ class DiffusionStep:
 
     A share of the prompt's tokens is masked too. Of one update on a rollout the ratio is 1.
     """
-    mask_id = self.student.mask_id
+    mask_id, prompts = self.student.mask_id, rows.prompts
     assert mask_id is not None
+    canvas = jnp.full(rows.tokens.shape, mask_id, jnp.int32)
     hidden = jax.random.uniform(key, prompts.prompt.shape) < self.prompt_masking
     prompts = dataclasses.replace(prompts, prompt=jnp.where(hidden & prompts.prompt_mask, mask_id, prompts.prompt))
     student = self.forward_student(params, frozen_models, prompts, canvas)
@@ -243,6 +264,48 @@ class DiffusionStep:
       prompt=jnp.concatenate([prompts.prompt, tokens], axis=1),  # pyright: ignore[reportArgumentType]
       prompt_mask=jnp.concatenate([prompts.prompt_mask, mask], axis=1),  # pyright: ignore[reportArgumentType]
     )
+
+  def score(
+    self,
+    state: TrainState,
+    frozen_models: FrozenModels,
+    batch: Batch,
+    rollout: Denoised,
+    chosen: Chosen,
+    *,
+    prompts: int,
+    width: int,
+  ) -> dict[str, Array]:
+    """Computes what `update` learns from a few rollouts, canvas by canvas, without gradient; a program of its own.
+
+    Args:
+      prompts: how many; as many more as the mesh needs are computed too.
+      width: canvases of each, W.
+
+    Returns:
+      divergence f32[W, b, H], NaN where nothing is compared; revealed bool[W, b, H]; and the rows' prompt, prompt_mask, tokens,
+      committed_at and weight.
+    """
+    frozen_models = self.with_moving_teacher(state, frozen_models)
+    shards = meshes.row_shards(self.denoiser.mesh)
+    b = min(-(-prompts // shards) * shards, len(batch.prompt))
+    n = self.n if chosen.number is None else 1
+    rows = self.rows(batch, rollout, chosen)
+    rows = jax.tree.map(lambda a: lax.with_sharding_constraint(a[: b * n], meshes.rows(self.denoiser.mesh)), rows)
+    key = jax.random.fold_in(self.key, state.step)
+
+    def at(t: Int[Array, ""]) -> tuple[Array, Array]:
+      found = self.compare(state.params, frozen_models, rows, jnp.ones((b * n, 1)), t[None], key)
+      stats = fused.token_stats(self.objective, lax.stop_gradient(found.student), found.inputs, mesh=self.denoiser.mesh)
+      value = stats["divergence"] if "divergence" in stats else -stats["logprob"]
+      nowhere = jnp.full(rows.tokens.shape, jnp.nan, jnp.float32)
+      value = jnp.where(found.inputs.mask, value, jnp.nan)
+      return jax.vmap(lambda a, i, x: a.at[i].set(x))(nowhere, found.positions, value), found.revealed
+
+    divergence, revealed = lax.map(at, jnp.arange(width))
+    of_rows = {"tokens": rows.tokens, "committed_at": rows.committed_at, "weight": rows.weight}
+    read = {"prompt": rows.prompts.prompt, "prompt_mask": rows.prompts.prompt_mask}
+    return {"divergence": divergence, "revealed": revealed} | of_rows | read
 
   def rows(self, batch: Batch, rollout: Denoised, chosen: Chosen) -> Canvases:
     """Takes the rollouts that are learned from."""

@@ -17,7 +17,7 @@ from opd_jax.data import problems
 from opd_jax.rollout import sample
 from opd_jax.runtime import mesh as meshes
 from tests.conftest import FEW_PROBLEMS, small_config
-from tests.helpers import conversation_runs
+from tests.helpers import conversation_runs, masked_models
 
 # Whatever sorts or gathers rows does so on each device's own.
 CUT = {"rollout.segment": 8, "rollout.shrink": (2,), "micro_batch": 4, "buckets": 2}
@@ -43,6 +43,7 @@ METHODS["opcod"] |= {"codistillation.phase_steps": 1, "codistillation.gate": "al
 METHODS["opcod"] |= {"codistillation.validation_prompts": 8, "comment.anchor": "", "comment.max_tokens": 24}
 METHODS["opcod"] |= {"comment.max_prompt": 32, "context.feedback": "always", "context.feedback_template": ">{text}"}
 METHODS["opcod"] |= {"context.template": "{prompt}{solution}{feedback}="}
+METHODS["d_opsd"] = {"horizon.max": 8, "eval.max_tokens": 16, "sampling.temperature": 0.9}
 METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}
 METHODS["resample"] = METHODS["dppo"] | {"groups.equal": "resample", "groups.rounds": 3}
 METHODS["masked"] = METHODS["topd"] | {"subnetwork.mask": "layer", "subnetwork.density": 0.3}
@@ -65,6 +66,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "moving data 2 x fsdp 2 x tensor 2, adapters": ("moving", 8, {"fsdp": 2, "tensor": 2}, {}),
   "opcod 1": ("opcod", 1, {}, {}),
   "opcod data 2 x fsdp 2 x tensor 2": ("opcod", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "d_opsd 1": ("d_opsd", 1, {}, {}),
+  "d_opsd data 2 x fsdp 2 x tensor 2": ("d_opsd", 8, {"fsdp": 2, "tensor": 2}, {}),
   "dppo 1": ("dppo", 1, {}, {}),
   "dppo data 2 x fsdp 2 x tensor 2": ("dppo", 8, {"fsdp": 2, "tensor": 2}, {}),
   "resample data 2": ("resample", 2, {"data": 2}, {}),
@@ -105,6 +108,8 @@ def main() -> None:
     base |= {"eval.temperature": 0.0, "checkpoint.every": 0, "optimizer.warmup": 1} | METHODS[method] | more
     if method in ("ccopd", "moving"):
       c = conversation_runs.small(conversation_runs.write_talker(pathlib.Path(directory) / f"talker{i}"))
+    elif method == "d_opsd":
+      c = masked_models.small(masked_models.write(pathlib.Path(directory) / f"masked{i}"))
     else:
       c = small_config({"student": student, "teacher": teacher}, NAMED.get(method) or method)
     if method == "opcod":

@@ -1,6 +1,7 @@
 """d-OPSD: what an update computes against its formula, and runs that are killed, skip, are evaluated and exported."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,59 +11,30 @@ import pytest
 import opd_jax
 from opd_jax import config as configs
 from opd_jax import tasks
+from opd_jax.data import denoised
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, hf_config, roofline
+from opd_jax.models import decoder, hf_config, roofline
 from opd_jax.recipes import base
+from opd_jax.reports import canvases
 from opd_jax.rollout.denoise import canvas_at
-from opd_jax.tasks import chain
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import specs
+from tests.helpers import masked_models
+from tests.helpers.masked_models import CFG, MASK
 from tests.helpers.runs import leaves, read, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
-MASK = len(chain.SYMBOLS)
-CFG = decoder.DecoderConfig(
-  vocab=MASK + 1,
-  d_model=16,
-  layers=1,
-  heads=2,
-  kv_heads=2,
-  head_width=8,
-  ff_width=24,
-  max_positions=256,
-  tied=False,
-  causal=False,
-  mask_id=MASK,
-  tensor_names="llada",
-)
 
 
 @pytest.fixture(scope="session")
 def masked(tmp_path_factory) -> str:
-  """A directory of a masked diffusion model of a few thousand random weights."""
-  path = tmp_path_factory.mktemp("masked") / "student"
-  hf.write(path, CFG, decoder.init(CFG, jax.random.key(0), scale=0.4), pad_id=0, eos_id=1, dtype="float32")
-  chain.TOKENIZER.save(path)
-  return str(path)
+  """The directory of a masked diffusion model."""
+  return masked_models.write(tmp_path_factory.mktemp("masked") / "student")
 
 
 @pytest.fixture
 def config(masked):
-  def make(**changes):
-    sizes = {
-      "batch": 4,
-      "student": masked,
-      "teacher": "initial",
-      "optimizer.lr": 1e-2,
-      "steps": 4,
-      "horizon.kind": "full",
-    }
-    sizes |= {"rollouts_per_prompt": 2, "horizon.max": 8, "denoising.length": 16, "denoising.block": 8}
-    sizes |= {"eval.every": 0, "checkpoint.every": 2, "log.tensorboard": False, "compile_cache": "off", "log.bins": 4}
-    sizes |= {"data.path": "task:chain", "data.max_prompt": 64, "diffusion.states": "all"}
-    return configs.override(configs.default("diffusion"), sizes | changes)
-
-  return make
+  return functools.partial(masked_models.small, masked)
 
 
 def even(response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
@@ -246,3 +218,37 @@ def test_a_plan_counts_canvases(config):
   (update,) = recipe.roofline_costs("update", 4, 2, 16, 8)
   forward, head = 4 * 8 * (32 * per_token + pairs), 4 * 8 * 2 * CFG.vocab * 16
   assert update.flops == 3 * (forward + 2 * head) + forward + 16 * head
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_written_canvases_have_what_was_revealed_and_compared_and_the_report_draws_them(config, tmp_path):
+  """And the weights are those of a run that writes none."""
+  runs = {n: train(config(steps=2, **{"log.rollouts": n}), tmp_path / str(n)) for n in (0, 3)}
+  for a, b in zip(leaves(runs[0].state), leaves(runs[3].state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  found = denoised.read(tmp_path / "3" / denoised.FILE)
+  assert [response.step for response in found] == [1, 1, 1, 2, 2, 2]
+  for response in found:
+    assert len(response.divergence) == len(response.revealed) == 8
+    for t, (compared, revealed) in enumerate(zip(response.divergence, response.revealed, strict=True)):
+      masked = {i for i, step in enumerate(response.committed_at) if step >= t}
+      assert set(compared) <= masked - set(revealed)
+      assert set(revealed) <= masked
+      assert len(compared) == 2
+  assert any(value for response in found for compared in response.divergence for value in compared.values())
+  page = canvases.sections(found)
+  assert page.count('<table class="canvas">') == 6
+  assert page.count("<tr>") == 6 * 8
+  hostile = dataclasses.replace(found[0], tokens=["<script>"] * 16, prompt="<b>")
+  assert "<script>" not in canvases.sections([hostile])
+  assert "<b>" not in canvases.sections([hostile])
+
+
+@pytest.mark.parametrize("line", ["[]", '{"step": 1}', "no JSON"])
+def test_a_damaged_line_of_canvases_is_named(line, tmp_path):
+  path = tmp_path / denoised.FILE
+  path.write_text(line + "\n")
+  with pytest.raises(InputError, match="line 1 is no response of a run"):
+    denoised.read(path)
+  path.write_text(line)  # that a killed run was writing
+  assert denoised.read(path) == []

@@ -67,7 +67,9 @@ def test_a_difference_of_thousands_of_letters_is_shortened(path):
   assert len(str(e.value)) < 600
 
 
-@pytest.mark.parametrize("name", ["config.json", "run.json", "metrics.jsonl", "samples.jsonl", "rollouts.jsonl"])
+@pytest.mark.parametrize(
+  "name", ["config.json", "run.json", "metrics.jsonl", "samples.jsonl", "rollouts.jsonl", "canvases.jsonl"]
+)
 def test_a_directory_in_the_place_of_a_file_is_refused(path, name):
   (path / name).unlink(missing_ok=True)
   (path / name).mkdir()

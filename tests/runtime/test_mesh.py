@@ -24,6 +24,8 @@ LONG = (
   "moving data 2 x fsdp 2 x tensor 2, adapters",
   "opcod 1",
   "opcod data 2 x fsdp 2 x tensor 2",
+  "d_opsd 1",
+  "d_opsd data 2 x fsdp 2 x tensor 2",
   "resample data 2",
   "dppo 1",
   "dppo data 2 x fsdp 2 x tensor 2",
