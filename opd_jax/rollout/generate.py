@@ -162,6 +162,7 @@ class Generator:
     program_cache: compiled programs, which runs of one process can share, see programs.py.
 
   Attributes:
+    config: how it generates.
     compiled: one programs.record per program.
   """
 
@@ -184,7 +185,7 @@ class Generator:
     self.max_tokens = max_tokens
     self.k = k
     self.compiled: list[dict] = []
-    self._config = generator_config
+    self.config = generator_config
     self._tokenizer = tokenizer
     self._name = name
     self._numbered = numbered
@@ -196,7 +197,7 @@ class Generator:
     layout = (jax.tree.structure(params), *((a.dtype, a.sharding) for a in jax.tree.leaves(params)))
     if (prompt_len, layout) not in self._programs:
       began = time.perf_counter()
-      key = (self._name, self._config, self.max_tokens, self.k, self.batch, prompt_len, self._numbered, layout)
+      key = (self._name, self.config, self.max_tokens, self.k, self.batch, prompt_len, self._numbered, layout)
       if key not in self._program_cache:
         self._program_cache[key] = self.lower(params, prompt_len).compile()
       self._programs[prompt_len, layout] = program = self._program_cache[key]
@@ -206,7 +207,7 @@ class Generator:
 
   def lower(self, params: Params, prompt_len: int) -> jax.stages.Lowered:
     """Lower the program of a prompt length for parameters that lie as these, which may be their shapes alone."""
-    return self._config.lower(params, self.batch, prompt_len, self.max_tokens, self.k, self._numbered)
+    return self.config.lower(params, self.batch, prompt_len, self.max_tokens, self.k, self._numbered)
 
   def __call__(
     self, params: Params, ids: Sequence[Sequence[int]], key: jax.Array, numbers: Sequence[int] | None = None
@@ -222,7 +223,7 @@ class Generator:
     texts: list[str] = [""] * (len(ids) * self.k)
     lengths = np.zeros(len(texts), np.int64)
     ended = np.zeros(len(texts), bool)
-    sampling = self._config.sampling
+    sampling = self.config.sampling
     for prompt_len, indices in self._by_prompt_len(ids):
       program = self.prepare(params, prompt_len)
       for first in range(0, len(indices), self.batch):
@@ -232,7 +233,7 @@ class Generator:
         if numbers is not None:
           number: Any = np.array([numbers[i] for i in padded], np.int32)
           batch = dataclasses.replace(batch, number=number)
-        batch = hosts.to_global(batch, meshes.rows(self._config.mesh))
+        batch = hosts.to_global(batch, meshes.rows(self.config.mesh))
         batch_key = jax.random.fold_in(key, first) if numbers is None else key
         rollout = program(params, batch, batch_key, np.int32(self.max_tokens))
         # The log-probabilities are not used, so something smaller travels in their place.

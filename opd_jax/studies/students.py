@@ -32,10 +32,12 @@ class Student(NamedTuple):
 
   Attributes:
     config: of its run.
+    recipe: of the config, made of the student alone.
     moment: when the run began; None: the student before training.
   """
 
   config: Config
+  recipe: recipes.Recipe
   params: Params
   model: ModelSpec
   tokenizer: Any
@@ -55,12 +57,12 @@ def load(config: Config, path: pathlib.Path | None) -> Student:
   """
   model, mesh = inputs.learner(config), meshes.for_reading(config.mesh)
   tokenizer = tokenizers.load(model.path)
+  recipe = recipes.make(inputs.load_student(config, mesh))
   if path is None:
     params = hf.load(model.path, model.cfg, model_sharding.parameter_shardings(mesh, model.cfg))
-    return Student(config, params, model, tokenizer, mesh, None)
-  recipe = recipes.make(inputs.load_student(config, mesh))
+    return Student(config, recipe, params, model, tokenizer, mesh, None)
   params = recipes.saved_models(recipe, epath.Path(path))[0]["student"]
-  return Student(config, params, model, tokenizer, mesh, began.of_run(bucket.MirroredDir(path)))
+  return Student(config, recipe, params, model, tokenizer, mesh, began.of_run(bucket.MirroredDir(path)))
 
 
 Ask = Callable[[Config, pathlib.Path | None, ProgramCache], dict[str, Any]]  # of a run's config and workdir
@@ -109,6 +111,7 @@ def accuracies(
   measured = {}
   for temperature in temperatures:
     asked = configs.override(student.config, changes | {"eval.temperature": temperature, "eval.greedy": False})
-    evaluator = Evaluator(asked, student.evaluation(asked), student.params, program_cache)
+    generator = functools.partial(student.recipe.generator, "student")
+    evaluator = Evaluator(asked, student.evaluation(asked), student.params, program_cache, generator)
     measured[temperature] = evaluator(student.params)[0]["accuracy"]
   return measured

@@ -1,0 +1,117 @@
+"""Does it help a masked diffusion model to be shown its own future? The arms that ask it, after arXiv:2606.18195.
+
+On 4 x 4 sudokus, and the main ones on countdown too (puzzles.py), whose arms are called countdown-*. Seed by seed, arms of one task start
+from the same student and read the same prompts in the same order. A step samples `ROLLOUTS` answers in every arm; how many of them, and
+of their canvases, are learned from is what arms differ in.
+
+Seeds before `FIRST_SEED` are there to calibrate rates and steps on, which has not been done yet: those here are first values. The rules
+by which claims are judged stand in claims.py.
+"""
+
+from typing import Any
+
+from opd_jax.studies.arm_spec import ArmSpec
+
+STEPS, LR = 60, 1e-4
+PROMPTS, TRIES = 8, 8
+ROLLOUTS = PROMPTS * TRIES
+FIRST_SEED = 20  # those before it are to calibrate on
+CANVAS, BLOCK, DENOISING_STEPS = 20, 10, 10
+SUDOKU: dict[str, Any] = {
+  "student": "builtin:sudoku-student",
+  "data.path": "task:sudoku",
+  "denoising.length": CANVAS,
+  "denoising.block": BLOCK,
+  "horizon.max": DENOISING_STEPS,
+  "batch": PROMPTS,
+  "rollouts_per_prompt": TRIES,
+  "steps": STEPS,
+  "optimizer.lr": LR,
+  "sampling.temperature": 0.9,
+  "eval.max_tokens": CANVAS,
+  "eval.every": 10,
+  "eval.prompts": 256,
+  "eval.batch": 256,
+  "eval.k": 1,
+  "eval.pass_at": (1,),
+  "eval.greedy": True,
+  "checkpoint.every": 0,
+  "log.bins": DENOISING_STEPS,
+  "log.samples": 0,
+  "log.tensorboard": False,
+}
+COUNTDOWN = SUDOKU | {"student": "builtin:countdown-student", "data.path": "task:countdown"}
+RHO = (0.0, 0.1, 0.25, 0.5)  # shares that are revealed; the third is the paper's
+LONG = 4 * STEPS
+
+SAMPLES = {"diffusion.target": "samples"}
+REWARD = {"diffusion.target": "reward"}
+CODE = {  # as the released code has it; its 20 likeliest tokens are all that there are here
+  "context.reveal": "ahead",
+  "diffusion.in_block": True,
+  "diffusion.reduction": "sum",
+  "diffusion.states": "unended",
+}
+UNCLIPPED = {"objective.entry_clip": 0.0}
+
+
+def truncated(ratio: float) -> dict[str, Any]:
+  return {"horizon.kind": "truncated", "horizon.ratio": ratio}
+
+
+POPD = {
+  "horizon.kind": "progressive",
+  "horizon.start": 1,
+  "horizon.growth": 1,
+  "horizon.every": STEPS // DENOISING_STEPS,
+  "horizon.quantum": 5,
+}
+
+MAIN: tuple[tuple[str, str, dict[str, Any]], ...] = (  # of both tasks
+  ("d-opsd", "d-OPSD", {}),
+  ("samples", "fine-tuning on the accepted answers", SAMPLES | {"diffusion.compared": "all"}),
+  ("reward", "a policy gradient (diffu-GRPO's)", REWARD),
+  (
+    "unverified",
+    "fine-tuning on unverified answers",
+    SAMPLES | {"diffusion.compared": "all", "diffusion.accept": "all"},
+  ),
+  ("all-masks", "K: all masks", {"diffusion.compared": "all"}),
+  ("topd-30", "the first 30% of the denoising steps", truncated(0.3)),
+)
+ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+  *((f"rho-{100 * rho:g}", f"{100 * rho:g}% revealed", {"context.share": rho}) for rho in RHO if rho != 0.25),
+  ("ahead", "revealed: from the next block on", {"context.reveal": "ahead"}),
+  ("code", "as the released code", CODE),
+  ("prefix", "the answer behind the teacher's prompt", {"context.reveal": "prefix"}),
+  ("student-k", "K: where the student committed", {"diffusion.compared": "student"}),
+  ("samples-k", "fine-tuning where the student committed", SAMPLES | {"diffusion.compared": "student"}),
+  ("forward", "forward KL", {"objective.kind": "forward_kl"}),
+  ("no-clip", "without the clip", UNCLIPPED),
+  ("ema", "the teacher an average", {"teacher_update.kind": "ema"}),
+  ("current", "the teacher the current student", {"teacher_update.kind": "current"}),
+  ("one-try", "one try of each of 64 prompts", {"batch": ROLLOUTS, "rollouts_per_prompt": 1}),
+  ("unfiltered", "d-OPSD on unverified answers", {"diffusion.accept": "all"}),
+  ("topd-10", "the first 10% of the denoising steps", truncated(0.1)),
+  ("topd-50", "the first 50% of the denoising steps", truncated(0.5)),
+  ("popd", "ever more denoising steps", POPD),
+  ("long", "d-OPSD, 4x the steps", {"steps": LONG, "eval.every": 20}),
+  ("long-no-clip", "without the clip, 4x the steps", UNCLIPPED | {"steps": LONG, "eval.every": 20}),
+  (
+    "long-samples",
+    "fine-tuning, 4x the steps",
+    SAMPLES | {"diffusion.compared": "all", "steps": LONG, "eval.every": 20},
+  ),
+)
+
+
+def arm(name: str, label: str, changes: dict[str, Any], base: dict[str, Any]) -> ArmSpec:
+  return ArmSpec(name, label, changes, base, "d_opsd")
+
+
+ARMS: tuple[ArmSpec, ...] = (
+  *(arm(*each, SUDOKU) for each in (*MAIN, *ABLATIONS)),
+  *(arm(f"countdown-{name}", label, changes, COUNTDOWN) for name, label, changes in MAIN),
+)
+LABELS = {each.name: each.label for each in ARMS}
+SHORT = ("d-opsd", "samples", "reward", "unverified")

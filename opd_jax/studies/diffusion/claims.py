@@ -1,0 +1,314 @@
+"""What is claimed of d-OPSD, and the rules by which the study decides it; written before the study's seeds were run.
+
+Intervals are over seeds, at 95%, paired by seed. A run's score is the mean accuracy of its last three evaluations, on 256 held-out
+problems; where a claim is about accuracies its rule has to be met twice, by answers at temperature 1 and by greedy ones. The teacher check
+asks the student before training to finish its own right answers, of which a share of positions is given: its accuracy there is over the
+positions that are not given.
+"""
+
+import functools
+from typing import Any
+
+from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.evidence import both, difference, gain, known, lazily, lazily_both, points, times, verdict
+from opd_jax.studies.results import Missing, Results
+from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
+from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least
+
+
+def checked(results: Results, share: float, key: str = "not_given", task: str = "") -> dict[int, float]:
+  """Collect a number of the teacher check by seed; "not_given": accuracy at positions that are not given, "right": of whole answers."""
+  found = results.analysis(f"{task}teacher-check")
+  return {seed: record["shares"][f"{share:g}"][key] for seed, record in found.items()}
+
+
+def _check_gain(results: Results, share: float, key: str = "not_given", task: str = "") -> IntervalEstimate:
+  given, nothing = checked(results, share, key, task), checked(results, 0.0, key, task)
+  return interval(given[seed] - nothing[seed] for seed in given)
+
+
+def the_future_helps(results: Results) -> Verdict:
+  found = _check_gain(results, 0.25)
+  return verdict(
+    above(found, 0),
+    "positions that are not given, a quarter given less none, before training",
+    points("sudoku, a quarter given", found),
+    *known(
+      *(lazily(points, f"sudoku, {100 * rho:g}% given", _check_gain, results, rho) for rho in (0.1, 0.5)),
+      lazily(points, "countdown, a quarter given", _check_gain, results, 0.25, "not_given", "countdown-"),
+      lazily(points, "whole answers, sudoku, a quarter given", _check_gain, results, 0.25, "right"),
+    ),
+  )
+
+
+def learns(results: Results) -> Verdict:
+  found, less = both(gain, results, "d-opsd"), both(difference, results, "d-opsd", "unverified")
+  return verdict(
+    all_of(found.decided(above, 0), less.decided(above, 0)),
+    "score less accuracy before training, and less fine-tuning on unverified answers",
+    *found.points("d-OPSD less before"),
+    *less.points("d-OPSD less fine-tuning on unverified answers"),
+    *known(
+      *lazily_both("unverified answers less before", gain, results, "unverified"),
+      *lazily_both("countdown, d-OPSD less before", gain, results, "countdown-d-opsd"),
+      *lazily_both(
+        "countdown, less unverified answers", difference, results, "countdown-d-opsd", "countdown-unverified"
+      ),
+    ),
+  )
+
+
+def better(results: Results, a: str, b: str, because: str) -> Verdict:
+  """Compare two arms, on countdown too where both were run there."""
+  found = both(difference, results, a, b)
+  return verdict(
+    found.decided(above, 0),
+    because,
+    *found.points("sudoku"),
+    *known(*lazily_both("countdown", difference, results, f"countdown-{a}", f"countdown-{b}")),
+  )
+
+
+def not_worse(results: Results, arm: str, because: str) -> Verdict:
+  found = both(difference, results, arm, "d-opsd")
+  return verdict(
+    found.decided(at_least, -0.01),
+    because,
+    *found.points("sudoku"),
+    *known(
+      *lazily_both("countdown", difference, results, f"countdown-{arm}", "countdown-d-opsd"),
+      *lazily_both("10% of the steps", difference, results, "topd-10", "d-opsd"),
+      *lazily_both("50% of the steps", difference, results, "topd-50", "d-opsd"),
+      *lazily_both("ever more steps", difference, results, "popd", "d-opsd"),
+    ),
+  )
+
+
+def a_quarter_is_best(results: Results) -> Verdict:
+  others = {rho: both(difference, results, "d-opsd", f"rho-{100 * rho:g}") for rho in (0.1, 0.5)}
+  nothing = both(difference, results, "d-opsd", "rho-0")
+  return verdict(
+    all_of(nothing.decided(above, 0), *(found.decided(at_least, -0.01) for found in others.values())),
+    "score with a quarter revealed",
+    *nothing.points("less nothing revealed"),
+    *(evidence for rho, found in others.items() for evidence in found.points(f"less {100 * rho:g}%")),
+  )
+
+
+def collapses(results: Results) -> Verdict:
+  """Compare the best three evaluations in a row with the last three, with the clip and without."""
+
+  def fall(arm: str) -> dict[int, float]:
+    best, last = results.best(arm), results.scores(arm)
+    return {seed: best[seed] - last[seed] for seed in last}
+
+  without, with_clip = fall("long-no-clip"), fall("long")
+  seeds = sorted(without.keys() & with_clip.keys())
+  if not seeds:
+    raise Missing("long and long-no-clip have no seed in common")
+  found = interval(without[seed] for seed in seeds)
+  less = interval(without[seed] - with_clip[seed] for seed in seeds)
+  return verdict(
+    all_of(above(found, 0.05), above(less, 0)),
+    "best three evaluations in a row less the last three, over four times the steps",
+    points("without the clip", found),
+    points("that less the same with it", less),
+    *known(
+      *lazily_both("score, with the clip less without, the same steps", difference, results, "d-opsd", "no-clip"),
+      *lazily_both("likewise over four times the steps", difference, results, "long", "long-no-clip"),
+    ),
+  )
+
+
+def forwards_to(results: Results, arm: str, share: float = 0.5) -> dict[int, float]:
+  """Count the sequences that go through a model until an arm has the given share of what d-OPSD gains, by seed.
+
+  Backward passes count as two.
+  """
+  found = {}
+  start, scores = results.untrained("d-opsd"), results.scores("d-opsd")
+  for seed, run in results.runs(arm).items():
+    if seed not in scores:
+      continue
+    goal = start[seed] + share * (scores[seed] - start[seed])
+    reached = next((e["step"] for e in run.evals if e["step"] and e["accuracy"] >= goal), None)
+    target, compared = run.config["diffusion.target"], run.config["diffusion.compared"]
+    teacher_reads_too = target == "teacher" or (target == "samples" and compared == "teacher")
+    student = 1 if teacher_reads_too else 2  # backward passes, by forward passes that are counted
+    costs = [
+      r["rollout_forwards"] + r["update_forwards"] * (1 + student)
+      for r in run.train
+      if reached and r["step"] <= reached
+    ]
+    found[seed] = sum(costs) if reached else float("inf")
+  return found
+
+
+def cheaper(results: Results) -> Verdict:
+  own, other = forwards_to(results, "d-opsd"), forwards_to(results, "reward")
+  found = ratio(other, own)
+  return verdict(
+    above(found, 1),
+    "sequences through a model to half of what d-OPSD gains, a policy gradient over d-OPSD",
+    times("a policy gradient over d-OPSD", found),
+    *known(
+      lazily(Evidence, "d-OPSD", _mean, results, "d-opsd"),
+      lazily(Evidence, "a policy gradient", _mean, results, "reward"),
+      lazily(Evidence, "fine-tuning", _mean, results, "samples"),
+    ),
+  )
+
+
+def _mean(results: Results, arm: str) -> IntervalEstimate:
+  return interval(forwards_to(results, arm).values())
+
+
+def more_answers(results: Results) -> Verdict:
+  """Ask whether more is solved at all, or what was solved sometimes is solved more often: pass@8 of sampled answers."""
+
+  def passed(arm: str) -> dict[int, Any]:
+    return {seed: record["pass"] for seed, record in results.analysis(f"asked-{arm}").items()}
+
+  after, before = passed("d-opsd"), passed(UNTRAINED)
+  if not (seeds := sorted(after.keys() & before.keys())):
+    raise Missing("nothing was asked before and after")
+  found = interval(after[seed]["8"] - before[seed]["8"] for seed in seeds)
+  return verdict(
+    above(found, 0),
+    "pass@8 after d-OPSD less before, sampled",
+    points("pass@8", found),
+    points("pass@1", interval(after[seed]["1"] - before[seed]["1"] for seed in seeds)),
+    Evidence("pass@8 before training", interval(before[seed]["8"] for seed in seeds), "score"),
+    *known(lazily(points, "pass@8, fine-tuning less before", _passed, results, "samples")),
+  )
+
+
+def _passed(results: Results, arm: str) -> IntervalEstimate:
+  after, before = (results.analysis(f"asked-{name}") for name in (arm, UNTRAINED))
+  return interval(after[s]["pass"]["8"] - before[s]["pass"]["8"] for s in after if s in before)
+
+
+CLAIMS = (
+  Claim(
+    "the future helps",
+    "shown part of its own right answer, a model fills the rest better (arXiv:2606.18195); nothing else can hold without it",
+    "before training, accuracy at positions that are not given is higher with a quarter given than with none",
+    the_future_helps,
+  ),
+  Claim(
+    "d-OPSD learns",
+    "the gain is more than learning from unverified answers of its own would bring (ours, in the place of a null)",
+    "d-OPSD is above the student before training, and above fine-tuning on unverified answers",
+    learns,
+  ),
+  *(
+    Claim(
+      name,
+      statement,
+      f"the score of d-OPSD is above that {rule}",
+      functools.partial(better, a="d-opsd", b=b, because=because),
+    )
+    for b, name, statement, rule, because in (
+      (
+        "samples",
+        "better than its own samples",
+        "a shown future teaches more than the accepted answers themselves (the control that arXiv:2606.18195 lacks)",
+        "of fine-tuning on the same accepted answers at all masks",
+        "d-OPSD less fine-tuning",
+      ),
+      (
+        "reward",
+        "better than a policy gradient",
+        "d-OPSD is above diffu-GRPO (arXiv:2606.18195), at equal rollouts (ours)",
+        "of a policy gradient of the reward, at as many rollouts",
+        "d-OPSD less a policy gradient",
+      ),
+      (
+        "all-masks",
+        "the step's own positions",
+        "comparing where the next step decides is better than comparing everywhere (arXiv:2606.18195, not ablated there)",
+        "of the same compared at all masks",
+        "as many positions as the step commits less all masks",
+      ),
+      (
+        "student-k",
+        "the teacher chooses where",
+        "positions of which the teacher is surest are better than those that the student committed (arXiv:2606.18195)",
+        "of the same compared where the student committed",
+        "the teacher's positions less the student's",
+      ),
+      (
+        "forward",
+        "reverse KL is better",
+        "the reverse KL is better than the forward one (arXiv:2606.18195)",
+        "of the same with the forward KL",
+        "reverse less forward",
+      ),
+      (
+        "current",
+        "a teacher that stays is better",
+        "the teacher before training is better than one that moves (arXiv:2606.18195)",
+        "of the same with the current student as its teacher",
+        "the teacher before training less the current one",
+      ),
+      (
+        "one-try",
+        "several tries are better",
+        "up to eight tries of a prompt are better than one (arXiv:2606.18195), at as many rollouts (ours)",
+        "of one try of eight times as many prompts",
+        "eight tries less one",
+      ),
+      (
+        "unfiltered",
+        "verified answers are better",
+        "accepted answers alone are better than all (arXiv:2606.18195)",
+        "of d-OPSD on unverified answers",
+        "verified less unverified",
+      ),
+      (
+        "prefix",
+        "a future on the canvas is better than one in the prompt",
+        "tokens of the answer at their places are better than the answer behind the prompt (arXiv:2606.18195)",
+        "of the same with the answer behind the teacher's prompt",
+        "on the canvas less in the prompt",
+      ),
+      (
+        "code",
+        "the paper's or its code's",
+        "what the paper says is better than what its code does (ours)",
+        "of the released code's choices",
+        "the paper's less the code's",
+      ),
+    )
+  ),
+  Claim(
+    "a quarter is best",
+    "a quarter of the masks revealed is better than a tenth or a half (arXiv:2606.18195)",
+    "the score with a quarter revealed is above that with nothing, and at most a point below that with 10% or 50%",
+    a_quarter_is_best,
+  ),
+  Claim(
+    "without the clip it collapses",
+    "without clipped entries the student collapses past its peak (arXiv:2606.18195)",
+    "over four times the steps the last evaluations are more than 5 points below the best without the clip, and more than with it",
+    collapses,
+  ),
+  Claim(
+    "few denoising steps do",
+    "the first three of ten denoising steps teach as well as all (ours: TOPD's question)",
+    "the score with the first 30% of the canvases less d-OPSD's is at least -1 point",
+    functools.partial(not_worse, arm="topd-30", because="equal steps; the first 30% of the canvases less all"),
+  ),
+  Claim(
+    "a tenth of the updates is not a tenth of the work",
+    "d-OPSD comes to the same accuracy by fewer passes through the model than a policy gradient (ours, of arXiv:2606.18195's updates)",
+    "a policy gradient needs more sequences through a model than d-OPSD to half of what d-OPSD gains; a backward pass counts as two",
+    cheaper,
+  ),
+  Claim(
+    "more is solved",
+    "problems are solved that no sample solved before (ours)",
+    "pass@8 is higher after d-OPSD than before",
+    more_answers,
+  ),
+)
