@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import pathlib
 import tempfile
+import zlib
 
 CACHE = pathlib.Path(os.environ.get("OPD_JAX_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "opd_jax_test_cache"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -57,6 +58,22 @@ TEACHER = decoder.DecoderConfig(
   tied=False,
   max_positions=512,
 )
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--part", default="0/1", help="K/N: of N parts of the tests, chosen by their names, the one of number K"
+  )
+
+
+def pytest_collection_modifyitems(config, items):
+  number, parts = map(int, config.getoption("--part").split("/"))
+  kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == number]
+  if len(kept) < len(items):
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
 EXPERTS = dataclasses.replace(STUDENT, moe=moe.MoE(5, 2, renormalise=False))
 gc.set_threshold(50_000, 20, 100)  # a tenth of the time went into looking through what traced programs keep for good
 FEW_PROBLEMS = 64  # of a built-in task: more than any test's run takes

@@ -57,6 +57,7 @@ def ends(rows, tokenizer, side: int = -1) -> set[str]:
   return {tokenizer.decode([row[side]]) for row in rows}
 
 
+@pytest.mark.long
 def test_a_run_goes_on_on_another_day_with_the_date_of_its_first(templated, on, tmp_path, monkeypatch):
   """Prompts, histories and the conversations of evaluations have one date."""
   model, path, dates = templated(DATED), tmp_path / "w", set()

@@ -52,6 +52,7 @@ def models(tmp_path_factory):
   return root
 
 
+@pytest.mark.long
 def test_two_directories_from_the_command_line_to_the_page(models, tmp_path, capsys):
   names = [str(models / f"{name}-float32") for name in ("before", "after", "other")]
   assert geometry.main([*names[:2], "--against", names[2], "--draws=2", f"--out={tmp_path}"]) == 0
@@ -162,7 +163,7 @@ def test_an_adapter_is_what_its_merged_model_is(models, tmp_path):
 
 
 @pytest.mark.usefixtures("shared_programs")
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_is_what_its_export_is(tiny, tmp_path, rank):
   """A workdir, of an adapter too, is compared by its checkpoint's weights in fp32."""
   from opd_jax.analysis import exporting

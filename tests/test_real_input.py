@@ -169,7 +169,8 @@ def verify(response, answer):
 """
 
 
-@pytest.mark.parametrize("method", [pytest.param("grpo", marks=pytest.mark.long), "drpo"])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["grpo", "drpo"])
 def test_a_reward_of_ones_own_killed_between_mini_batches_resumed_and_exported(method, root, tmp_path, monkeypatch):
   """Three steps on GSM8K, with the verifier of the package beside one by its import path; bit for bit the run that never stopped."""
   verifier = own_verifiers.write(tmp_path, monkeypatch, f"of_words_{method}", OF_WORDS)

@@ -174,6 +174,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(whole, tmp_pa
   checkpoints.close()
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_rate_other_data_and_another_batch(small, tmp_path):
   """The optimiser's state stays, the prompts begin anew; killed before its next checkpoint, it does the same again."""
   path, seen = tmp_path / "w", []
@@ -308,6 +309,7 @@ def test_a_run_ahead_resumes_as_if_it_had_never_stopped(small, tmp_path):
     np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.long
 def test_prompts_of_different_length_have_programs_of_their_own(small, tmp_path):
   """Short batches are not padded to the longest prompt, and a shape is compiled once."""
   data = tmp_path / "data.jsonl"

@@ -192,7 +192,8 @@ RUN = {
 
 
 @pytest.mark.usefixtures("shared_programs")
-@pytest.mark.parametrize("kind", ["look", pytest.param("agreement", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["look", "agreement"])
 def test_a_run_chooses_and_resumes_as_if_it_had_never_stopped(kind, small, tmp_path):
   from opd_jax.trainer import open_run, train, train_run
 

@@ -69,6 +69,7 @@ def config(tiny):
   return make
 
 
+@pytest.mark.long
 def test_students_take_turns_and_tutors_stand_still(config, tmp_path):
   states = []
   train(config(), tmp_path / "w", on_step=lambda run, experience, metrics: states.append(jax.device_get(run.state)))
@@ -165,6 +166,7 @@ def test_both_are_evaluated_and_named(config, tmp_path):
   assert specs["peer"].name == run.config.codistillation.peer
 
 
+@pytest.mark.long
 def test_written_rollouts_name_their_student_and_what_its_teacher_read(config, tmp_path, monkeypatch):
   def every(self, params, prompts, responses, key, wanted=None):
     return Commented([Comment("7", Outcome.KEPT) for _ in prompts], 0)
@@ -197,6 +199,7 @@ def test_configs_that_cannot_be_meant(changes, message, config, tmp_path):
     open_run(config(**changes), tmp_path / "w")
 
 
+@pytest.mark.long
 def test_a_tutor_of_one_domain_comments_there_alone(config, tmp_path):
   """Which domain is whose is for the scores of the round to say."""
   changes = {

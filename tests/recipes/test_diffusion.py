@@ -47,7 +47,9 @@ def some_are_right(monkeypatch):
   monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
 
 
-@pytest.mark.parametrize("target", ["teacher", "samples", "reward"])
+@pytest.mark.parametrize(
+  "target", ["teacher", *(pytest.param(name, marks=pytest.mark.long) for name in ("samples", "reward"))]
+)
 @pytest.mark.usefixtures("some_are_right")
 def test_killed_and_resumed_is_uninterrupted(target, config, tmp_path):
   changes = {"diffusion.target": target}
@@ -66,7 +68,9 @@ def test_killed_and_resumed_is_uninterrupted(target, config, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["current", "frozen"])
-@pytest.mark.parametrize("compared", ["teacher", "student", "all"])
+@pytest.mark.parametrize(
+  "compared", ["teacher", *(pytest.param(name, marks=pytest.mark.long) for name in ("student", "all"))]
+)
 def test_a_teacher_that_is_shown_nothing_and_is_the_student_teaches_exactly_nothing(kind, compared, config, tmp_path):
   changes = {
     "context.share": 0.0,
@@ -99,7 +103,7 @@ def experience_of(config, tmp_path, **changes):
   return run, experience, run.recipe._choose(run, experience)[0]
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("sum", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("some_are_right")
 def test_the_loss_is_its_formula(reduction, config, tmp_path):
   """Of positions that the student committed, nothing revealed, toward another teacher: canvas by canvas, in numpy."""

@@ -106,6 +106,7 @@ def test_equal_groups_are_dropped_from_the_mean(normaliser, config, tmp_path, mo
   assert run.state is not None
 
 
+@pytest.mark.long
 def test_resampled_groups_teach_and_their_discarded_tokens_count(config, tmp_path, monkeypatch):
   monkeypatch.setitem(tasks.VERIFIERS, "chain", even_for_some)
   changes = {"groups.equal": "resample", "groups.rounds": 5}

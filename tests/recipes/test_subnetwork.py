@@ -240,6 +240,7 @@ def test_conversations(tmp_path):
   )
 
 
+@pytest.mark.long
 def test_codistillation_where_each_student_has_its_own(tiny, some_are_right, tmp_path):
   shutil.copytree(tiny["student"], tmp_path / "peer")  # of one architecture, so that they share programs
   sizes = {"student": tiny["student"], "codistillation.peer": str(tmp_path / "peer"), "steps": 4}

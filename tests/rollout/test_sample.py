@@ -114,7 +114,9 @@ def test_rollouts_of_one_prompt_are_neighbours_and_differ(student, prompts):
   assert all((g[0] != g[1]).any() for g in groups)
 
 
-@pytest.mark.parametrize("segments", [PLAIN, Segments(3, shrink=(2,))], ids=["plain", "shrinking"])
+@pytest.mark.parametrize(
+  "segments", [PLAIN, pytest.param(Segments(3, shrink=(2,)), marks=pytest.mark.long)], ids=["plain", "shrinking"]
+)
 def test_rollouts_of_a_prompt_are_those_of_as_many_copies_of_it(segments, student, prompts):
   """They share its keys and values; the tokens are the same, and the log-probabilities to rounding."""
   settings = {"cfg": STUDENT, "sampling": SAMPLING, "response_len": H, "segments": segments}

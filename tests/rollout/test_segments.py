@@ -24,7 +24,11 @@ def program(segments: Segments, n: int = 4):
 
 @pytest.mark.parametrize(
   "segments",
-  [Segments(5), Segments(1, max_segments=3), Segments(3, shrink=(4, 8, 16), shards=2)],
+  [
+    Segments(5),
+    Segments(1, max_segments=3),
+    pytest.param(Segments(3, shrink=(4, 8, 16), shards=2), marks=pytest.mark.long),
+  ],
   ids=["uneven", "few", "shrinking by shard"],
 )
 def test_tokens_are_those_of_the_plain_loop(segments, student, prompts):
@@ -69,7 +73,11 @@ def test_sizes_hold_every_live_row():
 
 @pytest.mark.parametrize(
   ("segments", "n"),
-  [(PLAIN, 1), (Segments(32, shrink=(2,)), 1), (Segments(32, shrink=(2,)), 4)],
+  [
+    (PLAIN, 1),
+    pytest.param(Segments(32, shrink=(2,)), 1, marks=pytest.mark.long),
+    pytest.param(Segments(32, shrink=(2,)), 4, marks=pytest.mark.long),
+  ],
   ids=["plain", "segments", "rollouts of one prompt"],
 )
 def test_no_copy_of_a_cache_or_a_weight_in_the_token_loop(segments, n):
