@@ -163,6 +163,61 @@ def test_train_resume_evaluate_export(root):
   assert "avg@1" in printed
 
 
+@pytest.mark.long
+def test_a_masked_diffusion_model_through_an_adapter_resumed_evaluated_and_exported(root, tmp_path):
+  """LLaDA with a chat template, which learns from all of its answers, since random weights have no right one."""
+  from transformers import AutoTokenizer
+
+  tokenizer = AutoTokenizer.from_pretrained(root / "student")
+  tokenizer.add_special_tokens({"mask_token": "<|mdm_mask|>"})
+  cfg = decoder.DecoderConfig(
+    -(-len(tokenizer) // 64) * 64, 32, 2, heads=4, kv_heads=4, head_width=8, ff_width=64, max_positions=1024, tied=False, causal=False,
+    mask_id=tokenizer.mask_token_id, tensor_names="llada",
+  )  # fmt: skip
+  hf.write(tmp_path / "llada", cfg, decoder.init(cfg, jax.random.key(0), 0.2), pad_id=0, eos_id=2, dtype="float32")
+  tokenizer.save_pretrained(tmp_path / "llada")
+
+  def with_steps(steps: int) -> list[str]:
+    return [
+      "--config=configs/d_opsd.py:hf",
+      f"--workdir={tmp_path / 'run'}",
+      f"--config.student={tmp_path / 'llada'}",
+      f"--config.data.path={root / 'train.jsonl'}",
+      "--config.data.prompt_field=question",
+      f"--config.eval.path={root / 'test.jsonl'}",
+      f"--config.steps={steps}",
+      "--config.batch=2",
+      "--config.rollouts_per_prompt=2",
+      "--config.denoising.length=16",
+      "--config.denoising.block=8",
+      "--config.horizon.max=8",
+      "--config.diffusion.accept=all",
+      "--config.lora.rank=2",
+      "--config.eval.every=3",
+      "--config.eval.prompts=4",
+      "--config.checkpoint.every=2",
+      "--config.log.rollouts=1",
+      "--config.log.tensorboard=False",
+      "--config.compile_cache=off",
+    ]
+
+  call(train, *with_steps(3))
+  assert "resumed after step 3" in call(train, *with_steps(4))
+  steps = read(tmp_path / "run", "train")
+  assert [record["step"] for record in steps] == [1, 2, 3, 4]
+  assert all(record["canvases"] > 0 for record in steps)
+  assert "avg@1" in call(evaluate, f"--workdir={tmp_path / 'run'}", "--config.denoising.eval_steps=16")
+  call(export, f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'adapter'}")
+  call(export, f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'merged'}", "--merge", "--dtype=float32")
+  assert hf_config.read(tmp_path / "merged") == cfg
+  assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"] == [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "up_proj",
+  ]
+
+
 OF_WORDS = """
 def verify(response, answer):
   return float(sum(map(ord, response)) % 3 == 0)

@@ -344,10 +344,10 @@ def _check(specs: Specs) -> None:
       "progressive or geometric."
     )
   longest = min(model.cfg.max_positions for model in specs.models)
-  if c.data.max_prompt + c.denoising.length > longest:
+  if c.context.reveal == "prefix" and c.data.max_prompt + 2 * c.denoising.length > longest:
     raise InputError(
-      f"config.data.max_prompt is {c.data.max_prompt} and config.denoising.length {c.denoising.length}, and the model has {longest} positions; "
-      "lower one of the two."
+      f"config.data.max_prompt is {c.data.max_prompt} and config.denoising.length {c.denoising.length}, which stands twice before the teacher with "
+      f"context.reveal 'prefix', and the model has {longest} positions; lower one of the two."
     )
   fixed = {
     "rollout.by": "student",

@@ -143,11 +143,22 @@ def _cost_cells(arm: Arm) -> dict[str, str]:
   return {
     "arm": arm.label,
     "generated tokens": count(arm.tokens),
+    "sequences through a model": _forwards(arm),
     "training s": seconds(arm.train_seconds),
     "compiling s (waited for)": f"{seconds(arm.compile_seconds)} ({seconds(arm.compile_wait)})",
     "programs": str(arm.programs),
     "evaluation s": seconds(arm.eval_seconds),
   }
+
+
+def _forwards(arm: Arm) -> str:
+  """Counts the sequences that a run of masked diffusion models put through them, forward, by rollouts and updates; "" for others."""
+  parts = {"rollouts": "rollout_forwards", "updates": "update_forwards"}
+  found = {}
+  for name, key in parts.items():
+    logged = [[r[key] * run.config.get("log.every", 1) for r in run.train if key in r] for run in arm.runs]
+    found[name] = sum(map(sum, logged)) / max(1, len(arm.runs))
+  return ", ".join(f"{name} {count(n)}" for name, n in found.items()) if any(found.values()) else ""
 
 
 def _run_cells(run: Run) -> dict[str, str]:
