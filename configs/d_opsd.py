@@ -9,8 +9,8 @@ Reverse KL of the student from its frozen initial self, at the masks of which th
 the cut the paper's student collapses. A quarter of the masks is revealed. Paper and released code differ: the code reveals from the next
 block on (--config.context.reveal=ahead), compares within the block (--config.diffusion.in_block=True), sums over positions
 (--config.diffusion.reduction=sum), restricts both sides to the teacher's 20 likeliest tokens (--config.objective.support=teacher_topk
---config.objective.tail=renormalise) and makes four updates of a rollout (--config.diffusion.parts=4). The defaults are the paper's, but for the
-cut and for which canvases are recorded, which only the code says. It trains q, k, v and up of its seven targets, since LLaDA has no other of
+--config.objective.k=20 --config.objective.tail=renormalise) and makes four updates of a rollout (--config.diffusion.parts=4). The defaults are the paper's, but for the
+cut and for which canvases are recorded, which only the code says; the scale paper makes the code's four updates of a rollout. It trains q, k, v and up of its seven targets, since LLaDA has no other of
 these names.
 """
 
@@ -53,15 +53,14 @@ def get_config(scale: str = "cpu"):
     c.student = "LLaDA-8B-Instruct"  # a local copy of the hub directory
     c.data.path = "gsm8k-train.jsonl"
     c.data.max_prompt = 512
-    c.steps = 425
+    c.steps = 106  # of four updates each, the 425 that are published
+    c.diffusion.parts = 4
     c.batch = 4
-    c.micro_batch = 0
     c.eval.every = 25
     c.eval.path = "gsm8k-test.jsonl"
     c.eval.k = 1
     c.eval.pass_at = (1,)
     c.eval.temperature = 0.0
-    c.buckets = 1
     c.mesh.fsdp = -1
     c.mesh.data = 1
     c.objective.support = "full"

@@ -58,9 +58,10 @@ class RowContext:
 class Credit:
   """What is known of each row beside its tokens: what a verifier's reward says of it, and what its teacher reads."""
 
-  advantage: Float[Array, "B"] | None = None
+  advantage: Float[Array, "B"] | Float[Array, "B H"] | None = None  # of all of a row's tokens, or of each
   counted: Bool[Array, "B"] | None = None  # false: the row is not in the mean of the reward's term
   context: RowContext | None = None
+  token_weight: Float[Array, "B H"] | None = None  # in that mean, up to a factor; None: as objective.normaliser says
 
 
 @flax.struct.dataclass

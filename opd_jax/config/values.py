@@ -190,6 +190,11 @@ def verifies_rollouts(config: Config) -> bool:
   return config.mixture.reward > 0 or config.context.kind in ("feedback", "self_future")
 
 
+def horizon_unit(config: Config) -> str:
+  """What a horizon counts."""
+  return "denoising steps" if "denoising" in config else "tokens"
+
+
 def response_len(config: Config) -> int:
   """The most tokens of a response in training: the longest horizon's, or a canvas's where the horizon is in denoising steps."""
   return config.denoising.length if "denoising" in config else config.horizon.max

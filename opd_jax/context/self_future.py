@@ -8,8 +8,9 @@ Of a canvas before step t, its masks M (the positions committed at t or later):
     K   is compared: of M without R as many positions as step t commits, those of which the teacher is surest ("teacher", surest by its
         largest probability), or those that the student committed ("student"), or all ("all")
 
-R and K have no position in common, which the paper leaves open: at a position of both the teacher would copy the answer. Of "any" R is
-cut so that what step t commits is left for K; then the sizes of K sum to H over all steps. "student" takes K first and R of the rest.
+R and K have no position in common, which the paper leaves open: at a position of both the teacher would copy the answer. As many masks as
+step t commits are set aside at random, within the block where K has to be in it, so that the sizes of K sum to H over all steps; with
+"student" they are those that the student commits. R is the share of the masks, as far as there are others.
 
 Dimensions: B rows, H response positions, k positions that are compared.
 """
@@ -30,7 +31,7 @@ class SelfFuture:
 
   Attributes:
     reveal: one of REVEALS.
-    share: of the masks, in [0, 1]; a number of positions that is not whole is rounded down.
+    share: of the masks, in [0, 1]; a number of positions that is not whole is rounded up as often as its fraction says.
     compared: one of COMPARED.
     in_block: whether K is within the block that step t fills.
     block: its positions.
@@ -49,6 +50,7 @@ class SelfFuture:
     block_of_step: Int[Array, "B"],
     first_stop: Int[Array, "B"],
     order: Float[Array, "B H"],
+    rounding: Float[Array, "B"],
   ) -> Bool[Array, "B H"]:
     """Choose R.
 
@@ -56,22 +58,24 @@ class SelfFuture:
       step: of each row's canvas, t.
       block_of_step: the block that the step fills, from 0.
       first_stop: the position of the answer's first stop token; H: it has none.
-      order: random numbers in [0, 1).
+      order, rounding: random numbers in [0, 1).
     """
     masked = committed_at >= step[:, None]
     now = committed_at == step[:, None]
     if self.reveal == "prefix":
       return jnp.zeros_like(masked)
+    place = jnp.arange(masked.shape[1])
     if self.reveal == "ahead":
       begin = (block_of_step + 1) * self.block
-      candidates = masked & (jnp.arange(masked.shape[1]) >= begin[:, None]) & (begin <= first_stop)[:, None]
-    elif self.compared == "student":
-      candidates = masked & ~now
+      candidates = masked & (place >= begin[:, None]) & (begin <= first_stop)[:, None]
+      number = self.share * _count(candidates)
     else:
-      candidates = masked
-    number = jnp.floor(self.share * _count(candidates)).astype(jnp.int32)
-    left = _count(masked) - (0 if self.compared == "student" else _count(now))
-    return candidates & (_rank(jnp.where(candidates, order, 2.0)) < jnp.minimum(number, left)[:, None])
+      in_reach = masked & (place // self.block == block_of_step[:, None]) if self.in_block else masked
+      kept = _rank(jnp.where(in_reach, -order, 2.0)) < _count(now)[:, None]  # others than those that are revealed first
+      candidates = masked & ~(now if self.compared == "student" else kept)
+      number = self.share * _count(masked)
+    number = jnp.floor(number + rounding).astype(jnp.int32)
+    return candidates & (_rank(jnp.where(candidates, order, 2.0)) < number[:, None])
 
   def candidates(
     self,

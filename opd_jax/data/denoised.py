@@ -28,6 +28,7 @@ class DenoisedResponse:
     tokens: of every position, as text.
     committed_at: the denoising step of every position; -1: it was no mask to begin with.
     learned: whether it was accepted, and is learned from.
+    counted: of each canvas whether it is learned from, where the response is.
     divergence: of each canvas the positions that are compared, and the divergence there in nats (None: it is not finite).
     revealed: of each canvas the positions that the teacher was shown.
   """
@@ -37,6 +38,7 @@ class DenoisedResponse:
   tokens: list[str]
   committed_at: list[int]
   learned: bool
+  counted: list[bool]
   divergence: list[dict[int, float | None]]
   revealed: list[list[int]]
 
@@ -44,7 +46,7 @@ class DenoisedResponse:
     return dataclasses.asdict(self)
 
 
-def of_rows(found: Mapping[str, np.ndarray], tokenizer: Any, mask_id: int | None, step: int) -> list[DenoisedResponse]:
+def of_rows(found: Mapping[str, np.ndarray], tokenizer: Any, step: int) -> list[DenoisedResponse]:
   """Make the responses of DiffusionStep.score's numbers."""
 
   def text(token: int) -> str:
@@ -65,6 +67,7 @@ def of_rows(found: Mapping[str, np.ndarray], tokenizer: Any, mask_id: int | None
         [text(int(token)) for token in tokens],
         found["committed_at"][row].tolist(),
         bool(found["weight"][row]),
+        found["counted"][:, row].tolist(),
         compared,
         [np.flatnonzero(r).tolist() for r in shown],
       )
@@ -114,9 +117,11 @@ def _parsed(value: Any) -> DenoisedResponse:
     compared.append(by_position)
   if not (is_whole(value["step"]) and isinstance(value["prompt"], str) and len(compared) == len(revealed)):
     raise ValueError("step, prompt or the number of canvases is missing")
-  return DenoisedResponse(
-    value["step"], value["prompt"], tokens, committed_at, bool(value["learned"]), compared, revealed
-  )
+  counted = value["counted"]
+  if not isinstance(counted, list) or len(counted) != len(compared):
+    raise ValueError("counted has no entry for each canvas")
+  of_canvases = list(map(bool, counted)), compared, revealed
+  return DenoisedResponse(value["step"], value["prompt"], tokens, committed_at, bool(value["learned"]), *of_canvases)
 
 
 def _wholes(values: Any, least: int) -> bool:

@@ -74,13 +74,13 @@ class Schedule:
         stages.append(Stage(len(stages), width, step, step + 1, limit, limit, limit))
     return stages
 
-  def lines(self, stages: Sequence[dict[str, Any]]) -> Iterator[str]:
+  def lines(self, stages: Sequence[dict[str, Any]], unit: str = "tokens") -> Iterator[str]:
     """Describes the stages of a run (see `describe`), a line each."""
     for s in stages:
       limits = f"{s['first_limit']}" + (f" to {s['last_limit']}" if s["last_limit"] != s["first_limit"] else "")
       yield (
-        f"  stage {s['index']}: steps {s['start']} to {s['end'] - 1}, width {s['width']}, limit {limits} tokens, "
-        f"at most {s['tokens']:,} tokens"
+        f"  stage {s['index']}: steps {s['start']} to {s['end'] - 1}, width {s['width']}, limit {limits} {unit}, "
+        f"at most {s['tokens']:,} {unit}"
       )
 
   @property
@@ -124,7 +124,7 @@ class Adaptive:
     """The compiled widths that a step may have, before the run: any of them."""
     return self.widths
 
-  def lines(self, stages: Sequence[dict[str, Any]]) -> Iterator[str]:
+  def lines(self, stages: Sequence[dict[str, Any]], unit: str = "tokens") -> Iterator[str]:
     """Describes the candidates and the rule, in one line."""
     yield f"  widths {', '.join(map(str, self.widths))}, chosen by {self.rule}"
 

@@ -31,6 +31,9 @@ from opd_jax.objectives.token_weights import BY_STATS, MASKS, TokenWeighting, me
 RARE = 0.01  # a token of a lower probability, when it was drawn, is counted as rare
 
 
+Advantage = Float[Array, "B"] | Float[Array, "B H"]
+
+
 class TokenWeights(NamedTuple):
   """The weight of every token in two means over the whole batch; computed before the batch is split."""
 
@@ -109,14 +112,14 @@ class Loss:
     token_weights: TokenWeights,
     stats: TokenStats,
     behavior_logprob: Float[Array, "B H"],
-    advantage: Float[Array, "B"] | None,
+    advantage: Advantage | None,
   ) -> Coefficients:
     """Compute what each token's statistics are multiplied by.
 
     Args:
       stats: may be empty where not `needs_stats_first`.
       behavior_logprob: log-probabilities of the drawn tokens when they were drawn, at the sampling temperature.
-      advantage: the advantage of each row; None without a reward.
+      advantage: the advantage of each row, or of each token; None without a reward.
 
     Raises:
       ValueError: when the loss has a reward and `advantage` is None.
@@ -139,7 +142,7 @@ class Loss:
     token_weights: TokenWeights,
     stats: TokenStats,
     behavior_logprob: Float[Array, "B H"],
-    advantage: Float[Array, "B"] | None,
+    advantage: Advantage | None,
   ) -> Float[Array, "B H"]:
     """Compute each token's advantage times its weight in the mean: the reward's, and the teacher's on drawn tokens.
 
@@ -154,7 +157,7 @@ class Loss:
     if self.reward:
       if advantage is None:
         raise ValueError("a loss with a reward needs advantages")
-      total += self.reward * token_weights.rewarded * advantage[:, None]
+      total += self.reward * token_weights.rewarded * _by_token(advantage)
     return total
 
   def _distance_weights(self, token_weights: TokenWeights, stats: TokenStats) -> Float[Array, "B H"]:
@@ -183,7 +186,7 @@ class Loss:
     token_weights: TokenWeights,
     stats: TokenStats,
     behavior_logprob: Float[Array, "B H"],
-    advantage: Float[Array, "B"] | None,
+    advantage: Advantage | None,
   ) -> tuple[Array, Array, Array, Array | None, Array]:
     """Returns the arguments of a surrogate's functions, whose advantages carry the tokens' weights in the mean."""
     A = self.advantages(token_weights, stats, behavior_logprob, advantage)
@@ -214,7 +217,7 @@ class Loss:
     token_weights: TokenWeights,
     stats: TokenStats,
     behavior_logprob: Float[Array, "B H"],
-    advantage: Float[Array, "B"] | None,
+    advantage: Advantage | None,
   ) -> tuple[Float[Array, ""], TokenStats]:
     """Compute these rows' part of the loss as a number, and the tokens' metrics that are not statistics.
 
@@ -238,7 +241,7 @@ class Loss:
       total = of_surrogate if self.sampled else total + of_surrogate
       metrics |= self._moves(token_weights.all > 0, args)
     elif self.reward and advantage is not None:
-      total -= self.reward * jnp.sum(token_weights.rewarded * importance * advantage[:, None])
+      total -= self.reward * jnp.sum(token_weights.rewarded * importance * _by_token(advantage))
     if self.reference_kl:
       total += self.reference_kl * jnp.sum(token_weights.all * stats["initial_kl"])
     if self.weights.kind not in ("uniform", *MASKS):
@@ -275,3 +278,7 @@ class Loss:
       "rare": anchor < jnp.log(RARE),
     }
     return {name: jnp.where(mask, a, 0.0).astype(jnp.float32) for name, a in of_tokens.items()}
+
+
+def _by_token(advantage: Advantage) -> Float[Array, "B #H"]:
+  return advantage if advantage.ndim == 2 else advantage[:, None]

@@ -98,7 +98,8 @@ def _lengths(loaded: Inputs) -> Iterator[str]:
 def _stages(config: Config) -> Iterator[str]:
   horizon = horizons.from_config(config.horizon)
   yield f"{config.horizon.kind} horizon, {config.steps} steps"
-  yield from horizon.lines(horizons.describe(horizon, config.steps, config.batch * config.rollouts_per_prompt))
+  stages = horizons.describe(horizon, config.steps, config.batch * config.rollouts_per_prompt)
+  yield from horizon.lines(stages, horizon_unit(config))
 
 
 def _widths(config: Config) -> list[int]:

@@ -19,8 +19,9 @@ them), and a policy gradient of the reward, as diffu-GRPO's (reward). "accepted"
 Dimensions: p prompts, n rollouts of each, B = p n rows, H positions of a canvas.
 """
 
+import dataclasses
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,11 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import config as configs
+from opd_jax.config import INITIAL
 from opd_jax.context.self_future import SelfFuture
 from opd_jax.data import denoised
+from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizons
 from opd_jax.models import roofline
+from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import loss_config as losses
@@ -111,8 +115,17 @@ KEYS = {
   ),
   "diffusion.accept": ("verified", "rollouts that are learned from: verified ones, or all", "one of verified, all"),
   "diffusion.score": (1.0, "verified: the least reward that is accepted", "[-10**6, 10**6]"),
-  "diffusion.parts": (1, "updates on one rollout, each on as many of its canvases", "[1, 10**4]"),
-  "diffusion.rows": (0, "rows of canvases that go through the models at once; 0: all", "[0, 2**24]"),
+  "diffusion.parts": (
+    1,
+    "updates on one rollout, each on as many of its denoising steps; one whose steps are all left out is not made",
+    "[1, 10**4]",
+  ),
+  "diffusion.rows": (
+    0,
+    "canvases that go through the models at once, but never fewer than one of each row; 0: all of a part",
+    "[0, 2**24]",
+  ),
+  "importance.kind": ("none", "diffusion: no update is weighed by how far the student has moved", "one of none"),
   "diffusion.prompt_masking": (0.15, "reward: the share of the prompt's tokens that is masked", "[0, 1)"),
 }
 
@@ -139,7 +152,11 @@ class Diffusion(OPD):
       length=c.denoising.length,
       teachers=tuple(model.cfg for _, model in self._teachers()) if update.needs_initial else (),
       future=SelfFuture(c.context.reveal, c.context.share, d.compared, d.in_block, c.denoising.block),
-      objective=losses.from_config(c, s.sampling.vocab).objective,
+      objective=dataclasses.replace(
+        losses.from_config(c, s.sampling.vocab).objective,
+        # Fine-tuning is of the distribution itself, a policy gradient of the one that was drawn from.
+        sampling_temperature=1.0 if d.target == "samples" else c.sampling.temperature,
+      ),
       optimizer=optim.make(c.optimizer),
       target=d.target,
       states=d.states,
@@ -151,7 +168,6 @@ class Diffusion(OPD):
       remat=c.remat,
       teacher_layout=f"teacher:{c.mesh.teacher}",
       bins=min(c.log.bins, c.horizon.max),
-      seed=c.seed,
       teacher_update=update,
     )
 
@@ -169,28 +185,45 @@ class Diffusion(OPD):
     chosen, earned = self._choose(run, experience)
     self._write_canvases(run, step, experience, chosen)
     frozen_models, seen, canvases = self._frozen_on_devices(run), UpdateStats(), {"canvases": 0, "passes": 0}
-    for _ in range(self.config.updates_per_rollout):
+    parts = self._parts_with_canvases(experience)
+    for again in range(self.config.updates_per_rollout):
       seen.begin_pass()
-      for part in range(self.step.parts):
+      for part in parts:
         arguments = experience.prompts, experience.rollout, chosen, np.int32(experience.limit), np.int32(part)
-        state, stats = experience.programs["update"](run.state, frozen_models, *arguments)
+        key = self._key(run, step, again * self.step.parts + part)
+        state, stats = experience.programs["update"](run.state, frozen_models, *arguments, key)
         run.state, stats = state, jax.device_get(stats)
         run.clock.lap("update")
         canvases = {name: n + int(stats[name]) for name, n in canvases.items()}
         seen.add(stats)
-    return self._metrics(step, experience, seen, earned, None) | self._forwards(canvases)
+    return self._metrics(step, experience, seen, earned, None) | self._forwards(canvases, experience.shape.prompt)
+
+  def _parts_with_canvases(self, experience: Experience) -> list[int]:
+    """Lists the parts that have denoising steps which are learned from: the horizon and the last block may leave some without."""
+    step = self.step
+    recorded = step.total - step.denoiser.denoising.steps if step.states == "unended" else step.total
+    end, size = min(experience.limit, recorded), experience.shape.width // step.parts
+    return [part for part in range(step.parts) if part * size < end] or [0]
+
+  def _key(self, run: Run, step: int, update: int = 0) -> jax.Array:
+    """Makes the key of what is revealed in an update of a step."""
+    return run.key(keys.Use.REVEALED, step * self._updates_of_step + update)
 
   def _choose(self, run: Run, experience: Experience) -> tuple[Chosen, dict[str, Any]]:
     """Chooses the rollouts of this process that are learned from, and makes the step's metrics of it."""
     d, n = self.config.diffusion, self.step.n
     found = self._verify(run, experience._replace(limit=self.step.length))
-    _, earned = self._earned(run, found)
     if d.target == "reward":
-      credit, _ = self._credit_of(run, found)
+      credit, earned = self._credit_of(run, found)
       return Chosen(None, credit.advantage), earned
+    _, earned = self._earned(run, found)
+    # They ask whether a reward teaches, and here it only chooses.
+    earned = {name: value for name, value in earned.items() if name not in ("teaching_groups", "same_reward")}
     accepted = (found.reward >= d.score).reshape(-1, n)
-    weight = np.ones(len(accepted), np.float32) if d.accept == "all" else accepted.any(axis=1).astype(np.float32)
-    chosen = run.to_devices(Chosen(np.argmax(accepted, axis=1).astype(np.int32), weight))  # pyright: ignore[reportArgumentType]: numpy
+    number, weight = accepted.argmax(axis=1), accepted.any(axis=1)
+    if d.accept == "all":
+      number, weight = np.zeros_like(number), np.ones_like(weight)
+    chosen = run.to_devices(Chosen(number.astype(np.int32), weight.astype(np.float32)))  # pyright: ignore[reportArgumentType]: numpy
     of_all = hosts.all_gather_to_host(run.to_devices(accepted.astype(np.float32)))
     return chosen, earned | {"accepted": float(of_all.any(axis=1).mean()), "accepted_rollouts": float(of_all.mean())}
 
@@ -201,10 +234,10 @@ class Diffusion(OPD):
     run.clock.lap("other")
     program = run.compiled.at(experience.shape._replace(kind="score"))["score"]
     run.clock.lap("compile")
-    found = program(run.state, self._frozen_on_devices(run), experience.prompts, experience.rollout, chosen)
-    found = jax.device_get(found)
+    arguments = experience.prompts, experience.rollout, chosen, np.int32(experience.limit), self._key(run, step)
+    found = jax.device_get(program(run.state, self._frozen_on_devices(run), *arguments))
     if hosts.first():
-      of_rows = denoised.of_rows(found, run.inputs.tokenizer, self.specs.student.cfg.mask_id, step + 1)
+      of_rows = denoised.of_rows(found, run.inputs.tokenizer, step + 1)
       run.log.canvases([row.to_json() for row in of_rows[: self.config.log.rollouts]])
     run.clock.lap("eval")  # it looks at the run, and is no part of training
 
@@ -212,17 +245,29 @@ class Diffusion(OPD):
   def _scored_prompts(self) -> int:
     return min(self.config.log.rollouts, self.config.batch)
 
-  def _forwards(self, canvases: dict[str, int]) -> dict[str, int]:
-    """Counts what a step has cost: rollouts, and sequences that went through a model, forward alone."""
-    rollouts = self.config.batch * self.step.n
-    asks = self.config.diffusion.target == "teacher" or self.config.diffusion.compared == "teacher"
-    models = 1 if self.config.diffusion.target == "reward" else 1 + asks
+  def _forwards(self, canvases: dict[str, int], prompt: int) -> dict[str, int]:
+    """Counts what a step has cost: rollouts, and sequences that went through a model, forward alone.
+
+    Args:
+      prompt: tokens; with a cache of blocks most steps read a block and not the whole sequence.
+    """
+    rollouts, d = self.config.batch * self.step.n, self.step.denoiser.denoising
+    whole = self.step.total
+    if d.cache:
+      blocks = self.step.length // d.block
+      whole = blocks * (1 + (d.steps - 1) * d.block / (prompt + self.step.length))
     return {
       "rollouts": rollouts,
       "canvases": canvases["canvases"],
-      "rollout_forwards": rollouts * self.step.total,
-      "update_forwards": canvases["passes"] * models,
+      "rollout_forwards": round(rollouts * whole),
+      "update_forwards": canvases["passes"] * (1 + len(self._teachers_read)),
     }
+
+  @property
+  def _teachers_read(self) -> list[DecoderConfig]:
+    """The architectures of the models that read a canvas beside the student that is trained."""
+    kind, student = self.config.teacher_update.kind, self.specs.student.cfg
+    return [student] * (2 if kind == "mix" else 1) if self.step.asks_teacher else []
 
   @property
   def _updates_of_step(self) -> int:
@@ -237,18 +282,11 @@ class Diffusion(OPD):
       yield from super()._teachers()
 
   def generator(self, model: str, config: GeneratorConfig, tokenizer: Any, **sizes: Any) -> Generator:
-    denoising, length = self.config.denoising, sizes["max_tokens"]
-    tokens = denoising.length // self.config.horizon.max
-    steps = denoising.eval_steps or max(1, length // max(1, tokens))
-    how = _denoising(self.config, length, steps, "denoising.eval_steps")
+    how = _of_evaluation(self.config, sizes["max_tokens"])
     denoiser = DenoiserConfig(self.spec(model).cfg, config.sampling, how, config.mesh, config.dtype)
     return Generator(denoiser, tokenizer, **sizes)
 
   # Programs.
-
-  @property
-  def static(self) -> Hashable:
-    return super().static, self.step
 
   def planned_shape(self, prompt: int, response: int) -> StepShape:
     return StepShape(prompt, response)
@@ -266,27 +304,32 @@ class Diffusion(OPD):
       chosen = Chosen(None, of_row(rows, jnp.float32))  # pyright: ignore[reportArgumentType]
     else:
       chosen = Chosen(of_prompt(prompts, jnp.int32), of_prompt(prompts, jnp.float32))  # pyright: ignore[reportArgumentType]
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    of_rollout = state, frozen_models, batch, rollout, chosen, number
     if shape.kind == "score":
       score = functools.partial(step.score, prompts=self._scored_prompts, width=shape.width)
-      yield "score", jax.jit(score, out_shardings=everywhere).lower(state, frozen_models, batch, rollout, chosen)
+      yield "score", jax.jit(score, out_shardings=everywhere).lower(*of_rollout, key)
       return
-    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     update = functools.partial(step.update, width=shape.width)
     state_shardings = jax.tree.map(lambda a: a.sharding, state)
     program = jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, everywhere))
-    yield "update", program.lower(state, frozen_models, batch, rollout, chosen, number, number)
+    yield "update", program.lower(*of_rollout, number, key)
     yield "rollout", jax.jit(step.rollout, out_shardings=row).lower(params, batch, key)
 
   def roofline_costs(self, name: str, prompts: int, n: int, prompt: int, response: int) -> list[Cost]:
     """Counts a forward pass for every denoising step of a rollout, and of an update those of its canvases."""
     student, sizes = self.specs.student.cfg, {"vocab": self.specs.sampling.vocab, "itemsize": self.specs.dtype.itemsize}
     if name != "update":
-      d = self.step.denoiser.denoising
+      d = _of_evaluation(self.config, response) if name == "evaluate" else self.step.denoiser.denoising
       step = roofline.canvases(student, prompts * n, prompt + response, d.block, **sizes)
       return [step] * d.total(response)
-    rows, tokens = prompts * response, prompt + self.step.length
-    of_student = roofline.canvases(student, rows, tokens, self.step.denoiser.denoising.tokens, **sizes)
-    of_teachers = [roofline.canvases(cfg, rows, tokens, self.step.length, **sizes) for cfg in self.step.teachers]
+    length, step = self.step.length, self.step
+    rows, tokens = (prompts * n if step.target == "reward" else prompts * response), prompt + length
+    everywhere = step.target == "reward" or step.future.compared == "all"
+    of_student = roofline.canvases(
+      student, rows, tokens, length if everywhere else step.denoiser.denoising.tokens, **sizes
+    )
+    of_teachers = [roofline.canvases(cfg, rows, tokens, length, **sizes) for cfg in self._teachers_read]
     flops = 3 * of_student.flops + sum(cost.flops for cost in of_teachers)
     read = 2 * of_student.weight_bytes + sum(cost.weight_bytes for cost in of_teachers)
     return [Cost(flops, read, 8 * roofline.FP32 * roofline.parameter_count(student))]
@@ -297,8 +340,7 @@ class Diffusion(OPD):
     yield from super().summary(run)
     d = self.step.denoiser.denoising
     yield (
-      f"  canvases of {self.step.length} tokens, filled in {self.step.total} steps: blocks of {d.block}, {d.tokens} tokens a step, by {d.remasking}; "
-      f"horizons are in denoising steps"
+      f"  canvases of {self.step.length} tokens, filled in {self.step.total} steps: blocks of {d.block}, {d.tokens} tokens a step, by {d.remasking}"
     )
 
 
@@ -325,6 +367,21 @@ def _denoising(config: Any, length: int, steps: int, key: str = "horizon.max") -
   return Denoising(c.block, steps // blocks, c.remasking, c.eos, c.cache)
 
 
+def _of_evaluation(config: Any, length: int) -> Denoising:
+  """Says how an evaluation fills its canvases: as many tokens at a time as in training, unless `eval_steps` says otherwise.
+
+  Raises:
+    InputError: that is no whole number of steps for each block.
+  """
+  own, T, L = config.denoising.eval_steps, config.horizon.max, config.denoising.length
+  if not own and T * length % L:
+    raise InputError(
+      f"config.eval.max_tokens is {length}, which {T} denoising steps for {L} tokens do not fill in a whole number of steps; change it, or set "
+      "config.denoising.eval_steps."
+    )
+  return _denoising(config, length, own or T * length // L, "denoising.eval_steps" if own else "horizon.max")
+
+
 def _check(specs: Specs) -> None:
   """Refuses what a masked diffusion model cannot do, and keys that would do nothing.
 
@@ -349,8 +406,23 @@ def _check(specs: Specs) -> None:
       f"config.data.max_prompt is {c.data.max_prompt} and config.denoising.length {c.denoising.length}, which stands twice before the teacher with "
       f"context.reveal 'prefix', and the model has {longest} positions; lower one of the two."
     )
+  if configs.teacher_names(c) != (INITIAL,) or Rendering.from_config(c).teacher_differs:
+    raise InputError(
+      f"config.teacher is {' and '.join(configs.teacher_names(c)) or 'none'}, or reads prompts of its own; here the student teaches itself, so set "
+      "config.teacher=initial, no config.teachers, and no data.teacher_* keys."
+    )
+  if c.eval.every:
+    _of_evaluation(c, c.eval.max_tokens or c.denoising.length)
+  if c.diffusion.states == "unended" and c.denoising.length == c.denoising.block:
+    raise InputError(
+      "config.diffusion.states is 'unended', which leaves out the last block, and there is one; set it to 'all', or config.denoising.block lower."
+    )
   fixed = {
     "rollout.by": "student",
+    "mixture.divergence": 1.0,
+    "objective.normaliser": "token",
+    "reward.overlong": "judge",
+    "log.optimizer": False,
     "weights.kind": "uniform",
     "mixture.reward": 0.0,
     "mixture.initial": 0.0,
@@ -366,6 +438,20 @@ def _check(specs: Specs) -> None:
   for key, only in fixed.items():
     if (value := configs.get(c, key)) != only:
       raise InputError(f"config.{key} is {value!r}, which the recipe 'diffusion' does not follow; leave it {only!r}.")
+  asks = c.diffusion.target == "teacher" or (c.diffusion.target == "samples" and c.diffusion.compared == "teacher")
+  idle = {
+    "context.share": (0.25, not asks or c.context.reveal == "prefix"),
+    "context.reveal": ("any", not asks),
+    "diffusion.in_block": (False, c.diffusion.compared == "student"),
+    "advantage.kind": ("auto", c.diffusion.target != "reward"),
+    "rollout.ahead": (False, c.diffusion.target == "reward"),
+  }
+  for key, (only, idles) in idle.items():
+    if idles and (value := configs.get(c, key)) != only:
+      raise InputError(
+        f"config.{key} is {value!r}, which does nothing, or not what it says, with diffusion.target={c.diffusion.target}, "
+        f"diffusion.compared={c.diffusion.compared} and context.reveal={c.context.reveal}; leave it {only!r}."
+      )
   if c.objective.support == "sampled":
     raise InputError(
       "config.objective.support is 'sampled', and positions of a canvas are compared whole; take 'full' or 'teacher_topk'."

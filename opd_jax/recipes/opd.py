@@ -380,7 +380,7 @@ class OPD(Recipe):
   def summary(self, run: Run) -> Iterator[str]:
     student = run.models()["student"]
     teachers = dict(zip(configs.teacher_names(self.config), run.frozen.teacher_params or (student,), strict=False))
-    horizon = self.horizon.lines(self.stages())
+    horizon = self.horizon.lines(self.stages(), configs.horizon_unit(self.config))
     yield from startup_summary.summary_lines(self.config, run, student, teachers, horizon, self.horizon.measured)
     yield from self.mask_lines(run)
 

@@ -15,7 +15,7 @@ HIDDEN = "·"  # a mask
 
 LEGEND = (
   "A row is the canvas that the model read at a denoising step, a column a position; · is a mask. Coloured, in the bands of the page: where "
-  "student and teacher were compared, by their divergence. Underlined twice: what the step committed. In italics: what the teacher was shown."
+  "student and teacher were compared, by their divergence. Underlined twice: what the step committed. In italics: what the teacher was shown. Pale rows are not learned from."
 )
 
 
@@ -35,7 +35,8 @@ def _grid(response: DenoisedResponse) -> str:
   rows = []
   for t, (compared, revealed) in enumerate(zip(response.divergence, response.revealed, strict=True)):
     cells = (_cell(response, t, i, compared, revealed) for i in range(columns))
-    rows.append(f"<tr><th>{t}</th>{''.join(cells)}</tr>")
+    left_out = "" if response.counted[t] or not response.learned else ' class="left-out"'
+    rows.append(f"<tr{left_out}><th>{t}</th>{''.join(cells)}</tr>")
   learned = "learned from" if response.learned else "not accepted"
   left_out = f", the first {columns} positions" if columns < len(response.tokens) else ""
   title = f"{visible(response.prompt)} (training step {response.step}, {learned}{left_out})"
@@ -64,5 +65,6 @@ def _cell(
 
 STYLE = """table.canvas td { padding: .05rem .3rem; text-align: center; font-family: ui-monospace, monospace; border: 1px solid #eee; }
 table.canvas td.now { text-decoration: underline double; font-weight: 600; } table.canvas td.shown { font-style: italic; color: #666; }
+table.canvas tr.left-out td { opacity: .45; }
 table.canvas th { color: #777; font-weight: 400; }
 """

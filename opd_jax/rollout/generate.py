@@ -50,7 +50,15 @@ class GeneratorConfig:
   dtype: Any
 
   def rollout(
-    self, params: Params, batch: Batch, key: jax.Array, limit: jax.Array, *, response_len: int, n: int = 1
+    self,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    limit: jax.Array,
+    *,
+    response_len: int,
+    n: int = 1,
+    expand: jax.Array | None = None,
   ) -> Rollout:
     """Sample n responses to every prompt on the mesh, at most `limit` <= `response_len` tokens long.
 
@@ -70,6 +78,7 @@ class GeneratorConfig:
       sampling=self.sampling,
       response_len=response_len,
       n=n,
+      expand=expand,
       dtype=self.dtype,
       prepare_decode_params=prepare_decode_params,
       segments=self.segments,

@@ -72,6 +72,7 @@ def rollout(
   sampling: Sampling,
   response_len: int,
   n: int = 1,
+  expand: Int[Array, "q r"] | None = None,
   dtype: DTypeLike = jnp.float32,
   prepare_decode_params=cache.prepare_decode_params,
   segments: Segments = DEFAULT,
@@ -89,6 +90,8 @@ def rollout(
     batch: p prompts; the rollouts of a prompt are neighbours in the result.
     limit: traced; the tokens from here on are padding.
     response_len: static; the width H of the result and of the compiled program.
+    expand: the rows behind prompts that come in q equal parts: of each part which of its prompts r rows go on from, so that a prompt is
+      prefilled once for as many rows as wanted, perhaps none. None: n rows behind each.
     prepare_decode_params: turns `params` into DecodeParams; on a mesh it also places them.
     segments: where the cache grows and the batch shrinks; `segments.PLAIN` is the reference.
     attention_fn: attention over whole prompts, see attention.py and kernels.py.
@@ -97,7 +100,7 @@ def rollout(
   """
   sample_fn, recorded = sample_fn or draw, sampling.recorded
   w = prepare_decode_params(params, cfg, dtype)
-  B, P = batch.prompt.shape[0] * n, batch.prompt.shape[1]
+  B, P = (batch.prompt.shape[0] * n if expand is None else expand.size), batch.prompt.shape[1]
   numbers = jnp.arange(B)
   if batch.number is not None:
     numbers = (batch.number[:, None] * n + jnp.arange(n)).reshape(-1)
@@ -155,10 +158,12 @@ def rollout(
   angles = jax.tree.map(lambda a: a[0], cfg.ropes(jnp.arange(P + response_len)[None]))
   with jax.named_scope("prefill"):
     x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
+  prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
+  if expand is not None:
+    x, prompts, prompt_len = chosen_rows((x, prompts, prompt_len), expand)
   caches, first_slot = [cache.LayerCache.empty(layer, B) for layer in prompts.layers], 0
   if n == 1:  # a token reads one cache in the place of two
     caches, prompts, first_slot = prompts.layers, prompts._replace(layers=[]), P
-  prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
   x, prompt_len = (jnp.repeat(a, n, axis=0) for a in (x, prompt_len))
   empty = DecodeRow(
     key=jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers),
@@ -184,6 +189,17 @@ def rollout(
   rows = state.rows
   mask = jnp.arange(response_len) < rows.length[:, None]
   return Rollout(rows.response, mask, rows.logprob, rows.ended, rows.recorded_ids, rows.recorded_logprob)
+
+
+def chosen_rows(tree, which: Int[Array, "q r"]):
+  """Take rows of a pytree whose rows come in q equal parts, from each part r of its own: arrays [q r, ...]."""
+
+  def take(a: Array) -> Array:
+    parts = a.reshape(which.shape[0], -1, *a.shape[1:])
+    index = which.reshape(*which.shape, *[1] * (a.ndim - 1))
+    return jnp.take_along_axis(parts, index, axis=1).reshape(-1, *a.shape[1:])
+
+  return jax.tree.map(take, tree)
 
 
 def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Int[Array, "B"], Float[Array, "B"]]:

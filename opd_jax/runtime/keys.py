@@ -20,6 +20,8 @@ class Use(enum.IntEnum):
   ADAPTER = 2**24  # initial values of low-rank adapters
   HISTORIES = 2**25  # earlier replies of training conversations
   COMMENTS = 2**27  # of one student on another's rollouts
+  BRANCHES = 2**29  # next steps of rollouts that branch, and states that are joined at random
+  REVEALED = 2**29 + 2**28  # of a diffusion model's own answer to its teacher
   COORDINATE_MASK = 2**28  # subnetwork.mask, where coordinates are chosen at random
   RESAMPLED = 2**26  # rollouts of other prompts in the place of groups without variance
 

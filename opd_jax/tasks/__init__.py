@@ -7,7 +7,7 @@ verifier also by the import path or the file of a function (own.py). `VERIFIERS`
 from collections.abc import Callable, Sequence
 
 from opd_jax.errors import InputError
-from opd_jax.tasks import answers, chain, expressions, gsm8k, own, relay
+from opd_jax.tasks import answers, chain, expressions, gsm8k, own, puzzles, relay
 from opd_jax.tasks.operators import OPERATORS
 from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
 from opd_jax.tasks.puzzles import COUNTDOWN, SUDOKU
@@ -42,6 +42,9 @@ VERIFIERS |= {
 ANSWER_EXTRACTORS: dict[str, AnswerExtractor] = {
   task.name: task.extract_answer for task in (relay.RELAY, relay.TIMES, relay.LONG)
 } | dict.fromkeys(("gsm8k", "math"), gsm8k.extract_answer)
+
+# What is one state of a response after some steps, where rollouts branch: (prompt, text so far) -> state, or None.
+STATE_KEYS: dict[str, Callable[[str, str], str | None]] = {COUNTDOWN.name: puzzles.remaining}
 
 # Reference -> its answer; elsewhere it is that.
 FINAL_ANSWERS: dict[str, Callable[[str], str]] = dict.fromkeys(("gsm8k", "math"), gsm8k.gold)
@@ -87,6 +90,26 @@ def verifier(name: str, pattern: str = "") -> Verifier:
     )
   found = VERIFIERS[name]
   return found.of(pattern) if isinstance(found, answers.Pattern) else found
+
+
+def state_key(name: str, task: str) -> Callable[[str, str], str | None]:
+  """Look up what tells which responses so far are one state: a task's, or a function by its import path.
+
+  Args:
+    name: "auto", or module:function.
+    task: the name of the task, of "auto".
+
+  Raises:
+    InputError: the task has none, or there is no such function.
+  """
+  if name == "auto":
+    if task not in STATE_KEYS:
+      raise InputError(
+        f"config.graph.state is 'key', and {task!r} does not say what one state is; the tasks that do are {', '.join(STATE_KEYS)}. Name a "
+        "function in config.graph.state_key, or set config.graph.state=hidden."
+      )
+    return STATE_KEYS[task]
+  return own.function(name)
 
 
 def is_own(name: str) -> bool:

@@ -22,7 +22,9 @@ from opd_jax.tasks.symbols import CharTokenizer
 PAD, EOS, MASK = "_", "$", "?"
 SYMBOLS = (PAD, EOS, *"0123456789.,+-*=>", MASK)
 TOKENIZER = CharTokenizer(SYMBOLS, PAD, EOS)
-HELD_OUT = 16  # one prompt in this many, chosen by its checksum, is never trained on
+HELD_OUT = (
+  16  # one problem in this many, chosen by its checksum, is never trained on; of sudokus the prompt, and not the grid
+)
 SIDE, BOX = 4, 2
 _STEP = re.compile(r"(\d+)([+*-])(\d+)=(\d+)")
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -127,7 +129,7 @@ class Countdown:
       numbers = rng.choices(range(1, 10), k=3)
       goal = rng.choice([int(solution.rpartition("=")[2]) for solution in self._ways(numbers)] or [0])
       prompt = f"{','.join(map(str, numbers))}>{goal}="
-      if goal and _held_out(prompt) == held_out:
+      if goal and _held_out(f"{sorted(numbers)}>{goal}") == held_out:  # in whichever order
         solutions = [s for s in self._ways(numbers) if s.endswith(f"={goal}")]
         return Problem(prompt, f"{','.join(map(str, numbers))}>{goal}", rng.choice(solutions))
 
@@ -170,6 +172,26 @@ class Countdown:
         return False
       left.append(result)
     return result == int(goal)
+
+
+def remaining(prompt: str, text: str) -> str | None:
+  """The state of a countdown after whole steps: the numbers that are left, and the goal; None where a step uses others.
+
+  Args:
+    text: the response so far; what stands behind its last comma is no whole step.
+  """
+  numbers, _, goal = prompt.rstrip("=").partition(">")
+  left = sorted(numbers.split(","), key=int)
+  for step in text.split(",")[:-1]:
+    found = _STEP.fullmatch(step)
+    if not found:
+      return None
+    for number in (found[1], found[3]):
+      if number not in left:
+        return None
+      left.remove(number)
+    left = sorted([*left, found[4]], key=int)
+  return f"{','.join(left)}>{goal}"
 
 
 SUDOKU, COUNTDOWN = Sudoku(), Countdown()

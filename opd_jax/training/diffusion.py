@@ -2,6 +2,7 @@
 
     rollout   params, prompts, key                                      -> finished answers, and when each position was committed
     update    state, frozen models, prompts, rollout, chosen, limit     -> state after one optimiser update, metrics
+    score     the same                                                  -> what is compared on a few rollouts, canvas by canvas
 
 An update goes over the canvases of the rollouts that were chosen, a few steps of all rows at a time, and adds their gradients up; hidden
 states of more never exist, and logits [B, H, V] never do. The recipe compiles these and decides what goes into them.
@@ -87,13 +88,17 @@ class DiffusionStep:
   remat: str = "none"
   teacher_layout: str = "teacher:fsdp"
   bins: int = 16  # of denoising steps, in the metrics
-  seed: int = 0  # of what is revealed
   teacher_update: TeacherUpdate = FROZEN
 
   @property
   def student(self) -> decoder.DecoderConfig:
     """The student's architecture."""
     return self.denoiser.cfg
+
+  @property
+  def asks_teacher(self) -> bool:
+    """Whether a teacher reads the canvases: to be compared with, or to say where."""
+    return self.target == "teacher" or (self.target == "samples" and self.future.compared == "teacher")
 
   @property
   def total(self) -> int:
@@ -113,6 +118,7 @@ class DiffusionStep:
     chosen: Chosen,
     limit: Int[Array, ""],
     part: Int[Array, ""],
+    key: jax.Array,
     *,
     width: int,
   ) -> tuple[TrainState, dict[str, Any]]:
@@ -124,6 +130,7 @@ class DiffusionStep:
     Args:
       limit: only the canvases of the first so many steps are learned from.
       part: which of `parts`.
+      key: of what is revealed.
       width: static; at least `limit`, and what the program is compiled for.
     """
     frozen_models = self.with_moving_teacher(state, frozen_models)
@@ -134,7 +141,6 @@ class DiffusionStep:
     first = part * (width // self.parts)
     end = jnp.minimum(limit, first + width // self.parts)
     weight = self.weights(rows, jnp.arange(width), first, end)
-    key = jax.random.fold_in(self.key, state.step)
 
     def gradient(pass_: Int[Array, ""]):
       """The part of the loss, the sums of metrics and the gradient of s steps."""
@@ -200,13 +206,14 @@ class DiffusionStep:
     canvas = canvas_at(tokens, committed_at, step[:, None], mask_id)
     block = step // self.denoiser.denoising.steps
     first_stop = jnp.where(jnp.any(rows.stops, axis=1), jnp.argmax(rows.stops, axis=1), H)
-    order = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (b, H)), out_axes=1)(t).reshape(b * s, H)
-    revealed = self.future.revealed(committed_at, step, block, each(first_stop), order)
-    teacher = None
-    if self.target == "teacher" or self.future.compared == "teacher":
+    random = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (b, H + 1)), out_axes=1)(t)
+    order, rounding = random[..., :H].reshape(b * s, H), random[..., H].reshape(b * s)
+    revealed, teacher = jnp.zeros((b * s, H), bool), None
+    if self.asks_teacher:
+      revealed = self.future.revealed(committed_at, step, block, each(first_stop), order, rounding)
       shown = jnp.where(revealed, tokens, canvas)
       read = self._with_answer(prompts, tokens, each(rows.mask)) if self.future.reveal == "prefix" else prompts
-      teacher = lax.stop_gradient(self.teacher(params, frozen_models, read, shown))
+      teacher = lax.stop_gradient(self.teacher(frozen_models, read, shown))
     confidence = jnp.zeros((b * s, H), jnp.float32)
     if teacher is not None and self.future.compared == "teacher":
       confidence = confidence_of(teacher, self.objective)
@@ -259,11 +266,10 @@ class DiffusionStep:
     return self._sum(student, FrozenInputs((), rows.tokens, rows.mask), coefficient, jnp.zeros(len(canvas), jnp.int32))
 
   def _with_answer(self, prompts: Batch, tokens: Int[Array, "N H"], mask: Bool[Array, "N H"]) -> Batch:
-    """Puts the finished answer, to its stop token, behind the prompt; what is behind that is padding, and is not seen."""
-    return Batch(
-      prompt=jnp.concatenate([prompts.prompt, tokens], axis=1),  # pyright: ignore[reportArgumentType]
-      prompt_mask=jnp.concatenate([prompts.prompt_mask, mask], axis=1),  # pyright: ignore[reportArgumentType]
-    )
+    """Puts the finished answer, to its stop token, behind the prompt, and all padding in front of both."""
+    both = jnp.concatenate([prompts.prompt, tokens], axis=1), jnp.concatenate([prompts.prompt_mask, mask], axis=1)
+    order = jnp.argsort(both[1], axis=1, stable=True)
+    return Batch(*(jnp.take_along_axis(a, order, axis=1) for a in both))
 
   def score(
     self,
@@ -272,30 +278,33 @@ class DiffusionStep:
     batch: Batch,
     rollout: Denoised,
     chosen: Chosen,
+    limit: Int[Array, ""],
+    key: jax.Array,
     *,
     prompts: int,
     width: int,
   ) -> dict[str, Array]:
-    """Computes what `update` learns from a few rollouts, canvas by canvas, without gradient; a program of its own.
+    """Computes what the first update on a rollout learns from, canvas by canvas, without gradient; a program of its own.
 
     Args:
-      prompts: how many; as many more as the mesh needs are computed too.
+      limit, key: as of `update`.
+      prompts: the rollouts of how many are wanted; of as many more as the mesh needs are computed too.
       width: canvases of each, W.
 
     Returns:
-      divergence f32[W, b, H], NaN where nothing is compared; revealed bool[W, b, H]; and the rows' prompt, prompt_mask, tokens,
-      committed_at and weight.
+      divergence f32[W, b, H], NaN where nothing is compared; revealed bool[W, b, H]; counted bool[W, b], whether a canvas is learned
+      from; and the rows' prompt, prompt_mask, tokens, committed_at and weight.
     """
     frozen_models = self.with_moving_teacher(state, frozen_models)
     shards = meshes.row_shards(self.denoiser.mesh)
     b = min(-(-prompts // shards) * shards, len(batch.prompt))
-    n = self.n if chosen.number is None else 1
     rows = self.rows(batch, rollout, chosen)
-    rows = jax.tree.map(lambda a: lax.with_sharding_constraint(a[: b * n], meshes.rows(self.denoiser.mesh)), rows)
-    key = jax.random.fold_in(self.key, state.step)
+    weight = self.weights(rows, jnp.arange(width), jnp.int32(0), limit)
+    leading = (jax.tree.map(lambda a: a[:b], rows), weight[:b])
+    rows, weight = jax.tree.map(lambda a: lax.with_sharding_constraint(a, meshes.rows(self.denoiser.mesh)), leading)
 
     def at(t: Int[Array, ""]) -> tuple[Array, Array]:
-      found = self.compare(state.params, frozen_models, rows, jnp.ones((b * n, 1)), t[None], key)
+      found = self.compare(state.params, frozen_models, rows, jnp.ones((b, 1)), t[None], key)
       stats = fused.token_stats(self.objective, lax.stop_gradient(found.student), found.inputs, mesh=self.denoiser.mesh)
       value = stats["divergence"] if "divergence" in stats else -stats["logprob"]
       nowhere = jnp.full(rows.tokens.shape, jnp.nan, jnp.float32)
@@ -305,7 +314,7 @@ class DiffusionStep:
     divergence, revealed = lax.map(at, jnp.arange(width))
     of_rows = {"tokens": rows.tokens, "committed_at": rows.committed_at, "weight": rows.weight}
     read = {"prompt": rows.prompts.prompt, "prompt_mask": rows.prompts.prompt_mask}
-    return {"divergence": divergence, "revealed": revealed} | of_rows | read
+    return {"divergence": divergence, "revealed": revealed, "counted": weight.T != 0} | of_rows | read
 
   def rows(self, batch: Batch, rollout: Denoised, chosen: Chosen) -> Canvases:
     """Takes the rollouts that are learned from."""
@@ -349,11 +358,6 @@ class DiffusionStep:
   # The models.
 
   @property
-  def key(self) -> jax.Array:
-    """The key of what is revealed."""
-    return jax.random.key(self.seed)
-
-  @property
   def forward(self) -> Forward:
     """The forward pass, as this step computes it."""
     return Forward(self.denoiser.mesh, self.denoiser.dtype, self.remat)
@@ -369,19 +373,19 @@ class DiffusionStep:
       return frozen_models
     return dataclasses.replace(frozen_models, moving=lax.stop_gradient(self.with_base(moving, frozen_models)))
 
-  def teacher(
-    self, params: Params, frozen_models: FrozenModels, prompts: Batch, canvas: Int[Array, "N H"]
-  ) -> HiddenAndHead:
-    """Computes what the teacher predicts at each position of a canvas; the current student without a teacher."""
-    initial = None
-    for frozen, cfg in zip(frozen_models.teacher_params, self.teachers, strict=True):
-      initial = self.forward.canvas(frozen, cfg, prompts, canvas, self.teacher_layout)
-    moving = frozen_models.moving
-    if moving is None and initial is not None:
+  def teacher(self, frozen_models: FrozenModels, prompts: Batch, canvas: Int[Array, "N H"]) -> HiddenAndHead:
+    """Computes what the teacher predicts at each position of a canvas."""
+    initial, current = None, None
+    if self.teachers:
+      (params,), (cfg,) = frozen_models.teacher_params, self.teachers
+      initial = self.forward.canvas(params, cfg, prompts, canvas, self.teacher_layout)
+    if frozen_models.moving is not None:
+      layout = "train" if frozen_models.base is None else self.teacher_layout
+      current = self.forward.canvas(frozen_models.moving, self.student, prompts, canvas, layout)
+    if current is None:
+      assert initial is not None
       return initial
-    current = self.with_base(params, frozen_models) if moving is None else moving
-    layout = "train" if frozen_models.base is None else self.teacher_layout
-    return self.teacher_update.predict(initial, self.forward.canvas(current, self.student, prompts, canvas, layout))
+    return self.teacher_update.predict(initial, current)
 
   def forward_student(
     self, params: Params, frozen_models: FrozenModels, prompts: Batch, canvas: Int[Array, "N H"]

@@ -71,6 +71,7 @@ class DistillationStep:
   teacher_update: TeacherUpdate = FROZEN
   shuffle_teacher: bool = False  # a control: compare every token with the teacher's prediction of another one
   diagnostics: bool = False  # of the optimiser's state, see optim.diagnostics
+  token_credit: bool = False  # whether every token has an advantage and a weight of its own
 
   def __post_init__(self):
     if self.behavior not in ("student", "teacher", "data"):
@@ -146,6 +147,9 @@ class DistillationStep:
     credit = credit or Credit()
     taught = credit.context and credit.context.taught
     token_weights = self.loss.token_weights(rollout.mask, key, rollout.behavior_logprob, credit.counted, taught)
+    if credit.token_weight is not None:
+      weight = jnp.where(rollout.mask, credit.token_weight, 0.0)
+      token_weights = token_weights._replace(rewarded=weight / jnp.maximum(jnp.sum(weight), 1e-9))
     rows = Rows(batch, rollout, token_weights, credit.advantage, shuffle, credit.context)
 
     def gradient(part: Rows):

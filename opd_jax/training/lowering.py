@@ -34,7 +34,7 @@ def step_programs(
   state, frozen_models, batch, _ = _abstract(step, state, frozen_models, batch)
   behavior = step.behavior_params(state.params, frozen_models)
   rollout, responses = rollout_program(step, response_len, behavior, batch)
-  credit = abstract_credit(step, len(responses.ended), context_len)
+  credit = abstract_credit(step, len(responses.ended), context_len, response_len)
   part = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere) if step.mini_batches > 1 else None
   if "update" in wanted:
     state_shardings = jax.tree.map(lambda a: a.sharding, state)
@@ -44,7 +44,7 @@ def step_programs(
     yield "rollout", rollout()
 
 
-def abstract_credit(step: DistillationStep, rows: int, context_len: int = 0) -> Credit | None:
+def abstract_credit(step: DistillationStep, rows: int, context_len: int = 0, response_len: int = 0) -> Credit | None:
   """Returns the shapes of each row's credit; None where an update takes none."""
 
   def array(dtype: Any, *columns: int) -> Any:
@@ -53,6 +53,9 @@ def abstract_credit(step: DistillationStep, rows: int, context_len: int = 0) -> 
   context = None
   if context_len:
     context = RowContext(array(jnp.int32, context_len), array(jnp.bool_, context_len), array(jnp.bool_))
+  if step.token_credit:
+    by_token = array(jnp.float32, response_len)
+    return Credit(by_token, array(jnp.bool_), context, by_token)
   if step.loss.reward:
     return Credit(array(jnp.float32), array(jnp.bool_), context)
   return context and Credit(context=context)

@@ -26,7 +26,7 @@ class Rows:
   batch: Batch
   rollout: Rollout
   token_weights: TokenWeights
-  advantage: Float[Array, "*m B"] | None  # m micro-batches, where the rows are split into them
+  advantage: Float[Array, "*m B"] | Float[Array, "*m B H"] | None  # m micro-batches, where the rows are split into them
   shuffle: Float[Array, "*m B H"] | None = None  # random: the order in which shuffled predictions stand
   context: RowContext | None = None  # what the teacher reads, where each row has its own
 
@@ -45,8 +45,11 @@ class Rows:
   def cut(self, width: int) -> "Rows":
     """Drops the response columns from `width` on."""
     H = self.rollout.mask.shape[1]
-    cut = microbatch.cut_columns((self.rollout, self.token_weights, self.shuffle), width, H)
-    return dataclasses.replace(self, **dict(zip(("rollout", "token_weights", "shuffle"), cut, strict=True)))
+    by_token = ("rollout", "token_weights", "shuffle")
+    if self.advantage is not None and self.advantage.ndim == 2:
+      by_token = (*by_token, "advantage")
+    cut = microbatch.cut_columns(tuple(getattr(self, name) for name in by_token), width, H)
+    return dataclasses.replace(self, **dict(zip(by_token, cut, strict=True)))
 
 
 class Stats(NamedTuple):

@@ -18,13 +18,13 @@ def commits(rows: int = 5) -> np.ndarray:
   return np.concatenate(by_block, axis=1)
 
 
-def chosen(future: SelfFuture, t: int, committed_at, first_stop: int = H, key: int = 0):
+def chosen(future: SelfFuture, t: int, committed_at, first_stop: int = H, key: int = 0, rounding: float = 0.0):
   """R and K at step t, as sets of positions of every row."""
   rows = len(committed_at)
   step, block = jnp.full(rows, t), jnp.full(rows, t // STEPS)
   order, confidence = (jax.random.uniform(jax.random.key(key + i), (rows, H)) for i in range(2))
   committed_at = jnp.asarray(committed_at)
-  revealed = future.revealed(committed_at, step, block, jnp.full(rows, first_stop), order)
+  revealed = future.revealed(committed_at, step, block, jnp.full(rows, first_stop), order, jnp.full(rows, rounding))
   candidates = future.candidates(committed_at, step, block, revealed)
   positions, valid = future.choose(candidates, committed_at, step, confidence, 2)
   of_row = [{int(p) for p in row[ok]} for row, ok in zip(np.asarray(positions), np.asarray(valid), strict=True)]
@@ -34,17 +34,20 @@ def chosen(future: SelfFuture, t: int, committed_at, first_stop: int = H, key: i
 @pytest.mark.parametrize("reveal", ["any", "ahead", "prefix"])
 @pytest.mark.parametrize("compared", COMPARED)
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_what_is_compared_is_masked_and_not_revealed(reveal, compared, share):
+@pytest.mark.parametrize("in_block", [False, True])
+def test_what_is_compared_is_masked_and_not_revealed(reveal, compared, share, in_block):
   committed_at, total = commits(), np.zeros(5, int)
   for t in range(TOTAL):
-    revealed, found, _ = chosen(SelfFuture(reveal, share, compared, False, BLOCK), t, committed_at)
+    revealed, found, _ = chosen(SelfFuture(reveal, share, compared, in_block, BLOCK), t, committed_at)
     for row in range(5):
       masked = set(np.flatnonzero(committed_at[row] >= t))
       assert revealed[row] <= masked
       assert found[row] <= masked - revealed[row]
       total[row] += len(found[row])
-      if compared == "all":
+      if compared == "all" and not in_block:
         assert found[row] == masked - revealed[row]
+      if in_block and compared != "student":
+        assert {i // BLOCK for i in found[row]} <= {t // STEPS}
       if share == 0 or reveal == "prefix":
         assert not revealed[row]
   if compared != "all":
@@ -56,6 +59,8 @@ def test_of_any_masks_a_share_is_revealed_that_leaves_what_the_step_commits():
   future = SelfFuture("any", 0.25, "teacher", False, BLOCK)
   numbers = [len(chosen(future, t, committed_at)[0][0]) for t in range(TOTAL)]
   assert numbers == [4, 3, 3, 2, 2, 1, 1, 0]  # a quarter of 16, 14, ..., 2, rounded down
+  up = [len(chosen(future, t, committed_at, rounding=0.9)[0][0]) for t in range(TOTAL)]
+  assert up == [4, 4, 3, 3, 2, 2, 1, 0], "up where the fraction is above what is drawn, but never what is set aside"
   everything = SelfFuture("any", 1.0, "teacher", False, BLOCK)
   assert [len(chosen(everything, t, committed_at)[0][0]) for t in range(TOTAL)] == [14, 12, 10, 8, 6, 4, 2, 0]
 
@@ -89,12 +94,6 @@ def test_what_the_student_commits_is_never_revealed():
     for row in range(5):
       assert found[row] == set(np.flatnonzero(committed_at[row] == t))
       assert revealed[row] == set(np.flatnonzero(committed_at[row] > t))
-
-
-def test_rows_reveal_other_positions_at_other_steps():
-  committed_at = np.zeros((1, H), int) + TOTAL  # all are masked
-  future = SelfFuture("any", 0.5, "all", False, BLOCK)
-  assert chosen(future, 0, committed_at, key=0)[0] != chosen(future, 0, committed_at, key=1)[0]
 
 
 def test_canvases_that_are_recorded():

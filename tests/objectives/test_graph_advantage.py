@@ -159,7 +159,7 @@ def test_a_similar_step_counts_for_less():
 
 @pytest.mark.parametrize("parent", [[0, -1], [-1, -1], [-1, 2, 0], []])
 def test_what_is_no_tree_is_refused(parent):
-  with pytest.raises(ValueError, match="node|prompt"):
+  with pytest.raises(ValueError, match=r"node|prompt"):
     tree_of(parent)
 
 

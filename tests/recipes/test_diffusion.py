@@ -16,6 +16,7 @@ from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf_config, roofline
 from opd_jax.recipes import base
 from opd_jax.reports import canvases
+from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout.denoise import canvas_at
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import specs
@@ -113,7 +114,7 @@ def test_the_loss_is_its_formula(reduction, config, tmp_path):
   frozen = dataclasses.replace(run.frozen, teachers=(other,))
   params = jax.tree.map(jnp.copy, run.state.params)
   _, stats = experience.programs["update"](
-    run.state, frozen, experience.prompts, experience.rollout, chosen, np.int32(8), np.int32(0)
+    run.state, frozen, experience.prompts, experience.rollout, chosen, np.int32(8), np.int32(0), jax.random.key(0)
   )
   prompts, rollout = experience.prompts, experience.rollout
   losses = []
@@ -143,7 +144,7 @@ def test_how_canvases_are_batched_changes_nothing(config, tmp_path):
   found = []
   for rows in (0, 4, 16):
     run, experience, chosen = experience_of(config, tmp_path / str(rows), **{"diffusion.rows": rows})
-    arguments = experience.prompts, experience.rollout, chosen, np.int32(8), np.int32(0)
+    arguments = experience.prompts, experience.rollout, chosen, np.int32(8), np.int32(0), jax.random.key(0)
     state, stats = experience.programs["update"](run.state, run.frozen, *arguments)
     found.append((float(stats["loss"]), leaves(state)))
   for loss, weights in found[1:]:
@@ -194,6 +195,18 @@ def test_a_run_is_evaluated_exported_and_read_again(config, tmp_path):
     ({"diffusion.parts": 3}, "config.diffusion.parts is 3"),
     ({"diffusion.target": "reward", "rollouts_per_prompt": 1}, "config.diffusion.target is 'reward'"),
     ({"objective.support": "sampled"}, "config.objective.support is 'sampled'"),
+    (
+      {"denoising.block": 16, "diffusion.states": "unended"},
+      "config.diffusion.states is 'unended', which leaves out the last block",
+    ),
+    (
+      {"diffusion.target": "samples", "diffusion.compared": "all", "context.share": 0.5},
+      "config.context.share is 0.5, which does nothing",
+    ),
+    ({"eval.every": 1, "eval.max_tokens": 10}, "config.denoising.block is 8, which does not divide a canvas of 10"),
+    ({"data.teacher_suffix": "="}, "reads prompts of its own"),
+    ({"rollout.ahead": True, "diffusion.target": "reward"}, "config.rollout.ahead is True"),
+    ({"reward.overlong": "mask"}, "config.reward.overlong is 'mask'"),
   ],
 )
 def test_what_cannot_be_meant_is_refused(changes, message, config, tmp_path):
@@ -256,3 +269,116 @@ def test_a_damaged_line_of_canvases_is_named(line, tmp_path):
     denoised.read(path)
   path.write_text(line)  # that a killed run was writing
   assert denoised.read(path) == []
+
+
+def predictions(params, cfg, prompts, row: int, canvas) -> jax.Array:
+  """The log-probabilities of one row's positions."""
+  hidden = decoder.canvas_hidden(params, cfg, prompts.prompt[row][None], prompts.prompt_mask[row][None], canvas[None])
+  return decoder.unembed(params, hidden)[0]
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_the_papers_loss_is_its_formula(config, tmp_path):
+  """The teacher reads the canvas with the answer at R; K are the masks of which it is surest then; written out row by row."""
+  run, experience, chosen = experience_of(config, tmp_path, **{"context.share": 0.5, "log.rollouts": 4})
+  step, other, key = run.recipe.step, decoder.init(CFG, jax.random.key(5), scale=0.4), jax.random.key(3)
+  frozen, params = dataclasses.replace(run.frozen, teachers=(other,)), jax.tree.map(jnp.copy, run.state.params)
+  arguments = experience.prompts, experience.rollout, chosen, np.int32(8)
+  shape = experience.shape._replace(kind="score")
+  seen = run.compiled.at(shape)["score"](run.state, frozen, *arguments, key)
+  _, stats = experience.programs["update"](run.state, frozen, *arguments, np.int32(0), key)
+  rollout, vocab, losses = experience.rollout, step.objective.vocab, []
+  for prompt in np.flatnonzero(chosen.weight):
+    row = prompt * step.n + int(chosen.number[prompt])
+    answer, at = np.asarray(rollout.response[row]), np.asarray(rollout.committed_at[row])
+    for t in range(8):
+      masked, revealed = at >= t, np.asarray(seen["revealed"][t, prompt])
+      canvas = np.where(masked, MASK, answer)
+      assert (revealed <= masked).all()
+      assert revealed.sum() in (masked.sum() // 2, masked.sum() - 2)
+      shown = np.where(revealed, answer, canvas)
+      own, theirs = (
+        jax.nn.log_softmax(predictions(w, CFG, experience.prompts, prompt, c)[:, :vocab])
+        for w, c in ((params, canvas), (other, shown))
+      )
+      sure = np.where(masked & ~revealed, np.exp(np.max(theirs, axis=-1)), -1)
+      K = np.argsort(-sure, kind="stable")[:2]
+      kl = np.asarray(jnp.sum(jnp.exp(own) * (own - theirs), axis=-1))
+      losses.append(kl[K].mean())
+      np.testing.assert_allclose(
+        np.asarray(seen["divergence"][t, prompt])[np.sort(K)], kl[np.sort(K)], rtol=1e-4, atol=1e-6
+      )
+  np.testing.assert_allclose(stats["loss"], np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["samples", "reward"])
+@pytest.mark.usefixtures("some_are_right")
+def test_the_rivals_learn_the_answers_tokens(target, config, tmp_path):
+  """Fine-tuning at all masks at temperature 1; a policy gradient on the canvas of masks, of the distribution that was drawn from."""
+  changes = {"diffusion.target": target, "sampling.temperature": 0.8, "diffusion.prompt_masking": 0.0}
+  changes |= {"diffusion.compared": "all"} if target == "samples" else {}
+  run, experience, chosen = experience_of(config, tmp_path, **changes)
+  params, rollout, n = jax.tree.map(jnp.copy, run.state.params), experience.rollout, run.recipe.step.n
+  arguments = experience.prompts, rollout, chosen, np.int32(8), np.int32(0), jax.random.key(0)
+  _, stats = experience.programs["update"](run.state, run.frozen, *arguments)
+  vocab, parts = run.recipe.step.objective.vocab, []
+
+  def nll(prompt: int, row: int, canvas, temperature: float) -> np.ndarray:
+    logits = predictions(params, CFG, experience.prompts, prompt, canvas)[:, :vocab] / temperature
+    return -np.asarray(jax.nn.log_softmax(logits))[np.arange(16), np.asarray(rollout.response[row])]
+
+  if target == "samples":
+    for prompt in np.flatnonzero(chosen.weight):
+      row = prompt * n + int(chosen.number[prompt])
+      for t in range(8):
+        masked = np.asarray(rollout.committed_at[row]) >= t
+        canvas = np.where(masked, MASK, np.asarray(rollout.response[row]))
+        parts.append(nll(prompt, row, canvas, 1.0)[masked].mean())
+  else:
+    for row in range(4 * n):
+      counted = np.asarray(rollout.mask[row])
+      parts.append(float(chosen.weight[row]) * nll(row // n, row, np.full(16, MASK), 0.8)[counted].mean())
+  np.testing.assert_allclose(stats["loss"], np.mean(parts), rtol=1e-5, atol=1e-7)
+  assert float(stats["grad_norm"]) > 0
+
+
+def test_of_all_rollouts_the_first_is_learned_from_and_of_verified_ones_the_first_that_is_right(config, tmp_path):
+  for accept, number, weight in (("all", [0, 0, 0, 0], [1, 1, 1, 1]), ("verified", [1, 0, 0, 2], [1, 1, 0, 1])):
+    run = open_run(config(steps=1, rollouts_per_prompt=3, **{"diffusion.accept": accept}), tmp_path / accept)
+    right = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 1]], np.float32).reshape(-1)
+    zeros = np.zeros(12, int)
+    record = RewardRecord(right, {"chain": right}, right > 0, zeros > 0, zeros, zeros, [""] * 12)
+    run.recipe._verify = lambda *_, record=record: record
+    experience = run.wait(run.recipe.collect(run, 0))
+    chosen, told = run.recipe._choose(run, experience)
+    assert np.asarray(chosen.number).tolist() == number
+    assert np.asarray(chosen.weight).tolist() == weight
+    assert told["accepted"] == 0.75
+    assert told["accepted_rollouts"] == pytest.approx(4 / 12)
+    assert "teaching_groups" not in told
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_an_answer_behind_the_prompt_is_read_whatever_its_padding(shifted, config, tmp_path):
+  """What stands behind the stop token is no part of it, and no position is predicted from padding."""
+  run, experience, _ = experience_of(config, tmp_path, **{"context.reveal": "prefix"})
+  step, params, cfg = run.recipe.step, run.state.params, dataclasses.replace(CFG, shifted=shifted)
+  tokens, mask = np.asarray(experience.rollout.response)[:4], np.arange(16) < np.array([[5], [16], [1], [9]])
+  read = step._with_answer(experience.prompts, jnp.asarray(tokens), jnp.asarray(mask))
+  canvas = np.full((4, 16), MASK)
+  found = decoder.canvas_hidden(params, cfg, read.prompt, read.prompt_mask, jnp.asarray(canvas))
+  for row in range(4):
+    prompt = np.asarray(experience.prompts.prompt[row])[np.asarray(experience.prompts.prompt_mask[row])]
+    both = np.concatenate([prompt, tokens[row][mask[row]]])[None]
+    alone = decoder.canvas_hidden(params, cfg, jnp.asarray(both), jnp.ones(both.shape, bool), jnp.asarray(canvas[:1]))
+    np.testing.assert_allclose(found[row], alone[0], atol=1e-5)
+
+
+@pytest.mark.usefixtures("some_are_right")
+def test_parts_are_updates_of_their_own_and_none_is_made_where_no_canvas_is_learned_from(config, tmp_path):
+  changes = {"diffusion.parts": 4, "updates_per_rollout": 2, "diffusion.states": "unended"}
+  run = train(config(steps=1, **changes), tmp_path / "w")
+  assert int(run.state.step) == 2 * 2, "the last block has the other two parts"
+  assert int(run.state.empty) == 0
+  (record,) = read(tmp_path / "w", "train")
+  assert record["update_forwards"] == 2 * 2 * (2 * 4) * 2

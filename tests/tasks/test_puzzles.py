@@ -33,6 +33,14 @@ def test_grids_are_all_there_and_all_different_in_rows_columns_and_boxes():
       assert {grid[corner + i] for i in (0, 1, 4, 5)} == set("1234")
 
 
+def test_a_countdown_is_held_out_in_every_order():
+  def problems(held_out: bool) -> set[str]:
+    found = [p.prompt[:-1].partition(">") for p in COUNTDOWN.problems(400, seed=0, held_out=held_out)]
+    return {f"{sorted(numbers)}>{goal}" for numbers, _, goal in found}
+
+  assert not problems(True) & problems(False)
+
+
 def test_a_sudoku_has_one_solution():
   for problem in SUDOKU.problems(50, seed=1):
     pattern = re.compile(problem.prompt[:-1])  # a dot is any cell
@@ -64,3 +72,18 @@ def test_cells_tell_near_from_far():
 )
 def test_a_countdown_uses_each_number_once_and_ends_at_the_goal(response, right):
   assert COUNTDOWN.verify(response, "3,8,5>64") is right
+
+
+@pytest.mark.parametrize(
+  ("text", "state"),
+  [
+    ("", "3,5,8>64"),
+    ("3+5=8,", "8,8>64"),
+    ("5+3=8,", "8,8>64"),
+    ("8*3=24,8", "5,24>64"),
+    ("8*8=64,", None),
+    ("3+,", None),
+  ],
+)
+def test_a_countdowns_state_is_what_is_left(text, state):
+  assert puzzles.remaining("3,8,5>64=", text) == state

@@ -1,8 +1,9 @@
 """Does it help a masked diffusion model to be shown its own future? The arms that ask it, after arXiv:2606.18195.
 
 On 4 x 4 sudokus, and the main ones on countdown too (puzzles.py), whose arms are called countdown-*. Seed by seed, arms of one task start
-from the same student and read the same prompts in the same order. A step samples `ROLLOUTS` answers in every arm; how many of them, and
-of their canvases, are learned from is what arms differ in.
+from the same student and read the same prompts in the same order. A step samples `ROLLOUTS` answers, of `TRIES` to a prompt, in every arm
+but two: "one-try" has one to each of the prompts, as the paper's ablation, and "more-prompts" one to each of as many prompts as the
+others have answers.
 
 Seeds before `FIRST_SEED` are there to calibrate rates and steps on, which has not been done yet: those here are first values. The rules
 by which claims are judged stand in claims.py.
@@ -51,6 +52,7 @@ CODE = {  # as the released code has it; its 20 likeliest tokens are all that th
   "diffusion.in_block": True,
   "diffusion.reduction": "sum",
   "diffusion.states": "unended",
+  "diffusion.parts": 2,
 }
 UNCLIPPED = {"objective.entry_clip": 0.0}
 
@@ -90,7 +92,8 @@ ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
   ("no-clip", "without the clip", UNCLIPPED),
   ("ema", "the teacher an average", {"teacher_update.kind": "ema"}),
   ("current", "the teacher the current student", {"teacher_update.kind": "current"}),
-  ("one-try", "one try of each of 64 prompts", {"batch": ROLLOUTS, "rollouts_per_prompt": 1}),
+  ("one-try", "one try of each prompt", {"rollouts_per_prompt": 1}),
+  ("more-prompts", "one try of each of eight times as many prompts", {"batch": ROLLOUTS, "rollouts_per_prompt": 1}),
   ("unfiltered", "d-OPSD on unverified answers", {"diffusion.accept": "all"}),
   ("topd-10", "the first 10% of the denoising steps", truncated(0.1)),
   ("topd-50", "the first 50% of the denoising steps", truncated(0.5)),

@@ -12,7 +12,7 @@ def test_every_arm_is_a_config_of_its_own_and_samples_as_many_answers():
   for arm in arms.ARMS:
     c = arm.config(3)
     checks.check(c)
-    assert c.batch * c.rollouts_per_prompt == arms.ROLLOUTS
+    assert c.batch * c.rollouts_per_prompt == (arms.PROMPTS if arm.name == "one-try" else arms.ROLLOUTS)
     assert c.steps % c.eval.every == 0, "the last evaluation is one of the others"
     assert c.denoising.length % c.denoising.block == 0
     seen.add(digest([c]))

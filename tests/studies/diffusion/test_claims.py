@@ -77,8 +77,12 @@ def test_a_rival_that_is_above_it_decides_against_the_claim(claim, study_of):
     ("d-OPSD learns", {"d-opsd": 0.8, "unverified": 0.4}, SUPPORTED),
     ("d-OPSD learns", {"d-opsd": 0.8, "unverified": 0.9}, NOT_SUPPORTED),
     ("d-OPSD learns", {"d-opsd": 0.2, "unverified": 0.1}, NOT_SUPPORTED),
-    ("a quarter is best", {"d-opsd": 0.8, "rho-0": 0.3, "rho-10": 0.7, "rho-50": 0.7}, SUPPORTED),
-    ("a quarter is best", {"d-opsd": 0.8, "rho-0": 0.3, "rho-10": 0.9, "rho-50": 0.7}, NOT_SUPPORTED),
+    ("a quarter is enough and not too much", {"d-opsd": 0.8, "rho-0": 0.3, "rho-10": 0.7, "rho-50": 0.7}, SUPPORTED),
+    (
+      "a quarter is enough and not too much",
+      {"d-opsd": 0.8, "rho-0": 0.3, "rho-10": 0.9, "rho-50": 0.7},
+      NOT_SUPPORTED,
+    ),
     ("few denoising steps do", {"d-opsd": 0.7, "topd-30": 0.75}, SUPPORTED),
     ("few denoising steps do", {"d-opsd": 0.8, "topd-30": 0.6}, NOT_SUPPORTED),
   ],
@@ -99,11 +103,16 @@ def test_a_fall_with_the_clip_too_is_no_collapse_for_want_of_it(study_of):
 
 def test_costs_are_passes_through_a_model(study_of):
   results = study_of({"d-opsd": 0.8, "reward": 0.8}, cost={"reward": 3000})
-  # Both come to half of the gain at step 4, within noise; a backward pass is two.
-  own = claims.forwards_to(results, "d-opsd")
-  assert set(own.values()) <= {steps * (640 + 2 * 160) for steps in (4, 6)}
-  assert set(claims.forwards_to(results, "reward").values()) <= {steps * (3000 + 3 * 160) for steps in (4, 6)}
-  assert decided(results, "a tenth of the updates is not a tenth of the work").status == SUPPORTED
+  # Both come to half of the gain at step 4 or so; a backward pass is two.
+  for arm, step in (("d-opsd", 640 + 2 * 160), ("reward", 3000 + 3 * 160)):
+    for cost in claims.forwards_to(results, arm).values():
+      assert 3.6 * step < cost < 4.4 * step
+  assert decided(results, "cheaper than a policy gradient").status == SUPPORTED
+
+
+def test_where_nothing_is_gained_there_is_nothing_to_pay_for(study_of):
+  results = study_of({"d-opsd": 0.2, "reward": 0.8})
+  assert decided(results, "cheaper than a policy gradient").status == MISSING
 
 
 def test_an_arm_that_never_gets_there_costs_without_end(study_of):
@@ -131,7 +140,7 @@ def test_more_is_solved_where_eight_answers_solve_more(after, status, tmp_path):
     synthetic_study.write(tmp_path, "asked-untrained", seed, {"pass": {"1": 0.3, "8": 0.7}})
     synthetic_study.write(tmp_path, "asked-d-opsd", seed, {"pass": {"1": 0.5, "8": after + 0.001 * seed}})
   results = Results(tmp_path, SEEDS)
-  assert decided(results, "more is solved").status == status
+  assert decided(results, "more problems have a right answer").status == status
   assert [row["arm"] for row in sections.several_table(results)] == ["before training", "d-OPSD"]
 
 
