@@ -9,8 +9,10 @@ hf     --config=configs/opcod.py:hf      any two Hugging Face directories of one
 paper  --config=configs/opcod.py:paper   the published hyper-parameters
 
 The student of each phase learns from its own moving average, which is shown the group's first right response and the other student's
-comment on the row. A tutor that is too far behind does not comment (--config.codistillation.gate, --config.codistillation.tau). JSD at 1/2 over
-the student's top 100 and a tail, importance weights cut at 2. The wording of prompts was not at hand, and is ours.
+comment on the row. A tutor that is too far behind does not comment (--config.codistillation.gate, --config.codistillation.tau). JSD at
+1/2 over the student's top 100 and a tail, importance weights cut at 2. A row's teacher may be shown the row's own response, where that is
+the first right one (context.own=True, of which the paper says nothing; SDPO's code has a switch against it). The wording of prompts was not
+at hand, and is ours.
 """
 
 from opd_jax.config import at_scale, taught_by_feedback, tutored_by_specialist

@@ -195,10 +195,20 @@ def _words(text: str) -> list[str]:
 
 
 _LETTER = r"(?:\\text\s*\{)?\s*\(?\s*[A-J]\s*\)?\s*\}?"
-_OPTION = re.compile(rf"\\f?boxed\s*\{{\s*{_LETTER}\s*\}}|\*\*\s*{_LETTER}\s*[.:]?\s*\*\*|__\s*{_LETTER}\s*[.:]?\s*__")
+_OPTION = re.compile(
+  rf"\\f?boxed\s*\{{\s*{_LETTER}\s*\}}|\*\*\s*{_LETTER}\s*[.:]?\s*\*\*|__\s*{_LETTER}\s*[.:]?\s*__"
+  r"|\*\*\s*\(?[A-J]\s*[).:]\s[^*\n]*\*\*"  # with its text
+)
 _BOX = re.compile(r"\\f?boxed\s*\{(?:[^{}]|\{[^{}]*\})*\}|####\s*\S+")
+_IS = r"(?:is|=|:|should be|must be|would be)"
+# What says how good an answer is, and not which it is.
+_VERDICT = (
+  r"(?:not|never|in)?(?:\s*(?:quite|only|partly|still|also|almost|therefore|thus|in|part)\b)*\s*"
+  r"(?:wrong|right|correct|incorrect|sound|unsound|off|close|plausible|implausible|consistent|inconsistent|based|given|reached|derived|"
+  r"obtained|found|missing|incomplete|complete|unclear|too|not)\b"
+)
 _STATED = re.compile(
-  r"\b(?:final|correct|right|true)\s+(?:answer|option|choice|result|value)\b|\banswer\s+(?:is|should be|must be|=|:)"
+  rf"\b(?:final|correct|right|true)\s+(?:answer|option|choice|result|value)\s*{_IS}|\bfinal\s+answer\b|\banswer\s*{_IS}(?!\s*{_VERDICT})"
   r"|\b(?:option|choice)\s+\(?[A-J]\)?\s+is\s+(?:right|correct|true)\b",
   re.IGNORECASE,
 )

@@ -58,7 +58,7 @@ class CommentedEvaluator:
       comment_on: ways to comment, by name.
 
     Returns:
-      Of each name:
+      Of each name, and of "again", whose second answers are fresh ones to the problem alone, which spoil some right answers too:
         comments: how many have which outcome, see context/comments.py.
         rows: attempts whose comment was kept; the rest is of these.
         without, with: accuracy of the attempts and of the second answers, by domain and "all".
@@ -73,7 +73,12 @@ class CommentedEvaluator:
     solved = right.reshape(-1, k).sum(axis=1)
     prompts = [problems.prompts[i] for i in of_rows]
     texts = [final_text(response, self._control) for response in first.responses]
-    found = {}
+    afresh = self._attempt(student, problems.ids, jax.random.fold_in(again, 1))
+    every = range(len(of_rows))
+    found = {
+      "again": {"comments": {}, "rows": len(of_rows)}
+      | self._effects(right, self._verify(afresh.responses, of_rows), every, of_rows, solved)
+    }
     for name, source in comment_on.items():
       comments = source(prompts, texts, commented)
       parts = [(prompt, "", comment.text) for prompt, comment in zip(prompts, comments, strict=True)]
@@ -85,15 +90,22 @@ class CommentedEvaluator:
         continue
       second = self._again(student, [ids[i] for i in rows], again)
       after = self._verify(second.responses, [of_rows[i] for i in rows])
-      domains = [problems.domains[of_rows[i]] if problems.domains else "" for i in rows]
-      difficulty = [str(solved[of_rows[i]]) for i in rows]
-      found[name] |= {
-        "without": _by_domain(right[rows], domains),
-        "with": _by_domain(after, domains),
-        "broken": _rates(["all"] * len(rows), right[rows], after) | _rates(domains, right[rows], after),
-        "broken_by_solved": _rates(difficulty, right[rows], after),
-      }
+      found[name] |= self._effects(right, after, rows, of_rows, solved)
     return found
+
+  def _effects(
+    self, right: np.ndarray, after: np.ndarray, rows: Sequence[int], of_rows: Sequence[int], solved: np.ndarray
+  ) -> dict[str, Any]:
+    """Compares attempts of some rows with their second answers."""
+    before, domains = right[list(rows)], self._inputs.problems.domains
+    of_domain = [domains[of_rows[i]] if domains else "" for i in rows]
+    difficulty = [str(solved[of_rows[i]]) for i in rows]
+    return {
+      "without": _by_domain(before, of_domain),
+      "with": _by_domain(after, of_domain),
+      "broken": _rates(["all"] * len(before), before, after) | _rates(of_domain, before, after),
+      "broken_by_solved": _rates(difficulty, before, after),
+    }
 
   def _verify(self, responses: Sequence[Any], of_rows: Sequence[int]) -> np.ndarray:
     """Verifies responses to the problems of these numbers; bool[rows]."""

@@ -44,7 +44,11 @@ class Gate:
 
   def admits(self, own: Accuracies, other: Accuracies, domain: str) -> bool:
     """Tells whether an open gate lets it comment on a problem of this domain."""
-    return self.kind != "domain" or own[domain] >= other[domain]
+    if self.kind != "domain":
+      return True
+    if set(own) == {""}:  # there is one domain, whatever its name
+      domain = ""
+    return own[domain] >= other[domain]
 
 
 def by_domain(record: Mapping[str, Any]) -> dict[str, float]:
@@ -52,10 +56,10 @@ def by_domain(record: Mapping[str, Any]) -> dict[str, float]:
   return {domain: r["accuracy"] for domain, r in (record.get("domains") or {"": record}).items()}
 
 
-def is_pareto_improvement(before: Accuracies, after: Accuracies) -> bool:
-  """Tells whether no domain became worse and at least one better."""
+def is_pareto_improvement(before: Accuracies, after: Accuracies, noise: float = SAME) -> bool:
+  """Tells whether no domain became worse and at least one better, each by more than `noise`."""
   gains = [after[domain] - before[domain] for domain in before]
-  return min(gains) >= -SAME and max(gains) > SAME
+  return min(gains) >= -noise and max(gains) > noise
 
 
 class BreakRate(NamedTuple):

@@ -46,6 +46,7 @@ from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout.generate import Generator, GeneratorConfig, decode
 from opd_jax.runtime import hosts, keys, startup_summary
 from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.bucket import MirroredDir
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
@@ -84,7 +85,21 @@ KEYS = {
     "one of round, phase",
   ),
   "codistillation.tutor": ("peer", "who comments: peer; self, a control, the student's own copy", "one of peer, self"),
-  "codistillation.shuffle": (False, "a control: each row is given another row's comment of the step", "True or False"),
+  "codistillation.shuffle": (
+    False,
+    "a control: each row is given the comment on a response to another prompt of the step",
+    "True or False",
+  ),
+  "codistillation.shuffle_within": (
+    False,
+    "a control: each row is given the comment on another response to its own prompt",
+    "True or False",
+  ),
+  "context.feedback": (
+    "always",
+    "when a row's teacher is shown the comment on it: always, or where its group has no right response to show",
+    "one of without_demonstration, always",
+  ),
   "codistillation.validation": ("", 'a file of problems to score by; "": those behind the evaluation\'s', "path"),
   "codistillation.validation_prompts": (120, "problems to score by", "[1, 10**6]"),
   "codistillation.validation_k": (4, "answers to each of them", "[1, 1000]"),
@@ -125,6 +140,16 @@ class CoDistillation(Recipe):
       )
     if c.teacher != configs.INITIAL:
       raise InputError(f"config.teacher is {c.teacher!r}, and each student is its own teacher; set it to 'initial'.")
+    if c.lora.path:
+      raise InputError(
+        "config.lora.path begins with one adapter, and two students would have it; merge each into its own directory (export --merge), or "
+        "train new ones with config.lora.rank."
+      )
+    if (c.codistillation.shuffle and c.batch < 2) or (c.codistillation.shuffle_within and c.rollouts_per_prompt < 2):
+      raise InputError(
+        f"config.batch is {c.batch} and config.rollouts_per_prompt {c.rollouts_per_prompt}, so that there is no other comment to give a row; raise "
+        "them, or leave codistillation.shuffle and shuffle_within False."
+      )
     of_peer = _with_student(specs, specs.another(c.codistillation.peer))
     self.students = {
       name: Student(of_one, name, self._ask_for_comments)
@@ -145,6 +170,7 @@ class CoDistillation(Recipe):
     self._evaluators: dict[str, Evaluator] = {}
     self._validation: EvaluationInputs | None = None
     self.history: list[dict[str, Any]] = []  # of each round that has begun: scores, shortfalls and whose gate is open
+    self._told = 0  # rounds whose gates stand in a written record
 
   # A step.
 
@@ -156,12 +182,11 @@ class CoDistillation(Recipe):
     return self._tutee(step).collect(run, step)
 
   def learn(self, run: Run, step: int, experience: Experience) -> dict[str, Any]:
-    tutee, begun = self._tutee(step), step % (2 * self._phase_steps) == 0
-    return tutee.learn(run, step, experience) | {
-      "model": tutee.name,
-      "round": step // (2 * self._phase_steps),
-      **({"gate": self.history[-1]} if begun else {}),
-    }
+    tutee, gate = self._tutee(step), {}
+    if self._told < len(self.history) and run.log.logs(step + 1):  # in the first record of the round that is written
+      self._told, gate = len(self.history), {"gate": self.history[-1]}
+    of_step = {"model": tutee.name, "round": step // (2 * self._phase_steps)}
+    return tutee.learn(run, step, experience) | of_step | gate
 
   def _begin_round(self, run: Run, step: int) -> None:
     """Scores both students, opens or closes their gates, and copies the tutors."""
@@ -205,6 +230,11 @@ class CoDistillation(Recipe):
     if self._validation is not None:
       return self._validation
     c = self.config.codistillation
+    own_task = configs.data_paths(self.config)[0].startswith(configs.TASK)
+    if not c.validation and not self.config.eval.path and not own_task:
+      raise InputError(
+        "config.codistillation.validation is empty, and students are scored at the beginning of each round; name a file of problems with answers."
+      )
     found = self._validation = run.inputs.validation(c.validation, c.validation_prompts)
     unknown = set(run.inputs.train.domains) - set(found.problems.domains)
     if c.gate == "domain" and (unknown or not run.inputs.train.domains):
@@ -286,8 +316,15 @@ class CoDistillation(Recipe):
     return self.students[name].specs.student
 
   def mask_from(self, model: str) -> str:
-    of_peer = self.config.codistillation.peer_mask_from if model == "peer" else ""
-    return of_peer or super().mask_from(model)
+    source = super().mask_from(model)
+    if model != "peer" or self.config.codistillation.peer_mask_from:
+      return self.config.codistillation.peer_mask_from if model == "peer" else source
+    if source and not (MirroredDir(source).root / "checkpoints").is_dir():
+      raise InputError(
+        f"config.subnetwork.mask_from is {source}, a model's directory, which the student began as and its peer did not; name the peer's own in "
+        "config.codistillation.peer_mask_from, or a run of two students."
+      )
+    return source
 
   # Programs.
 
@@ -324,6 +361,8 @@ class CoDistillation(Recipe):
     yield from startup_summary.summary_lines(self.config, run, models["student"], teachers, horizon, False)
     c = self.config.codistillation
     yield f"  two students, {self.config.student} and {c.peer}, {c.phase_steps} steps each in turn; gate {c.gate}, tau {c.tau:g}"
+    if self.config.steps % (2 * c.phase_steps):
+      yield f"  note: {self.config.steps} steps are no whole number of rounds of 2 x {c.phase_steps}, so that one student has more of them"
     yield from self.mask_lines(run)
 
   def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
@@ -334,12 +373,13 @@ class CoDistillation(Recipe):
     yield what, chat.render(request, inputs.tokenizer, inputs.rendering)
 
   def state_dict(self) -> dict[str, Any]:
-    return self.students["student"].state_dict() | {"gates": self.history}
+    return self.students["student"].state_dict() | {"gates": self.history, "gates_told": self._told}
 
   def load_state_dict(self, saved: dict[str, Any]) -> None:
     for student in self.students.values():
       student.load_state_dict(saved)
     self.history = [dict(each) for each in saved["gates"]]
+    self._told = saved.get("gates_told", len(self.history))
 
 
 class Student(SelfDistillation):
@@ -398,6 +438,9 @@ class Student(SelfDistillation):
     texts = [comment.text for comment in comments]
     if self.config.codistillation.shuffle:
       texts = np.roll(np.array(texts, object), self.step.n).tolist()  # those of the prompt before
+    if self.config.codistillation.shuffle_within:
+      by_prompt = np.array(texts, object).reshape(-1, self.step.n)
+      texts = np.roll(by_prompt, 1, axis=1).reshape(-1).tolist()
     rows = hosts.rows_of(meshes.rows(self.specs.mesh), len(texts))
     stripped = sum(comment.stripped for comment in comments)
     return [texts[i] for i in rows.tolist()], {"comments": dict(sorted(counts.items())), "comments_stripped": stripped}

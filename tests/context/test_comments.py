@@ -54,7 +54,12 @@ def test_a_cut_comment_is_dropped_and_an_anchor_may_be_done_without():
     ("Work it out.\nThe correct option is B", "Work it out."),
     ("Option (B) is correct. Compare both.", "Compare both."),
     ("So the answer is B. Think of friction.", "Think of friction."),
+    ("Energy is kept. **B) mechanical energy** fits.", "Energy is kept. fits."),
     # near-leaks stay
+    ("The answer is not sound, it forgets friction.", "The answer is not sound, it forgets friction."),
+    ("Your answer is wrong from the second line on.", "Your answer is wrong from the second line on."),
+    ("The answer is in part correct.", "The answer is in part correct."),
+    ("The right value of g was used.", "The right value of g was used."),
     (r"The sum \boxed{42} is right so far.", r"The sum \boxed{42} is right so far."),
     ("**Because** energy is kept, look at **heat**.", "**Because** energy is kept, look at **heat**."),
     ("A block has mass. Take plan B.", "A block has mass. Take plan B."),

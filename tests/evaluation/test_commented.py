@@ -67,7 +67,10 @@ def test_a_comment_is_shown_behind_its_own_prompt_and_counted(evaluator):
   found = measure({}, {"right": say("1"), "wrong": say("0"), "some": say("1", ""), "none": say("")})
   decode = loaded.tokenizer.decode
   prompts = [decode(ids) for ids in asked[0]]
-  assert [decode(ids) for ids in asked[1]] == [f"{prompt}>1=" for prompt in prompts for _ in range(2)]
+  assert [decode(ids) for ids in asked[1]] == prompts, "again, alone"
+  assert [decode(ids) for ids in asked[2]] == [f"{prompt}>1=" for prompt in prompts for _ in range(2)]
+  assert found["again"]["rows"] == 8
+  assert found["again"]["broken"]["all"]["rate"] == 0, "the same answers, by hand"
   assert found["right"]["with"]["all"] == 1
   assert found["right"]["without"]["all"] == 0.5
   assert found["right"]["broken"]["all"]["rate"] == 0

@@ -41,12 +41,15 @@ def test_other_gates():
   assert not by_domain.is_open(of(0.5, 0.5), first)
   assert [by_domain.admits(first, second, d) for d in "ab"] == [True, False]
   assert Gate("gap", 0.2).admits(second, first, "a")
+  assert by_domain.admits({"": 0.5}, {"": 0.4}, "sums"), "one domain, whatever its name"
 
 
 def test_pareto_improvements():
   assert is_pareto_improvement(of(0.5, 0.5), of(0.5, 0.6))
   assert not is_pareto_improvement(of(0.5, 0.5), of(0.5, 0.5))
   assert not is_pareto_improvement(of(0.5, 0.5), of(0.4, 0.9))
+  assert is_pareto_improvement(of(0.5, 0.5), of(0.49, 0.6), noise=0.02)
+  assert not is_pareto_improvement(of(0.5, 0.5), of(0.5, 0.51), noise=0.02)
 
 
 def test_break_rates_count_rows_that_were_right():

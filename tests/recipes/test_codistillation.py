@@ -1,5 +1,7 @@
 """Two students in one run: phases, frozen tutors, gates and comments, and runs that resume in the middle of all of them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from opd_jax.context.comments import Comment, Outcome
 from opd_jax.context.tutor import Commented, Tutor
 from opd_jax.data import scored
 from opd_jax.errors import InputError
+from opd_jax.recipes.codistillation import CoDistillation
 from opd_jax.trainer import open_run, train, train_run
 from tests.helpers.runs import read, recorded_contexts, without_time
 
@@ -120,24 +123,43 @@ def test_killed_and_resumed_is_uninterrupted(adapters, stops, config, tmp_path):
 
 
 def test_a_comment_reaches_the_row_that_it_is_about(config, tmp_path, monkeypatch):
-  """Row i is shown comment i, another row's only with `shuffle`."""
+  """Row i is shown comment i, another prompt's only with `shuffle`, another of its prompt's with `shuffle_within`."""
   shown = {}
 
   def numbered(self, params, prompts, responses, key, wanted=None):
     return Commented([Comment(str(i), Outcome.KEPT) for i in range(len(prompts))], 0)
 
   monkeypatch.setattr(Tutor, "__call__", numbered)
-  for shuffle in (False, True):
-    run = open_run(
-      config(steps=1, **{"codistillation.shuffle": shuffle, "context.demonstration": False}), tmp_path / f"{shuffle}"
-    )
+  for key in ("none", "shuffle", "shuffle_within"):
+    changes = {"context.demonstration": False} | ({f"codistillation.{key}": True} if "shuffle" in key else {})
+    run = open_run(config(steps=1, **changes), tmp_path / key)
     contexts = recorded_contexts(run.recipe.students["student"])
     train_run(run)
     context, tokenizer = contexts[0][0], run.inputs.tokenizer
     prompt, mask = np.asarray(context.prompt), np.asarray(context.prompt_mask)
     texts = [tokenizer.decode(row[m]).replace(" ", "") for row, m in zip(prompt, mask, strict=True)]
-    shown[shuffle] = [int(text.rsplit(">", 1)[1].rstrip("=")) for text in texts]
-  assert shown == {False: list(range(8)), True: [6, 7, 0, 1, 2, 3, 4, 5]}
+    shown[key] = [int(text.rsplit(">", 1)[1].rstrip("=")) for text in texts]
+  assert shown == {
+    "none": list(range(8)),
+    "shuffle": [6, 7, 0, 1, 2, 3, 4, 5],
+    "shuffle_within": [1, 0, 3, 2, 5, 4, 7, 6],
+  }
+
+
+def test_each_gate_is_the_tutors_own(config, tmp_path, monkeypatch):
+  """The one that is behind is silent, and the other one comments."""
+  monkeypatch.setattr(
+    "opd_jax.recipes.codistillation.CoDistillation._score",
+    lambda self, run, name, params: {"": {"student": 1.0, "peer": 0.5}[name]},
+  )
+  changes = {"codistillation.gate": "gap", "codistillation.tau": 0.2, "log.every": 2}
+  train(config(steps=4, **changes), tmp_path / "w")
+  first, second = read(tmp_path / "w", "train")
+  assert first["gate"]["open"] == {"student": True, "peer": False}
+  assert first["gate"]["gap"] == {"student": 0.0, "peer": 0.5}
+  assert "gate" not in second, "it stands in the first record of its round"
+  assert (first["model"], sum(first["comments"].values())) == ("student", 0)
+  assert (second["model"], sum(second["comments"].values())) == ("peer", 8)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +214,8 @@ def test_two_of_one_architecture_share_their_programs(config, tiny, tmp_path):
     ({"teacher": "builtin:teacher", "teacher_update.kind": "frozen"}, "each student is its own teacher"),
     ({"comment.template": "{prompt}"}, "config.comment.template has no {response}"),
     ({"comment.anchor": "<c>"}, "config.comment.anchor is '<c>'"),
+    ({"codistillation.shuffle": True, "batch": 1}, "there is no other comment to give a row"),
+    ({"codistillation.shuffle_within": True, "rollouts_per_prompt": 1}, "there is no other comment to give a row"),
   ],
 )
 def test_configs_that_cannot_be_meant(changes, message, config, tmp_path):
@@ -230,6 +254,25 @@ def test_too_few_problems_to_choose_by(config, tmp_path, monkeypatch):
   changes = {"data.path": str(data), "eval.path": str(data), "data.verifier": "exact"}
   with pytest.raises(InputError, match="6 problems, and 4 to choose by are wanted behind the first 4"):
     train(config(**changes), tmp_path / "w")
+
+
+def test_one_adapter_is_not_two(config, tmp_path):
+  specs = open_run(config(steps=1), tmp_path / "w").recipe.specs
+  c = configs.override(specs.config, {"lora.path": "somewhere", "lora.rank": 2})
+  with pytest.raises(InputError, match="two students would have it"):
+    CoDistillation(dataclasses.replace(specs, config=c))
+
+
+def test_problems_to_choose_by_are_asked_for(config, tmp_path):
+  data = tmp_path / "data.jsonl"
+  data.write_text('{"prompt": "1:1+1=", "answer": "2"}\n' * 6)
+  with pytest.raises(InputError, match=r"config.codistillation.validation is empty"):
+    train(config(**{"data.path": str(data), "data.verifier": "exact", "eval.every": 0}), tmp_path / "w")
+
+
+def test_a_directorys_mask_is_not_the_peers(config, tiny, tmp_path):
+  with pytest.raises(InputError, match=r"name the peer's own in config.codistillation.peer_mask_from"):
+    open_run(config(**{"subnetwork.mask": "top", "subnetwork.mask_from": tiny["teacher"]}), tmp_path / "w")
 
 
 def same(a, b) -> bool:

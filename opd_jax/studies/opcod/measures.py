@@ -135,4 +135,5 @@ class _Problems:
 
 
 def _never_wrong(prompts: Any, texts: Any, key: jax.Array) -> list[Comment]:
-  return [Comment(operators.comment(text).replace(operators.MARK, ""), Outcome.KEPT) for text in texts]
+  found = [operators.comment(text).replace(operators.MARK, "") for text in texts]
+  return [Comment(text, Outcome.KEPT if text else Outcome.EMPTY) for text in found]

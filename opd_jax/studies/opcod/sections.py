@@ -32,7 +32,13 @@ LABELS = {UNTRAINED: "before training"} | {
   for domain in SPECIALISTS
   if arm.method == "opcod" or arm.name.endswith(f"-{domain}")
 }
-KINDS = {"oracle": "never wrong", "peer": "the peer", "own": "itself", "shuffled": "the peer, shuffled"}
+KINDS = {
+  "again": "nobody: a fresh attempt",
+  "oracle": "never wrong",
+  "peer": "the peer",
+  "own": "itself",
+  "shuffled": "the peer, shuffled",
+}
 
 
 def sections(results: Results) -> list[Section]:

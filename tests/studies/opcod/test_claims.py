@@ -1,5 +1,6 @@
 """The claims of the study of students that tutor each other, decided on made-up measurements."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from opd_jax.studies.opcod import arms, claims, sections
 from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, Status, decide
-from tests.helpers.synthetic_study import write
+from tests.helpers.synthetic_study import rising, workdir, write
 
 SEEDS = (20, 21, 22, 23, 24)
 SUMS, DIFFERENCES = arms.SPECIALISTS
@@ -35,20 +36,26 @@ def measurement(
   cooler: float = 0.5,
   oracle: float = 0.3,
   knows: float = 0.03,
-  not_knows: float = 0.08,
+  not_knows: float = 0.09,
+  lags: float = 0.0,
 ) -> dict[str, Any]:
-  """A record of `measures.measure_students`; `greedy` is how much greedy answers are better than sampled ones."""
+  """A record of `measures.measure_students`; `greedy` is how much greedy answers are better than sampled ones, `lags` how much
+  the second student is behind in its own domain."""
   noise = 0.002 * (seed % 3)
 
   def students(own: float, other: float) -> dict[str, Any]:
     return {
       SUMS: {SUMS: own + noise, DIFFERENCES: other},
-      DIFFERENCES: {SUMS: other - noise, DIFFERENCES: own},
+      DIFFERENCES: {SUMS: other - noise, DIFFERENCES: own - lags},
     }
 
   def comments(name: str) -> dict[str, Any]:
     found = {kind: commented(seed, helps, 0.05) for kind, helps in (("oracle", oracle), ("peer", 0.1), ("own", 0.0))}
     found["shuffled"] = commented(seed, 0.0, 0.05)
+    found["again"] = commented(seed, 0.0, 0.05)
+    found["again"]["broken"] = {
+      d: {"rate": 0.06 if d == name else 0.02, "low": 0.0, "high": 1.0, "rows": 50} for d in arms.SPECIALISTS
+    }
     found["peer"]["broken"] = {
       d: {"rate": not_knows if d == name else knows, "low": 0.0, "high": 1.0, "rows": 50} for d in arms.SPECIALISTS
     }
@@ -75,9 +82,9 @@ AS_CLAIMED: dict[str, dict[str, float]] = dict.fromkeys(NAMES, RIVAL) | {
 
 @pytest.fixture
 def study_of(tmp_path):
-  """Write a study: study_of({arm: numbers of `measurement`}) -> its results."""
+  """Write a study: study_of({arm: numbers of `measurement`}, gates closed in each run of OPCoD) -> its results."""
 
-  def write_study(by_arm: dict[str, dict[str, float]]) -> Results:
+  def write_study(by_arm: dict[str, dict[str, float]], closed_gates: int = 2) -> Results:
     for name, numbers in by_arm.items():
       for seed in SEEDS:
         record = measurement(seed, **numbers)
@@ -87,6 +94,13 @@ def study_of(tmp_path):
         for student in arms.SPECIALISTS:
           one = {student: record[student], "greedy": {student: record["greedy"][student]}}
           write(tmp_path, f"asked-{name}-{student}", seed, one)
+    for seed in SEEDS:
+      path = workdir(tmp_path / "runs" / "opcod" / f"seed{seed}", seed, rising(0.9)(seed), steps=10)
+      first, *rest = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+      gate = {"open": {"student": closed_gates == 0, "peer": closed_gates < 2}, "gap": {"student": 0.5, "peer": 0.1}}
+      rest = [record | {"model": "student", "round": 0, "comments": {"kept": 4}} for record in rest]
+      rest[0] |= {"gate": gate}
+      (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [first, *rest]))
     return Results(tmp_path, SEEDS)
 
   return write_study
@@ -105,11 +119,11 @@ def test_what_is_as_claimed_is_supported(study_of):
   assert greedy.figure is not None
   assert first.rows[0]["arm"] == "before training"
   assert first.rows[0]["sums student, sums"].startswith("80.2 (")
-  assert comments.rows[1]["who comments"] == "the peer"
-  assert comments.rows[1]["spoilt where the peer knows"] == "3.0%"
-  assert comments.rows[1]["dropped"] == "foreign 100"
+  assert comments.rows[2]["who comments"] == "the peer"
+  assert comments.rows[2]["spoilt where the peer knows"] == "3.0%"
+  assert comments.rows[2]["dropped"] == "foreign 100"
   assert difficulty.rows[0]["4 of 4 right"] == "5.0% of 1000"
-  assert not gates.rows, "no run"
+  assert gates.rows[0]["comments kept"] == "100% of 200"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +132,7 @@ def test_what_is_as_claimed_is_supported(study_of):
     ("untrained", BEFORE | {"oracle": 0.05}, "comments are used"),
     ("opcod", {"own": 0.82, "other": 0.33}, "both students improve"),
     ("opcod", {"own": 0.7, "other": 0.9}, "both students improve"),
+    ("opcod", {"own": 0.82, "other": 0.7, "lags": 0.1}, "both students improve"),
     ("untrained", BEFORE | {"greedy": 0.45}, "both students improve"),
     ("untrained", BEFORE | {"cooler": 0.9}, "OPCoD distils"),
     ("null-slow", {"own": 0.9, "other": 0.9}, "OPCoD distils"),
@@ -125,6 +140,7 @@ def test_what_is_as_claimed_is_supported(study_of):
     ("never", RIVAL | {"greedy": 0.3}, "better than SDPO"),
     ("grpo", {"own": 0.9, "other": 0.9}, "better than GRPO"),
     ("shuffled", {"own": 0.9, "other": 0.9}, "it is what the comment says"),
+    ("other-response", {"own": 0.9, "other": 0.9}, "it is what it says of the response"),
     ("own", {"own": 0.9, "other": 0.9}, "it is the peer"),
     ("always", {"own": 0.9, "other": 0.9}, "the gate pays"),
     ("domain", {"own": 0.9, "other": 0.9}, "both domains"),
@@ -133,6 +149,8 @@ def test_what_is_as_claimed_is_supported(study_of):
     ("current", {"own": 0.9, "other": 0.9}, "not current"),
     ("peer-teacher", {"own": 0.9, "other": 0.9}, "better than the peer's probabilities"),
     ("untrained", BEFORE | {"knows": 0.1}, "those behind break more"),
+    # 3 points more than where the tutor knows, and so are the fresh attempts: it is the student's own lack.
+    ("untrained", BEFORE | {"knows": 0.03, "not_knows": 0.065}, "those behind break more"),
     ("oracle", RIVAL, "a tutor that is never wrong is better"),
     ("gold-topd-50", {"own": 0.7, "other": 0.5}, "short horizons do"),
     ("late", RIVAL | {"other": 0.4}, "late tokens teach more"),
@@ -151,6 +169,14 @@ def test_arms_that_were_not_run_are_missing(study_of):
   assert statuses["better than SDPO"] == MISSING
   with pytest.raises(Missing):
     claims.accuracies(results, "gold")
+
+
+@pytest.mark.parametrize(("closed_gates", "status"), [(0, MISSING), (1, SUPPORTED)])
+def test_a_gate_that_was_never_closed_has_no_verdict(closed_gates, status, study_of):
+  results = study_of(AS_CLAIMED, closed_gates)
+  (verdict,) = decide([c for c in claims.CLAIMS if c.name == "the gate pays"], results)
+  assert verdict.status == status
+  assert not closed_gates or "gates were closed 5 times" in verdict.because
 
 
 def test_four_cells_and_their_parts():
