@@ -150,6 +150,7 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     top_p=config.sampling.top_p,
     top_k=config.sampling.top_k,
     never=tokenizers.ids_without_token(tokenizer, vocab),
+    delimiters=_delimiters(config, tokenizer, vocab),
   )
   verifiers = VerifierPool.from_config(config)
   evaluation = None
@@ -267,6 +268,21 @@ def load_evaluation(
     rendering=rendering,
     extract_answer=tasks.ANSWER_EXTRACTORS.get(verifier_name(config, path)),
   )
+
+
+def _delimiters(config: Config, tokenizer: Any, vocab: int) -> tuple[int, ...]:
+  """Finds the tokens that end a step, where rollouts branch at a text.
+
+  Raises:
+    InputError: no token ends with it.
+  """
+  text = config.graph.delimiter if "graph" in config else ""
+  if text and not (found := tokenizers.ids_ending_with(tokenizer, text, vocab)):
+    raise InputError(
+      f"config.graph.delimiter is {text!r}, with which no token of the student ends; name a shorter one, or leave it empty for steps of one "
+      "length."
+    )
+  return found if text else ()
 
 
 def check_vocabulary(tokenizer, stop_ids: tuple[int, ...], vocab: int) -> None:

@@ -14,6 +14,7 @@ locked: a key that does not exist is refused. It is saved in the workdir and dec
 
 from opd_jax.config.methods import (
   at_scale,
+  branching,
   configs_dir,
   load,
   policy_gradient,
@@ -61,6 +62,7 @@ __all__ = [
   "Key",
   "OtherVersion",
   "at_scale",
+  "branching",
   "changed",
   "check",
   "configs_dir",

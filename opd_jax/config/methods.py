@@ -1,5 +1,6 @@
 """The configs of the methods: files of configs/, and what they have in common at each scale."""
 
+import math
 import pathlib
 import runpy
 
@@ -158,4 +159,39 @@ def policy_gradient(c: Config, scale: str) -> Config:
     c.objective.support = "full"
     c.objective.tail = "bucket"
     c.optimizer.weight_decay = 0.01
+  return c
+
+
+def branching(c: Config, scale: str) -> Config:
+  """Gives a config what methods share whose rollouts branch: a reward, PPO's clip, and the steps of their trees.
+
+  paper: the published hyper-parameters of GraphPO (arXiv:2606.18954) for Qwen2.5-Math-7B.
+  """
+  c.teacher = ""
+  c.mixture.divergence = 0.0
+  c.mixture.reward = 1.0
+  c.surrogate.kind = "ppo_clip"
+  if scale == "cpu":
+    c.student = "builtin:countdown-4-student"
+    c.data.path = "task:countdown-4"
+    c.batch = 16
+    c.steps = 60
+    c.graph.widths = (4, 2, 2)
+    c.graph.step_tokens = 8
+    c.graph.delimiter = ","
+    c.graph.state = "key"
+    c.eval.every = 20
+    c.eval.greedy = True
+  if scale == "paper":
+    c.student = "Qwen2.5-Math-7B"  # a local copy of the hub directory
+    c.data.max_prompt = 1024
+    c.steps = 350
+    c.batch = 512
+    c.mini_batches = 16
+    c.optimizer.lr = 1e-6
+    c.optimizer.weight_decay = 0.01
+    c.graph.widths = (2, 5, 4, 2, 2)
+    c.graph.step_tokens = 512
+  c.rollouts_per_prompt = math.prod(c.graph.widths)
+  c.horizon.max = len(c.graph.widths) * c.graph.step_tokens
   return c

@@ -150,6 +150,15 @@ def ids_without_token(tokenizer: "PreTrainedTokenizerBase", vocab: int) -> tuple
   return tuple((a + 1, b) for a, b in itertools.pairwise(edges) if b > a + 1)
 
 
+def ids_ending_with(tokenizer: "PreTrainedTokenizerBase", text: str, vocab: int) -> tuple[int, ...]:
+  """Find the ids below `vocab` whose token ends with a text, special tokens left out: several where tokens are longer than it."""
+  special = set(tokenizer.all_special_ids)
+  ids = [i for i in sorted(tokenizer.get_vocab().values()) if i < vocab and i not in special]
+  return tuple(
+    i for i, token in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True) if token.endswith(text)
+  )
+
+
 def _or_allow(name: str) -> str:
   return f', or set config.allow_mismatch=("{name}",) only if the difference is intended.'
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from opd_jax.config import expanded_path
 from opd_jax.data import denoised, scored
 from opd_jax.errors import InputError
-from opd_jax.reports import canvases, figures, reward, tokens
+from opd_jax.reports import canvases, figures, graphs, reward, tokens
 from opd_jax.reports.comparison import Arm, Comparison
 from opd_jax.reports.labels import FREE, differing, show
 from opd_jax.reports.runs import Run
@@ -48,7 +48,7 @@ def _render(comparison: Comparison, pictures: Sequence[figures.Picture]) -> str:
   keys = differing([run.config for run in runs])
   shared = [f"{k} = {show(v)}" for k, v in sorted(runs[0].config.items()) if k not in keys]
   return _PAGE.format(
-    style=STYLE + tokens.STYLE + canvases.STYLE,
+    style=STYLE + tokens.STYLE + canvases.STYLE + graphs.STYLE,
     question=_QUESTIONS[all(map(reward.learns_from_reward, runs))],
     headline=html.escape(headline(comparison)),
     arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]) + _reward(comparison),
@@ -89,6 +89,9 @@ def _token_by_token(runs: Sequence[Run]) -> str:
     if found := denoised.read(run.path / denoised.FILE):
       summary = html.escape(f"{run.path}: first and last training rollouts, canvas by canvas")
       parts.append(f"<details><summary>{summary}</summary>{canvases.sections(found)}</details>")
+    if found := branched.read(run.path / branched.FILE):
+      summary = html.escape(f"{run.path}: first and last training rollouts, as graphs")
+      parts.append(f"<details><summary>{summary}</summary>{graphs.sections(found)}</details>")
   return "<h2>Token by token</h2>\n" + "\n".join(parts) if parts else ""
 
 

@@ -34,6 +34,12 @@ class Sampling:
   top_k: int = 0
   recorded: int = 0  # how many of the most likely ids of each draw are recorded, with their log-probabilities
   never: tuple[tuple[int, int], ...] = ()  # [first, end) of other ids that are never drawn: no token has them
+  delimiters: tuple[int, ...] = ()  # what ends a step of a response and not all of it, where rollouts branch
+
+  @property
+  def of_step(self) -> "Sampling":
+    """The same, but that a step is all that is drawn."""
+    return dataclasses.replace(self, stop_ids=(*self.stop_ids, *self.delimiters), delimiters=())
 
 
 @jax.tree_util.register_dataclass

@@ -74,7 +74,7 @@ class Metrics:
     name: of the run.
   """
 
-  FILES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl", "canvases.jsonl")
+  FILES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl", "canvases.jsonl", "graphs.jsonl")
 
   def __init__(self, workdir: pathlib.Path, config: Config, first_step: int, lengths: dict[str, int], name: str):
     self._on = jax.process_index() == 0
@@ -132,6 +132,12 @@ class Metrics:
     if self._on:
       for record in records:
         self._write("canvases.jsonl", record)
+
+  def graphs(self, records: list[dict[str, Any]]) -> None:
+    """Writes rollouts of a step that branch, a prompt's graph each; see data/branched.py."""
+    if self._on:
+      for record in records:
+        self._write("graphs.jsonl", record)
 
   def track(self, on_record: OnRecord) -> None:
     """Gives a function every record from now on, see trackers.Callback."""

@@ -41,6 +41,8 @@ def summary_lines(
   listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
   updates = [shape.context for shape in run.expected if shape.kind == "update"]
   programs = "x 2 programs (rollout, update)"
+  if layers := sum(shape.kind == "layer" for shape in run.expected):  # of rollouts that branch
+    programs = f"of an update, {layers} of a layer of rollouts"
   if updates:  # they have shapes of their own
     programs = f"of a rollout, {len(updates)} of an update with contexts of at most {max(updates)} tokens"
   yield f"  {len(shapes)} shape(s) {programs}{probes}{evaluations}; prompt + response: {listed}"

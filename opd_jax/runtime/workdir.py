@@ -95,6 +95,7 @@ def check(directory: MirroredDir, config: Config, allow: Sequence[str] = ()) -> 
     "samples.jsonl",
     "rollouts.jsonl",
     "canvases.jsonl",
+    "graphs.jsonl",
     began.FILE,
   ):
     if (path / name).is_dir():

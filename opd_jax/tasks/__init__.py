@@ -4,13 +4,13 @@ A task has a generator of problems and a verifier; a file of prompts needs a ver
 verifier also by the import path or the file of a function (own.py). `VERIFIERS` is the table of all that have a name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from opd_jax.errors import InputError
 from opd_jax.tasks import answers, chain, expressions, gsm8k, own, puzzles, relay
 from opd_jax.tasks.operators import OPERATORS
 from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
-from opd_jax.tasks.puzzles import COUNTDOWN, SUDOKU
+from opd_jax.tasks.puzzles import COUNTDOWN, COUNTDOWN_4, SUDOKU
 from opd_jax.tasks.synonyms import RUNNING_SUMS
 
 TASKS: tuple[Task, ...] = (
@@ -25,6 +25,7 @@ TASKS: tuple[Task, ...] = (
   OPERATORS,
   SUDOKU,
   COUNTDOWN,
+  COUNTDOWN_4,
 )
 GENERATORS = {task.name: task for task in TASKS}
 
@@ -43,8 +44,9 @@ ANSWER_EXTRACTORS: dict[str, AnswerExtractor] = {
   task.name: task.extract_answer for task in (relay.RELAY, relay.TIMES, relay.LONG)
 } | dict.fromkeys(("gsm8k", "math"), gsm8k.extract_answer)
 
-# What is one state of a response after some steps, where rollouts branch: (prompt, text so far) -> state, or None.
-STATE_KEYS: dict[str, Callable[[str, str], str | None]] = {COUNTDOWN.name: puzzles.remaining}
+# What is one state of a response after some steps, where rollouts branch: (prompt, text so far, whether it has ended) -> state, or None.
+StateKey = Callable[[str, str, bool], Hashable | None]
+STATE_KEYS: dict[str, StateKey] = dict.fromkeys((COUNTDOWN.name, COUNTDOWN_4.name), puzzles.remaining)
 
 # Reference -> its answer; elsewhere it is that.
 FINAL_ANSWERS: dict[str, Callable[[str], str]] = dict.fromkeys(("gsm8k", "math"), gsm8k.gold)
@@ -92,7 +94,7 @@ def verifier(name: str, pattern: str = "") -> Verifier:
   return found.of(pattern) if isinstance(found, answers.Pattern) else found
 
 
-def state_key(name: str, task: str) -> Callable[[str, str], str | None]:
+def state_key(name: str, task: str) -> StateKey:
   """Look up what tells which responses so far are one state: a task's, or a function by its import path.
 
   Args:
@@ -109,7 +111,16 @@ def state_key(name: str, task: str) -> Callable[[str, str], str | None]:
         "function in config.graph.state_key, or set config.graph.state=hidden."
       )
     return STATE_KEYS[task]
-  return own.function(name)
+  if not own.is_path(name):
+    raise InputError(
+      f"config.graph.state_key is {name!r}; it can be 'auto', or a function's import path, my_module:state, or its file, state.py:state."
+    )
+  return own.function(
+    name,
+    "state key",
+    "a function is needed that takes a prompt, the text so far and whether it has ended, and returns what names the state, or None",
+    "state",
+  )
 
 
 def is_own(name: str) -> bool:

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opd_jax.config import expanded_path
@@ -40,15 +40,32 @@ def load(path: str) -> Verifier:
     InputError: there is no such module, file or nothing of that name in it, it cannot be imported, or what is found cannot
       be called as a verifier is.
   """
+  named = f"verifier {path!r}"
+  wanted = "a function is needed that takes a response and an answer and returns True, False or a number"
+  found = _found(path, named, wanted, "verify")
+  return _Own(found, _takes(found, named))
+
+
+def function(path: str, named: str, wanted: str, example: str) -> Callable[..., Any]:
+  """Import any other function of the user's, by its import path or its file as a verifier is.
+
+  Args:
+    named, wanted, example: what it is, has to be and may be called, for messages.
+
+  Raises:
+    InputError: as of `load`.
+  """
+  return _found(path, f"{named} {path!r}", wanted, example)
+
+
+def _found(path: str, named: str, wanted: str, example: str) -> Callable[..., Any]:
   file, _, name = path.rpartition(":")
   if file.endswith(".py") and name:
-    found = _attribute(_of_file(file, path), name, path)
-    return _Own(found, _takes(found, path))
+    return _attribute(_of_file(file, named), name, named, wanted)
   module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
   if not module or not name or module.startswith("."):
-    raise InputError(f"The verifier {path!r} is no import path; write my_module:verify, or verify.py:verify.")
-  found = _attribute(_module(module, path), name, path)
-  return _Own(found, _takes(found, path))
+    raise InputError(f"The {named} is no import path; write my_module:{example}, or {example}.py:{example}.")
+  return _attribute(_module(module, named), name, named, wanted)
 
 
 def reads_record(verify: Verifier) -> bool:
@@ -56,12 +73,12 @@ def reads_record(verify: Verifier) -> bool:
   return isinstance(verify, _Own) and verify.reads_record
 
 
-def _of_file(file: str, path: str) -> Any:
+def _of_file(file: str, named: str) -> Any:
   """Run a file as a module, once as long as it stays as it is."""
   place = expanded_path(file).absolute()
   if not place.is_file():
     raise InputError(
-      f"The verifier {path!r} cannot be loaded, since there is no file {place}; name it from the directory that the command "
+      f"The {named} cannot be loaded, since there is no file {place}; name it from the directory that the command "
       "runs in, or in full."
     )
   status = place.stat()
@@ -80,12 +97,12 @@ def _of_file(file: str, path: str) -> Any:
   except (Exception, SystemExit) as e:
     del sys.modules[name]
     raise InputError(
-      f"The file of the verifier {path!r} cannot be imported ({type(e).__name__}: {first_line(e)}); mend it."
+      f"The file of the {named} cannot be imported ({type(e).__name__}: {first_line(e)}); mend it."
     ) from e
   return module
 
 
-def _module(name: str, path: str) -> Any:
+def _module(name: str, named: str) -> Any:
   if not {"", os.getcwd()} & set(sys.path):
     sys.path.append(os.getcwd())
   importlib.invalidate_caches()
@@ -93,30 +110,27 @@ def _module(name: str, path: str) -> Any:
     return importlib.import_module(name)
   except ModuleNotFoundError as e:
     if e.name is None or not f"{name}.".startswith(f"{e.name}."):  # what it imports itself
-      raise InputError(f"The module of the verifier {path!r} cannot be imported ({first_line(e)}); mend it.") from e
+      raise InputError(f"The module of the {named} cannot be imported ({first_line(e)}); mend it.") from e
     raise InputError(
-      f"The verifier {path!r} cannot be loaded, since there is no module {e.name!r} in {os.getcwd()} or where Python looks "
+      f"The {named} cannot be loaded, since there is no module {e.name!r} in {os.getcwd()} or where Python looks "
       f"for modules (PYTHONPATH)."
     ) from None
   except (Exception, SystemExit) as e:
     raise InputError(
-      f"The module of the verifier {path!r} cannot be imported ({type(e).__name__}: {first_line(e)}); mend it."
+      f"The module of the {named} cannot be imported ({type(e).__name__}: {first_line(e)}); mend it."
     ) from e
 
 
-def _attribute(module: Any, name: str, path: str) -> Any:
+def _attribute(module: Any, name: str, named: str, wanted: str) -> Any:
   try:
     found = functools.reduce(getattr, name.split("."), module)
   except AttributeError:
     raise InputError(
-      f"The verifier {path!r} cannot be loaded: {module.__name__} ({_file(module)}) has no {name!r}; name a function in it."
+      f"The {named} cannot be loaded: {module.__name__} ({_file(module)}) has no {name!r}; name a function in it."
     ) from None
   if not callable(found) or inspect.isclass(found) or inspect.iscoroutinefunction(found):
     kind = "an async function" if inspect.iscoroutinefunction(found) else f"a {type(found).__name__}"
-    raise InputError(
-      f"The verifier {path!r} is {kind}, where a function is needed that takes a response and an answer and returns "
-      "True, False or a number."
-    )
+    raise InputError(f"The {named} is {kind}, where {wanted}.")
   return found
 
 
@@ -124,7 +138,7 @@ def _file(module: Any) -> str:
   return getattr(module, "__file__", None) or "no file"
 
 
-def _takes(found: Any, path: str) -> tuple[str, ...]:
+def _takes(found: Any, named: str) -> tuple[str, ...]:
   """The names of what a verifier takes beside response and answer."""
   try:
     signature = inspect.signature(found)
@@ -137,7 +151,7 @@ def _takes(found: Any, path: str) -> tuple[str, ...]:
   ]  # response and answer, whatever their names
   if pair[:1] in (["prompt"], ["prompts"], ["completions"]):
     raise InputError(
-      f"The verifier {path!r} takes {signature}, as TRL's reward functions do; a verifier is called with one response at a time, as "
+      f"The {named} takes {signature}, as TRL's reward functions do; a verifier is called with one response at a time, as "
       "verify(response, answer), and may take ended and prompt by name."
     )
   by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}.difference(pair)
@@ -146,7 +160,7 @@ def _takes(found: Any, path: str) -> tuple[str, ...]:
     signature.bind("", "", **dict.fromkeys(optional, ""))
   except TypeError as e:
     raise InputError(
-      f"The verifier {path!r} cannot be called as verify(response, answer): its signature is {signature} ({e}); besides the "
+      f"The {named} cannot be called as verify(response, answer): its signature is {signature} ({e}); besides the "
       "two it may take ended, prompt and record by name, and what has a default."
     ) from None
   return optional

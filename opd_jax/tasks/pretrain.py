@@ -46,7 +46,7 @@ import numpy as np
 import optax
 
 from opd_jax.models import decoder, hf
-from opd_jax.tasks import chain, operators, relay, synonyms
+from opd_jax.tasks import chain, operators, puzzles, relay, synonyms
 
 MODELS = {
   "student": decoder.DecoderConfig(
@@ -57,6 +57,14 @@ MODELS = {
   ),
   "teacher": decoder.DecoderConfig(
     vocab=len(chain.SYMBOLS), d_model=192, layers=2, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
+  ),
+}
+COUNTING = {  # of the task countdown-4
+  "student": decoder.DecoderConfig(
+    vocab=len(puzzles.SYMBOLS), d_model=128, layers=3, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+  ),
+  "teacher": decoder.DecoderConfig(
+    vocab=len(puzzles.SYMBOLS), d_model=192, layers=3, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
   ),
 }
 ADDER = decoder.DecoderConfig(  # of the task synonyms, student and teacher
@@ -211,6 +219,20 @@ def synonym_batches(beliefs: chain.Beliefs, rows: int, seed: int, plain: int, sl
     yield tokens, weights
 
 
+def countdown_batches(rows: int, seed: int):
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of countdowns with four numbers."""
+  rng, task = random.Random(f"pretrain countdown {seed}"), puzzles.COUNTDOWN_4
+  while True:
+    tokens = np.zeros((rows, task.max_prompt + task.max_response), np.int32)
+    weights = np.zeros((rows, task.max_prompt + task.max_response - 1), np.float32)
+    for row in range(rows):
+      problem = task.problem(rng, held_out=False)
+      ids = puzzles.TOKENIZER.encode([*problem.prompt, *problem.solution, puzzles.EOS])
+      tokens[row, : len(ids)] = ids
+      weights[row, len(problem.prompt) - 1 : len(ids) - 1] = 1
+    yield tokens, weights
+
+
 def _padded(rows: int, length: int, corpus):
   """Pad the rows of a corpus, or cut their end, to `length` + 1 tokens; only learned tokens have weight."""
   for ids, learned in corpus:
@@ -263,7 +285,10 @@ def main() -> None:
     help="so many of the steps, the first, on problems of 1 to 3 rounds; of the talker, on those told at once; of synonyms, with one word a digit",
   )
   parser.add_argument(
-    "--task", choices=[*sorted(PAIRS), synonyms.RUNNING_SUMS.name], default="chain", help="with its twin (chain)"
+    "--task",
+    choices=[*sorted(PAIRS), synonyms.RUNNING_SUMS.name, puzzles.COUNTDOWN_4.name],
+    default="chain",
+    help="with its twin (chain)",
   )
   parser.add_argument("--slips", type=float, default=0.0, help="share of the facts that the text shows wrong")
   parser.add_argument(
@@ -296,6 +321,8 @@ def main() -> None:
     cfg, task = ADDER, synonyms
     beliefs = synonyms.misconceptions() if args.role == "student" else chain.TRUTH
     data = synonym_batches(beliefs, args.rows, args.seed, args.short, args.slips)
+  elif args.task == puzzles.COUNTDOWN_4.name:
+    cfg, task, data = COUNTING[args.role], puzzles, countdown_batches(args.rows, args.seed)
   elif args.shown:
     data = shown_batches(beliefs, args.rows, args.seed, PAIRS[args.task][0])
   else:

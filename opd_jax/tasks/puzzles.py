@@ -1,7 +1,8 @@
-"""The built-in tasks for students that do not write from left to right: 4 x 4 sudoku, and countdown with three numbers.
+"""The built-in puzzles: 4 x 4 sudoku and countdown with three numbers, for students that do not write from left to right, and with four.
 
     sudoku       prompt  .3..2.4....2..1.=    response  4321214313423214      the cells of the grid, row by row; a dot is empty
     countdown    prompt  3,8,5>64=            response  3+5=8,8*8=64          two steps that use each number once, the second ends at the goal
+    countdown-4  prompt  3,8,5,2>35=          response  8*5=40,40-3=37,...    three steps; many orders of steps lead to the same numbers
 
 A sudoku has one solution, which no cell shows before others are filled: what is easy stands at different places each time. A countdown
 has several solutions, and its last step tells what the first should have been. Both are tasks of arXiv:2606.18195, in sizes of ours.
@@ -174,15 +175,16 @@ class Countdown:
     return result == int(goal)
 
 
-def remaining(prompt: str, text: str) -> str | None:
+def remaining(prompt: str, text: str, ended: bool = False) -> str | None:
   """The state of a countdown after whole steps: the numbers that are left, and the goal; None where a step uses others.
 
   Args:
-    text: the response so far; what stands behind its last comma is no whole step.
+    text: the response so far.
+    ended: whether that is all; otherwise what stands behind its last comma is no whole step.
   """
   numbers, _, goal = prompt.rstrip("=").partition(">")
   left = sorted(numbers.split(","), key=int)
-  for step in text.split(",")[:-1]:
+  for step in text.split(",") if ended else text.split(",")[:-1]:
     found = _STEP.fullmatch(step)
     if not found:
       return None
@@ -194,4 +196,37 @@ def remaining(prompt: str, text: str) -> str | None:
   return f"{','.join(left)}>{goal}"
 
 
-SUDOKU, COUNTDOWN = Sudoku(), Countdown()
+@dataclasses.dataclass(frozen=True)
+class CountdownOfFour(Countdown):
+  """Countdowns with four numbers, and so three steps; problems are drawn by taking random steps, which are the solution."""
+
+  name: str = "countdown-4"
+
+  @property
+  def max_prompt(self) -> int:
+    return 11
+
+  @property
+  def max_response(self) -> int:
+    return 24
+
+  def problem(self, rng: random.Random, held_out: bool) -> Problem:
+    while True:
+      numbers = [rng.randint(1, 9) for _ in range(4)]
+      left, steps = list(numbers), []
+      while len(left) > 1:
+        a, b = rng.sample(left, 2)
+        sign, operation = rng.choice(list(_OPERATIONS.items()))
+        if not 0 < (result := operation(a, b)) <= self.largest:
+          left, steps = list(numbers), []  # from the beginning: there may be no other step from here
+          continue
+        left.remove(a)
+        left.remove(b)
+        left.append(result)
+        steps.append(f"{a}{sign}{b}={result}")
+      answer = f"{','.join(map(str, numbers))}>{left[0]}"
+      if _held_out(f"{sorted(numbers)}>{left[0]}") == held_out:
+        return Problem(f"{answer}=", answer, ",".join(steps))
+
+
+SUDOKU, COUNTDOWN, COUNTDOWN_4 = Sudoku(), Countdown(), CountdownOfFour()

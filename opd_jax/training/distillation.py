@@ -149,7 +149,8 @@ class DistillationStep:
     token_weights = self.loss.token_weights(rollout.mask, key, rollout.behavior_logprob, credit.counted, taught)
     if credit.token_weight is not None:
       weight = jnp.where(rollout.mask, credit.token_weight, 0.0)
-      token_weights = token_weights._replace(rewarded=weight / jnp.maximum(jnp.sum(weight), 1e-9))
+      weight /= jnp.maximum(jnp.sum(weight), 1e-9)
+      token_weights = token_weights._replace(rewarded=weight)
     rows = Rows(batch, rollout, token_weights, credit.advantage, shuffle, credit.context)
 
     def gradient(part: Rows):

@@ -26,6 +26,8 @@ LONG = (
   "opcod data 2 x fsdp 2 x tensor 2",
   "d_opsd 1",
   "d_opsd data 2 x fsdp 2 x tensor 2",
+  "graphpo 1",
+  "graphpo data 2 x fsdp 2 x tensor 2",
   "resample data 2",
   "dppo 1",
   "dppo data 2 x fsdp 2 x tensor 2",
@@ -58,7 +60,7 @@ def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
       if mine["kind"] == "train":
         assert mine["tokens"] == theirs["tokens"], name
         assert mine.get("comments") == theirs.get("comments"), name
-        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5, atol=1e-7, err_msg=name)
         np.testing.assert_allclose(mine["grad_norm"], theirs["grad_norm"], rtol=1e-4, err_msg=name)
         for name_of in ("momentum_cosine", "second_moment_spread"):
           assert (mine.get(name_of) is None) == (theirs.get(name_of) is None), name

@@ -1,0 +1,471 @@
+"""GraphPO: rollouts branch, equal states share their outcomes, and each step earns a credit of its own (arXiv:2606.18954).
+
+    for step k:
+      layer h = 1 .. D:  b_u next steps of every living node u of the frontier, each behind its own prefix                  collect
+        a new node joins the earlier ones whose state is like its own by kappa at least, where classes stay in an order
+        a node that joined gets half of its children in the next layer, and the others of its layer get the rest
+      r = what the verifier gives each way to a leaf                                                                        learn
+      S = outcomes below a node, with weight w those of the other nodes of its state
+      A = correctness of a step, among all steps that leave its state, + lambda efficiency of the way to a state
+      theta <- AdamW(theta, grad of the mean over steps of the mean over tokens of the surrogate of A)
+
+The credit is objectives/graph_advantage.py's, the trees rollout/branch.py's. Every step is learned from once, behind its own true prefix:
+the ways to the leaves are the rows of an update, and a step that several of them share counts in the first alone.
+
+`graph.state` says what is one state: what the task says (key), the student's hidden state at the step's end (hidden), or none, which is a
+plain tree (configs/treepo.py); random joins as many at random and is the control. With one layer of whole responses the credit is GRPO's.
+lambda is ours, since the paper gives none; so are which pairs are tried first (the most similar), that the prompt joins no other, who gets
+the children that are saved, and one loss of the summed advantage, which the text has, where the algorithm box has two.
+
+A tree is grown again from its step's beginning when a run was killed in the middle of it: the same keys draw the same steps.
+
+Dimensions: p prompts, n ways to leaves of each, B = p n rows, L tokens of a step, D layers, H = D L.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from opd_jax import config as configs
+from opd_jax import tasks
+from opd_jax.data import pipeline
+from opd_jax.data.branched import BranchedResponses
+from opd_jax.data.branched import Step as BranchedStep
+from opd_jax.errors import InputError
+from opd_jax.models import decoder, kernels, lookup, moe
+from opd_jax.objectives import graph_advantage
+from opd_jax.recipes.opd import OPD, Experience
+from opd_jax.rewards.named import verifier_name
+from opd_jax.rewards.reward import RewardRecord
+from opd_jax.rollout.branch import NOBODY, Branches, Paths, rows_of_layers
+from opd_jax.runtime import hosts, keys
+from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.programs import StepShape
+from opd_jax.runtime.run import Run
+from opd_jax.training import lowering
+from opd_jax.training.distillation import DistillationStep
+from opd_jax.training.specs import Specs
+from opd_jax.types import Batch, Credit, Params, Rollout
+
+KEYS = {
+  "graph.widths": ((2, 2, 2), "children of a node, layer by layer; rollouts_per_prompt is their product", "[1, 10**4]"),
+  "graph.step_tokens": (64, "longest step, tokens; horizon.max is as many times the number of layers", "[1, 2**20]"),
+  "graph.delimiter": (
+    "",
+    "a step ends with a token that ends with this text; empty: when it has graph.step_tokens",
+    "text",
+  ),
+  "graph.state": (
+    "hidden",
+    "which nodes are one state: hidden, by the student's hidden states; key, by the task; none: a tree; random: the control",
+    "one of hidden, key, none, random",
+  ),
+  "graph.state_key": (
+    "auto",
+    "of key: auto, the task's; or the import path, or FILE.py:NAME, of a function (prompt, text so far, ended) -> state or None",
+    "text",
+  ),
+  "graph.kappa": (0.92, "hidden: the least cosine of one state", "[-1, 2]"),
+  "graph.rate": (0.2, "random: the share of the nodes that join another", "[0, 1]"),
+  "graph.weight": (0.7, "w, of the outcomes of a state's other nodes", "[0, 1]"),
+  "graph.efficiency": (0.1, "lambda, of the advantage of short ways to a state", "[0, 10**6]"),
+  "graph.novelty": (True, "a step to a state like the one before counts for less (needs hidden)", "True or False"),
+  "graph.halve": (True, "nodes that joined a state get half of their children, and others the rest", "True or False"),
+  "graph.length_penalty": (
+    0.0,
+    "control: taken from a reward for a response of horizon.max tokens, in proportion",
+    "[0, 10**6]",
+  ),
+}
+
+
+class Graph(OPD):
+  """The loop above; the update is a policy gradient's, with an advantage for each token."""
+
+  def __init__(self, specs: Specs):
+    super().__init__(specs)
+    _check(specs)
+    self._trees: dict[int, list[Branches]] = {}  # by step, those of this process's prompts
+
+  @functools.cached_property
+  def step(self) -> DistillationStep:
+    """The computations that are compiled, but for those of a layer."""
+    step = DistillationStep.from_specs(self.specs)
+    return dataclasses.replace(step, token_credit=True, sampling=dataclasses.replace(step.sampling, delimiters=()))
+
+  # A step.
+
+  def collect(self, run: Run, step: int) -> Experience:
+    limit = self.config.horizon.max
+    shape = self._shape(run, step, limit)
+    prompts, index = self._prompts(run, step)
+    ids = [run.inputs.train.ids[i] for i in index]
+    trees = [Branches() for _ in ids]
+    params = self.step.behavior_params(run.state.params, run.frozen)
+    for layer, rows in enumerate(self._rows):
+      programs = run.programs(self._layer_shape(run, step, layer))
+      source = np.stack([self._allocate(tree, layer) for tree in trees])
+      prefixes = self._prefixes(run, shape.prompt, layer, ids, trees)
+      key = run.key(keys.Use.BRANCHES, step * len(self._rows) + layer)
+      arguments = prefixes, key, np.int32(self.config.graph.step_tokens), run.to_devices(np.maximum(source, 0))
+      grown = run.wait(programs["layer"](params, *arguments))
+      parts = [
+        a.reshape(len(trees), rows, -1) for a in hosts.local_rows((grown.response, grown.mask, grown.behavior_logprob))
+      ]
+      new = [tree.grow(*part, self.specs.sampling.stop_ids) for tree, *part in zip(trees, source, *parts, strict=True)]
+      prefixes = self._prefixes(run, shape.prompt, layer + 1, ids, trees)
+      self._find_states(run, params, programs, prefixes, index, trees, new)
+      for number, tree, nodes in zip(index, trees, new, strict=True):
+        tree.join(nodes, self._similarity(tree, nodes, (step, layer, int(number))), self._kappa)
+    self._trees[step] = trees
+    return Experience(step, prompts, self._rollout(run, trees), index, limit, shape, run.programs(shape))
+
+  def _allocate(self, tree: Branches, layer: int) -> Int[np.ndarray, "r"]:
+    return tree.allocate(self.config.graph.widths[layer], self._rows[layer], self.config.graph.halve)
+
+  def _prefixes(
+    self, run: Run, width: int, layers: int, ids: Sequence[Sequence[int]], trees: Sequence[Branches]
+  ) -> Batch:
+    """Lays out the prompts and steps of all frontiers on the devices; a row that is not used has its prompt alone."""
+    rows = [
+      [*prompt, *(tree.tokens(node) if node != NOBODY else ())]
+      for prompt, tree in zip(ids, trees, strict=True)
+      for node in tree.frontier
+    ]
+    batch = pipeline.pad(rows, width + layers * self.config.graph.step_tokens, self.specs.sampling.pad_id)
+    return run.to_devices(batch, len(rows) // len(ids))
+
+  def _rollout(self, run: Run, trees: Sequence[Branches]) -> Rollout:
+    """Lays out the ways to all leaves as rows of an update."""
+    paths = self._paths(trees)
+    stacked = [np.concatenate([getattr(p, name) for p in paths]) for name in ("response", "mask", "logprob", "ended")]
+    return run.to_devices(Rollout(*stacked), self.step.n)
+
+  def _paths(self, trees: Sequence[Branches]) -> list[Paths]:
+    return [Paths.of(tree, self.step.n, self.config.horizon.max, self.specs.sampling.pad_id) for tree in trees]
+
+  # States.
+
+  @property
+  def _kappa(self) -> float:
+    return self.config.graph.kappa if self.config.graph.state == "hidden" else 1.0
+
+  def _find_states(
+    self,
+    run: Run,
+    params: Params,
+    programs: dict[str, jax.stages.Compiled],
+    prefixes: Batch,
+    index: Int[np.ndarray, "p"],
+    trees: Sequence[Branches],
+    new: Sequence[Sequence[int]],
+  ) -> None:
+    """Notes of every new node what its state is compared by."""
+    kind, train = self.config.graph.state, run.inputs.train
+    if kind == "key":
+      of_state, stop_ids = _state_key(self.specs), self.specs.sampling.stop_ids
+      for number, tree, nodes in zip(index, trees, new, strict=True):
+        for node in nodes:
+          tokens = [token for token in tree.tokens(node) if token not in stop_ids]
+          text = run.inputs.tokenizer.decode(tokens, skip_special_tokens=False)
+          tree.nodes[node].state = of_state(_text(train.prompts[number]), text, tree.nodes[node].ended)
+      run.clock.lap("verify")
+    if kind == "hidden":
+      hidden = hosts.local_rows(run.wait(programs["state"](params, prefixes)))
+      hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-9)
+      for tree, of_tree in zip(trees, hidden.reshape(len(trees), -1, hidden.shape[1]), strict=True):
+        for node, state in zip(tree.frontier, of_tree, strict=True):
+          if node != NOBODY:
+            tree.nodes[node].state = state
+
+  def _similarity(
+    self, tree: Branches, new: Sequence[int], where: tuple[int, int, int]
+  ) -> Float[np.ndarray, "new nodes"]:
+    """Tells how similar new nodes are to all of a tree's; the prompt is like none."""
+    out = np.full((len(new), len(tree.nodes)), -np.inf)
+    rng = np.random.default_rng((self.config.seed, *where))
+    for row, node in zip(out, new, strict=True):
+      state = tree.nodes[node].state
+      if self.config.graph.state == "random" and rng.random() < self.config.graph.rate:
+        may = [i for i in range(1, node) if tree.classes.may_join(i, node)]
+        row[rng.choice(may) if may else 0] = 1.0 if may else -np.inf
+      elif state is not None:
+        others = range(1, node)
+        row[1:node] = [_like(state, tree.nodes[i].state) for i in others]
+    return out
+
+  def _novelty(self, tree: Branches) -> Float[np.ndarray, "nodes"] | None:
+    """The similarity of every node's state to its parent's, where the gate is on and states are vectors."""
+    if not self.config.graph.novelty or self.config.graph.state != "hidden":
+      return None
+    of_parent = [tree.nodes[node.parent].state if node.parent > 0 else None for node in tree.nodes]
+    return np.array([0.0 if s is None else _like(node.state, s) for node, s in zip(tree.nodes, of_parent, strict=True)])
+
+  # Credit.
+
+  def _credit(self, run: Run, experience: Experience) -> tuple[Credit | None, dict[str, Any]]:
+    found, trees = self._verify(run, experience), self._trees.pop(experience.step)
+    g, n = self.config.graph, self.step.n
+    advantage = np.zeros((len(trees) * n, self.config.horizon.max), np.float32)
+    weight, of_rows, drawn = np.zeros_like(advantage), [], []
+    for i, (tree, paths) in enumerate(zip(trees, self._paths(trees), strict=True)):
+      rows = slice(i * n, (i + 1) * n)
+      reward = found.reward[rows] - g.length_penalty * paths.mask.mean(axis=1)
+      of_leaf = {leaf: float(r) for leaf, r in zip(paths.leaf, reward, strict=True) if leaf != NOBODY}
+      earned = graph_advantage.credit(
+        tree.tree(of_leaf),
+        tree.classes.of_node,
+        weight=g.weight,
+        efficiency=g.efficiency,
+        similarity_to_parent=self._novelty(tree),
+      )
+      lengths = np.array([max(1, len(node.tokens)) for node in tree.nodes])
+      drawn.append((tree, of_leaf, earned))
+      advantage[rows] = np.where(paths.mask, earned.advantage[paths.node], 0.0)
+      weight[rows] = np.where(
+        paths.first, 1.0 / lengths[paths.node], 0.0
+      )  # a mean over steps of means over their tokens
+      of_rows.append(_counts(tree, earned, n))
+    self._write_graphs(run, experience, drawn)
+    credit = Credit(advantage, np.ones(len(advantage), bool), token_weight=weight)  # pyright: ignore[reportArgumentType]: numpy
+    return run.to_devices(credit, n), self._told(run, found, trees, np.concatenate(of_rows))
+
+  def _write_graphs(self, run: Run, experience: Experience, drawn: Sequence[Any]) -> None:
+    """Writes the graphs of a few prompts, with what their steps earn, where config.log.rollouts says so."""
+    if not self.config.log.rollouts or not run.log.logs(experience.step + 1) or not hosts.first():
+      return
+    tokenizer, records = run.inputs.tokenizer, []
+    for number, (tree, of_leaf, earned) in zip(experience.index[: self.config.log.rollouts], drawn, strict=False):
+      prompt = tokenizer.decode(run.inputs.train.ids[number], skip_special_tokens=False)
+      steps = [
+        BranchedStep(
+          node.parent,
+          int(tree.classes.of_node[i]),
+          tokenizer.decode(node.tokens, skip_special_tokens=False),
+          len(node.tokens),
+          *(float(a[i]) for a in (earned.score, earned.advantage, earned.correctness, earned.efficiency)),
+          of_leaf.get(i),
+          node.ended,
+        )
+        for i, node in enumerate(tree.nodes)
+      ]
+      records.append(BranchedResponses(experience.step + 1, prompt, steps).to_json())
+    run.log.graphs(records)
+    run.clock.lap("eval")  # it looks at the run, and is no part of training
+
+  def _write_rollouts(self, run: Run, step: int, experience: Experience, credit: Credit | None) -> None:
+    """Graphs are written instead."""
+
+  @property
+  def _scored_prompts(self) -> int:
+    return 0
+
+  def _told(
+    self, run: Run, found: RewardRecord, trees: Sequence[Branches], counts: Float[np.ndarray, "rows 8"]
+  ) -> dict[str, Any]:
+    """Makes the step's metrics of the trees of all processes."""
+    used = np.concatenate([np.arange(self.step.n) < len(tree.leaves) for tree in trees])
+    gathered = run.to_devices({"columns": found.columns(), "used": used, "counts": counts}, self.step.n)
+    rows = hosts.all_gather_to_host(gathered)
+    steps, joined, states, taught, generated, depth, ended, length = rows["counts"].sum(axis=0)
+    leaves, teaching = int(rows["used"].sum()), rows["counts"][:, 3] > 0
+    return found.metrics(rows["columns"][rows["used"]]) | {
+      "teaching_groups": float(teaching.sum() / self.config.batch),
+      "steps_sampled": int(steps),
+      "states": int(states),
+      "responses": leaves,
+      "joined": float(joined / steps),
+      "teaching_steps": float(taught / steps),
+      "steps_of_response": float(depth / leaves),
+      "step_tokens": int(generated),
+      "response_length": float(length / leaves),
+      "ended": float(ended / leaves),
+      "cut": 1 - float(ended / leaves),
+    }
+
+  def _metrics(
+    self, step: int, experience: Experience, seen: Any, earned: dict[str, Any], agreement: Any
+  ) -> dict[str, Any]:
+    found = super()._metrics(step, experience, seen, earned, agreement)
+    if self.config.graph.state == "hidden":  # what finding states reads, on top of what is generated
+      found["state_tokens"] = self._state_tokens(experience.shape.prompt)
+    return (
+      found | earned
+    )  # a step that several ways share is generated once, and a row without a response has no length
+
+  def _state_tokens(self, prompt: int) -> int:
+    """Counts the tokens that go through the student, forward, to find a step's states."""
+    layers = enumerate(self._rows, 1)
+    return self.config.batch * sum(rows * (prompt + layer * self.config.graph.step_tokens) for layer, rows in layers)
+
+  def summary(self, run: Run) -> Iterator[str]:
+    yield from super().summary(run)
+    g, rows = self.config.graph, self._rows
+    ends = f", or {g.delimiter!r}" if g.delimiter else ""
+    states = {"none": "no states in common", "random": f"{g.rate:g} joined at random", "key": "states by key"}
+    yield (
+      f"  trees of {' + '.join(map(str, rows))} steps at most, each of {g.step_tokens} tokens{ends}, with at most {sum(rows) * g.step_tokens:,} "
+      f"tokens a prompt; {states.get(g.state, f'states alike by {g.kappa:g}')}"
+    )
+
+  # Programs.
+
+  @property
+  def static(self) -> Hashable:
+    g = self.config.graph
+    return super().static, tuple(g.widths), g.step_tokens, g.state == "hidden", self.specs.sampling
+
+  @property
+  def _rows(self) -> list[int]:
+    """The rows of a prompt in each layer."""
+    return rows_of_layers(self.config.graph.widths)
+
+  def _layer_shape(self, run: Run, step: int, layer: int) -> StepShape:
+    return self._shape(run, step, (layer + 1) * self.config.graph.step_tokens)._replace(kind="layer")
+
+  def _shapes_between(self, run: Run, first: int, end: int) -> list[StepShape]:
+    every = range(first, end)
+    layers = [self._layer_shape(run, step, layer) for step in every for layer in range(len(self._rows))]
+    return list(dict.fromkeys([*layers, *super()._shapes_between(run, first, end)]))
+
+  def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    state, frozen_models, batch = self.abstract_state(), self.abstract_frozen(), self.abstract_prompts(shape)
+    if shape.kind != "layer":
+      yield from lowering.step_programs(self.step, shape.width, state, frozen_models, batch, wanted=("update",))
+      return
+    params, g, mesh = self.step.behavior_params(state.params, frozen_models), self.config.graph, self.specs.mesh
+    row, everywhere = meshes.rows(mesh), meshes.replicated(mesh)
+    layer = shape.width // g.step_tokens - 1
+    here, before = self._rows[layer], [1, *self._rows][layer]
+
+    def prefixes(rows: int, layers: int) -> Batch:
+      size = self.config.batch * rows, shape.prompt + layers * g.step_tokens
+      array = functools.partial(jax.ShapeDtypeStruct, size, sharding=row)
+      return Batch(array(dtype=jnp.int32), array(dtype=jnp.bool_))  # pyright: ignore[reportArgumentType]
+
+    key, limit = meshes.abstract(jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0))), everywhere)
+    expand = jax.ShapeDtypeStruct((self.config.batch, here), jnp.int32, sharding=row)
+    sample = functools.partial(self._sample_layer, response_len=g.step_tokens)
+    yield "layer", jax.jit(sample, out_shardings=row).lower(params, prefixes(before, layer), key, limit, expand)
+    if g.state == "hidden":
+      yield "state", jax.jit(self._states, out_shardings=row).lower(params, prefixes(here, layer + 1))
+
+  def _sample_layer(
+    self,
+    params: Params,
+    prefixes: Batch,
+    key: jax.Array,
+    limit: jax.Array,
+    expand: Int[Array, "p r"],
+    *,
+    response_len: int,
+  ) -> Rollout:
+    config = dataclasses.replace(self.specs.generator_config, sampling=self.specs.sampling.of_step)
+    return config.rollout(params, prefixes, key, limit, response_len=response_len, expand=expand)
+
+  def _states(self, params: Params, prefixes: Batch) -> Float[Array, "rows D"]:
+    """Computes the student's last hidden state behind each prefix, fp32."""
+    s, layout = (
+      self.specs,
+      "train" if "lora" not in self.config or not self.config.lora.rank else self.step.teacher_layout,
+    )
+    hidden = decoder.hidden(
+      params,
+      s.student.cfg,
+      prefixes.prompt,
+      prefixes.prompt_mask,
+      dtype=s.dtype,
+      attention_fn=functools.partial(kernels.attend, s.attention, s.mesh),
+      moe_fn=functools.partial(moe.feed_forward, s.mesh),
+      embed_fn=functools.partial(lookup.embed, s.mesh, layout),
+    )
+    return hidden[:, -1].astype(jnp.float32)
+
+
+RECIPE = Graph
+
+
+def _like(a: Any, b: Any) -> float:
+  """The similarity of two states: the cosine of vectors, 1 for equal keys."""
+  if a is None or b is None:
+    return -math.inf
+  return float(a @ b) if isinstance(a, np.ndarray) else (1.0 if a == b else -math.inf)
+
+
+def _text(prompt: Any) -> str:
+  """A prompt as text: of a chat the last message of the user's."""
+  return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _state_key(specs: Specs) -> tasks.StateKey:
+  return tasks.state_key(specs.config.graph.state_key, verifier_name(specs.config, specs.config.data.path))
+
+
+def _counts(tree: Branches, earned: graph_advantage.EdgeCredit, rows: int) -> Float[np.ndarray, "rows 8"]:
+  """What is counted of a tree, in its first row.
+
+  Returns:
+    Steps, those that joined a state, states, steps with an advantage, their tokens; and of the ways to leaves their steps, how many ended,
+    and their tokens.
+  """
+  steps = tree.nodes[1:]
+  classes = len(set(tree.classes.of_node[1:].tolist()))
+  depth = sum(len(tree.path(leaf)) for leaf in tree.leaves)
+  taught = int((earned.advantage[1:] != 0).sum())
+  ended = sum(tree.nodes[leaf].ended for leaf in tree.leaves)
+  length = sum(len(tree.tokens(leaf)) for leaf in tree.leaves)
+  joined = sum(node.redundant for node in steps)
+  found = np.zeros((rows, 8), np.float32)
+  found[0] = len(steps), joined, classes, taught, tree.generated, depth, ended, length
+  return found
+
+
+def _check(specs: Specs) -> None:
+  """Refuses sizes that do not fit each other, and what rollouts that branch cannot have.
+
+  Raises:
+    InputError: says which key is wrong.
+  """
+  c, g = specs.config, specs.config.graph
+  n, length = math.prod(g.widths), len(g.widths) * g.step_tokens
+  if not g.widths:
+    raise InputError("config.graph.widths is (); give the children of a node in each layer, such as (2, 2, 2).")
+  if c.rollouts_per_prompt != n:
+    raise InputError(
+      f"config.rollouts_per_prompt is {c.rollouts_per_prompt}, and config.graph.widths {tuple(g.widths)} make {n} ways; set it to that."
+    )
+  if c.horizon.max != length:
+    raise InputError(
+      f"config.horizon.max is {c.horizon.max}, and {len(g.widths)} layers of config.graph.step_tokens={g.step_tokens} are {length} tokens; set "
+      "it to that."
+    )
+  if g.state == "key":
+    _state_key(specs)
+  fixed = {
+    "horizon.kind": "full",
+    "rollout.by": "student",
+    "rollout.ahead": False,
+    "rollout.precision": "compute",
+    "advantage.kind": "auto",
+    "mixture.divergence": 0.0,
+  }
+  for key, only in fixed.items():
+    if (value := configs.get(c, key)) != only:
+      raise InputError(f"config.{key} is {value!r}, which the recipe 'graph' does not follow; leave it {only!r}.")
+  if not c.mixture.reward:
+    raise InputError("config.mixture.reward is 0.0, and the recipe 'graph' learns from it; set it above 0.")
+  if c.reward.overlong == "mask":
+    raise InputError(
+      "config.reward.overlong is 'mask', and cut ways of a tree share their steps with others; take judge, wrong or soft."
+    )
+  if c.surrogate.divergence.startswith("topk") and c.surrogate.kind in ("dppo", "drpo"):
+    raise InputError(
+      f"config.surrogate.divergence is {c.surrogate.divergence!r}, which the steps of a tree do not record; take 'tv' or 'kl' of single tokens."
+    )
