@@ -280,20 +280,20 @@ def match(before: Source, after: Source, other: Source | None = None) -> list[Pa
         "architecture can be compared."
       )
   tied = all(model.tied or HEAD not in model.tensors for model in whole)
-  own = {
-    m.name: {n: t for n, t in m.tensors.items() if not (tied and n == HEAD and EMBED in m.tensors)} for m in models
-  }
-  names = own[before.name]
-  for model in models[1:]:
-    if model.kind != "adapter" and (missing := [n for n in names if n not in own[model.name]]):
+  own = [  # by position: two checkpoints of a run have one name
+    {n: t for n, t in m.tensors.items() if not (tied and n == HEAD and EMBED in m.tensors)} for m in models
+  ]
+  names = own[0]
+  for model, tensors in zip(models[1:], own[1:], strict=True):
+    if model.kind != "adapter" and (missing := [n for n in names if n not in tensors]):
       raise InputError(f"{model.name} has no tensor {some(missing)}, which {before.name} has: they are of two models.")
-    if unknown := [n for n in own[model.name] if n not in names]:
+    if unknown := [n for n in tensors if n not in names]:
       raise InputError(f"{before.name} has no tensor {some(unknown)}, which {model.name} has: they are of two models.")
-    for name, tensor in own[model.name].items():
+    for name, tensor in tensors.items():
       if tensor.shape != names[name].shape:
         raise InputError(
           f"Tensor {name} is {list(names[name].shape)} in {before.name} and {list(tensor.shape)} in {model.name}: only models "
           "of one shape can be compared."
         )
-  others = own[other.name] if other else {}
-  return [Pair(n, t, own[after.name].get(n), others.get(n)) for n, t in names.items()]
+  others = own[2] if other else {}
+  return [Pair(n, t, own[1].get(n), others.get(n)) for n, t in names.items()]

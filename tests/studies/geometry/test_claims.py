@@ -16,7 +16,7 @@ COMPARED = [arm.name for arm in arms.COMPARED]
 
 def entry(value: float, null: float, seed: int) -> dict[str, Any]:
   drawn = {"draws": [null, null + 0.001, null - 0.001]}
-  return {"value": value + 0.001 * (seed % 3), "chance": None, "permuted": drawn, "gaussian": drawn}
+  return {"value": value + 0.001 * (seed % 3), "permuted": drawn, "gaussian": drawn}
 
 
 def measurement(seed: int, **numbers: float) -> dict[str, Any]:
