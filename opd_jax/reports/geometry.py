@@ -89,7 +89,7 @@ def title_of(record: Record, kind: str) -> str:
   """Say how the update of a kind is seen."""
   if kind == "fp32":
     return "fp32: the update between the weights as they are stored, not rounded"
-  stored = "" if "fp32" in record["kinds"] else ", as both checkpoints are stored"
+  stored = "" if "fp32" in record["kinds"] else ", as those after it are stored"
   return f"{kind}: the weights before and after it rounded to {record['options']['mantissa']} mantissa bits{stored}"
 
 
@@ -139,8 +139,9 @@ def notes(record: Record) -> list[str]:
   ]
   if "fp32" not in record["kinds"] and options["draws"]:
     out.append(
-      "Both checkpoints are stored rounded, so the update before rounding is not known: the Gaussian null has the norm that is "
-      "seen after rounding, and the permuted one permutes what is left of the update, and is rounded once more."
+      "The weights after training are stored rounded, so the update before rounding is not known, however fine the weights before "
+      "it are: the Gaussian null has the norm that is seen after rounding, and the permuted one permutes what is left of the update, "
+      "and is rounded once more."
     )
   for kind in record["kinds"]:
     changed = record["changed"][kind]
