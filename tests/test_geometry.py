@@ -16,6 +16,7 @@ from opd_jax.analysis.geometry import measure, sources
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf, lora
 from opd_jax.reports import geometry as reports
+from opd_jax.runtime import bucket
 from tests.conftest import small_config
 from tests.helpers import model_directories, updates
 from tests.helpers.eight_devices import ROOT, json_from_eight_devices
@@ -128,6 +129,15 @@ def test_two_checkpoints_of_one_name_are_two_models():
   assert [first(pair.before), first(pair.after), pair.other] == [1, 2, None]
 
 
+def test_a_run_is_known_however_its_directory_is_written(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  places = {
+    sources._place(bucket.MirroredDir(name)) for name in ("runs/x", "./runs/../runs/x", str(tmp_path / "runs/x"))
+  }
+  assert places == {str(tmp_path / "runs" / "x")}
+  assert sources._place(bucket.MirroredDir("gs://bucket/x")) == "gs://bucket/x"
+
+
 def test_products_are_in_full_precision_on_any_device(models):
   """An accelerator would otherwise multiply fp32 as bf16, or as TF32."""
   before, after = (sources.open_source(str(models / f"{name}-float32")) for name in ("before", "after"))
@@ -220,16 +230,33 @@ def test_a_run_is_what_its_export_is(tiny, tmp_path, rank):
   assert run["whole"]["fp32"]["relative_norm"]["value"] > 0
   for name, entry in run["whole"]["fp32"].items():
     assert same(entry["value"], exported["whole"]["fp32"][name]["value"], rel=1e-5), name
+  assert run["elsewhere"] == exported["elsewhere"] == []
   earlier = geometry.compare(tiny["student"], str(tmp_path / "run"), steps=(None, 1, None), draws=0, groups=())
   assert earlier["after"]["step"] == 1
   assert earlier["whole"]["fp32"]["relative_norm"]["value"] != run["whole"]["fp32"]["relative_norm"]["value"]
   if not rank:
     path = str(tmp_path / "run")
     between = geometry.compare(path, path, steps=(1, 2, None), draws=0, groups=())
+    assert between["elsewhere"] == []
     assert between["whole"]["fp32"]["relative_norm"]["value"] > 0
     both = geometry.compare(tiny["student"], path, path, steps=(None, 1, 2), draws=0, groups=())
     norms = [found["whole"]["fp32"]["relative_norm"]["value"] for found in (both, earlier)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+@pytest.mark.usefixtures("shared_programs")
+def test_a_run_that_began_with_another_model_is_noted(tiny, tmp_path, capsys):
+  import shutil
+
+  trainer.train(small_config(tiny, "opd", steps=1, **{"eval.every": 0, "checkpoint.every": 1}), tmp_path / "run")
+  shutil.copytree(tiny["student"], tmp_path / "another")
+  (tmp_path / "link").symlink_to(tiny["student"])
+  for before, noted in (("another", True), ("link", False)):
+    command = [str(tmp_path / before), str(tmp_path / "run"), "--draws=0", "--groups=", f"--out={tmp_path / 'out'}"]
+    assert geometry.main(command) == 0
+    sentence = f"and not with {tmp_path / before}: unless these hold the same weights"
+    assert (sentence in " ".join(capsys.readouterr().out.split())) == noted
+    assert (sentence in (tmp_path / "out" / "index.html").read_text()) == noted
 
 
 @pytest.mark.long

@@ -137,6 +137,11 @@ def notes(record: Record) -> list[str]:
     f"{options['seed']}, added to the weights before and rounded as they are. Beyond a null is what lies outside the 99% "
     "prediction interval of its draws; how far is told in points of percentages, and as a ratio.",
   ]
+  out.extend(
+    f"The run {run['name']} began with {run['start']}, and not with {record['before']['name']}: unless these hold the same weights, what "
+    "is told here is not what it moved."
+    for run in record["elsewhere"]
+  )
   if "fp32" not in record["kinds"] and options["draws"]:
     out.append(
       "The weights after training are stored rounded, so the update before rounding is not known, however fine the weights before "

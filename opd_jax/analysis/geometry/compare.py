@@ -29,7 +29,8 @@ def compare(
     other: a run from the same start, whose moved coordinates are compared with those of `after`.
 
   Returns:
-    A record of what JSON can hold. "kinds": how the updates are seen. "whole", "blocks" and "layers": by kind and name of a
+    A record of what JSON can hold. "elsewhere": runs that began with another model than `before`, "name" and "start". "kinds": how
+    the updates are seen. "whole", "blocks" and "layers": by kind and name of a
     statistic {"value", "permuted", "gaussian"}; the last two have the null's "draws" and what `nulls.against_null` says.
     "tensors": likewise for each, with the nulls' draws alone. "curves": energies of the k largest singular values.
 
@@ -60,6 +61,11 @@ def _compared(
     "before": _described(before),
     "after": _described(after),
     "against": _described(other) if other else None,
+    "elsewhere": [
+      {"name": run.name, "start": run.start}
+      for run in (after, other)
+      if run is not None and run.began_elsewhere(before)
+    ],
     "options": dataclasses.asdict(options) | {"groups": list(options.groups)},
     "kinds": [kind.name for kind in seen_as],
     "elements": sum(p.size for p in pairs),

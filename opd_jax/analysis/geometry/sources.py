@@ -59,6 +59,8 @@ class Source:
     tensors: by name; of an adapter only those that it changes.
     tied: its head is its embedding, so that only one of them counts.
     step: of a run's checkpoint.
+    place: where it lies; None: it is not asked for, of an adapter.
+    start: the directory of the model that a run began with; None: it is no run.
   """
 
   name: str
@@ -67,6 +69,12 @@ class Source:
   tensors: dict[str, Tensor] = dataclasses.field(repr=False)
   tied: bool = False
   step: int | None = None
+  place: str | None = None
+  start: str | None = None
+
+  def began_elsewhere(self, before: "Source") -> bool:
+    """Tell whether this is a run that began with another model than `before`, which may also be a checkpoint of its own."""
+    return self.start is not None and before.place not in (self.start, self.place)
 
 
 def block_of(name: str) -> str:
@@ -122,7 +130,8 @@ def open_source(name: str, base: str | None = None, *, step: int | None = None, 
     tensors[EMBED] = tensors.pop(HEAD)
   if not tensors:
     raise InputError(f"{directory} has no tensors of {', '.join(MANTISSA)}: it is no model.")
-  return Source(name, "model", config.get("model_type"), tensors, _says_tied(config) or _same_rows(tensors))
+  tied = _says_tied(config) or _same_rows(tensors)
+  return Source(name, "model", config.get("model_type"), tensors, tied, place=str(directory.resolve()))
 
 
 def _says_tied(config: dict) -> bool:
@@ -180,11 +189,22 @@ def _of_workdir(name: str, base: str | None, step: int | None, model: str | None
     raise InputError(f"The run {name} has the models {', '.join(models)}: name one of them with --model=NAME.")
   spec, adapter = recipe.spec(model), lora.from_config(config.lora)
   architecture = directories.read_json(spec.path / "config.json").get("model_type")
+  place, start = _place(directory), str(spec.path.resolve())
   if adapter:
     if base is None:
       raise InputError(_needs_base(name))
-    return Source(name, "adapter", architecture, _adapter_tensors(spec.cfg, adapter, models[model]), step=step)
-  return Source(name, "run", architecture, _parameter_tensors(spec.cfg, models[model]), spec.cfg.tied, step)
+    return Source(
+      name, "adapter", architecture, _adapter_tensors(spec.cfg, adapter, models[model]), False, step, place, start
+    )
+  return Source(
+    name, "run", architecture, _parameter_tensors(spec.cfg, models[model]), spec.cfg.tied, step, place, start
+  )
+
+
+def _place(directory: bucket.MirroredDir) -> str:
+  """Say where a workdir lies, on this machine or in a bucket: the same of every way to write it."""
+  root = str(directory.root)
+  return root if "://" in root else str(pathlib.Path(root).resolve())
 
 
 def _parameter_tensors(cfg: DecoderConfig, params: Params) -> dict[str, Tensor]:

@@ -65,9 +65,9 @@ def sections(results: Results) -> list[Section]:
     ),
     Section(
       "Training a part",
-      "Accuracy after OPD on some of the coordinates alone, each at the rate that is best on the other seeds. In a seed, OPD's visible "
-      "coordinates and their controls are equally many. Those of TOPD and of GRPO are as many as these moved, and have a control each, of as "
-      "many in every tensor and magnitude.",
+      "Accuracy after OPD on some of the coordinates alone, each at the rate that is best on the other seeds. In a seed, OPD's "
+      "visible coordinates and their controls are equally many. Those of TOPD and of GRPO are as many as these moved, and have a "
+      "control each, of as many in every tensor and magnitude.",
       masks(results),
       masks_table(results),
     ),

@@ -129,7 +129,7 @@ def test_what_is_not_so_is_not_supported(scores, updates, lift, claim, study_of)
   assert verdict.status == NOT_SUPPORTED
 
 
-@pytest.mark.parametrize("null", ("permuted", "gaussian"))
+@pytest.mark.parametrize("null", ["permuted", "gaussian"])
 @pytest.mark.parametrize(
   ("claim", "statistic"),
   [
