@@ -89,7 +89,7 @@ def title_of(record: Record, kind: str) -> str:
   """Say how the update of a kind is seen."""
   if kind == "fp32":
     return "fp32: the update between the weights as they are stored, not rounded"
-  stored = "" if "fp32" in record["kinds"] else ", as both checkpoints are stored"
+  stored = "" if "fp32" in record["kinds"] else ", as those after it are stored"
   return f"{kind}: the weights before and after it rounded to {record['options']['mantissa']} mantissa bits{stored}"
 
 
@@ -137,10 +137,16 @@ def notes(record: Record) -> list[str]:
     f"{options['seed']}, added to the weights before and rounded as they are. Beyond a null is what lies outside the 99% "
     "prediction interval of its draws; how far is told in points of percentages, and as a ratio.",
   ]
+  out.extend(
+    f"The run {run['name']} began with {run['start']}, and not with {record['before']['name']}: unless these hold the same weights, what "
+    "is told here is not what it moved."
+    for run in record["elsewhere"]
+  )
   if "fp32" not in record["kinds"] and options["draws"]:
     out.append(
-      "Both checkpoints are stored rounded, so the update before rounding is not known: the Gaussian null has the norm that is "
-      "seen after rounding, and the permuted one permutes what is left of the update, and is rounded once more."
+      "The weights after training are stored rounded, so the update before rounding is not known, however fine the weights before "
+      "it are: the Gaussian null has the norm that is seen after rounding, and the permuted one permutes what is left of the update, "
+      "and is rounded once more."
     )
   for kind in record["kinds"]:
     changed = record["changed"][kind]

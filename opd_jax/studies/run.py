@@ -105,8 +105,13 @@ def measure(
   return json.loads(path.read_text())
 
 
-def digest(configs_used: Iterable[Config]) -> str:
-  """Hash everything in these configs that the trained students depend on; 16 hex digits."""
+def digest(configs_used: Iterable[Config], settings: Any = None) -> str:
+  """Hash everything in these configs that the trained students depend on; 16 hex digits.
+
+  Args:
+    settings: of the measurement itself, of what JSON can hold; None: it has none that ever change.
+  """
   free = tuple(key for key in workdirs.UNHASHED if key != "steps")
   dependencies = [configs.changed(config, free) for config in configs_used]
-  return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:16]
+  content = dependencies if settings is None else {"configs": dependencies, "settings": settings}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

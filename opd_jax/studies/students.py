@@ -76,6 +76,7 @@ def ask_all(
   changes: dict[str, Any] | None = None,
   *,
   untrained: bool = True,
+  settings: Any = None,
 ) -> None:
   """Ask the student of every finished run, and the student before training, and write OUT/analysis/asked-<arm>.
 
@@ -86,6 +87,7 @@ def ask_all(
     out: the study's directory.
     changes: to the config of every arm.
     untrained: ask the student before training too.
+    settings: of `ask`: what was measured with others is measured again; see `digest`.
   """
   program_cache: ProgramCache = {}
   arms = list(arms)
@@ -97,7 +99,8 @@ def ask_all(
       if done(path := workdir(out, arm.name, seed)):
         asked.append((arm.name, config_of(arm, seed, out, changes), path))
     for name, config, path in asked:
-      measure(out, f"asked-{name}", seed, digest([config]), functools.partial(ask, config, path, program_cache))
+      compute = functools.partial(ask, config, path, program_cache)
+      measure(out, f"asked-{name}", seed, digest([config], settings), compute)
 
 
 def accuracies(

@@ -179,9 +179,11 @@ def at_random(arrays: list[Float[Array, "..."]], key: jax.Array) -> Scores:
 def moved_visibly(
   before: list[Float[Array, "..."]], after: list[Float[Array, "..."]], threshold: float, mantissa: int
 ) -> list[Bool[Array, "..."]]:
-  """Marks the coordinates that moved by more than the threshold once both are rounded to so many bits of mantissa.
+  """Marks the coordinates that moved by more than the threshold as checkpoints of so many bits of mantissa show it.
 
-  7 are bfloat16's, as checkpoints are stored, of which arXiv:2606.13657 takes its masks; to even, where two are as near.
+  7 are bfloat16's, as checkpoints are stored, of which arXiv:2606.13657 takes its masks; to even, where two are as near. The update
+  is added to weights that are rounded: those of a model that was read from such a checkpoint, and of others as if it had been, so that
+  it does not matter where a weight lies between two that can be stored.
   """
   return _made(_moved, before, after, static=[(threshold, mantissa)] * len(before))
 
@@ -199,7 +201,8 @@ def _draw(a: Array, key: Array) -> Array:
 
 
 def _moved(a: Array, b: Array, threshold: float, mantissa: int) -> Array:
-  before, after = (lax.reduce_precision(x, exponent_bits=8, mantissa_bits=mantissa) for x in (a, b))
+  before = lax.reduce_precision(a, exponent_bits=8, mantissa_bits=mantissa)
+  after = lax.reduce_precision(before + (b - a), exponent_bits=8, mantissa_bits=mantissa)
   return jnp.abs(after - before) > threshold
 
 

@@ -1,9 +1,14 @@
 """What is not done twice: finished runs, and analyses of the same runs; and workdirs of another config."""
 
+import hashlib
+import json
+
 import pytest
 
+from opd_jax import config as configs
 from opd_jax.errors import InputError
-from opd_jax.studies import run
+from opd_jax.runtime import workdir as workdirs
+from opd_jax.studies import run, students
 from tests.helpers.synthetic_study import finished_opd
 
 
@@ -53,3 +58,24 @@ def test_the_digest_is_of_what_students_depend_on(opd):
 
   assert digest(20) == digest(20, compile_cache="elsewhere")
   assert len({digest(20), digest(21), digest(20, steps=30), digest(20, batch=8)}) == 4
+
+
+def test_the_digest_is_of_a_measurement_that_has_settings_too(opd):
+  config = opd.config(20)
+  dependencies = [configs.changed(config, tuple(key for key in workdirs.UNHASHED if key != "steps"))]
+  former = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:16]
+  assert run.digest([config]) == former, "measurements without settings are not made again"
+  found = {run.digest([config], settings) for settings in (None, {"eval.k": 2}, {"eval.k": 4}, [(0.7, 0.5)])}
+  assert len(found) == 4
+
+
+def test_students_are_asked_again_with_other_settings(opd, tmp_path):
+  asked = []
+
+  def ask(*_) -> dict[str, int]:
+    asked.append(0)
+    return {"times": len(asked)}
+
+  for settings in ({"eval.k": 2}, {"eval.k": 2}, {"eval.k": 4}):
+    students.ask_all(ask, [opd], [20], tmp_path, untrained=False, settings=settings)
+  assert len(asked) == 2

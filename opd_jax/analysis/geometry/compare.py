@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
+
 from opd_jax.analysis.geometry import blocks, coordinates, measure, nulls, sources, summary
 from opd_jax.analysis.geometry.measure import OBSERVED, Kind, Options, Raw
 from opd_jax.analysis.geometry.sources import BLOCKS, Pair, Source
@@ -27,14 +29,22 @@ def compare(
     other: a run from the same start, whose moved coordinates are compared with those of `after`.
 
   Returns:
-    A record of what JSON can hold. "kinds": how the updates are seen. "whole", "blocks" and "layers": by kind and name of a
-    statistic {"value", "chance", "permuted", "gaussian"}; the last two have the null's "draws" and what `nulls.against_null`
-    says. "tensors": likewise for each, with the nulls' draws alone. "curves": energies of the k largest singular values.
+    A record of what JSON can hold. "elsewhere": runs that began with another model than `before`, "name" and "start". "kinds": how
+    the updates are seen. "whole", "blocks" and "layers": by kind and name of a
+    statistic {"value", "permuted", "gaussian"}; the last two have the null's "draws" and what `nulls.against_null` says.
+    "tensors": likewise for each, with the nulls' draws alone. "curves": energies of the k largest singular values.
 
   Raises:
     InputError: the models are not of one architecture, or a weight is NaN or Inf.
   """
-  options = options or Options()
+  # Accelerators would multiply fp32 with fewer bits, too few for ranks and small projections.
+  with jax.default_matmul_precision("highest"):
+    return _compared(before, after, other, options or Options(), on_tensor)
+
+
+def _compared(
+  before: Source, after: Source, other: Source | None, options: Options, on_tensor: OnTensor | None
+) -> Record:
   pairs = sources.match(before, after, other)
   seen_as, mesh = measure.kinds(pairs, options), blocks.device_mesh()
   measured: list[tuple[Pair, Measured, Measured | None]] = []
@@ -51,6 +61,11 @@ def compare(
     "before": _described(before),
     "after": _described(after),
     "against": _described(other) if other else None,
+    "elsewhere": [
+      {"name": run.name, "start": run.start}
+      for run in (after, other)
+      if run is not None and run.began_elsewhere(before)
+    ],
     "options": dataclasses.asdict(options) | {"groups": list(options.groups)},
     "kinds": [kind.name for kind in seen_as],
     "elements": sum(p.size for p in pairs),
@@ -102,7 +117,7 @@ def _with_nulls(measured: Sequence[Both], seen_as: Sequence[Kind]) -> Record:
     drawn = {source: _draws(measured, kind.name, source) for source in _sources(measured, kind.name)}
     out[kind.name] = {}
     for name, value in _statistics(measured, kind.name, OBSERVED, 0).items():
-      entry: Record = {"value": value, "chance": summary.chance(name)}
+      entry: Record = {"value": value}
       for source, statistics in drawn.items():
         values = [s[name] for s in statistics]
         entry[source] = {"draws": values} | nulls.against_null(value, values)

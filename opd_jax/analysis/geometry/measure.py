@@ -58,15 +58,20 @@ class Kind:
 
 
 def kinds(pairs: Sequence[Pair], options: Options) -> list[Kind]:
-  """List how the updates are seen: as they are where any checkpoint has more bits than `options.mantissa`, and rounded."""
+  """List how the updates are seen: as they are where any is known more finely than `options.mantissa` bits, and rounded."""
   bits = options.mantissa
   rounded = Kind("bf16" if bits == nulls.BF16_MANTISSA else f"{bits} bits", bits)
-  return [Kind("fp32", nulls.FULL_MANTISSA), rounded] if any(_finer(p, bits) for p in pairs) else [rounded]
+  return (
+    [Kind("fp32", nulls.FULL_MANTISSA), rounded] if any(p.after and _known(p.after, bits) for p in pairs) else [rounded]
+  )
 
 
-def _finer(pair: Pair, bits: int) -> bool:
-  """Tell whether an update is known more finely than checkpoints of so many bits would show it."""
-  return any(t is not None and (t.change or t.mantissa > bits) for t in (pair.before, pair.after))
+def _known(after: Tensor | None, bits: int) -> bool:
+  """Tell whether an update is known more finely than checkpoints of so many bits would show it.
+
+  Where W1 is stored with no more bits it is not, however finely W0 is: W1 - W0 is mostly what rounding took from W1.
+  """
+  return after is None or after.change or after.mantissa > bits
 
 
 class _View:
@@ -92,18 +97,37 @@ class _View:
     """W1 - W0, of a block; of the other run's W1."""
     if self._kept and not other:
       return self._kept[1]
-    tensor, weight = (self.pair.other if other else self.pair.after), self.weight(i)
+    tensor, weight = self._after(other), self.weight(i)
     if tensor is None:
       return jnp.zeros_like(weight)
     return self._read(tensor, i) if tensor.change else self._read(tensor, i) - weight
 
   def seen(self, i: int, bits: int, other: bool = False) -> Float[Array, "b n"]:
-    """r(W1) - r(W0), of a block."""
-    tensor, weight = (self.pair.other if other else self.pair.after), self.weight(i)
-    if tensor is None or tensor.change or bits >= nulls.FULL_MANTISSA:
-      update = self.update(i, other)
-      return update if bits >= nulls.FULL_MANTISSA else nulls.visible(weight, update, bits)
-    return nulls.difference(self._read(tensor, i), weight, bits)
+    """What is seen of the update of a block by so many bits."""
+    return self._seen(i, self.update(i, other), bits, other)
+
+  def null_seen(self, i: int, update: Float[Array, "b n"], bits: int, other: bool = False) -> Float[Array, "b n"]:
+    """What would be seen of another update of a block, added to W0 and stored as the run's W1 is."""
+    tensor = self._after(other)
+    if tensor is not None and not tensor.change:
+      update = nulls.stored(self.weight(i), update, tensor.mantissa)
+    return self._seen(i, update, bits, other)
+
+  def _seen(self, i: int, update: Float[Array, "b n"], bits: int, other: bool) -> Float[Array, "b n"]:
+    if bits >= nulls.FULL_MANTISSA:
+      return update
+    see = nulls.visible if _known(self._after(other), bits) else nulls.difference
+    return see(self.weight(i), update, bits)
+
+  def _after(self, other: bool) -> Tensor | None:
+    return self.pair.other if other else self.pair.after
+
+  def between_stored(self, i: int, other: bool = False) -> Float[Array, "b n"]:
+    """The update of a block between checkpoints of W1's bits, without what rounding took from W1 alone."""
+    tensor, update = self._after(other), self.update(i, other)
+    if tensor is None or tensor.change or tensor.mantissa >= nulls.FULL_MANTISSA:
+      return update
+    return nulls.difference(self.weight(i), update, tensor.mantissa)
 
   def keep(self) -> None:
     """Keep a tensor of one block on the devices."""
@@ -111,14 +135,14 @@ class _View:
       self._kept = (self.weight(0), self.update(0))
 
   def null(self, i: int, source: str, draw: int, std: float, other: bool = False) -> Float[Array, "b n"]:
-    """A block of a null's update, before it is rounded."""
+    """A block of a null's update, before it is stored and rounded."""
     key = (source, draw, other, i, std)
     if self._drawn and self._drawn[0] == key:
       return self._drawn[1]
     self._drawn = None
     generator = nulls.rng(self.options.seed, self.pair.name, nulls.NULLS.index(source), draw, int(other), i)
     if source == "permuted":
-      made = nulls.permuted(np.asarray(self.update(i, other)), generator)
+      made = nulls.permuted(np.asarray(self.between_stored(i, other)), generator)
     else:
       start, stop = self.spans[i]
       made = nulls.gaussian((stop - start, self.shape[1]), std, generator)
@@ -151,7 +175,7 @@ def measure(
   view = _View(pair, options, mesh, pair.size if pair.size <= options.whole else options.block)
   view.keep()
   totals = _totals(view)
-  stds = {kind: _gaussian_std(view, totals, pair.after, kind) for kind in seen_as}
+  std = _gaussian_std(view, totals, pair.after)
   context = _Context(view, totals)
   try:
     out = {kind.name: {OBSERVED: [context.measure(lambda i, k=kind: view.seen(i, k.mantissa))]} for kind in seen_as}
@@ -162,7 +186,7 @@ def measure(
           if totals.update:
 
             def made(i: int, source=source, draw=draw, kind=kind) -> Array:
-              return _rounded(view, i, view.null(i, source, draw, stds[kind]), kind)
+              return view.null_seen(i, view.null(i, source, draw, std), kind.mantissa)
 
             raw = context.measure(made)
           out[kind.name].setdefault(source, []).append(raw)
@@ -171,28 +195,26 @@ def measure(
   return out
 
 
-def _rounded(view: _View, i: int, update: Array, kind: Kind) -> Array:
-  return update if kind.mantissa >= nulls.FULL_MANTISSA else nulls.visible(view.weight(i), update, kind.mantissa)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Totals:
-  """Sums over a tensor: of squares of W0 and of the update; bins of |W0|; a sample of W0."""
+  """Sums over a tensor: of squares of W0, of the update and of that between stored checkpoints; bins of |W0|; a sample of W0."""
 
   weight: float
   update: float
+  stored: float
   bins: np.ndarray
   sample: np.ndarray
 
 
 def _totals(view: _View, other: bool = False) -> _Totals:
-  weight = update = 0.0
+  weight = update = stored = 0.0
   counts, rows = np.zeros(coordinates.BINS, np.int64), []
   stride = max(1, math.ceil(math.prod(view.shape) / _SAMPLE))
   for i, (start, _) in enumerate(view.spans):
     w = view.weight(i)
     weight += float(coordinates.squares(w))
     update += float(coordinates.squares(view.update(i, other)))
+    stored += float(coordinates.squares(view.between_stored(i, other)))
     if "coordinates" in view.options.groups and view.matrix and not other:
       counts += np.asarray(coordinates.histogram(w))
     rows.append(np.asarray(w)[-start % stride :: stride].copy())  # a view would keep the block
@@ -201,17 +223,17 @@ def _totals(view: _View, other: bool = False) -> _Totals:
       f"Tensor {view.pair.name} has a NaN or Inf, or values whose squares are none, so that nothing can be said of it; "
       "download the model again, or export it from an earlier checkpoint."
     )
-  return _Totals(weight, update, counts, np.concatenate(rows))
+  return _Totals(weight, update, stored, counts, np.concatenate(rows))
 
 
-def _gaussian_std(view: _View, totals: _Totals, after: Tensor | None, kind: Kind) -> float:
-  """The standard deviation of the Gaussian null: of the update's norm, where that is known before rounding or after it."""
-  mean_square = totals.update / math.prod(view.shape)
+def _gaussian_std(view: _View, totals: _Totals, after: Tensor | None) -> float:
+  """The standard deviation of the Gaussian null: its norm is the update's, once it is stored as W1 is."""
+  mean_square = totals.stored / math.prod(view.shape)
   if not mean_square:
     return 0.0
-  if kind.mantissa >= nulls.FULL_MANTISSA or _finer(Pair(view.pair.name, view.pair.before, after), kind.mantissa):
+  if after is None or after.change or after.mantissa >= nulls.FULL_MANTISSA:
     return math.sqrt(mean_square)
-  return nulls.matching_std(jnp.asarray(totals.sample), mean_square, kind.mantissa, view.options.seed)
+  return nulls.matching_std(jnp.asarray(totals.sample), mean_square, after.mantissa, view.options.seed)
 
 
 class _Context:
@@ -321,10 +343,7 @@ def overlap(pair: Pair, options: Options, seen_as: Sequence[Kind]) -> dict[str, 
   """
   view = _View(pair, options, None, options.block)
   totals = [_totals(view, other) for other in (False, True)]
-  stds = {
-    kind: [_gaussian_std(view, own, tensor, kind) for own, tensor in zip(totals, (pair.after, pair.other), strict=True)]
-    for kind in seen_as
-  }
+  stds = [_gaussian_std(view, own, tensor) for own, tensor in zip(totals, (pair.after, pair.other), strict=True)]
   out: dict[str, dict[str, list[Raw]]] = {}
   sources = [(OBSERVED, 0), *((source, draw) for source in nulls.NULLS for draw in range(options.draws))]
   for source, draw in sources:
@@ -334,7 +353,7 @@ def overlap(pair: Pair, options: Options, seen_as: Sequence[Kind]) -> dict[str, 
         one, two = (
           view.seen(i, kind.mantissa, other)
           if source == OBSERVED
-          else _rounded(view, i, view.null(i, source, draw, stds[kind][other], other), kind)
+          else view.null_seen(i, view.null(i, source, draw, stds[other], other), kind.mantissa, other)
           for other in (False, True)
         )
         for name, value in coordinates.shared(one, two).items():

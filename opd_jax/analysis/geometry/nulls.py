@@ -3,6 +3,9 @@
 Two nulls: the coordinates of the update permuted within their tensor, which keeps its values and forgets their places; and
 normal values of the update's norm, which forgets both. Each is added to W0 and rounded as the checkpoint was, since rounding
 alone makes updates look sparse, biased to small weights and overlapping (papers that study bf16 checkpoints see both at once).
+
+An update d = W1 - W0 that is known more finely than r rounds is seen as r(r(W0) + d) - r(W0): by a run that began on the grid of
+stored weights, as models do that are read from bf16 files. Where W0 lies between two of them does not matter then.
 """
 
 import functools
@@ -55,25 +58,35 @@ def gaussian(shape: tuple[int, ...], std: float, generator: np.random.Generator)
 
 @functools.partial(jax.jit, static_argnums=2)
 def visible(before: Float[Array, "..."], update: Float[Array, "..."], bits: int) -> Float[Array, "..."]:
-  """What is seen of an update where the weights before and after it are rounded: r(W0 + d) - r(W0)."""
+  """What is seen of an update that begins at rounded weights and ends at such: r(r(W0) + d) - r(W0)."""
+  start = round_mantissa(before, bits)
+  return round_mantissa(start + update, bits) - start
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def difference(before: Float[Array, "..."], update: Float[Array, "..."], bits: int) -> Float[Array, "..."]:
+  """The update between two checkpoints that are rounded: r(W0 + d) - r(W0).
+
+  It is all that is known where W1 was stored rounded and W0 was not; where W0 is rounded it is what is `visible`.
+  """
   return round_mantissa(before + update, bits) - round_mantissa(before, bits)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def difference(after: Float[Array, "b n"], before: Float[Array, "b n"], bits: int) -> Float[Array, "b n"]:
-  """The update between two checkpoints that are rounded: r(W1) - r(W0)."""
-  return round_mantissa(after, bits) - round_mantissa(before, bits)
+def stored(before: Float[Array, "..."], update: Float[Array, "..."], bits: int) -> Float[Array, "..."]:
+  """An update as W0 and a checkpoint of W0 + d with so many bits have it: r(W0 + d) - W0, and of fp32 (W0 + d) - W0."""
+  return round_mantissa(before + update, bits) - before
 
 
 def matching_std(before: Float[Array, "..."], mean_square: float, bits: int, seed: int = 0) -> float:
-  """Find the standard deviation of a normal update whose mean square, once rounded, is `mean_square`.
+  """Find the standard deviation of a normal update whose mean square is `mean_square` as `difference` has it.
 
   For checkpoints that are stored rounded: what of an update outlives rounding is larger than the update was, since most
   coordinates stay and the others move by a whole step. A null of the visible norm would be a larger update.
 
   Args:
     before: W0, or a sample of it.
-    mean_square: of the visible update; above 0.
+    mean_square: of the update between rounded checkpoints; above 0.
   """
   noise = rng(seed, "matching_std").standard_normal(before.shape, np.float32)
   start = math.log(mean_square) / 2
@@ -87,7 +100,7 @@ def _bisect(before, noise, mean_square, low, high, bits):
   def halve(_, bounds):
     low, high = bounds
     middle = (low + high) / 2
-    above = jnp.mean(jnp.square(visible(before, jnp.exp(middle) * noise, bits))) > mean_square
+    above = jnp.mean(jnp.square(difference(before, jnp.exp(middle) * noise, bits))) > mean_square
     return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
   low, high = lax.fori_loop(0, 30, halve, (jnp.float32(low), jnp.float32(high)))

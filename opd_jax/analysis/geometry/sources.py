@@ -59,6 +59,8 @@ class Source:
     tensors: by name; of an adapter only those that it changes.
     tied: its head is its embedding, so that only one of them counts.
     step: of a run's checkpoint.
+    place: where it lies; None: it is not asked for, of an adapter.
+    start: the directory of the model that a run began with; None: it is no run.
   """
 
   name: str
@@ -67,6 +69,12 @@ class Source:
   tensors: dict[str, Tensor] = dataclasses.field(repr=False)
   tied: bool = False
   step: int | None = None
+  place: str | None = None
+  start: str | None = None
+
+  def began_elsewhere(self, before: "Source") -> bool:
+    """Tell whether this is a run that began with another model than `before`, which may also be a checkpoint of its own."""
+    return self.start is not None and before.place not in (self.start, self.place)
 
 
 def block_of(name: str) -> str:
@@ -122,7 +130,8 @@ def open_source(name: str, base: str | None = None, *, step: int | None = None, 
     tensors[EMBED] = tensors.pop(HEAD)
   if not tensors:
     raise InputError(f"{directory} has no tensors of {', '.join(MANTISSA)}: it is no model.")
-  return Source(name, "model", config.get("model_type"), tensors, _says_tied(config) or _same_rows(tensors))
+  tied = _says_tied(config) or _same_rows(tensors)
+  return Source(name, "model", config.get("model_type"), tensors, tied, place=str(directory.resolve()))
 
 
 def _says_tied(config: dict) -> bool:
@@ -180,11 +189,22 @@ def _of_workdir(name: str, base: str | None, step: int | None, model: str | None
     raise InputError(f"The run {name} has the models {', '.join(models)}: name one of them with --model=NAME.")
   spec, adapter = recipe.spec(model), lora.from_config(config.lora)
   architecture = directories.read_json(spec.path / "config.json").get("model_type")
+  place, start = _place(directory), str(spec.path.resolve())
   if adapter:
     if base is None:
       raise InputError(_needs_base(name))
-    return Source(name, "adapter", architecture, _adapter_tensors(spec.cfg, adapter, models[model]), step=step)
-  return Source(name, "run", architecture, _parameter_tensors(spec.cfg, models[model]), spec.cfg.tied, step)
+    return Source(
+      name, "adapter", architecture, _adapter_tensors(spec.cfg, adapter, models[model]), False, step, place, start
+    )
+  return Source(
+    name, "run", architecture, _parameter_tensors(spec.cfg, models[model]), spec.cfg.tied, step, place, start
+  )
+
+
+def _place(directory: bucket.MirroredDir) -> str:
+  """Say where a workdir lies, on this machine or in a bucket: the same of every way to write it."""
+  root = str(directory.root)
+  return root if "://" in root else str(pathlib.Path(root).resolve())
 
 
 def _parameter_tensors(cfg: DecoderConfig, params: Params) -> dict[str, Tensor]:
@@ -280,20 +300,20 @@ def match(before: Source, after: Source, other: Source | None = None) -> list[Pa
         "architecture can be compared."
       )
   tied = all(model.tied or HEAD not in model.tensors for model in whole)
-  own = {
-    m.name: {n: t for n, t in m.tensors.items() if not (tied and n == HEAD and EMBED in m.tensors)} for m in models
-  }
-  names = own[before.name]
-  for model in models[1:]:
-    if model.kind != "adapter" and (missing := [n for n in names if n not in own[model.name]]):
+  own = [  # by position: two checkpoints of a run have one name
+    {n: t for n, t in m.tensors.items() if not (tied and n == HEAD and EMBED in m.tensors)} for m in models
+  ]
+  names = own[0]
+  for model, tensors in zip(models[1:], own[1:], strict=True):
+    if model.kind != "adapter" and (missing := [n for n in names if n not in tensors]):
       raise InputError(f"{model.name} has no tensor {some(missing)}, which {before.name} has: they are of two models.")
-    if unknown := [n for n in own[model.name] if n not in names]:
+    if unknown := [n for n in tensors if n not in names]:
       raise InputError(f"{before.name} has no tensor {some(unknown)}, which {model.name} has: they are of two models.")
-    for name, tensor in own[model.name].items():
+    for name, tensor in tensors.items():
       if tensor.shape != names[name].shape:
         raise InputError(
           f"Tensor {name} is {list(names[name].shape)} in {before.name} and {list(tensor.shape)} in {model.name}: only models "
           "of one shape can be compared."
         )
-  others = own[other.name] if other else {}
-  return [Pair(n, t, own[after.name].get(n), others.get(n)) for n, t in names.items()]
+  others = own[2] if other else {}
+  return [Pair(n, t, own[1].get(n), others.get(n)) for n, t in names.items()]

@@ -96,15 +96,6 @@ def energy_curve(records: Sequence[Raw]) -> list[float] | None:
   return [float(np.median([c[min(k, len(c) - 1)] for c in curves])) for k in range(longest)]
 
 
-def chance(name: str) -> float | None:
-  """The level of an update that knows nothing of W0, where it does not depend on the update; for square matrices."""
-  stem, _, at = name.partition("@")
-  rho = at.partition("%")[0]
-  if stem in ("principal_coverage", "low_coverage", "projection_left", "projection_right"):
-    return float(rho) / 100
-  return (float(rho) / 100) ** 2 if stem == "projection" else None
-
-
 def _sum(records: Sequence[Raw], name: str) -> float:
   return float(sum(r[name] for r in records))
 

@@ -2,7 +2,8 @@
 
 Seed by seed, all arms start from the same student. The first ones differ in what they learn from; their updates are compared where
 each first comes to `TARGET`. The masked ones train OPD again, from the start, on some of the coordinates alone: those that a first
-run moved visibly, and controls of the same density. A masked arm has a rate of its own, the best of `RATES`, chosen for a seed on the
+run moved visibly, and controls of the same density. What another method moved has a density of its own, and with it a control of as
+many coordinates of the same tensors and magnitudes. A masked arm has a rate of its own, the best of `RATES`, chosen for a seed on the
 other seeds, and so has the unmasked run that it is compared with; SGD has `SGD_RATES`.
 
 At this size a rate of 1e-6 learns nothing, and bfloat16 would hide next to nothing of what a larger one moves. Checkpoints are seen with
@@ -82,6 +83,8 @@ MASKS: dict[str, tuple[ArmSpec, ...]] = {
   "global": masked("global", "random", "global"),
   "of-topd": masked("of-topd", "TOPD's visible coordinates", "visible", "topd-10"),
   "of-grpo": masked("of-grpo", "GRPO's visible coordinates", "visible", "grpo"),
+  "stratified-topd": masked("stratified-topd", "random by magnitude, as many as TOPD's", "stratified", "topd-10"),
+  "stratified-grpo": masked("stratified-grpo", "random by magnitude, as many as GRPO's", "stratified", "grpo"),
 }
 UNMASKED = tuple(
   arm(f"all-{rate:g}", f"OPD, {rate:g}x the rate", {"optimizer.lr": rate * LR}) for rate in RATES if rate != 1
@@ -92,6 +95,6 @@ TUNED: dict[str, tuple[str, ...]] = {  # what is tuned -> its arms
   "all": ("opd", *(arm.name for arm in UNMASKED)),
   "sgd": tuple(arm.name for arm in BY_SGD),
 } | {name: tuple(arm.name for arm in arms) for name, arms in MASKS.items()}
-STRONG = ("lowest", "stratified", "layer")  # controls that know more than a density
-RANDOM = ("tensor", "global")
+STRONG = ("lowest", "stratified", "tensor", "layer")  # controls that know more than a density
+RANDOM = ("global",)
 SHORT = ("opd", "offline", "visible-1", "stratified-1", "global-1")

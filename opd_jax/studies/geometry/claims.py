@@ -66,17 +66,29 @@ def _value(results: Results, arm: str, name: str, kind: str) -> Evidence:
 
 
 def unlike_offline(results: Results) -> Verdict:
-  """Compare how concentrated the spectra of on-policy and of offline distillation are; both do not depend on the norm."""
+  """Compare how concentrated the spectra of on-policy and of offline distillation are; both do not depend on the norm.
+
+  Raises:
+    Missing: there is no seed in which both came to the score at which they are compared.
+  """
+  seeds = sorted(_reached(results, "opd") & _reached(results, "offline"))
+  if not seeds:
+    raise Missing("OPD and SFT on the teacher's rollouts came to one score in no seed")
   opd, offline = (values(results, arm, "stable_rank", EXACT) for arm in ("opd", "offline"))
-  ratio = interval(opd[seed] / offline[seed] for seed in sorted(opd.keys() & offline.keys()))
+  ratio = interval(opd[seed] / offline[seed] for seed in seeds)
   energy_opd, energy_offline = (values(results, arm, "top_energy@4", EXACT) for arm in ("opd", "offline"))
-  energy = interval(energy_opd[s] - energy_offline[s] for s in sorted(energy_opd.keys() & energy_offline.keys()))
+  energy = interval(energy_opd[seed] - energy_offline[seed] for seed in seeds)
   return verdict(
     all_of(at_most(ratio, 0.9), above(energy, 0)),
     "stable rank and energy of the four largest singular values, medians over the matrices, in fp32",
     Evidence("stable rank, OPD over SFT on the teacher's rollouts", ratio),
     Evidence("energy of the four largest, OPD less SFT", energy),
   )
+
+
+def _reached(results: Results, arm: str) -> set[int]:
+  """The seeds in which an arm came to the score at which updates are compared."""
+  return {seed for seed, record in results.analysis(f"update-{arm}").items() if record["reached"]}
 
 
 def tuned(results: Results, name: str, how: How = "sampled") -> dict[int, float]:
@@ -112,12 +124,15 @@ def recovers(results: Results) -> Verdict:
     found.decided(at_least, -0.02),
     "OPD on its visible coordinates alone less OPD, each at its best rate",
     *found.points("visible less all"),
-    Evidence("share of the coordinates", _density(results)),
+    Evidence("share of the coordinates that have moved where updates are compared", _density(results)),
   )
 
 
 def _density(results: Results) -> IntervalEstimate:
-  """Estimate the share of the coordinates that OPD's last update moved visibly, as the runs' summaries have it."""
+  """Estimate the share of all coordinates that OPD has moved visibly at the checkpoint that is compared, see measures.py.
+
+  Masks are made of the run's end, and hold more.
+  """
   return interval(1 - value for value in values(results, "opd", "zero").values())
 
 
@@ -135,26 +150,30 @@ def no_ranking_needed(results: Results) -> Verdict:
   return verdict(found.decided(at_most, 0.01), "each at its best rate, paired", *found.points("top less visible"))
 
 
-def serves(results: Results, mask: str, label: str) -> Verdict:
-  found = both(less, results, mask, "visible")
+def serves(results: Results, mask: str, control: str, label: str) -> Verdict:
+  """Decide whether another method's coordinates serve OPD as its own do, and better than as many of the same magnitudes."""
+  found, chance = both(less, results, mask, "visible"), both(less, results, mask, control)
   return verdict(
-    found.decided(at_least, -0.01),
-    "OPD on these coordinates less OPD on its own visible ones, each at its best rate",
+    all_of(found.decided(at_least, -0.01), chance.decided(above, 0)),
+    "OPD on these coordinates less OPD on its own visible ones, and on as many as these at random by magnitude, each at its best rate",
     *found.points(f"{label} less OPD's"),
+    *chance.points(f"{label} less random by magnitude"),
   )
 
 
 def overlaps(results: Results) -> Verdict:
-  """Compare the share of moved coordinates that OPD and GRPO have in common with that of independent updates."""
+  """Compare the share of moved coordinates that OPD and GRPO have in common with that of independent updates.
+
+  Raises:
+    Missing: nothing was measured, or one of them has moved nothing visibly.
+  """
   found = {
     seed: record["statistics"][ROUNDED]["overlap_lift"] for seed, record in results.analysis("shared-grpo").items()
   }
+  if any(entry["value"] is None for entry in found.values()):
+    raise Missing("one of the two has moved nothing visibly")
   lift = interval(entry["value"] for entry in found.values())
-  excess = {
-    null: interval(entry["value"] - fmean(entry[null]["draws"]) for entry in found.values())
-    for null in NULLS
-    if all(null in entry for entry in found.values())
-  }
+  excess = {null: interval(entry["value"] - fmean(entry[null]["draws"]) for entry in found.values()) for null in NULLS}
   return verdict(
     all_of(*(above(estimate, 0) for estimate in excess.values())),
     "how many times chance the coordinates are that both moved visibly, less that of two updates that know nothing of each other",
@@ -229,7 +248,8 @@ CLAIMS = (
   Claim(
     "unlike offline distillation",
     "an on-policy update is more concentrated than an offline one that comes to the same score (arXiv:2606.13657)",
-    "its stable rank is at most .9 times, and its four largest singular values have more of the energy",
+    "its stable rank is at most .9 times, and its four largest singular values have more of the energy, in the seeds in which both come "
+    "to the score",
     unlike_offline,
   ),
   Claim(
@@ -241,13 +261,13 @@ CLAIMS = (
   Claim(
     "better than random coordinates",
     "these coordinates are better than as many random ones (arXiv:2606.13657)",
-    "above random ones, per tensor and in all",
+    "above as many at random among all",
     functools.partial(beats, controls=RANDOM),
   ),
   Claim(
     "better than strong controls",
-    "they are better than controls that know magnitudes or layers (ours: without this the mask says nothing of OPD)",
-    "above the smallest weights, random ones by magnitude and random ones by layer",
+    "they are better than controls that know magnitudes, tensors or layers (ours: without this the mask says nothing of OPD)",
+    "above the smallest weights, and above random ones by magnitude, by tensor and by layer",
     functools.partial(beats, controls=STRONG),
   ),
   Claim(
@@ -259,14 +279,14 @@ CLAIMS = (
   Claim(
     "a short horizon finds them",
     "the coordinates that TOPD moves serve a run of full rollouts (ours)",
-    "OPD on TOPD's coordinates less OPD on its own is at least -1 point",
-    functools.partial(serves, mask="of-topd", label="TOPD's"),
+    "OPD on TOPD's coordinates less OPD on its own is at least -1 point, and it is above as many at random by magnitude",
+    functools.partial(serves, mask="of-topd", control="stratified-topd", label="TOPD's"),
   ),
   Claim(
     "a reward finds them",
     "the coordinates that a policy gradient moves serve distillation (arXiv:2606.13657)",
-    "OPD on GRPO's coordinates less OPD on its own is at least -1 point",
-    functools.partial(serves, mask="of-grpo", label="GRPO's"),
+    "OPD on GRPO's coordinates less OPD on its own is at least -1 point, and it is above as many at random by magnitude",
+    functools.partial(serves, mask="of-grpo", control="stratified-grpo", label="GRPO's"),
   ),
   Claim(
     "shared beyond the null",

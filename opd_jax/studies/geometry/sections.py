@@ -38,6 +38,8 @@ MASKS = {
   "top": "those it moved most",
   "of-topd": "TOPD's visible ones",
   "of-grpo": "GRPO's visible ones",
+  "stratified-topd": "random by magnitude, as many as TOPD's",
+  "stratified-grpo": "random by magnitude, as many as GRPO's",
   "lowest": "the smallest weights",
   "stratified": "random by magnitude",
   "layer": "random by layer",
@@ -63,7 +65,9 @@ def sections(results: Results) -> list[Section]:
     ),
     Section(
       "Training a part",
-      "Accuracy after OPD on some of the coordinates alone, all of one density, each at the rate that is best on the other seeds.",
+      "Accuracy after OPD on some of the coordinates alone, each at the rate that is best on the other seeds. In a seed, OPD's "
+      "visible coordinates and their controls are equally many. Those of TOPD and of GRPO are as many as these moved, and have a "
+      "control each, of as many in every tensor and magnitude.",
       masks(results),
       masks_table(results),
     ),

@@ -39,7 +39,8 @@ def measure_all(
 ) -> None:
   """Ask the students of all finished runs; arguments as of `students.ask_all`."""
   arms, seeds = list(arms), list(seeds)
-  students.ask_all(measure_students, arms, seeds, out, changes)
+  settings = {"asked": ASKED, "greedy": GREEDY, "cooler": COOLER, "commented": COMMENTED_ASKED}
+  students.ask_all(measure_students, arms, seeds, out, changes, settings=settings)
 
 
 def measure_students(config: configs.Config, path: pathlib.Path | None, program_cache: ProgramCache) -> dict[str, Any]:

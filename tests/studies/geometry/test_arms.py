@@ -27,6 +27,14 @@ def test_masks_come_from_a_run_of_the_same_seed_that_is_trained_before(tmp_path)
     assert config_of(arm, 3, tmp_path).subnetwork.mask_from == str(workdir(tmp_path, source, 3).resolve())
 
 
+def test_what_another_method_moved_has_a_control_of_as_many():
+  by_name = {arm.name: arm for arm in arms.ARMS}
+  for mask in ("topd", "grpo"):
+    for own, control in zip(arms.TUNED[f"of-{mask}"], arms.TUNED[f"stratified-{mask}"], strict=True):
+      assert by_name[own].mask_from == by_name[control].mask_from != "opd"
+      assert by_name[control].changes == by_name[own].changes | {"subnetwork.mask": "stratified"}
+
+
 def test_what_is_compared_is_tuned_over_as_many_rates():
   sizes = {name: len(group) for name, group in arms.TUNED.items() if name != "sgd"}
   assert set(sizes.values()) == {len(arms.RATES)}
