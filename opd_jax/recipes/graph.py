@@ -146,7 +146,7 @@ class Graph(OPD):
     """Lays out the ways to all leaves as rows of an update."""
     paths = self._paths(trees)
     stacked = [np.concatenate([getattr(p, name) for p in paths]) for name in ("response", "mask", "logprob", "ended")]
-    return run.to_devices(Rollout(*stacked), self.step.n)
+    return run.to_devices(Rollout(*stacked), self.step.n)  # pyright: ignore[reportArgumentType]: numpy
 
   def _paths(self, trees: Sequence[Branches]) -> list[Paths]:
     return [Paths.of(tree, self.step.n, self.config.horizon.max, self.specs.sampling.pad_id) for tree in trees]
@@ -246,13 +246,16 @@ class Graph(OPD):
       prompt = tokenizer.decode(run.inputs.train.ids[number], skip_special_tokens=False)
       steps = [
         BranchedStep(
-          node.parent,
-          int(tree.classes.of_node[i]),
-          tokenizer.decode(node.tokens, skip_special_tokens=False),
-          len(node.tokens),
-          *(float(a[i]) for a in (earned.score, earned.advantage, earned.correctness, earned.efficiency)),
-          of_leaf.get(i),
-          node.ended,
+          parent=node.parent,
+          state=int(tree.classes.of_node[i]),
+          text=tokenizer.decode(node.tokens, skip_special_tokens=False),
+          tokens=len(node.tokens),
+          score=float(earned.score[i]),
+          advantage=float(earned.advantage[i]),
+          correctness=float(earned.correctness[i]),
+          efficiency=float(earned.efficiency[i]),
+          reward=of_leaf.get(i),
+          ended=node.ended,
         )
         for i, node in enumerate(tree.nodes)
       ]

@@ -25,6 +25,9 @@
     python -m opd_jax.tasks.pretrain $SPECIALIST --domain=sums --out=DIR                        17 minutes on one core each
     python -m opd_jax.tasks.pretrain $SPECIALIST --domain=differences --seed=1 --out=DIR
 
+    python -m opd_jax.tasks.pretrain --role=student --task=countdown-4 --rows=128 --lr=2e-3 --steps=1000 --out=DIR
+                                                             countdown-4-student; 15 minutes on two busy cores
+
 The teacher reads correct solutions of both tasks of a pair; the student reads solutions written by somebody with its
 misconceptions. The last of the short ones, short-exact-teacher, also read solutions with slips in them, and so knows how
 to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and loaded
