@@ -18,8 +18,10 @@ import sys
 import jax
 import pytest
 
+from opd_jax.data import branched
 from opd_jax.models import decoder, hf, hf_config
 from opd_jax.recipes.opd import OPD
+from opd_jax.rollout.branch import Branches
 from opd_jax.runtime import cli
 from tests.helpers import own_verifiers
 from tests.helpers.runs import read, without_time
@@ -309,6 +311,62 @@ def test_the_student_teaches_itself_by_reference_solutions(rank, root, tmp_path)
   assert all(r["kl"] > 0 and 0 <= r["opposed"] <= 1 for r in records)
   call(export, f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--dtype=float32")
   assert (tmp_path / "out" / ("adapter_config.json" if rank else "config.json")).is_file()
+
+
+@pytest.mark.long
+def test_rollouts_branch_at_a_delimiter(root, tmp_path, monkeypatch):
+  """GraphPO on GSM8K: three steps, killed in the middle of the second one's tree, resumed, and exported."""
+  verifier = tmp_path / "lengths.py"
+  verifier.write_text(
+    "def verify(response, answer):\n  return len(response) % 2 == 0\n"
+  )  # random weights are never right
+
+  def arguments(name):
+    return [
+      f"--config={CONFIGS / 'graphpo.py'}:hf",
+      f"--workdir={tmp_path / name}",
+      f"--config.student={root / 'student'}",
+      f"--config.data.path={root / 'train.jsonl'}",
+      "--config.data.prompt_field=question",
+      f"--config.data.verifier={verifier}:verify",
+      "--config.data.max_prompt=2048",
+      "--config.graph.widths=(3, 2)",
+      "--config.graph.step_tokens=8",
+      "--config.graph.delimiter=e",
+      "--config.graph.kappa=0.5",
+      "--config.rollouts_per_prompt=6",
+      "--config.horizon.max=16",
+      "--config.steps=3",
+      "--config.batch=2",
+      "--config.optimizer.lr=1e-2",
+      "--config.optimizer.warmup=0",
+      "--config.checkpoint.every=1",
+      "--config.log.rollouts=1",
+      "--config.log.tensorboard=False",
+      "--config.compile_cache=off",
+    ]
+
+  call(train, *arguments("whole"))
+  grow, layers = Branches.grow, []
+
+  def die(*args):
+    layers.append(args)
+    if len(layers) == 2 * 2 + 2 + 1:  # two prompts and two layers a step: between the layers of the second
+      raise KeyboardInterrupt
+    return grow(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Branches, "grow", die)
+    with pytest.raises(KeyboardInterrupt):
+      call(train, *arguments("parts"))
+  assert "resumed after step 1" in call(train, *arguments("parts"))
+  whole, parts = ([without_time(r) for r in read(tmp_path / run, "train")] for run in ("whole", "parts"))
+  assert whole == parts
+  assert any(r["teaching_groups"] > 0 for r in whole)
+  steps = [step for graph in branched.read(tmp_path / "whole" / branched.FILE) for step in graph.steps[1:]]
+  assert any(step.text.endswith("e") and step.tokens < 8 for step in steps)
+  call(export, f"--workdir={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", "--dtype=float32")
+  assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_exported_student_loads_in_pytorch(root):
