@@ -7,6 +7,7 @@ alone: a chain by its reward less the mean of all chains, trees and graphs by S(
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -149,7 +150,7 @@ def chain_errors(game: Game, rng: random.Random, chains: int) -> tuple[np.ndarra
     rewards.append(game.value(path[-1]))
   mean = float(np.mean(rewards))
   estimated = [reward - mean for path, reward in zip(paths, rewards, strict=True) for _ in path[1:]]
-  true = [game.value(b) - game.value(a) for path in paths for a, b in zip(path, path[1:], strict=False)]
+  true = [game.value(b) - game.value(a) for path in paths for a, b in itertools.pairwise(path)]
   return np.array(estimated), np.array(true)
 
 
