@@ -41,8 +41,8 @@ def run(values: flags.FlagValues, config) -> None:
   Raises:
     InputError: nothing or too much to view, or an --out that cannot be written.
   """
-  from opd_jax.data import scored
-  from opd_jax.reports import tokens
+  from opd_jax.data import branched, scored
+  from opd_jax.reports import graphs, tokens
   from opd_jax.runtime import bucket
 
   if bool(values.workdir) == bool(values.student):
@@ -57,7 +57,10 @@ def run(values: flags.FlagValues, config) -> None:
   else:
     title, notes, responses = _of_models(values)
   try:
-    out.write_text(tokens.page(responses, title, notes), encoding="utf-8", errors="replace")
+    drawn = branched.read(directory.path / branched.FILE) if directory else []  # of rollouts that branch
+    out.write_text(
+      tokens.page(responses, title, notes, graphs.framed(drawn) if drawn else ""), encoding="utf-8", errors="replace"
+    )
   except OSError as e:
     raise InputError(f"--out={out} cannot be written ({e.strerror}); give another file.") from None
   if directory:

@@ -25,6 +25,7 @@ Dimensions: p prompts, n ways to leaves of each, B = p n rows, L tokens of a ste
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -36,23 +37,26 @@ from jaxtyping import Array, Float, Int
 from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.data import pipeline
+from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.branched import BranchedResponses
 from opd_jax.data.branched import Step as BranchedStep
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, kernels, lookup, moe
+from opd_jax.models import hf
+from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import graph_advantage
 from opd_jax.recipes.opd import OPD, Experience
 from opd_jax.rewards.named import verifier_name
 from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout.branch import NOBODY, Branches, Paths, rows_of_layers
+from opd_jax.rollout.states import SameState, last_hidden, unit
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.training import lowering
 from opd_jax.training.distillation import DistillationStep
-from opd_jax.training.specs import Specs
-from opd_jax.types import Batch, Credit, Params, Rollout
+from opd_jax.training.specs import Specs, architecture
+from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout
 
 KEYS = {
   "graph.widths": ((2, 2, 2), "children of a node, layer by layer; rollouts_per_prompt is their product", "[1, 10**4]"),
@@ -73,6 +77,12 @@ KEYS = {
     "text",
   ),
   "graph.kappa": (0.92, "hidden: the least cosine of one state", "[-1, 2]"),
+  "graph.encoder": (
+    "",
+    "hidden: a Hugging Face directory of a frozen model whose hidden states are compared; empty: the student's",
+    "path",
+  ),
+  "graph.encoder_tokens": (512, "most tokens that it reads, the last ones of prompt and steps", "[1, 2**20]"),
   "graph.rate": (0.2, "random: the share of the nodes that join another", "[0, 1]"),
   "graph.weight": (0.7, "w, of the outcomes of a state's other nodes", "[0, 1]"),
   "graph.efficiency": (0.1, "lambda, of the advantage of short ways to a state", "[0, 10**6]"),
@@ -121,9 +131,9 @@ class Graph(OPD):
       ]
       new = [tree.grow(*part, self.specs.sampling.stop_ids) for tree, *part in zip(trees, source, *parts, strict=True)]
       prefixes = self._prefixes(run, shape.prompt, layer + 1, ids, trees)
-      self._find_states(run, params, programs, prefixes, index, trees, new)
+      self._find_states(run, programs, prefixes, index, trees, new)
       for number, tree, nodes in zip(index, trees, new, strict=True):
-        tree.join(nodes, self._similarity(tree, nodes, (step, layer, int(number))), self._kappa)
+        tree.join(nodes, self._same_state.similarity(tree, nodes, (step, layer, int(number))), self._same_state.least)
     self._trees[step] = trees
     return Experience(step, prompts, self._rollout(run, trees), index, limit, shape, run.programs(shape))
 
@@ -153,14 +163,36 @@ class Graph(OPD):
 
   # States.
 
-  @property
-  def _kappa(self) -> float:
-    return self.config.graph.kappa if self.config.graph.state == "hidden" else 1.0
+  @functools.cached_property
+  def _same_state(self) -> SameState:
+    g = self.config.graph
+    return SameState(g.state, g.kappa, g.rate, self.config.seed)
+
+  @functools.cached_property
+  def _encoder(self) -> ModelSpec | None:
+    """The frozen model whose hidden states are compared; None: the student's."""
+    g = self.config.graph
+    if not g.encoder or g.state != "hidden":
+      return None
+    there = configs.expanded_path(g.encoder).is_dir() or g.encoder.startswith(configs.BUILTIN)
+    return ModelSpec(
+      hf.resolve(g.encoder) if there else pathlib.Path(g.encoder), architecture(g.encoder), (), g.encoder
+    )
+
+  @functools.cached_property
+  def _encoder_tokenizer(self) -> Any:
+    assert self._encoder is not None
+    return tokenizers.load(self._encoder.path)
+
+  def frozen(self, *, teachers: bool = True) -> FrozenModels:
+    found = super().frozen(teachers=teachers)
+    if not teachers or self._encoder is None:
+      return found
+    return dataclasses.replace(found, encoder=self.specs.frozen_params(self._encoder))
 
   def _find_states(
     self,
     run: Run,
-    params: Params,
     programs: dict[str, jax.stages.Compiled],
     prefixes: Batch,
     index: Int[np.ndarray, "p"],
@@ -168,45 +200,37 @@ class Graph(OPD):
     new: Sequence[Sequence[int]],
   ) -> None:
     """Notes of every new node what its state is compared by."""
-    kind, train = self.config.graph.state, run.inputs.train
+    kind, prompts = self.config.graph.state, [_text(run.inputs.train.prompts[number]) for number in index]
     if kind == "key":
-      of_state, stop_ids = _state_key(self.specs), self.specs.sampling.stop_ids
-      for number, tree, nodes in zip(index, trees, new, strict=True):
+      of_state = _state_key(self.specs)
+      for prompt, tree, nodes in zip(prompts, trees, new, strict=True):
         for node in nodes:
-          tokens = [token for token in tree.tokens(node) if token not in stop_ids]
-          text = run.inputs.tokenizer.decode(tokens, skip_special_tokens=False)
-          tree.nodes[node].state = of_state(_text(train.prompts[number]), text, tree.nodes[node].ended)
+          tree.nodes[node].state = of_state(prompt, self._so_far(run, tree, node), tree.nodes[node].ended)
       run.clock.lap("verify")
     if kind == "hidden":
-      hidden = hosts.local_rows(run.wait(programs["state"](params, prefixes)))
-      hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-9)
+      params, read = self.step.behavior_params(run.state.params, run.frozen), prefixes
+      if self._encoder is not None:
+        params, read = run.frozen.encoder, self._texts(run, prompts, trees)
+      hidden = unit(hosts.local_rows(run.wait(programs["state"](params, read))))
       for tree, of_tree in zip(trees, hidden.reshape(len(trees), -1, hidden.shape[1]), strict=True):
         for node, state in zip(tree.frontier, of_tree, strict=True):
           if node != NOBODY:
             tree.nodes[node].state = state
 
-  def _similarity(
-    self, tree: Branches, new: Sequence[int], where: tuple[int, int, int]
-  ) -> Float[np.ndarray, "new nodes"]:
-    """Tells how similar new nodes are to all of a tree's; the prompt is like none."""
-    out = np.full((len(new), len(tree.nodes)), -np.inf)
-    rng = np.random.default_rng((self.config.seed, *where))
-    for row, node in zip(out, new, strict=True):
-      state = tree.nodes[node].state
-      if self.config.graph.state == "random" and rng.random() < self.config.graph.rate:
-        may = [i for i in range(1, node) if tree.classes.may_join(i, node)]
-        row[rng.choice(may) if may else 0] = 1.0 if may else -np.inf
-      elif state is not None:
-        others = range(1, node)
-        row[1:node] = [_like(state, tree.nodes[i].state) for i in others]
-    return out
+  def _so_far(self, run: Run, tree: Branches, node: int) -> str:
+    tokens = [token for token in tree.tokens(node) if token not in self.specs.sampling.stop_ids]
+    return run.inputs.tokenizer.decode(tokens, skip_special_tokens=False)
 
-  def _novelty(self, tree: Branches) -> Float[np.ndarray, "nodes"] | None:
-    """The similarity of every node's state to its parent's, where the gate is on and states are vectors."""
-    if not self.config.graph.novelty or self.config.graph.state != "hidden":
-      return None
-    of_parent = [tree.nodes[node.parent].state if node.parent > 0 else None for node in tree.nodes]
-    return np.array([0.0 if s is None else _like(node.state, s) for node, s in zip(tree.nodes, of_parent, strict=True)])
+  def _texts(self, run: Run, prompts: Sequence[str], trees: Sequence[Branches]) -> Batch:
+    """Lays out what the encoder reads, in its own tokens: each prompt with the steps so far, without the beginning where it is too long."""
+    longest = self.config.graph.encoder_tokens
+    texts = [
+      f"{prompt}\n{self._so_far(run, tree, node) if node != NOBODY else ''}"
+      for prompt, tree in zip(prompts, trees, strict=True)
+      for node in tree.frontier
+    ]
+    rows = [ids[-longest:] for ids in self._encoder_tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return run.to_devices(pipeline.pad(rows, longest, 0), len(rows) // len(prompts))
 
   # Credit.
 
@@ -224,7 +248,7 @@ class Graph(OPD):
         tree.classes.of_node,
         weight=g.weight,
         efficiency=g.efficiency,
-        similarity_to_parent=self._novelty(tree),
+        similarity_to_parent=self._same_state.to_parent(tree) if g.novelty else None,
       )
       lengths = np.array([max(1, len(node.tokens)) for node in tree.nodes])
       drawn.append((tree, of_leaf, earned))
@@ -306,6 +330,8 @@ class Graph(OPD):
   def _state_tokens(self, prompt: int) -> int:
     """Counts the tokens that go through the student, forward, to find a step's states."""
     layers = enumerate(self._rows, 1)
+    if self._encoder is not None:
+      return self.config.batch * sum(self._rows) * self.config.graph.encoder_tokens
     return self.config.batch * sum(rows * (prompt + layer * self.config.graph.step_tokens) for layer, rows in layers)
 
   def summary(self, run: Run) -> Iterator[str]:
@@ -323,7 +349,8 @@ class Graph(OPD):
   @property
   def static(self) -> Hashable:
     g = self.config.graph
-    return super().static, tuple(g.widths), g.step_tokens, g.state == "hidden", self.specs.sampling
+    encoder = self._encoder and (self._encoder.cfg, g.encoder_tokens)
+    return super().static, tuple(g.widths), g.step_tokens, g.state == "hidden", self.specs.sampling, encoder
 
   @property
   def _rows(self) -> list[int]:
@@ -348,17 +375,26 @@ class Graph(OPD):
     layer = shape.width // g.step_tokens - 1
     here, before = self._rows[layer], [1, *self._rows][layer]
 
-    def prefixes(rows: int, layers: int) -> Batch:
-      size = self.config.batch * rows, shape.prompt + layers * g.step_tokens
+    def texts(*size: int) -> Batch:
       array = functools.partial(jax.ShapeDtypeStruct, size, sharding=row)
       return Batch(array(dtype=jnp.int32), array(dtype=jnp.bool_))  # pyright: ignore[reportArgumentType]
+
+    def prefixes(rows: int, layers: int) -> Batch:
+      return texts(self.config.batch * rows, shape.prompt + layers * g.step_tokens)
 
     key, limit = meshes.abstract(jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0))), everywhere)
     expand = jax.ShapeDtypeStruct((self.config.batch, here), jnp.int32, sharding=row)
     sample = functools.partial(self._sample_layer, response_len=g.step_tokens)
     yield "layer", jax.jit(sample, out_shardings=row).lower(params, prefixes(before, layer), key, limit, expand)
     if g.state == "hidden":
-      yield "state", jax.jit(self._states, out_shardings=row).lower(params, prefixes(here, layer + 1))
+      read = prefixes(here, layer + 1)
+      cfg, layout = self.specs.student.cfg, "train" if frozen_models.base is None else self.step.teacher_layout
+      if self._encoder is not None:
+        params, read = frozen_models.encoder, texts(self.config.batch * here, g.encoder_tokens)
+        cfg, layout = self._encoder.cfg, self.step.teacher_layout
+      settings = {"mesh": mesh, "attention": self.specs.attention, "dtype": self.specs.dtype}
+      states = functools.partial(last_hidden, cfg=cfg, layout=layout, **settings)
+      yield "state", jax.jit(states, out_shardings=row).lower(params, read)
 
   def _sample_layer(
     self,
@@ -373,33 +409,8 @@ class Graph(OPD):
     config = dataclasses.replace(self.specs.generator_config, sampling=self.specs.sampling.of_step)
     return config.rollout(params, prefixes, key, limit, response_len=response_len, expand=expand)
 
-  def _states(self, params: Params, prefixes: Batch) -> Float[Array, "rows D"]:
-    """Computes the student's last hidden state behind each prefix, fp32."""
-    s, layout = (
-      self.specs,
-      "train" if "lora" not in self.config or not self.config.lora.rank else self.step.teacher_layout,
-    )
-    hidden = decoder.hidden(
-      params,
-      s.student.cfg,
-      prefixes.prompt,
-      prefixes.prompt_mask,
-      dtype=s.dtype,
-      attention_fn=functools.partial(kernels.attend, s.attention, s.mesh),
-      moe_fn=functools.partial(moe.feed_forward, s.mesh),
-      embed_fn=functools.partial(lookup.embed, s.mesh, layout),
-    )
-    return hidden[:, -1].astype(jnp.float32)
-
 
 RECIPE = Graph
-
-
-def _like(a: Any, b: Any) -> float:
-  """The similarity of two states: the cosine of vectors, 1 for equal keys."""
-  if a is None or b is None:
-    return -math.inf
-  return float(a @ b) if isinstance(a, np.ndarray) else (1.0 if a == b else -math.inf)
 
 
 def _text(prompt: Any) -> str:

@@ -27,6 +27,11 @@ def sections(graphs: Sequence[BranchedResponses]) -> str:
   return f'<p class="legend">{html.escape(LEGEND)}</p>' + "\n".join(map(_picture, shown))
 
 
+def framed(graphs: Sequence[BranchedResponses]) -> str:
+  """Write the same with a title and its style, for pages that have none."""
+  return f"<style>{STYLE}</style><h2>First and last training rollouts, as graphs</h2>{sections(graphs)}"
+
+
 def _of_step(graphs: Sequence[BranchedResponses], step: int) -> list[BranchedResponses]:
   return [graph for graph in graphs if graph.step == step][:MOST_GRAPHS]
 

@@ -43,13 +43,17 @@ def visible(text: str) -> str:
   return "".join(map(one, text))
 
 
-def page(responses: Sequence[ScoredResponse], title: str, notes: Sequence[str] = ()) -> str:
-  """Write a page that needs nothing outside itself, and no script."""
+def page(responses: Sequence[ScoredResponse], title: str, notes: Sequence[str] = (), more: str = "") -> str:
+  """Write a page that needs nothing outside itself, and no script.
+
+  Args:
+    more: HTML that stands behind the responses, with its own style.
+  """
   return _PAGE.format(
     title=html.escape(visible(title)),
     style=STYLE,
     notes="".join(f"<p>{html.escape(visible(note))}</p>" for note in notes),
-    body=sections(responses),
+    body=sections(responses) + more,
   )
 
 

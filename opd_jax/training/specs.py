@@ -91,7 +91,9 @@ class Specs:
       return jax.tree.map(lambda a: a.astype(self.dtype), decoder.init(model.cfg, key))
 
     shardings = model_sharding.parameter_shardings(self.mesh, model.cfg, layout)
-    params = jax.jit(make, out_shardings=shardings)(jax.random.key(self.models.index(model)))
+    params = jax.jit(make, out_shardings=shardings)(
+      jax.random.key(self.models.index(model) if model in self.models else len(self.models))
+    )
     return frozen.in_precision(precision, params, self.mesh, layout)
 
 

@@ -10,6 +10,7 @@ from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.data import branched
 from opd_jax.errors import InputError
+from opd_jax.models import decoder, hf, hf_config
 from opd_jax.objectives import advantage as advantages
 from opd_jax.objectives import graph_advantage
 from opd_jax.reports import graphs
@@ -177,6 +178,28 @@ def test_states_by_a_function_of_the_users(config, tmp_path, monkeypatch):
       assert len(others) == 1 or not any(tree.nodes[v].ended for v in others)
       classes += len(others) > 1
   assert classes > 0
+
+
+def test_states_by_a_frozen_encoder(config, tiny, tmp_path, monkeypatch):
+  """Its last hidden states behind prompt and steps, read in its own tokens; it is no part of what is trained."""
+  changes = {"graph.encoder": tiny["teacher"], "graph.encoder_tokens": 20, "data.max_prompt": 16}
+  run = open_run(config(steps=1, **changes), tmp_path / "w")
+  found = trees_of(run, monkeypatch)
+  train_run(run)
+  cfg, params = hf_config.read(tiny["teacher"]), hf.load(tiny["teacher"])
+  tokenizer = run.inputs.tokenizer  # the same as the teacher's
+  ((trees, experience, _),) = found
+  for number, tree in list(zip(experience.index, trees, strict=True))[:2]:
+    for node in range(1, len(tree.nodes)):
+      steps = [token for token in tree.tokens(node) if token not in run.recipe.specs.sampling.stop_ids]
+      text = f"{run.inputs.train.prompts[number]}\n{tokenizer.decode(steps)}"
+      ids = np.array([tokenizer(text, add_special_tokens=False)["input_ids"][-20:]])
+      hidden = np.asarray(decoder.hidden(params, cfg, ids, np.ones_like(ids, bool)))[0, -1]
+      np.testing.assert_allclose(tree.nodes[node].state, hidden / np.linalg.norm(hidden), atol=1e-4)
+  (record,) = read(tmp_path / "w", "train")
+  assert record["state_tokens"] == 4 * (2 + 4) * 20
+  with pytest.raises(InputError, match="nowhere"):
+    open_run(config(**{"graph.encoder": "nowhere"}), tmp_path / "none")
 
 
 def test_a_tree_has_no_state_in_common_and_random_ones_are_as_many_as_asked_for(config, tmp_path):
