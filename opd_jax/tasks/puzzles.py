@@ -176,7 +176,9 @@ class Countdown:
 
 
 def remaining(prompt: str, text: str, ended: bool = False) -> str | None:
-  """The state of a countdown after whole steps: the numbers that are left, and the goal; None where a step uses others.
+  """The state of a countdown after whole steps: the numbers that are left, and the goal.
+
+  None where a step is wrong or uses other numbers: such a response fails, and is like no other one.
 
   Args:
     text: the response so far.
@@ -192,8 +194,10 @@ def remaining(prompt: str, text: str, ended: bool = False) -> str | None:
       if number not in left:
         return None
       left.remove(number)
+    if _OPERATIONS[found[2]](int(found[1]), int(found[3])) != int(found[4]):
+      return None
     left = sorted([*left, found[4]], key=int)
-  return f"{','.join(left)}>{goal}"
+  return f"{','.join(left)}>{goal}{'.' if ended else ''}"  # whoever has ended has no more steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,15 +75,32 @@ def test_a_countdown_uses_each_number_once_and_ends_at_the_goal(response, right)
 
 
 @pytest.mark.parametrize(
-  ("text", "state"),
+  ("text", "ended", "state"),
   [
-    ("", "3,5,8>64"),
-    ("3+5=8,", "8,8>64"),
-    ("5+3=8,", "8,8>64"),
-    ("8*3=24,8", "5,24>64"),
-    ("8*8=64,", None),
-    ("3+,", None),
+    ("", False, "3,5,8>64"),
+    ("3+5=8,", False, "8,8>64"),
+    ("5+3=8,", False, "8,8>64"),
+    ("8*3=24,8", False, "5,24>64"),
+    ("8*8=64,", False, None),
+    ("3+5=9,", False, None),
+    ("3+,", False, None),
+    ("3+5=8,8*8=64", True, "64>64."),
+    ("5+3=8,8*8=64", True, "64>64."),
+    ("3+5=8,8*8=63", True, None),
+    ("3+5=8", True, "8,8>64."),
+    ("3+5=8,", True, None),
   ],
 )
-def test_a_countdowns_state_is_what_is_left(text, state):
-  assert puzzles.remaining("3,8,5>64=", text) == state
+def test_a_countdowns_state_is_what_is_left(text, ended, state):
+  assert puzzles.remaining("3,8,5>64=", text, ended) == state
+
+
+def test_countdowns_with_four_numbers_are_solved_by_the_steps_that_made_them():
+  task = puzzles.COUNTDOWN_4
+  for held_out in (False, True):
+    for problem in task.problems(200, 3, held_out):
+      assert len(problem.prompt) <= task.max_prompt
+      assert len(problem.solution) + 1 <= task.max_response
+      assert task.verify(problem.solution, problem.answer)
+      assert not task.verify(problem.solution.rpartition(",")[0], problem.answer)
+  assert {p.answer for p in task.problems(200, 3)}.isdisjoint(p.answer for p in task.problems(200, 3, True))
