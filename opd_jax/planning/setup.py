@@ -161,7 +161,9 @@ def method_schedule(config: Config, method: str, scale: str) -> Schedule:
   if config.horizon.kind == METHODS[method]:
     return _fixed(horizon.from_config(config.horizon))
   theirs = configs.load(f"{method}:{scale}" if scale else method)
-  return _fixed(horizon.from_config(configs.override(theirs, {"horizon.max": config.horizon.max}).horizon))
+  longest = config.horizon.max
+  changes = {"horizon.max": longest, "horizon.start": min(theirs.horizon.start, longest)}
+  return _fixed(horizon.from_config(configs.override(theirs, changes).horizon))
 
 
 def _fixed(schedule: Horizon) -> Schedule:

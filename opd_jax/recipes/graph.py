@@ -41,7 +41,8 @@ from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.branched import BranchedResponses
 from opd_jax.data.branched import Step as BranchedStep
 from opd_jax.errors import InputError
-from opd_jax.models import hf
+from opd_jax.models import hf, roofline
+from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import graph_advantage
 from opd_jax.recipes.opd import OPD, Experience
@@ -364,6 +365,21 @@ class Graph(OPD):
     every = range(first, end)
     layers = [self._layer_shape(run, step, layer) for step in every for layer in range(len(self._rows))]
     return list(dict.fromkeys([*layers, *super()._shapes_between(run, first, end)]))
+
+  def roofline_costs(self, name: str, prompts: int, n: int, prompt: int, response: int) -> list[Cost]:
+    """Counts the layers of a rollout one after another, each of which reads its prefixes anew; finding states is not counted."""
+    if name != "rollout":
+      return super().roofline_costs(name, prompts, n, prompt, response)
+    s, length = self.specs, self.config.graph.step_tokens
+    sizes = {"vocab": s.sampling.vocab, "itemsize": s.dtype.itemsize}
+    layers = enumerate(zip([1, *self._rows], self._rows, strict=False))
+    return [
+      cost
+      for layer, (before, here) in layers
+      for cost in roofline.rollout(
+        s.student.cfg, prompts * before, here // before, prompt + layer * length, length, **sizes
+      )
+    ]
 
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
     state, frozen_models, batch = self.abstract_state(), self.abstract_frozen(), self.abstract_prompts(shape)

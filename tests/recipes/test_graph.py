@@ -10,12 +10,14 @@ from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.data import branched
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf, hf_config
+from opd_jax.models import decoder, hf, hf_config, roofline
 from opd_jax.objectives import advantage as advantages
 from opd_jax.objectives import graph_advantage
+from opd_jax.recipes import base
 from opd_jax.reports import graphs
 from opd_jax.rollout.branch import NOBODY, Paths
 from opd_jax.trainer import open_run, train, train_run
+from opd_jax.training import specs
 from tests.helpers.runs import leaves, read, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "some_are_right")
@@ -246,6 +248,14 @@ def test_written_graphs_are_drawn_and_change_nothing(config, tmp_path):
   )
   assert "<b>" not in graphs.sections([hostile])
   assert "<i>" not in graphs.sections([hostile])
+
+
+def test_a_plan_counts_each_layer(config):
+  """Behind a prompt of 16 tokens two steps, and behind each of these two: prefixes are read anew, once for their children."""
+  recipe = base.make(specs.from_architectures(config(), stop_ids=(1,)))
+  cfg, sizes = recipe.specs.student.cfg, {"vocab": recipe.specs.sampling.vocab, "itemsize": 4}
+  first, second = (roofline.rollout(cfg, 4 * rows, 2, 16 + 6 * layer, 6, **sizes) for layer, rows in enumerate((1, 2)))
+  assert recipe.roofline_costs("rollout", 4, 4, 16, 12) == [*first, *second]
 
 
 @pytest.mark.parametrize("line", ["[]", '{"step": 1}', '{"step": 1, "prompt": "", "steps": []}', "no JSON"])
