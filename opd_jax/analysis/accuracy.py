@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opd_jax import checks, inputs
+from opd_jax import config as configs
 from opd_jax.analysis import deviation as deviations
 from opd_jax.analysis import loaded
 from opd_jax.analysis.loaded import Model
@@ -13,6 +14,7 @@ from opd_jax.config import Config
 from opd_jax.data.problems import Problems
 from opd_jax.errors import InputError
 from opd_jax.evaluation import EvaluationInputs, MultiTurnEvaluator, WithGreedy, make_evaluator
+from opd_jax.recipes import base as recipes
 
 
 def evaluate(model: Model, config: Config | None = None, *, deviation: bool = False) -> dict[str, Any]:
@@ -73,6 +75,9 @@ def measure(model: Model, config: Config, *, deviation: bool, tell: Callable[[Pr
 
 def _evaluator(model: Model, config: Config, found: EvaluationInputs) -> Any:
   """Makes the evaluator: of a run's model, as its recipe does."""
+  if model.origin is None and not model.spec.cfg.causal:  # how it denoises is for the config's recipe to say
+    specs = inputs.load_student(configs.override(config, {"student": model.spec.name}), model.mesh)
+    return recipes.make(specs).evaluator("student", model.params, found, loaded.PROGRAMS)
   if model.origin is None:
     return make_evaluator(config, found, model.params, loaded.PROGRAMS)
   recipe, name = model.origin.recipe, model.origin.model

@@ -182,6 +182,13 @@ def test_a_run_is_evaluated_exported_and_read_again(config, tmp_path):
   opd_jax.export(tmp_path / "w", tmp_path / "out")
   cfg = hf_config.read(tmp_path / "out")
   assert cfg == CFG
+  of_directory = opd_jax.evaluate(opd_jax.load_model(tmp_path / "out"), config(**changes))
+  assert of_directory["length"]["max"] <= 8
+  with pytest.raises(InputError, match=r"configs/d_opsd\.py"):
+    opd_jax.evaluate(
+      opd_jax.load_model(tmp_path / "out"),
+      configs.override(configs.default(), {"data.path": "task:chain", "eval.max_tokens": 8}),
+    )
 
 
 @pytest.mark.parametrize(
