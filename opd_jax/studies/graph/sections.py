@@ -82,7 +82,7 @@ def errors_by_weight(results: Results) -> Figure:
   charts.ticks(ax, simulation.WEIGHTS, [f"{w:g}" for w in simulation.WEIGHTS])
   ax.set_xlabel("w, the weight of a state's other nodes")
   ax.set_ylabel("mean squared error of a step's credit")
-  plotting.from_zero(ax)
+  ax.set_ylim(bottom=0)
   figure.legend(handles=handles, loc="outside upper left", ncols=3)
   return figure
 
