@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from opd_jax.studies.results import How, Missing, Results, crossing
@@ -68,6 +69,32 @@ def seconds_down_to(results: Results, arm: str, targets: Mapping[int, float]) ->
 def by_seed(results: Results, analysis: str, value: Callable[[dict[str, Any]], float]) -> IntervalEstimate:
   """Estimate one number of an analysis, computed from the record of each seed."""
   return interval(value(record) for record in results.analysis(analysis).values())
+
+
+def less(a: Mapping[int, float], b: Mapping[int, float]) -> IntervalEstimate:
+  """Estimate a less b, paired by seed.
+
+  Raises:
+    Missing: they have no seed in common.
+  """
+  if not (seeds := sorted(a.keys() & b.keys())):
+    raise Missing("what is compared has no seed in common")
+  return interval(a[seed] - b[seed] for seed in seeds)
+
+
+def logged(results: Results, arm: str, key: str, over: Callable[[list[float]], float] = fmean) -> dict[int, float]:
+  """A number of the training records by seed, over the steps that have it: by default their mean.
+
+  Raises:
+    Missing: no step has it.
+  """
+  found = {}
+  for seed, run in results.runs(arm).items():
+    if values := [record[key] for record in run.train if record.get(key) is not None]:
+      found[seed] = over(values)
+  if not found:
+    raise Missing(f"no step of {arm} has logged {key}")
+  return found
 
 
 def points(label: str, estimate: IntervalEstimate) -> Evidence:

@@ -25,10 +25,8 @@ from opd_jax.studies.drpo.estimates import (
   collapsed,
   difference,
   largest_weight,
-  less,
-  logged,
 )
-from opd_jax.studies.evidence import known, lazily, points, times, verdict
+from opd_jax.studies.evidence import known, lazily, less, logged, points, times, verdict
 from opd_jax.studies.results import Results
 from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
 from opd_jax.studies.verdicts import (

@@ -1,13 +1,14 @@
 """The numbers of the study by seed, from its runs and from measures.py: areas, tuned areas, logged metrics, collapses."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 
+from opd_jax.studies.evidence import less, logged
 from opd_jax.studies.results import Missing, Results
-from opd_jax.studies.statistics import IntervalEstimate, interval
+from opd_jax.studies.statistics import IntervalEstimate
 
 COLLAPSE = 0.1  # of accuracy
 
@@ -47,35 +48,9 @@ def chosen(results: Results, arms: Sequence[str]) -> dict[int, str]:
   return {seed: max(arms, key=functools.partial(elsewhere, seed)) for seed in seeds}
 
 
-def less(a: dict[int, float], b: dict[int, float]) -> IntervalEstimate:
-  """Estimate a less b, paired by seed.
-
-  Raises:
-    Missing: they have no seed in common.
-  """
-  if not (seeds := sorted(a.keys() & b.keys())):
-    raise Missing("what is compared has no seed in common")
-  return interval(a[seed] - b[seed] for seed in seeds)
-
-
 def difference(results: Results, a: str, b: str) -> IntervalEstimate:
   """Estimate the area of arm a less that of arm b."""
   return less(area(results, a), area(results, b))
-
-
-def logged(results: Results, arm: str, key: str, over: Callable[[list[float]], float] = fmean) -> dict[int, float]:
-  """A number of the training records by seed, over the steps that have it: by default their mean.
-
-  Raises:
-    Missing: no step has it.
-  """
-  found = {}
-  for seed, run in results.runs(arm).items():
-    if values := [record[key] for record in run.train if record.get(key) is not None]:
-      found[seed] = over(values)
-  if not found:
-    raise Missing(f"no step of {arm} has logged {key}")
-  return found
 
 
 def largest_weight(results: Results, arm: str) -> dict[int, float]:

@@ -11,7 +11,8 @@ from opd_jax.studies.drpo.arms import (
   UPDATES,
   VACUOUS,
 )
-from opd_jax.studies.drpo.estimates import accuracy, area, collapsed, largest_weight, logged
+from opd_jax.studies.drpo.estimates import accuracy, area, collapsed, largest_weight
+from opd_jax.studies.evidence import logged
 from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.statistics import interval
 from opd_jax.studies.verdict_page import Section
