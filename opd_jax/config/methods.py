@@ -177,7 +177,7 @@ def branching(c: Config, scale: str) -> Config:
     c.batch = 16
     c.steps = 60
     c.graph.widths = (4, 2, 2)
-    c.graph.step_tokens = 8
+    c.graph.step_tokens = 9  # 12+34=46 and its stop token
     c.graph.delimiter = ","
     c.graph.state = "key"
     c.eval.every = 20

@@ -1,7 +1,8 @@
 """Does it help a masked diffusion model to be shown its own future? The arms that ask it, after arXiv:2606.18195.
 
-On 4 x 4 sudokus, and the main ones on countdown too (puzzles.py), whose arms are called countdown-*. Seed by seed, arms of one task start
-from the same student and read the same prompts in the same order. A step samples `ROLLOUTS` answers, of `TRIES` to a prompt, in every arm
+On 4 x 4 sudokus (puzzles.py): no student of countdown is there yet, since 900 steps of pre-training, 18 minutes, taught the form of its
+answers and none of the arithmetic (0 of 1,024 right). Seed by seed, all arms start from the same student and read the same prompts in
+the same order. A step samples `ROLLOUTS` answers, of `TRIES` to a prompt, in every arm
 but two: "one-try" has one to each of the prompts, as the paper's ablation, and "more-prompts" one to each of as many prompts as the
 others have answers.
 
@@ -28,6 +29,7 @@ SUDOKU: dict[str, Any] = {
   "rollouts_per_prompt": TRIES,
   "steps": STEPS,
   "optimizer.lr": LR,
+  "objective.entry_clip": 0.05,
   "sampling.temperature": 0.9,
   "eval.max_tokens": CANVAS,
   "eval.every": 10,
@@ -41,7 +43,6 @@ SUDOKU: dict[str, Any] = {
   "log.samples": 0,
   "log.tensorboard": False,
 }
-COUNTDOWN = SUDOKU | {"student": "builtin:countdown-student", "data.path": "task:countdown"}
 RHO = (0.0, 0.1, 0.25, 0.5)  # shares that are revealed; the third is the paper's
 LONG = 4 * STEPS
 
@@ -112,9 +113,6 @@ def arm(name: str, label: str, changes: dict[str, Any], base: dict[str, Any]) ->
   return ArmSpec(name, label, changes, base, "d_opsd")
 
 
-ARMS: tuple[ArmSpec, ...] = (
-  *(arm(*each, SUDOKU) for each in (*MAIN, *ABLATIONS)),
-  *(arm(f"countdown-{name}", label, changes, COUNTDOWN) for name, label, changes in MAIN),
-)
+ARMS: tuple[ArmSpec, ...] = (*(arm(*each, SUDOKU) for each in (*MAIN, *ABLATIONS)),)
 LABELS = {each.name: each.label for each in ARMS}
 SHORT = ("d-opsd", "samples", "reward", "unverified")

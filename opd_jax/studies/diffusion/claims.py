@@ -18,14 +18,14 @@ from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
 from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least
 
 
-def checked(results: Results, share: float, key: str = "not_given", task: str = "") -> dict[int, float]:
+def checked(results: Results, share: float, key: str = "not_given") -> dict[int, float]:
   """Collect a number of the teacher check by seed; "not_given": accuracy at positions that are not given, "right": of whole answers."""
-  found = results.analysis(f"{task}teacher-check")
+  found = results.analysis("teacher-check")
   return {seed: record["shares"][f"{share:g}"][key] for seed, record in found.items()}
 
 
-def _check_gain(results: Results, share: float, key: str = "not_given", task: str = "") -> IntervalEstimate:
-  given, nothing = checked(results, share, key, task), checked(results, 0.0, key, task)
+def _check_gain(results: Results, share: float, key: str = "not_given") -> IntervalEstimate:
+  given, nothing = checked(results, share, key), checked(results, 0.0, key)
   return interval(given[seed] - nothing[seed] for seed in given)
 
 
@@ -38,16 +38,6 @@ def the_future_helps(results: Results) -> Verdict:
     *known(
       *(lazily(points, f"sudoku, {100 * rho:g}% given", _check_gain, results, rho) for rho in (0.1, 0.5)),
       lazily(points, "whole answers that are right, sudoku, a quarter given", _check_gain, results, 0.25, "right"),
-      # Of a countdown's several answers, what is given tells which.
-      lazily(
-        points,
-        "whole answers that are right, countdown, a quarter given",
-        _check_gain,
-        results,
-        0.25,
-        "right",
-        "countdown-",
-      ),
     ),
   )
 
@@ -61,23 +51,18 @@ def learns(results: Results) -> Verdict:
     *less.points("d-OPSD less fine-tuning on unverified answers"),
     *known(
       *lazily_both("unverified answers less before", gain, results, "unverified"),
-      *lazily_both("countdown, d-OPSD less before", gain, results, "countdown-d-opsd"),
-      *lazily_both(
-        "countdown, less unverified answers", difference, results, "countdown-d-opsd", "countdown-unverified"
-      ),
     ),
   )
 
 
 def better(results: Results, a: str, b: str, because: str) -> Verdict:
-  """Compare two arms, on countdown too where both were run there."""
+  """Compare two arms."""
   found = both(difference, results, a, b)
   return verdict(
     found.decided(above, 0),
     because,
     *found.points("sudoku"),
     *known(
-      *lazily_both("countdown", difference, results, f"countdown-{a}", f"countdown-{b}"),
       *(
         lazily_both("less one try of eight times as many prompts", difference, results, a, "more-prompts")
         if b == "one-try"
@@ -94,7 +79,6 @@ def not_worse(results: Results, arm: str, because: str) -> Verdict:
     because,
     *found.points("sudoku"),
     *known(
-      *lazily_both("countdown", difference, results, f"countdown-{arm}", "countdown-d-opsd"),
       *lazily_both("10% of the steps", difference, results, "topd-10", "d-opsd"),
       *lazily_both("50% of the steps", difference, results, "topd-50", "d-opsd"),
       *lazily_both("ever more steps", difference, results, "popd", "d-opsd"),

@@ -32,17 +32,14 @@ CHECKED = 256  # problems of the teacher check
 def measure_all(
   arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """Ask all finished students of the sudokus for several answers, and check the teacher on both tasks; arguments as of `ask_all`."""
+  """Ask all finished students for several answers, and check the teacher; arguments as of `ask_all`."""
   arms, seeds = list(arms), list(seeds)
-  sudoku = [arm for arm in arms if not arm.name.startswith("countdown-")]
-  students.ask_all(measure_student, sudoku, seeds, out, changes, settings=ASKED)
+  students.ask_all(measure_student, arms, seeds, out, changes, settings=ASKED)
   settings = {"answers": ANSWERS, "checked": CHECKED, "rho": RHO}
-  for task, name in (("", "d-opsd"), ("countdown-", "countdown-d-opsd")):
-    arm = next(arm for arm in ARMS if arm.name == name)
-    for seed in seeds:
-      config = config_of(arm, seed, out, changes)
-      check = functools.partial(check_teacher, config)
-      measure(out, f"{task}teacher-check", seed, digest([config], settings), check)
+  arm = next(arm for arm in ARMS if arm.name == "d-opsd")
+  for seed in seeds:
+    config = config_of(arm, seed, out, changes)
+    measure(out, "teacher-check", seed, digest([config], settings), functools.partial(check_teacher, config))
 
 
 def measure_student(config: Config, path: pathlib.Path | None, program_cache: ProgramCache) -> dict[str, Any]:

@@ -9,22 +9,20 @@ from opd_jax.reports import plotting
 from opd_jax.studies import charts
 from opd_jax.studies.arm_spec import UNTRAINED
 from opd_jax.studies.charts import picture
-from opd_jax.studies.diffusion.arms import LABELS, MAIN, RHO
+from opd_jax.studies.diffusion.arms import LABELS, RHO
 from opd_jax.studies.evidence import both, gain
 from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.statistics import IntervalEstimate, interval
 from opd_jax.studies.verdict_page import Section
 
 TITLE = "Does it help to be shown one's own future?"
-INTRO = """The study of self-distillation of masked diffusion models on the built-in tasks sudoku and countdown (python -m opd_jax.study
-diffusion), after arXiv:2606.18195. Seed by seed, all arms of a task start from the same student and read the same prompts in the same order;
-a step samples 64 answers.
+INTRO = """The study of self-distillation of masked diffusion models on 4 x 4 sudokus (python -m opd_jax.study diffusion), after
+arXiv:2606.18195. Seed by seed, all arms start from the same student and read the same prompts in the same order; a step samples 64 answers.
 
 These are models of half a million parameters, and puzzles of twenty tokens. What holds here is a reason to expect it elsewhere, and what
 does not hold here is a reason to look."""
 
-SUDOKU = [name for name in LABELS if not name.startswith(("countdown-", "long"))]
-COUNTDOWN = [f"countdown-{name}" for name, _, _ in MAIN]
+SUDOKU = [name for name in LABELS if not name.startswith("long")]
 PAST = ("long", "long-no-clip", "long-samples")
 
 
@@ -43,7 +41,6 @@ def sections(results: Results) -> list[Section]:
       bars(results, SUDOKU),
       table(results, SUDOKU),
     ),
-    Section("Countdown", "The same.", bars(results, COUNTDOWN), table(results, COUNTDOWN)),
     Section(
       "On the way, and past it",
       "Accuracy at temperature 1 by step, over four times as many.",
@@ -116,25 +113,23 @@ def _mean(runs: dict, key: str) -> str:
 
 
 def check_table(results: Results) -> list[dict[str, str]]:
-  """List the teacher check of both tasks, by the share that is given."""
+  """List the teacher check, by the share that is given."""
   rows = []
-  for task, name in (("sudoku", ""), ("countdown", "countdown-")):
-    try:
-      found = results.analysis(f"{name}teacher-check")
-    except Missing:
-      continue
-    for rho in RHO:
-      of_share = [record["shares"][f"{rho:g}"] for record in found.values()]
-      rows.append(
-        {
-          "task": task,
-          "given": f"{100 * rho:g}%",
-          "accuracy where not given": _percent(interval(each["not_given"] for each in of_share)),
-          "answers that are right": _percent(interval(each["right"] for each in of_share)),
-          "pass@1 before": _percent(interval(record["pass"]["1"] for record in found.values())),
-          "pass@8 before": _percent(interval(record["pass"]["8"] for record in found.values())),
-        }
-      )
+  try:
+    found = results.analysis("teacher-check")
+  except Missing:
+    return rows
+  for rho in RHO:
+    of_share = [record["shares"][f"{rho:g}"] for record in found.values()]
+    rows.append(
+      {
+        "given": f"{100 * rho:g}%",
+        "accuracy where not given": _percent(interval(each["not_given"] for each in of_share)),
+        "answers that are right": _percent(interval(each["right"] for each in of_share)),
+        "pass@1 before": _percent(interval(record["pass"]["1"] for record in found.values())),
+        "pass@8 before": _percent(interval(record["pass"]["8"] for record in found.values())),
+      }
+    )
   return rows
 
 

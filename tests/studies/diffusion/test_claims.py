@@ -146,12 +146,12 @@ def test_more_is_solved_where_eight_answers_solve_more(after, status, tmp_path):
 
 def test_nothing_run_is_said_and_the_page_is_drawn_from_what_there_is(study_of, tmp_path):
   assert {verdict.status for verdict in decide(claims.CLAIMS, Results(tmp_path, SEEDS))} == {MISSING}
-  results = study_of({"d-opsd": 0.8, "samples": 0.8, "countdown-d-opsd": 0.6, "long": 0.8})
+  results = study_of({"d-opsd": 0.8, "samples": 0.8, "long": 0.8})
   assert decided(results, "better than its own samples").status == UNDECIDED
-  first, sudoku, countdown, past, several = sections.sections(results)
+  first, sudoku, past, several = sections.sections(results)
   assert not first.rows
   assert not several.rows
   assert sudoku.figure is not None
   assert past.figure is not None
   assert [row["arm"] for row in sudoku.rows] == ["d-OPSD", "fine-tuning on the accepted answers"]
-  assert countdown.rows[0]["rollout forwards"] == "640"
+  assert sudoku.rows[0]["rollout forwards"] == "640"
