@@ -118,7 +118,7 @@ def test_the_loss_is_its_formula(reduction, config, tmp_path):
   )
   prompts, rollout = experience.prompts, experience.rollout
   losses = []
-  for prompt in np.flatnonzero(chosen.weight):
+  for prompt in map(int, np.flatnonzero(chosen.weight)):
     row = prompt * step.n + int(chosen.number[prompt])
     for t in range(8):
       canvas = canvas_at(rollout.response[row], rollout.committed_at[row], t, MASK)[None]
@@ -295,7 +295,7 @@ def test_the_papers_loss_is_its_formula(config, tmp_path):
   seen = run.compiled.at(shape)["score"](run.state, frozen, *arguments, key)
   _, stats = experience.programs["update"](run.state, frozen, *arguments, np.int32(0), key)
   rollout, vocab, losses = experience.rollout, step.objective.vocab, []
-  for prompt in np.flatnonzero(chosen.weight):
+  for prompt in map(int, np.flatnonzero(chosen.weight)):
     row = prompt * step.n + int(chosen.number[prompt])
     answer, at = np.asarray(rollout.response[row]), np.asarray(rollout.committed_at[row])
     for t in range(8):
@@ -335,7 +335,7 @@ def test_the_rivals_learn_the_answers_tokens(target, config, tmp_path):
     return -np.asarray(jax.nn.log_softmax(logits))[np.arange(16), np.asarray(rollout.response[row])]
 
   if target == "samples":
-    for prompt in np.flatnonzero(chosen.weight):
+    for prompt in map(int, np.flatnonzero(chosen.weight)):
       row = prompt * n + int(chosen.number[prompt])
       for t in range(8):
         masked = np.asarray(rollout.committed_at[row]) >= t

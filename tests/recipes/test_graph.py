@@ -195,8 +195,8 @@ def test_states_by_a_frozen_encoder(config, tiny, tmp_path, monkeypatch):
     for node in range(1, len(tree.nodes)):
       steps = [token for token in tree.tokens(node) if token not in run.recipe.specs.sampling.stop_ids]
       text = f"{run.inputs.train.prompts[number]}\n{tokenizer.decode(steps)}"
-      ids = np.array([tokenizer(text, add_special_tokens=False)["input_ids"][-20:]])
-      hidden = np.asarray(decoder.hidden(params, cfg, ids, np.ones_like(ids, bool)))[0, -1]
+      ids = jnp.array([tokenizer(text, add_special_tokens=False)["input_ids"][-20:]])
+      hidden = np.asarray(decoder.hidden(params, cfg, ids, jnp.ones_like(ids, bool)))[0, -1]
       np.testing.assert_allclose(tree.nodes[node].state, hidden / np.linalg.norm(hidden), atol=1e-4)
   (record,) = read(tmp_path / "w", "train")
   assert record["state_tokens"] == 4 * (2 + 4) * 20
