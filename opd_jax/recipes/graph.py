@@ -138,7 +138,7 @@ class Graph(OPD):
     self._trees[step] = trees
     return Experience(step, prompts, self._rollout(run, trees), index, limit, shape, run.programs(shape))
 
-  def _allocate(self, tree: Branches, layer: int) -> Int[np.ndarray, "r"]:
+  def _allocate(self, tree: Branches, layer: int) -> Int[np.ndarray, " r"]:
     return tree.allocate(self.config.graph.widths[layer], self._rows[layer], self.config.graph.halve)
 
   def _prefixes(
@@ -196,7 +196,7 @@ class Graph(OPD):
     run: Run,
     programs: dict[str, jax.stages.Compiled],
     prefixes: Batch,
-    index: Int[np.ndarray, "p"],
+    index: Int[np.ndarray, " p"],
     trees: Sequence[Branches],
     new: Sequence[Sequence[int]],
   ) -> None:

@@ -208,7 +208,9 @@ def chosen_rows(tree, which: Int[Array, "q r"]):
   return jax.tree.map(take, tree)
 
 
-def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+def draw(
+  keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
   """Draw one token per row, with its log-probability under the distribution that it was drawn from.
 
   At temperature 0 it is the most likely token, with its log-probability at temperature 1.
@@ -259,7 +261,7 @@ def random_words(keys: jax.Array) -> UInt[Array, "B 2"]:
 
 def categorical(
   words: UInt[Array, "B 2"], logits: Float[Array, "B V"], axis: str | None = None
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
   """Draw from softmax(logits), with the log-probability, by two random numbers per row instead of V.
 
   A block of ids is drawn by its mass, then an id by its share of the block, each by inversion. The second number is
@@ -306,7 +308,7 @@ def num_blocks(V: int, devices: int = 128) -> int:
   return nearest if V / 16 <= nearest * nearest <= 16 * V else math.isqrt(V)
 
 
-def inverse_cdf(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Array, "B"]:
+def inverse_cdf(cumulative: Float[Array, "B n"], u: Float[Array, " B"]) -> Int[Array, " B"]:
   """Find the first index whose cumulative mass exceeds the fraction u, in [0, 1), of the total."""
   total = cumulative[:, -1:]
   below = jnp.minimum(u[:, None] * total, jnp.nextafter(total, 0.0))  # the product may round up to the total
