@@ -69,7 +69,7 @@ class Replay:
   def __init__(self, capacity: int, tau: float, tiers: int):
     self.capacity, self.tau = capacity, tau
     self.entries: dict[int, Entry] = {}
-    self.history = [dict.fromkeys(COUNTS, 0) for _ in range(tiers)]
+    self.history: list[dict[str, int]] = [dict.fromkeys(COUNTS, 0) for _ in range(tiers)]
     self._admitted = 0
 
   def __len__(self) -> int:
@@ -131,9 +131,9 @@ class Replay:
     self.history[entry.tier][kind] += 1
     return Event(kind, question, entry.tier, entry.visits)
 
-  def table(self) -> list[list[int]]:
-    """Returns the numbers of COUNTS by tier."""
-    return [[of_tier[name] for name in COUNTS] for of_tier in self.history]
+  def table(self) -> dict[str, list[int]]:
+    """Returns of each of COUNTS its numbers by tier."""
+    return {name: [of_tier[name] for of_tier in self.history] for name in COUNTS}
 
   def state(self) -> dict[str, Any]:
     """Returns the buffer and its history, as JSON."""
@@ -147,16 +147,15 @@ class Replay:
       LookupError, TypeError, ValueError: it is no such state.
     """
     entries = [Entry(*each) for each in state["entries"]]
-    numbers = [n for e in entries for n in dataclasses.astuple(e)] + [n for row in state["history"] for n in row]
+    history = [state["history"][name] for name in COUNTS]
+    numbers = [n for e in entries for n in dataclasses.astuple(e)] + [n for row in history for n in row]
     admissions = [e.admission for e in entries]
-    if not all(map(is_whole, [*numbers, state["admitted"]])) or [len(row) for row in state["history"]] != [
-      len(COUNTS)
-    ] * len(self.history):
+    if not all(map(is_whole, [*numbers, state["admitted"]])) or {len(row) for row in history} != {len(self.history)}:
       raise ValueError("no state of a replay buffer")
     if admissions != sorted(set(admissions)) or len({e.question for e in entries}) < len(entries):
       raise ValueError("the questions of a replay buffer are not in the order of their admission")
     if any(e.tier >= len(self.history) for e in entries) or any(a >= state["admitted"] for a in admissions):
       raise ValueError("a question of a replay buffer is of no tier")
     self.entries = {e.question: e for e in entries}
-    self.history = [dict(zip(COUNTS, row, strict=True)) for row in state["history"]]
+    self.history = [dict(zip(COUNTS, of_tier, strict=True)) for of_tier in zip(*history, strict=True)]
     self._admitted = state["admitted"]

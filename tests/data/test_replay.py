@@ -30,7 +30,8 @@ def test_questions_below_tau_enter_and_leave_once_they_reach_it():
   assert replay.observe([5, 7], [0.25, 0.5], [1, 2]) == [Event("graduated", 7, 1, 2)]
   assert list(replay.entries) == [5]
   assert replay.entries[5].tier == 0, "the tier at entry"
-  assert replay.table()[:2] == [[1, 0, 0, 1], [1, 1, 0, 2]]
+  counts = {"entered": [1, 1], "graduated": [0, 1], "evicted": [0, 0], "visits": [1, 2]}
+  assert {name: of_tiers[:2] for name, of_tiers in replay.table().items()} == counts
 
 
 def test_the_oldest_is_evicted_and_an_admission_of_one_that_is_there_keeps_its_age():
@@ -94,7 +95,8 @@ def test_a_checkpoint_has_all_of_it_and_what_is_none_is_refused():
     saved | {"entries": [[1, 0, 0, 7]]},
     saved | {"entries": [[1, 0, 0, "0"]]},
     saved | {"admitted": 0},
-    saved | {"history": [[0, 0, 0, 0]]},
+    saved | {"history": {"entered": [0]}},
+    saved | {"history": saved["history"] | {"visits": [0]}},
   ]
   for state in broken:
     with pytest.raises((LookupError, TypeError, ValueError)):
