@@ -513,18 +513,18 @@ class Zone(OPD):
   def _told_of_asked(self, run: Run, found: Collected) -> dict[str, Any]:
     """Counts what becomes of prompts with candidates: what they earn, and how often a response repeats a candidate's answer."""
     kinds, n = self.config.zone.kinds if self._augmented else (), self.step.n
-    told: dict[str, Any] = {f"prompts_{kind}": sum(each.kind == kind for each in found.asked) for kind in kinds}
+    told: dict[str, Any] = {PROMPTS[kind]: sum(each.kind == kind for each in found.asked) for kind in kinds}
     if found.of_asked is None:
       return told
     claims = list(map(self._reformulator(run).claim, found.of_asked.responses))
     reward = found.of_asked.reward.reshape(-1, n)
-    for kind in (kind for kind in kinds if told[f"prompts_{kind}"]):
+    for kind in (kind for kind in kinds if told[PROMPTS[kind]]):
       groups = [i for i, each in enumerate(found.asked) if each.kind == kind]
       repeats = [found.asked[i].repeats(claims[i * n : i * n + n]) for i in groups]
       told[f"reward_{kind}"] = float(reward[groups].mean())
       told[f"teaching_{kind}"] = float(advantages.teaches(reward[groups].reshape(-1), n).mean())
-      for which in {"bcq": ("right", "wrong"), "ncq": ("wrong",)}.get(kind, ()):
-        told[f"{kind}_repeats_{which}"] = float(np.mean([each[which] for each in repeats]))
+      for which, name in REPEATS.get(kind, {}).items():
+        told[name] = float(np.mean([each[which] for each in repeats]))
     return told
 
   def _metrics(
@@ -538,6 +538,9 @@ class Zone(OPD):
     """Loads the teacher as one that writes: no update reads it."""
     found = super().frozen(teachers=teachers)
     return dataclasses.replace(found, teachers=(), speaker=next(iter(found.teachers), None))
+
+  def _frozen_on_devices(self, run: Run) -> FrozenModels:
+    return dataclasses.replace(super()._frozen_on_devices(run), speaker=None)  # no update knows the teacher
 
   # Programs.
 
@@ -599,13 +602,12 @@ class Zone(OPD):
       step = dataclasses.replace(DistillationStep.from_specs(self.specs), teachers=())
       batch = self.abstract_prompts(shape)
       yield from lowering.step_programs(step, shape.width, state, frozen_models, batch)
-    elif shape.kind in ("step", "asked"):
+      return
+    frozen_models = dataclasses.replace(frozen_models, speaker=None)
+    if shape.kind in ("step", "asked"):
       places = self.places.plain if shape.kind == "step" else self.places.asked
-      params = self.step.behavior_params(state.params, frozen_models)
-      yield (
-        "rollout",
-        lowering.rollout_program(self.step, shape.width, params, self._abstract(places, shape.prompt))[0](),
-      )
+      params, batch = self.step.behavior_params(state.params, frozen_models), self._abstract(places, shape.prompt)
+      yield "rollout", lowering.rollout_program(self.step, shape.width, params, batch)[0]()
     elif shape.kind == "join":
       yield "join", self._lower_join(shape, state, frozen_models)
     elif shape.kind == "update":
@@ -663,6 +665,11 @@ class Zone(OPD):
 
 
 RECIPE = Zone
+PROMPTS = {"bcq": "prompts_bcq", "ncq": "prompts_ncq", "hint": "prompts_hint", "prefix": "prompts_prefix"}
+REPEATS = {
+  "bcq": {"right": "bcq_repeats_right", "wrong": "bcq_repeats_wrong"},
+  "ncq": {"wrong": "ncq_repeats_wrong"},
+}
 SUMMED = ("verifier_timeouts", "verifier_errors", "verified")
 
 
@@ -724,8 +731,8 @@ def _check(specs: Specs) -> None:
       f"{positions} positions (max_position_embeddings); lower one of the two."
     )
   longest = max(z.teacher_tokens or c.horizon.max, c.candidates.max_tokens)
-  if specs.teachers and longest + c.data.max_prompt > specs.teachers[0].cfg.max_positions:
+  if specs.teachers and longest >= specs.teachers[0].cfg.max_positions:
     raise InputError(
-      f"config.data.max_prompt is {c.data.max_prompt}, and the teacher writes {longest} tokens (zone.teacher_tokens or horizon.max, "
-      f"candidates.max_tokens), and has {specs.teachers[0].cfg.max_positions} positions; lower one of them."
+      f"The teacher is to write {longest} tokens (the most of zone.teacher_tokens or horizon.max, and candidates.max_tokens), and has "
+      f"{specs.teachers[0].cfg.max_positions} positions with the prompt's (max_position_embeddings); lower the keys."
     )
