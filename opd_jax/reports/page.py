@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from opd_jax.config import expanded_path
-from opd_jax.data import denoised, scored
+from opd_jax.data import branched, denoised, scored
 from opd_jax.errors import InputError
 from opd_jax.reports import canvases, figures, graphs, reward, tokens
 from opd_jax.reports.comparison import Arm, Comparison
