@@ -92,6 +92,7 @@ def test_prompts_stay_below_their_cap_by_shortening_all_candidates_alike(tokeniz
     if most < 7:
       assert ids is None
       continue
+    assert ids is not None
     assert len(ids) <= most
     first, second = text_of(ids, tokenizer).removeprefix("12:").removesuffix("=").split(":")
     assert len(first) == len(second) >= min(5, (most - 5) // 2)

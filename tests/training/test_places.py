@@ -1,6 +1,7 @@
 """Places for prompts of two kinds: how many, what stands in them, and that mini-batches never split a group."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +37,9 @@ def test_groups_stand_before_empty_places_each_with_its_own_prompt_and_responses
   places = Places.of(3, 2, 1, 4)
   order, live = places.order(2, 1)
   assert (order.tolist(), live.tolist()) == ([0, 1, 3, 0, 0, 0, 0, 0], [True] * 3 + [False] * 5)
-  batch, rollout = joined([answered(10, 3, 2), answered(20, 2, 4)], order, live, width=5, pad_id=7)
+  batch, rollout = joined(
+    [answered(10, 3, 2), answered(20, 2, 4)], jnp.asarray(order), jnp.asarray(live), width=5, pad_id=7
+  )
   assert batch.prompt[:3].tolist() == [[7, 7, 7, 10, 10], [7, 7, 7, 11, 11], [7, 20, 20, 20, 20]]
   assert batch.prompt_mask.sum(axis=1)[:3].tolist() == [2, 2, 4]
   assert rollout.response[: 3 * N, 0].tolist() == [10, 10, 11, 11, 20, 20]
@@ -49,9 +52,9 @@ def test_mini_batches_have_whole_groups_and_as_many_of_each_kind():
 
   places = Places.of(4, 2, 1, 2)
   order, live = places.order(4, 2)
-  batch = joined([answered(10, 4, 2), answered(20, 2, 4)], order, live, width=4, pad_id=0)
+  batch = joined([answered(10, 4, 2), answered(20, 2, 4)], jnp.asarray(order), jnp.asarray(live), width=4, pad_id=0)
   step = dataclasses.replace(STEP, mini_batches=2)
-  parts = [step._mini_batch((*batch, None), np.int32(part)) for part in range(2)]
+  parts = [step._mini_batch((*batch, None), jnp.int32(part)) for part in range(2)]
   groups = [np.asarray(part[0].prompt[:, -1]).tolist() for part in parts]
   assert groups == [[10, 12, 20], [11, 13, 21]]
   for part, of_part in zip(parts, groups, strict=True):
