@@ -34,10 +34,14 @@ PARTS = {
 }
 
 
-def hardest(rates: Sequence[float], tau: float, most: int) -> list[int]:
-  """Lists the questions that earn less than tau, the lowest first and those before others of the same rate; `most` at most."""
-  below = [i for i, rate in enumerate(rates) if rate < tau]
-  return sorted(below, key=lambda i: rates[i])[:most]
+def hardest(rates: Sequence[float], tau: float, most: int, rng: np.random.Generator) -> list[int]:
+  """Lists the questions that earn less than tau, the lowest first; `most` at most.
+
+  Args:
+    rng: orders those of the same rate. Most hard questions earn nothing at all, and in any fixed order some would never be asked anew.
+  """
+  tie = rng.permutation(len(rates))
+  return sorted((i for i, rate in enumerate(rates) if rate < tau), key=lambda i: (rates[i], tie[i]))[:most]
 
 
 def possible(kinds: Sequence[str], right: int, wrong: int, *, wrong_pair: bool = False) -> list[str]:

@@ -21,7 +21,7 @@ Choices of ours, where the paper leaves them open: no entropy bonus; 1e-6 beside
 dealt out, so that each has as many of every kind; a question of the buffer that is a new prompt of the step is not drawn; the teacher is
 asked about the kept questions alone, since no other's answers are used; a response that was cut is no candidate, since its missing end would
 tell; where fewer prompts can be made than rho_aug there are fewer. A step has as many places for prompts always, and so the same programs: empty
-ones repeat a prompt, with weight 0.
+ones repeat a prompt, with weight 0. Of hard questions of one rate it is drawn which are kept.
 
 A step that was killed begins again: the same keys draw the same questions, rollouts and candidates.
 
@@ -31,6 +31,7 @@ Dimensions: s places for prompts, n rollouts of each, B = s n rows, P prompt wid
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -212,12 +213,12 @@ class Zone(OPD):
   @property
   def _replayed(self) -> int:
     """Questions of the buffer in a step, at most."""
-    return int(self.config.zone.replay * self.config.batch)
+    return _share(self.config.zone.replay, self.config.batch)
 
   @property
   def _augmented(self) -> int:
     """Prompts with candidates in a step, at most."""
-    return int(self.config.zone.augment * self.config.batch) if self.config.zone.kinds else 0
+    return _share(self.config.zone.augment, self.config.batch) if self.config.zone.kinds else 0
 
   @functools.cached_property
   def places(self) -> Places:
@@ -335,13 +336,14 @@ class Zone(OPD):
     """Makes the prompts with candidates of a step, and what is recorded of that."""
     z, n, train = self.config.zone, self.step.n, run.inputs.train
     rates = judged.reward.reshape(-1, n).mean(axis=1).tolist()
-    kept = hardest(rates, z.tau, self._augmented)
+    seed = _seed(run.key(keys.Use.CANDIDATES, step))
+    kept = hardest(rates, z.tau, self._augmented, np.random.default_rng(seed))
     right, counts = self._right(run, step, [questions[i] for i in kept])
     wrong = [[judged.responses[row] for row in range(i * n, i * n + n) if not judged.solved[row]] for i in kept]
     numbers = [questions[i] for i in kept]
     hard = [HardQuestion(q, train.prompts[q], a, b) for q, a, b in zip(numbers, right, wrong, strict=True)]
     reformulator = self._reformulator(run)
-    drawn = reformulator.draw(hard, self._augmented, _seed(run.key(keys.Use.CANDIDATES, step)))
+    drawn = reformulator.draw(hard, self._augmented, seed)
     before = self._tokens_of_teacher
     asked = reformulator.write(drawn, self._short(run, step, reformulator, drawn))
     run.clock.lap("converse")
@@ -678,6 +680,11 @@ def _speaker(frozen: FrozenModels) -> Params:
   return frozen.base if frozen.speaker is None else frozen.speaker  # pyright: ignore[reportReturnType]
 
 
+def _share(share: float, number: int) -> int:
+  """Rounds a share of a number down, but not for the sake of a float's last digit."""
+  return math.floor(share * number + 1e-9)
+
+
 def _seed(key: jax.Array) -> int:
   """Makes a seed of a key, one that every library takes."""
   return int(jax.random.bits(key)) >> 1
@@ -691,6 +698,7 @@ def _check(specs: Specs) -> None:
   """
   c, z = specs.config, specs.config.zone
   fixed = {
+    "context.kind": "same",
     "horizon.kind": "full",
     "rollout.by": "student",
     "rollout.ahead": False,
@@ -712,14 +720,15 @@ def _check(specs: Specs) -> None:
     raise InputError(
       f"config.zone.teacher_url is {z.teacher_url!r}, and this version has no client of endpoints; leave it empty, and name config.teacher."
     )
-  if len(specs.teachers) > 1:
+  teachers = configs.teacher_names(c)
+  if len(teachers) > 1:
     raise InputError("config.teachers names several, and the recipe 'zone' asks one; name it in config.teacher.")
-  if int(z.augment * c.batch) < 1:
+  if not _share(z.augment, c.batch):
     return
   needs = [kind for kind in z.kinds if kind in NEEDS_TEACHER]
   if c.candidates.compressor == "teacher" and set(z.kinds) & {"bcq", "ncq"}:
     needs.append("config.candidates.compressor='teacher'")
-  if needs and not specs.teachers:
+  if needs and not teachers:
     raise InputError(
       f"config.teacher is '', and {needs[0]} needs one that writes; name a teacher, or set config.zone.kinds=('ncq',) and "
       "config.candidates.compressor=truncate."

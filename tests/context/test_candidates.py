@@ -26,6 +26,10 @@ WRITTEN = Candidates(
 RENDERING = Rendering()
 
 
+def rng(seed: int) -> np.random.Generator:
+  return np.random.default_rng(seed)
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
   from opd_jax.data import tokenizer as tokenizers
@@ -36,10 +40,19 @@ def tokenizer(tmp_path_factory):
 
 
 def test_the_hardest_come_first_and_only_those_below_tau():
-  assert hardest([0.25, 0.5, 0.0, 1.0, 0.25, 0.125], 0.5, 10) == [2, 5, 0, 4]
-  assert hardest([0.25, 0.5, 0.0, 1.0, 0.25, 0.125], 0.5, 3) == [2, 5, 0]
-  assert hardest([0.5, 1.0], 0.5, 3) == []
-  assert hardest([0.0], 0.5, 0) == []
+  rates = [0.25, 0.5, 0.0, 1.0, 0.3, 0.125]
+  assert hardest(rates, 0.5, 10, rng(0)) == [2, 5, 0, 4]
+  assert hardest(rates, 0.5, 3, rng(0)) == [2, 5, 0]
+  assert hardest([0.5, 1.0], 0.5, 3, rng(0)) == []
+  assert hardest([0.0], 0.5, 0, rng(0)) == []
+
+
+def test_questions_of_one_rate_have_the_same_chance():
+  kept = [hardest([0.0, 0.25, 0.0, 0.0], 0.5, 2, rng(seed)) for seed in range(300)]
+  counts = np.bincount([i for each in kept for i in each], minlength=4)
+  assert counts[1] == 0
+  assert (np.abs(counts[[0, 2, 3]] - 200) < 40).all()
+  assert hardest([0.0] * 5, 0.5, 5, rng(1)) == hardest([0.0] * 5, 0.5, 5, rng(1))
 
 
 def test_no_bcq_without_a_right_candidate_and_no_prompt_without_a_wrong_one():

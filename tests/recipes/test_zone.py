@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from opd_jax import config as configs
-from opd_jax import tasks
+from opd_jax import inputs, tasks
 from opd_jax.errors import InputError
 from opd_jax.models import decoder
 from opd_jax.recipes import base
@@ -347,6 +347,27 @@ def test_a_step_without_hard_questions_asks_nothing_anew(config, tmp_path, monke
     assert (record["hard"], record["prompts_bcq"], record["buffer"], record["empty_places"]) == (0, 0, 0, 4)
   assert teacher.calls == []
   assert int(run.state.empty) == 4
+
+
+def test_its_student_is_evaluated_without_a_teacher(config, tmp_path):
+  c = config(steps=1)
+  run = opened(c, tmp_path / "w", Scripted())
+  train_run(run)
+  recipe = base.make(inputs.load_student(c, run.inputs.mesh))
+  models, step = base.saved_models(recipe, run.workdir.root)
+  assert step == 1
+  jax.tree.map(np.testing.assert_array_equal, models["student"], run.state.params)
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapter"])
+def test_the_student_before_training_can_be_the_teacher(rank, config, tmp_path):
+  c = config(steps=2, teacher="initial", **{"lora.rank": rank, "log.rollouts": 2})
+  run = train(c, tmp_path / "w")
+  assert (run.frozen.speaker is None) == bool(rank), "an adapter's base is read once"
+  records = read(tmp_path / "w", "train")
+  assert any(record["teacher_tokens"] for record in records)
+  assert all(record["logprob_gap"] < 1e-4 for record in records)
+  assert len((tmp_path / "w" / "rollouts.jsonl").read_text().splitlines()) == 2 * 2
 
 
 def test_a_plan_lowers_a_step_of_the_new_prompts(config):
