@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from opd_jax import inputs
-from opd_jax.config import Config
+from opd_jax.config import Config, horizon_unit
 from opd_jax.data import chat
 from opd_jax.data.problems import Problems
 from opd_jax.horizon import schedule as horizons
