@@ -48,7 +48,7 @@ class Inputs(specs.Specs):
   )  # where those of training and evaluation run
   warnings: tuple[str, ...] = ()
 
-  def prompts(self, rows: Int[np.ndarray, "b"]) -> pipeline.Prompts:
+  def prompts(self, rows: Int[np.ndarray, " b"]) -> pipeline.Prompts:
     """Makes the endless batches of prompts, of which this process makes these rows."""
     train = self.train
     return pipeline.Prompts(

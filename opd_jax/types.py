@@ -19,7 +19,7 @@ class Batch:
   prompt: Int[Array, "B P"]  # left-padded token ids
   prompt_mask: Bool[Array, "B P"]  # true on real tokens
   teacher_weight: Float[Array, "B K"] | None = None  # with several teachers: the weight of each; rows sum to 1
-  number: Int[Array, "B"] | None = None  # what a prompt's random numbers follow; None: its place in the batch
+  number: Int[Array, " B"] | None = None  # what a prompt's random numbers follow; None: its place in the batch
   teacher_prompt: Int[Array, "B Q"] | None = None  # what teachers read instead, left-padded to a width of its own
   teacher_prompt_mask: Bool[Array, "B Q"] | None = None
 
@@ -38,7 +38,7 @@ class Rollout:
   response: Int[Array, "B H"]  # pad after the last token
   mask: Bool[Array, "B H"]  # true up to and including the stop token; a cut row has no stop token
   behavior_logprob: Float[Array, "B H"]  # log-probability under the distribution sampled from; 0 outside the mask
-  ended: Bool[Array, "B"]  # a stop token was produced
+  ended: Bool[Array, " B"]  # a stop token was produced
   recorded_ids: Int[Array, "B H k"] | None = (
     None  # the most likely ids of each draw, where Sampling.recorded asks for them
   )
@@ -51,15 +51,15 @@ class RowContext:
 
   prompt: Int[Array, "B Q"]  # left-padded token ids
   prompt_mask: Bool[Array, "B Q"]
-  taught: Bool[Array, "B"]  # false: there is nothing to tell the teacher, and the row is not in the divergence's mean
+  taught: Bool[Array, " B"]  # false: there is nothing to tell the teacher, and the row is not in the divergence's mean
 
 
 @flax.struct.dataclass
 class Credit:
   """What is known of each row beside its tokens: what a verifier's reward says of it, and what its teacher reads."""
 
-  advantage: Float[Array, "B"] | Float[Array, "B H"] | None = None  # of all of a row's tokens, or of each
-  counted: Bool[Array, "B"] | None = None  # false: the row is not in the mean of the reward's term
+  advantage: Float[Array, " B"] | Float[Array, "B H"] | None = None  # of all of a row's tokens, or of each
+  counted: Bool[Array, " B"] | None = None  # false: the row is not in the mean of the reward's term
   context: RowContext | None = None
   token_weight: Float[Array, "B H"] | None = None  # in that mean, up to a factor; None: as objective.normaliser says
 

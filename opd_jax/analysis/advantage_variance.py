@@ -68,7 +68,7 @@ def variances(measured: Measurements, discount: float = 0.9, tokens: int = 0) ->
   }
 
 
-def proposition_1(T: int, delta: float) -> Float[np.ndarray, "T"]:
+def proposition_1(T: int, delta: float) -> Float[np.ndarray, " T"]:
   """The variance of the sequence-level advantage at n = 1 ... T where sigma_k = delta k.
 
   delta^2 [T (T + 1) (2 T + 1) - (n - 1) n (2 n - 1)] / 6, of order delta^2 T^3 at n = 1.
@@ -77,14 +77,14 @@ def proposition_1(T: int, delta: float) -> Float[np.ndarray, "T"]:
   return delta**2 * (T * (T + 1) * (2 * T + 1) - (n - 1) * n * (2 * n - 1)) / 6
 
 
-def variance(a: Float[np.ndarray, "N H"], mask: Bool[np.ndarray, "N H"]) -> Float[np.ndarray, "H"]:
+def variance(a: Float[np.ndarray, "N H"], mask: Bool[np.ndarray, "N H"]) -> Float[np.ndarray, " H"]:
   """The unbiased variance at every position, over the rows that have it."""
   a, count = a.astype(np.float64), mask.sum(axis=0)
   mean = np.sum(a, axis=0, where=mask) / count
   return np.sum((a - mean) ** 2, axis=0, where=mask) / (count - 1)
 
 
-def independent(own: Float[np.ndarray, "H"], count: Int[np.ndarray, "H"], discount: float) -> Float[np.ndarray, "H"]:
+def independent(own: Float[np.ndarray, " H"], count: Int[np.ndarray, " H"], discount: float) -> Float[np.ndarray, " H"]:
   """The variance of advantages if the r_k were independent, from the variances `own` of the r_k.
 
   sum_{k >= n} discount^(2 (k - n)) own_k, each term by the share of the rows at n that have position k too.
@@ -103,7 +103,7 @@ def to_go(a: Float[np.ndarray, "*b H"], discount: float) -> Float[np.ndarray, "*
   return out
 
 
-def exponent(sigma: Float[np.ndarray, "H"], count: Int[np.ndarray, "H"]) -> float | None:
+def exponent(sigma: Float[np.ndarray, " H"], count: Int[np.ndarray, " H"]) -> float | None:
   """Fit p of sigma_k = a k^p by a straight line through the logarithms; None where fewer than two positions have noise.
 
   A position weighs as much as the rows and the variance it has: at separators sigma is nearly 0, and what is left of it
@@ -119,7 +119,7 @@ def exponent(sigma: Float[np.ndarray, "H"], count: Int[np.ndarray, "H"]) -> floa
 
 
 def _fitted(
-  name: str, shape: Float[np.ndarray, "H"], measured: Float[np.ndarray, "H"], count: Int[np.ndarray, "H"]
+  name: str, shape: Float[np.ndarray, " H"], measured: Float[np.ndarray, " H"], count: Int[np.ndarray, " H"]
 ) -> dict[str, Any]:
   """Fit the law measured = scale^2 shape, and the share of the variance over positions that it explains."""
   square = (count * shape * measured).sum() / (count * shape**2).sum()

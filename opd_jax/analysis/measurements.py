@@ -26,7 +26,7 @@ class Measurements:
 
   response: Int[np.ndarray, "N H"]  # token ids, pad after the last
   mask: Bool[np.ndarray, "N H"]  # up to and including the stop token
-  correct: Bool[np.ndarray, "N"]  # by the task's verifier
+  correct: Bool[np.ndarray, " N"]  # by the task's verifier
   kl: Float[np.ndarray, "N H"]  # KL(student || teacher), full vocabulary
   forward_kl: Float[np.ndarray, "N H"]  # KL(teacher || student), full vocabulary
   student_entropy: Float[np.ndarray, "N H"]
@@ -42,7 +42,7 @@ class Measurements:
   overlap: Float[np.ndarray, "N H"] | None = None  # of the top log.overlap_k; None where that is 0
 
   @property
-  def length(self) -> Int[np.ndarray, "N"]:
+  def length(self) -> Int[np.ndarray, " N"]:
     """Tokens of each response, its stop token included."""
     return self.mask.sum(axis=1)
 
@@ -93,7 +93,7 @@ def truth(
   return Truth(token, known, right, decisive, off_path)
 
 
-def survivors(measured: Measurements, tokens: int) -> Bool[np.ndarray, "N"]:
+def survivors(measured: Measurements, tokens: int) -> Bool[np.ndarray, " N"]:
   """Select the rows that have at least so many tokens: the same ones at every position below.
 
   Late positions hold long responses only. A mean over all rows that are still there mixes that selection with what the

@@ -167,7 +167,7 @@ class Panel:
       parts.append(hosts.all_gather_to_host(program(params, batch, key, np.int32(limit))))
     return jax.tree.map(lambda *a: np.concatenate(a)[: len(ids)], *parts)
 
-  def verify(self, rollout: Rollout) -> Bool[np.ndarray, "N"]:
+  def verify(self, rollout: Rollout) -> Bool[np.ndarray, " N"]:
     """Verify every response with the task's verifier."""
     texts = decode(self.inputs.tokenizer, rollout.response, rollout.mask, self.student_generator.sampling.stop_ids)  # pyright: ignore[reportArgumentType]: numpy
     rows = zip(texts, self.answers, rollout.ended, prompt_ends(self.inputs.tokenizer, self.ids), strict=True)

@@ -110,12 +110,12 @@ class TokenDivergence(NamedTuple):
   """The divergence of two models at every token of a response, with what each gave the token; in nats."""
 
   tokens: list[str]  # n, each decoded alone
-  ids: Int[np.ndarray, "n"]
-  divergence: Float[np.ndarray, "n"]  # over the whole vocabulary, given everything before the token
-  logprob: Float[np.ndarray, "n"]  # the student's, of the token
-  teacher_logprob: Float[np.ndarray, "n"]
-  student_entropy: Float[np.ndarray, "n"]
-  teacher_entropy: Float[np.ndarray, "n"]
+  ids: Int[np.ndarray, " n"]
+  divergence: Float[np.ndarray, " n"]  # over the whole vocabulary, given everything before the token
+  logprob: Float[np.ndarray, " n"]  # the student's, of the token
+  teacher_logprob: Float[np.ndarray, " n"]
+  student_entropy: Float[np.ndarray, " n"]
+  teacher_entropy: Float[np.ndarray, " n"]
 
 
 def token_divergence(

@@ -46,11 +46,11 @@ class SelfFuture:
   def revealed(
     self,
     committed_at: Int[Array, "B H"],
-    step: Int[Array, "B"],
-    block_of_step: Int[Array, "B"],
-    first_stop: Int[Array, "B"],
+    step: Int[Array, " B"],
+    block_of_step: Int[Array, " B"],
+    first_stop: Int[Array, " B"],
     order: Float[Array, "B H"],
-    rounding: Float[Array, "B"],
+    rounding: Float[Array, " B"],
   ) -> Bool[Array, "B H"]:
     """Choose R.
 
@@ -80,8 +80,8 @@ class SelfFuture:
   def candidates(
     self,
     committed_at: Int[Array, "B H"],
-    step: Int[Array, "B"],
-    block_of_step: Int[Array, "B"],
+    step: Int[Array, " B"],
+    block_of_step: Int[Array, " B"],
     revealed: Bool[Array, "B H"],
   ) -> Bool[Array, "B H"]:
     """Tell which positions K is chosen from."""
@@ -96,7 +96,7 @@ class SelfFuture:
     self,
     candidates: Bool[Array, "B H"],
     committed_at: Int[Array, "B H"],
-    step: Int[Array, "B"],
+    step: Int[Array, " B"],
     confidence: Float[Array, "B H"],
     k: int,
   ) -> tuple[Int[Array, "B k"], Bool[Array, "B k"]]:
@@ -114,7 +114,7 @@ class SelfFuture:
     return positions, jnp.arange(k) < number[:, None]
 
 
-def _count(a: Bool[Array, "B H"]) -> Int[Array, "B"]:
+def _count(a: Bool[Array, "B H"]) -> Int[Array, " B"]:
   return jnp.sum(a, axis=1, dtype=jnp.int32)
 
 
@@ -125,7 +125,7 @@ def _rank(order: Float[Array, "B H"]) -> Int[Array, "B H"]:
 def recorded(
   committed_at: Int[Array, "B H"],
   stops: Bool[Array, "B H"],
-  step: Int[Array, "s"],
+  step: Int[Array, " s"],
   steps_of_block: int,
   total: int,
   kind: str,

@@ -40,7 +40,7 @@ class Prompts:
     teacher_prompt_len: the padded length of the teachers' prompts; 0 where they read the student's.
   """
 
-  index: Int[np.ndarray, "b"]
+  index: Int[np.ndarray, " b"]
 
   def __init__(
     self,
@@ -50,7 +50,7 @@ class Prompts:
     pad_id: int,
     seed: int,
     shuffle: bool = True,
-    rows: Int[np.ndarray, "b"] | None = None,
+    rows: Int[np.ndarray, " b"] | None = None,
     teacher_ids: Sequence[Sequence[int]] | None = None,
     origin: Mapping[str, str] | None = None,
     mixture: Sequence[tuple[int, float]] = (),

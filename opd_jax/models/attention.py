@@ -98,7 +98,7 @@ def attend_causal(
   T = q.shape[1]
   at = None if window is None else positions_of(mask)
 
-  def visible(positions: Int[Array, "t"]) -> Bool[Array, "B t T"]:
+  def visible(positions: Int[Array, " t"]) -> Bool[Array, "B t T"]:
     causal = jnp.arange(T) <= positions[:, None]
     seen = causal[None] & mask[:, None, :]
     if at is not None and window is not None:
@@ -123,7 +123,7 @@ def _attend_in_blocks(
   q: Float[Array, "B T N h"],
   k: Float[Array, "B T K h"],
   v: Float[Array, "B T K h"],
-  visible: Callable[[Int[Array, "t"]], Bool[Array, "B t T"]],
+  visible: Callable[[Int[Array, " t"]], Bool[Array, "B t T"]],
   block: int,
 ) -> Float[Array, "B T N h"]:
   """Attend from blocks of queries, of which `visible` tells by their positions what each sees."""

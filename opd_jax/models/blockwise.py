@@ -163,7 +163,7 @@ class Prompt(NamedTuple):
 
   k: Float[Array, "K P h"]
   v: Float[Array, "K P h"]
-  mask: Bool[Array, "P"]
+  mask: Bool[Array, " P"]
   reach: Reach | None
 
 
@@ -275,7 +275,7 @@ def _visible_to_all(
   return jax.vmap(lambda mask, reach: _visible(q[0], mask, reach, start, end))(mask, reach)[:, None]
 
 
-def _visible(q, mask: Bool[Array, "T"], reach: Reach | None, start: int, end: int) -> Bool[Array, "Gt end"]:
+def _visible(q, mask: Bool[Array, " T"], reach: Reach | None, start: int, end: int) -> Bool[Array, "Gt end"]:
   """Mark the keys that each query of a block may attend to, once for every query head of a group."""
   visible = (jnp.arange(end) <= jnp.arange(start, end)[:, None]) & mask[:end]
   if reach is not None:

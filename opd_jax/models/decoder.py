@@ -302,7 +302,7 @@ def rope_tables(cfg: DecoderConfig, positions: Int[Array, "B T"]) -> tuple[Array
   return rope.tables(cfg.head_width, cfg.rope_theta, cfg.rope_scaling, positions)
 
 
-def norm(x: Float[Array, "*b D"], scale: Float[Array, "D"], cfg: DecoderConfig) -> Float[Array, "*b D"]:
+def norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], cfg: DecoderConfig) -> Float[Array, "*b D"]:
   """Apply a norm of the model."""
   return rms_norm(x, 1.0 + scale.astype(jnp.float32) if cfg.zero_centred_norms else scale, cfg.norm_eps)
 
@@ -328,7 +328,7 @@ def scale_queries(q: Float[Array, "B T *n h"], cfg: DecoderConfig) -> Float[Arra
   return q * jnp.asarray(math.sqrt(cfg.head_width / cfg.query_scalar), q.dtype)
 
 
-def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*b D"]:
+def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*b D"]:
   """Apply the root-mean-square norm over the last axis, in fp32."""
   y = x.astype(jnp.float32)
   y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)

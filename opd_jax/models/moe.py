@@ -195,9 +195,9 @@ def sparse(
 class Pairs(NamedTuple):
   """Pairs of a token and one of its experts, numbered in the order of `chosen`, those of an expert together."""
 
-  order: Int[Array, "p+b"]  # those of experts elsewhere at the end, and room for a block
-  begin: Int[Array, "E"]  # where in it an expert's pairs begin
-  size: Int[Array, "E"]  # and how many they are
+  order: Int[Array, " p+b"]  # those of experts elsewhere at the end, and room for a block
+  begin: Int[Array, " E"]  # where in it an expert's pairs begin
+  size: Int[Array, " E"]  # and how many they are
 
   def one_expert(self, i: Array, b: int) -> tuple[Array, Array]:
     """The expert of block i and its b pairs, where no block holds pairs of two experts."""
@@ -212,7 +212,7 @@ class Pairs(NamedTuple):
     inside = lambda position: jnp.clip(position - i * b, 0, b)
     return inside(self.begin + self.size) - inside(self.begin), self._slice(i * b, jnp.sum(self.size) - i * b, b)
 
-  def _slice(self, start: Array, size: Array, b: int) -> Int[Array, "b"]:
+  def _slice(self, start: Array, size: Array, b: int) -> Int[Array, " b"]:
     """The b pairs from `start`; where there are fewer, a number out of range, as its token is too, stands for none."""
     none = len(self.order)
     return jnp.where(jnp.arange(b) < size, lax.dynamic_slice_in_dim(self.order, start, b), none)
@@ -225,7 +225,7 @@ def _pairs(chosen: Int[Array, "n k"], E: int, b: int) -> Pairs:
   return Pairs(jnp.pad(jnp.argsort(expert), (0, b)), jnp.cumsum(size) - size, size)
 
 
-def _swiglu(product, x: Float[Array, "b D"], share: Float[Array, "b"], w: Experts) -> Float[Array, "b D"]:
+def _swiglu(product, x: Float[Array, "b D"], share: Float[Array, " b"], w: Experts) -> Float[Array, "b D"]:
   """The experts' SwiGLU with this matrix product, weighted by each pair's share."""
   hidden = jax.nn.silu(product(x, w.gate)) * product(x, w.up)
   return product(hidden, w.down, preferred_element_type=jnp.float32) * share[:, None]
@@ -284,7 +284,7 @@ def _backward(ragged: bool, b: int, residuals, d_out: Float[Array, "n D"]):
 sparse.defvjp(_forward, _backward)
 
 
-def _take(a: Float[Array, "m *d"], at: Int[Array, "b"]) -> Float[Array, "b *d"]:
+def _take(a: Float[Array, " m *d"], at: Int[Array, " b"]) -> Float[Array, " b *d"]:
   """Take rows of an array, and any row where the index is out of range."""
   return a.at[at].get(mode="clip")
 

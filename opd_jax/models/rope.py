@@ -41,7 +41,7 @@ class YarnScaling:
 Scaling = RopeScaling | LinearScaling | YarnScaling
 
 
-def frequencies(h: int, theta: float, scaling: Scaling | None) -> Float[Array, "pairs"]:
+def frequencies(h: int, theta: float, scaling: Scaling | None) -> Float[Array, " pairs"]:
   """The angle per position of each pair of a head's numbers, in radians."""
   freq = theta ** (-jnp.arange(0, h, 2, dtype=jnp.float32) / h)
   match scaling:

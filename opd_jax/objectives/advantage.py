@@ -22,8 +22,8 @@ EPSILON = 1e-6  # beside a standard deviation
 
 
 def of_rewards(
-  kind: str, reward: Float[np.ndarray, "B"], n: int, *, batch: Float[np.ndarray, "..."] | None = None
-) -> Float[np.ndarray, "B"]:
+  kind: str, reward: Float[np.ndarray, " B"], n: int, *, batch: Float[np.ndarray, "..."] | None = None
+) -> Float[np.ndarray, " B"]:
   """Compute the advantage of each row.
 
   Args:
@@ -57,13 +57,13 @@ def kind(config) -> str:
   return "group_std" if config.mixture.reward_std else "group"
 
 
-def teaches(reward: Float[np.ndarray, "B"], n: int) -> Bool[np.ndarray, "p"]:
+def teaches(reward: Float[np.ndarray, " B"], n: int) -> Bool[np.ndarray, " p"]:
   """Tell which groups have rollouts that do not all earn the same."""
   groups = np.asarray(reward).reshape(-1, n)
   return groups.min(axis=1) != groups.max(axis=1)
 
 
-def group_relative(reward: Float[np.ndarray, "B"], n: int, *, std: bool = False) -> Float[np.ndarray, "B"]:
+def group_relative(reward: Float[np.ndarray, " B"], n: int, *, std: bool = False) -> Float[np.ndarray, " B"]:
   """Compute each reward minus the mean over its prompt's n rollouts; exactly 0 where these all earn the same.
 
   Args:

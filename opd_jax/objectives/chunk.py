@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
   student: Float[Array, "N D"]
   teachers: tuple[Float[Array, "N E"], ...]
   reference: Float[Array, "N D"] | None
-  token: Int[Array, "N"]
+  token: Int[Array, " N"]
   coefficients: Coefficients  # each [N]
   teacher_weight: Float[Array, "N K"] | None
   recorded: Recorded | None
@@ -155,7 +155,7 @@ class Chunk:
     """Compute the logarithms of the sums over the whole vocabulary, [N] each."""
     return jax.tree.map(lambda a: self.log_sum_over_vocab(local_log_sum(a)), logs)
 
-  def log_sum_over_vocab(self, part: Float[Array, "N"]) -> Float[Array, "N"]:
+  def log_sum_over_vocab(self, part: Float[Array, " N"]) -> Float[Array, " N"]:
     """Combine the devices' log-sums over their own ids into that over the vocabulary."""
     if self.axis is None:
       return part
@@ -340,7 +340,7 @@ def head_vjp(
   return d_hidden, jnp.einsum("nv,nd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
 
 
-def scaled(c: Float[Array, "N"], by_log: Float[Array, "N v"]) -> Float[Array, "N v"]:
+def scaled(c: Float[Array, " N"], by_log: Float[Array, "N v"]) -> Float[Array, "N v"]:
   """Multiply by the tokens' coefficients: c * by_log, with 0 * inf = 0.
 
   A coefficient of 0 marks padding, or a token whose divergence may be infinite and does not count.
@@ -353,7 +353,7 @@ def normalise(logs: Logs, log_sums: Logs) -> Logs:
   return jax.tree.map(lambda a, log_sum: a - finite(log_sum)[:, None], logs, log_sums)
 
 
-def local_log_sum(a: Float[Array, "N v"]) -> Float[Array, "N"]:
+def local_log_sum(a: Float[Array, "N v"]) -> Float[Array, " N"]:
   """Compute the logsumexp over the ids here; -inf where all of them are -inf."""
   most = jnp.max(a, axis=-1)
   return finite(most) + jnp.log(jnp.sum(jnp.exp(a - finite(most)[:, None]), axis=-1))

@@ -41,9 +41,9 @@ class Tree:
     ends: whether a response ends at the node.
   """
 
-  parent: Int[np.ndarray, "N"]
-  reward: Float[np.ndarray, "N"]
-  ends: Bool[np.ndarray, "N"]
+  parent: Int[np.ndarray, " N"]
+  reward: Float[np.ndarray, " N"]
+  ends: Bool[np.ndarray, " N"]
 
   def __post_init__(self):
     if len(self.parent) == 0 or self.parent[0] != -1 or (self.parent[1:] >= np.arange(1, len(self.parent))).any():
@@ -52,7 +52,7 @@ class Tree:
       raise ValueError("there is one prompt")
 
   @property
-  def depth(self) -> Int[np.ndarray, "N"]:
+  def depth(self) -> Int[np.ndarray, " N"]:
     """The number of steps from the prompt."""
     depth = np.zeros(len(self.parent), np.int64)
     for node in range(1, len(self.parent)):
@@ -67,7 +67,7 @@ class Tree:
       found[node] |= found[self.parent[node]]
     return found
 
-  def outcomes(self) -> tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+  def outcomes(self) -> tuple[Float[np.ndarray, " N"], Int[np.ndarray, " N"]]:
     """The rewards c and the number t of finished responses at and below every node."""
     below = self.ancestors.T
     return below @ np.where(self.ends, self.reward, 0.0), below @ self.ends.astype(np.int64)
@@ -99,7 +99,7 @@ class Classes:
     return node
 
   @property
-  def of_node(self) -> Int[np.ndarray, "N"]:
+  def of_node(self) -> Int[np.ndarray, " N"]:
     """The class of every node, numbered by its first member."""
     return np.array([self._members[c][0] for c in self._class], np.int64)
 
@@ -134,7 +134,7 @@ class Classes:
     self._reaches[b] = self._reaches[a]
     self._reaches[:, b] = self._reaches[:, a]
 
-  def join_similar(self, node: int, similarity: Float[np.ndarray, "others"], kappa: float) -> bool:
+  def join_similar(self, node: int, similarity: Float[np.ndarray, " others"], kappa: float) -> bool:
     """Join a new node with those before it that are similar enough, the most similar first; tells whether any was."""
     order = np.argsort(-similarity, kind="stable")
     joined = [self.join(node, int(other)) for other in order if similarity[other] >= kappa and other != node]
@@ -144,19 +144,19 @@ class Classes:
 class EdgeCredit(NamedTuple):
   """What the edge to every node earns; 0 for the prompt, which none leads to."""
 
-  advantage: Float[np.ndarray, "N"]  # A
-  correctness: Float[np.ndarray, "N"]  # A_cor
-  efficiency: Float[np.ndarray, "N"]  # A_eff
-  score: Float[np.ndarray, "N"]  # S
+  advantage: Float[np.ndarray, " N"]  # A
+  correctness: Float[np.ndarray, " N"]  # A_cor
+  efficiency: Float[np.ndarray, " N"]  # A_eff
+  score: Float[np.ndarray, " N"]  # S
 
 
 def credit(
   tree: Tree,
-  classes: Int[np.ndarray, "N"],
+  classes: Int[np.ndarray, " N"],
   *,
   weight: float,
   efficiency: float,
-  similarity_to_parent: Float[np.ndarray, "N"] | None = None,
+  similarity_to_parent: Float[np.ndarray, " N"] | None = None,
 ) -> EdgeCredit:
   """Compute the advantage of every edge.
 
@@ -174,12 +174,12 @@ def credit(
 
 
 def pooled_scores(
-  c: Float[np.ndarray, "N"],
-  t: Int[np.ndarray, "N"],
-  classes: Int[np.ndarray, "N"],
+  c: Float[np.ndarray, " N"],
+  t: Int[np.ndarray, " N"],
+  classes: Int[np.ndarray, " N"],
   weight: float,
-  parent: Int[np.ndarray, "N"] | None = None,
-) -> Float[np.ndarray, "N"]:
+  parent: Int[np.ndarray, " N"] | None = None,
+) -> Float[np.ndarray, " N"]:
   """Compute S; a node of whose state no response is finished has its parent's (ours: the paper leaves 0 / 0 open)."""
   of_class = np.unique(classes, return_inverse=True)[1]
   total_c, total_t = (np.bincount(of_class, a)[of_class] for a in (c, t))
@@ -193,10 +193,10 @@ def pooled_scores(
 
 def correctness_advantage(
   tree: Tree,
-  classes: Int[np.ndarray, "N"],
-  score: Float[np.ndarray, "N"],
-  similarity_to_parent: Float[np.ndarray, "N"] | None = None,
-) -> Float[np.ndarray, "N"]:
+  classes: Int[np.ndarray, " N"],
+  score: Float[np.ndarray, " N"],
+  similarity_to_parent: Float[np.ndarray, " N"] | None = None,
+) -> Float[np.ndarray, " N"]:
   """Compute A_cor. All members of a state have the same group, so an edge that several of them share has one value."""
   children = np.arange(1, len(tree.parent))
   parent = tree.parent[1:]
@@ -207,7 +207,7 @@ def correctness_advantage(
   return out
 
 
-def standardised(x: Float[np.ndarray, "n"], groups: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def standardised(x: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
   """Subtract each group's mean and divide by its standard deviation; 0 where a group has one member, or equal ones."""
   of_group = np.unique(groups, return_inverse=True)[1]
   number = np.bincount(of_group)[of_group]
@@ -217,8 +217,8 @@ def standardised(x: Float[np.ndarray, "n"], groups: Int[np.ndarray, "n"]) -> Flo
 
 
 def efficiency_advantage(
-  tree: Tree, classes: Int[np.ndarray, "N"], score: Float[np.ndarray, "N"]
-) -> Float[np.ndarray, "N"]:
+  tree: Tree, classes: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
   """Compute A_eff of every edge: shorter ways to one state earn more, by how good the state is."""
   depth, ancestors, out = tree.depth, tree.ancestors, np.zeros(len(tree.parent))
   for members in (np.flatnonzero(classes == number) for number in np.unique(classes)):

@@ -87,8 +87,8 @@ class Loss:
     mask: Bool[Array, "B H"],
     key: jax.Array,
     behavior_logprob: Float[Array, "B H"] | None = None,
-    counted: Bool[Array, "B"] | None = None,
-    taught: Bool[Array, "B"] | None = None,
+    counted: Bool[Array, " B"] | None = None,
+    taught: Bool[Array, " B"] | None = None,
   ) -> TokenWeights:
     """Compute the weights of the batch's tokens in its means.
 
@@ -100,7 +100,7 @@ class Loss:
       taught: the rows that a teacher trains; None: all.
     """
 
-    def means_of(mask: Bool[Array, "B H"], counted: Bool[Array, "B"] | None = None) -> Float[Array, "B H"]:
+    def means_of(mask: Bool[Array, "B H"], counted: Bool[Array, " B"] | None = None) -> Float[Array, "B H"]:
       return mean_weights(mask, self.normaliser, self.constant, counted)
 
     with_teacher = mask if taught is None else mask & taught[:, None]
@@ -280,5 +280,5 @@ class Loss:
     return {name: jnp.where(mask, a, 0.0).astype(jnp.float32) for name, a in of_tokens.items()}
 
 
-def _by_token(advantage: Advantage) -> Float[Array, "B #H"]:
+def _by_token(advantage: Advantage) -> Float[Array, " B #H"]:
   return advantage if advantage.ndim == 2 else advantage[:, None]

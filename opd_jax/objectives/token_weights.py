@@ -168,7 +168,7 @@ def relative(w: Float[Array, "B H"], mask: Bool[Array, "B H"]) -> Float[Array, "
 
 
 def mean_weights(
-  mask: Bool[Array, "B H"], normaliser: str, constant: float, counted: Bool[Array, "B"] | None = None
+  mask: Bool[Array, "B H"], normaliser: str, constant: float, counted: Bool[Array, " B"] | None = None
 ) -> Float[Array, "B H"]:
   """Compute the weight of each token in the mean over the whole batch, 0 outside the mask.
 

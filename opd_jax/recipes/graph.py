@@ -30,9 +30,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from opd_jax import config as configs
 from opd_jax import tasks
@@ -41,14 +40,16 @@ from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.branched import BranchedResponses
 from opd_jax.data.branched import Step as BranchedStep
 from opd_jax.errors import InputError
-from opd_jax.models import hf, roofline
+from opd_jax.models import hf
 from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import graph_advantage
 from opd_jax.recipes.opd import OPD, Experience
 from opd_jax.rewards.named import verifier_name
 from opd_jax.rewards.reward import RewardRecord
-from opd_jax.rollout.branch import NOBODY, Branches, Paths, rows_of_layers
+from opd_jax.rollout.branch import NOBODY, Branches, Paths
+from opd_jax.rollout.layers import Layers
+from opd_jax.rollout.prefix import Prefix
 from opd_jax.rollout.states import SameState, last_hidden, unit
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime import mesh as meshes
@@ -89,6 +90,11 @@ KEYS = {
   "graph.efficiency": (0.1, "lambda, of the advantage of short ways to a state", "[0, 10**6]"),
   "graph.novelty": (True, "a step to a state like the one before counts for less (needs hidden)", "True or False"),
   "graph.halve": (True, "nodes that joined a state get half of their children, and others the rest", "True or False"),
+  "graph.prefixes": (
+    "cached",
+    "how a layer goes on from the one before: cached, from its keys and values; or recomputed, by reading prompt and steps again",
+    "one of cached, recomputed",
+  ),
   "graph.length_penalty": (
     0.0,
     "control: taken from a reward for a response of horizon.max tokens, in proportion",
@@ -120,13 +126,13 @@ class Graph(OPD):
     ids = [run.inputs.train.ids[i] for i in index]
     trees = [Branches() for _ in ids]
     params = self.step.behavior_params(run.state.params, run.frozen)
-    for layer, rows in enumerate(self._rows):
+    before: Batch | Prefix = self._prefixes(run, shape.prompt, 0, ids, trees)
+    for layer, rows in enumerate(self._layers.rows):
       programs = run.programs(self._layer_shape(run, step, layer))
       source = np.stack([self._allocate(tree, layer) for tree in trees])
-      prefixes = self._prefixes(run, shape.prompt, layer, ids, trees)
-      key = run.key(keys.Use.BRANCHES, step * len(self._rows) + layer)
-      arguments = prefixes, key, np.int32(self.config.graph.step_tokens), run.to_devices(np.maximum(source, 0))
-      grown = run.wait(programs["layer"](params, *arguments))
+      key = run.key(keys.Use.BRANCHES, step * len(self._layers.rows) + layer)
+      arguments = before, key, np.int32(self.config.graph.step_tokens), run.to_devices(np.maximum(source, 0))
+      grown, kept = run.wait(programs["layer"](params, *arguments))
       parts = [
         a.reshape(len(trees), rows, -1) for a in hosts.local_rows((grown.response, grown.mask, grown.behavior_logprob))
       ]
@@ -135,11 +141,12 @@ class Graph(OPD):
       self._find_states(run, programs, prefixes, index, trees, new)
       for number, tree, nodes in zip(index, trees, new, strict=True):
         tree.join(nodes, self._same_state.similarity(tree, nodes, (step, layer, int(number))), self._same_state.least)
+      before = prefixes if kept is None else kept
     self._trees[step] = trees
     return Experience(step, prompts, self._rollout(run, trees), index, limit, shape, run.programs(shape))
 
-  def _allocate(self, tree: Branches, layer: int) -> Int[np.ndarray, "r"]:
-    return tree.allocate(self.config.graph.widths[layer], self._rows[layer], self.config.graph.halve)
+  def _allocate(self, tree: Branches, layer: int) -> Int[np.ndarray, " r"]:
+    return tree.allocate(self.config.graph.widths[layer], self._layers.rows[layer], self.config.graph.halve)
 
   def _prefixes(
     self, run: Run, width: int, layers: int, ids: Sequence[Sequence[int]], trees: Sequence[Branches]
@@ -196,7 +203,7 @@ class Graph(OPD):
     run: Run,
     programs: dict[str, jax.stages.Compiled],
     prefixes: Batch,
-    index: Int[np.ndarray, "p"],
+    index: Int[np.ndarray, " p"],
     trees: Sequence[Branches],
     new: Sequence[Sequence[int]],
   ) -> None:
@@ -330,14 +337,14 @@ class Graph(OPD):
 
   def _state_tokens(self, prompt: int) -> int:
     """Counts the tokens that go through the student, forward, to find a step's states."""
-    layers = enumerate(self._rows, 1)
+    layers = enumerate(self._layers.rows, 1)
     if self._encoder is not None:
-      return self.config.batch * sum(self._rows) * self.config.graph.encoder_tokens
+      return self.config.batch * sum(self._layers.rows) * self.config.graph.encoder_tokens
     return self.config.batch * sum(rows * (prompt + layer * self.config.graph.step_tokens) for layer, rows in layers)
 
   def summary(self, run: Run) -> Iterator[str]:
     yield from super().summary(run)
-    g, rows = self.config.graph, self._rows
+    g, rows = self.config.graph, self._layers.rows
     ends = f", or {g.delimiter!r}" if g.delimiter else ""
     states = {"none": "no states in common", "random": f"{g.rate:g} joined at random", "key": "states by key"}
     yield (
@@ -351,79 +358,57 @@ class Graph(OPD):
   def static(self) -> Hashable:
     g = self.config.graph
     encoder = self._encoder and (self._encoder.cfg, g.encoder_tokens)
-    return super().static, tuple(g.widths), g.step_tokens, g.state == "hidden", self.specs.sampling, encoder
+    return (
+      super().static,
+      tuple(g.widths),
+      g.step_tokens,
+      g.state == "hidden",
+      self._layers.cached,
+      self.specs.sampling,
+      encoder,
+    )
 
-  @property
-  def _rows(self) -> list[int]:
-    """The rows of a prompt in each layer."""
-    return rows_of_layers(self.config.graph.widths)
+  @functools.cached_property
+  def _layers(self) -> Layers:
+    c, s = self.config, self.specs
+    generator = dataclasses.replace(s.generator_config, sampling=s.sampling.of_step)
+    longest = c.data.max_prompt + c.horizon.max
+    return Layers(generator, c.batch, tuple(c.graph.widths), c.graph.step_tokens, c.graph.prefixes, longest)
 
   def _layer_shape(self, run: Run, step: int, layer: int) -> StepShape:
     return self._shape(run, step, (layer + 1) * self.config.graph.step_tokens)._replace(kind="layer")
 
   def _shapes_between(self, run: Run, first: int, end: int) -> list[StepShape]:
     every = range(first, end)
-    layers = [self._layer_shape(run, step, layer) for step in every for layer in range(len(self._rows))]
+    layers = [self._layer_shape(run, step, layer) for step in every for layer in range(len(self._layers.rows))]
     return list(dict.fromkeys([*layers, *super()._shapes_between(run, first, end)]))
 
   def roofline_costs(self, name: str, prompts: int, n: int, prompt: int, response: int) -> list[Cost]:
-    """Counts the layers of a rollout one after another, each of which reads its prefixes anew; finding states is not counted."""
+    """Counts the layers of a rollout one after another; finding states is not counted."""
     if name != "rollout":
       return super().roofline_costs(name, prompts, n, prompt, response)
-    s, length = self.specs, self.config.graph.step_tokens
-    sizes = {"vocab": s.sampling.vocab, "itemsize": s.dtype.itemsize}
-    layers = enumerate(zip([1, *self._rows], self._rows, strict=False))
-    return [
-      cost
-      for layer, (before, here) in layers
-      for cost in roofline.rollout(
-        s.student.cfg, prompts * before, here // before, prompt + layer * length, length, **sizes
-      )
-    ]
+    return self._layers.costs(prompts, prompt, vocab=self.specs.sampling.vocab, itemsize=self.specs.dtype.itemsize)
 
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
     state, frozen_models, batch = self.abstract_state(), self.abstract_frozen(), self.abstract_prompts(shape)
     if shape.kind != "layer":
       yield from lowering.step_programs(self.step, shape.width, state, frozen_models, batch, wanted=("update",))
       return
-    params, g, mesh = self.step.behavior_params(state.params, frozen_models), self.config.graph, self.specs.mesh
-    row, everywhere = meshes.rows(mesh), meshes.replicated(mesh)
-    layer = shape.width // g.step_tokens - 1
-    here, before = self._rows[layer], [1, *self._rows][layer]
+    layer, params = shape.width // self._layers.step_tokens - 1, self.step.behavior_params(state.params, frozen_models)
+    yield "layer", self._layers.lower(layer, params, shape.prompt)
+    if self.config.graph.state == "hidden":
+      yield "state", self._lower_states(layer, params, shape.prompt)
 
-    def texts(*size: int) -> Batch:
-      array = functools.partial(jax.ShapeDtypeStruct, size, sharding=row)
-      return Batch(array(dtype=jnp.int32), array(dtype=jnp.bool_))  # pyright: ignore[reportArgumentType]
-
-    def prefixes(rows: int, layers: int) -> Batch:
-      return texts(self.config.batch * rows, shape.prompt + layers * g.step_tokens)
-
-    key, limit = meshes.abstract(jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0))), everywhere)
-    expand = jax.ShapeDtypeStruct((self.config.batch, here), jnp.int32, sharding=row)
-    sample = functools.partial(self._sample_layer, response_len=g.step_tokens)
-    yield "layer", jax.jit(sample, out_shardings=row).lower(params, prefixes(before, layer), key, limit, expand)
-    if g.state == "hidden":
-      read = prefixes(here, layer + 1)
-      cfg, layout = self.specs.student.cfg, "train" if frozen_models.base is None else self.step.teacher_layout
-      if self._encoder is not None:
-        params, read = frozen_models.encoder, texts(self.config.batch * here, g.encoder_tokens)
-        cfg, layout = self._encoder.cfg, self.step.teacher_layout
-      settings = {"mesh": mesh, "attention": self.specs.attention, "dtype": self.specs.dtype}
-      states = functools.partial(last_hidden, cfg=cfg, layout=layout, **settings)
-      yield "state", jax.jit(states, out_shardings=row).lower(params, read)
-
-  def _sample_layer(
-    self,
-    params: Params,
-    prefixes: Batch,
-    key: jax.Array,
-    limit: jax.Array,
-    expand: Int[Array, "p r"],
-    *,
-    response_len: int,
-  ) -> Rollout:
-    config = dataclasses.replace(self.specs.generator_config, sampling=self.specs.sampling.of_step)
-    return config.rollout(params, prefixes, key, limit, response_len=response_len, expand=expand)
+  def _lower_states(self, layer: int, params: Params, prompt: int) -> jax.stages.Lowered:
+    frozen_models, layers, s = self.abstract_frozen(), self._layers, self.specs
+    read, cfg = layers.texts(layer + 1, prompt), s.student.cfg
+    layout = "train" if frozen_models.base is None else self.step.teacher_layout
+    if self._encoder is not None:
+      params, cfg, layout = frozen_models.encoder, self._encoder.cfg, self.step.teacher_layout
+      read = layers.texts_of(len(read.prompt), self.config.graph.encoder_tokens)
+    settings = {"mesh": s.mesh, "attention": s.attention, "dtype": s.dtype}
+    states = functools.partial(last_hidden, cfg=cfg, layout=layout, **settings)
+    return jax.jit(states, out_shardings=meshes.rows(s.mesh)).lower(params, read)
 
 
 RECIPE = Graph

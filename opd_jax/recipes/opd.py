@@ -141,7 +141,7 @@ class OPD(Recipe):
     credit = Credit(advantage, self._counted(found))  # pyright: ignore[reportArgumentType]: numpy
     return run.to_devices(credit, n), earned
 
-  def _earned(self, run: Run, found: RewardRecord) -> tuple[Float[np.ndarray, "B"], dict[str, Any]]:
+  def _earned(self, run: Run, found: RewardRecord) -> tuple[Float[np.ndarray, " B"], dict[str, Any]]:
     """Gathers the rewards of all processes, and the step's metrics of them."""
     n = self.step.n
     rows = hosts.all_gather_to_host(run.to_devices({"columns": found.columns(), "solved": found.solved}, n))
@@ -152,7 +152,7 @@ class OPD(Recipe):
       "groups_by_solve_rate": np.bincount(solved, minlength=n + 1).tolist(),
     }
 
-  def _counted(self, found: RewardRecord) -> Bool[np.ndarray, "b"]:
+  def _counted(self, found: RewardRecord) -> Bool[np.ndarray, " b"]:
     """Tells which rows are in the mean of the reward's term."""
     return ~found.masked
 

@@ -137,13 +137,13 @@ class PolicyGradient(OPD):
       "discarded_tokens": rewarded.discarded,
     }
 
-  def _counted(self, found: RewardRecord) -> Bool[np.ndarray, "b"]:
+  def _counted(self, found: RewardRecord) -> Bool[np.ndarray, " b"]:
     counted = super()._counted(found)
     if self.config.groups.equal == "keep":
       return counted
     return counted & np.repeat(advantages.teaches(found.reward, self.step.n), self.step.n)
 
-  def _next_prompts(self, run: Run, step: int) -> tuple[Batch, Int[np.ndarray, "b"]]:
+  def _next_prompts(self, run: Run, step: int) -> tuple[Batch, Int[np.ndarray, " b"]]:
     batch, index = super()._next_prompts(run, step)
     if self._resamples:
       batch = pipeline.widen(batch, run.inputs.prompt_widths[-1], self.specs.sampling.pad_id)
@@ -170,7 +170,7 @@ class PolicyGradient(OPD):
       yield "merge", jax.jit(self._merge, out_shardings=rows).lower(groups, groups, source)
 
   def _merge(
-    self, groups: tuple[Batch, Rollout], others: tuple[Batch, Rollout], source: Int[jax.Array, "p"]
+    self, groups: tuple[Batch, Rollout], others: tuple[Batch, Rollout], source: Int[jax.Array, " p"]
   ) -> tuple[Batch, Rollout]:
     """Puts others in the place of groups, see `replacements`."""
     shards = Segments(shards=meshes.row_shards(self.specs.mesh))
@@ -189,8 +189,8 @@ RECIPE = PolicyGradient
 
 
 def replacements(
-  teaches: Bool[np.ndarray, "p"], others: Bool[np.ndarray, "p"], of_a_device: int
-) -> Int[np.ndarray, "p"]:
+  teaches: Bool[np.ndarray, " p"], others: Bool[np.ndarray, " p"], of_a_device: int
+) -> Int[np.ndarray, " p"]:
   """Chooses for every group that teaches nothing another one that does, of the same device; each is taken once.
 
   Args:
@@ -207,13 +207,13 @@ def replacements(
   return source.reshape(-1)
 
 
-def _of_process(source: Int[np.ndarray, "b"], of_a_device: int) -> Int[np.ndarray, "b"]:
+def _of_process(source: Int[np.ndarray, " b"], of_a_device: int) -> Int[np.ndarray, " b"]:
   """Counts the groups of `replacements` over all of this process's devices."""
   first = np.arange(len(source)) // of_a_device * of_a_device
   return np.where(source >= 0, first + source, -1)
 
 
-def _rows(groups: Int[np.ndarray, "b"], n: int) -> Int[np.ndarray, "b_n"]:
+def _rows(groups: Int[np.ndarray, " b"], n: int) -> Int[np.ndarray, " b_n"]:
   """Lists the n rows of every group, or -1 for each of them."""
   return np.where(groups[:, None] >= 0, groups[:, None] * n + np.arange(n), -1).reshape(-1)
 

@@ -38,23 +38,23 @@ class RewardRecord:
     messages: what the first verifier says of each; "" where it says nothing.
   """
 
-  reward: Float[np.ndarray, "B"]
-  verdicts: Mapping[str, Float[np.ndarray, "B"]]
-  solved: Bool[np.ndarray, "B"]
-  masked: Bool[np.ndarray, "B"]
-  timeouts: Int[np.ndarray, "B"]
-  errors: Int[np.ndarray, "B"]
+  reward: Float[np.ndarray, " B"]
+  verdicts: Mapping[str, Float[np.ndarray, " B"]]
+  solved: Bool[np.ndarray, " B"]
+  masked: Bool[np.ndarray, " B"]
+  timeouts: Int[np.ndarray, " B"]
+  errors: Int[np.ndarray, " B"]
   messages: Sequence[str]
 
   def columns(self) -> Float[np.ndarray, "B columns"]:
     """Lay the numbers of a row side by side, for `metrics` of all processes: reward, timeouts, errors, verdicts."""
     return np.stack([self.reward, self.timeouts, self.errors, *self.verdicts.values()], axis=1).astype(np.float32)
 
-  def solved_of(self, columns: Float[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows"]:
+  def solved_of(self, columns: Float[np.ndarray, "rows columns"]) -> Bool[np.ndarray, " rows"]:
     """Tell which rows of `columns` count as right, by the first verifier."""
     return columns[:, 3] > SOLVED
 
-  def replaced(self, others: "RewardRecord", source: Int[np.ndarray, "B"]) -> "RewardRecord":
+  def replaced(self, others: "RewardRecord", source: Int[np.ndarray, " B"]) -> "RewardRecord":
     """Puts rows of another record in the place of rows of this one.
 
     Args:
@@ -133,7 +133,7 @@ class Rewards:
     return cls(verifiers, c.weights, overlong=c.overlong, buffer=c.overlong_buffer, penalty=c.overlong_penalty)
 
   def submit(
-    self, responses: Sequence[Response], answers: Sequence[str], lengths: Int[np.ndarray, "B"], limit: int
+    self, responses: Sequence[Response], answers: Sequence[str], lengths: Int[np.ndarray, " B"], limit: int
   ) -> "PendingRewards":
     """Begin to verify; returns at once.
 
@@ -146,7 +146,11 @@ class Rewards:
     return PendingRewards(self, pending, np.array([r.ended for r in responses], bool), np.asarray(lengths), limit)
 
   def record(
-    self, verdicts: Sequence[Sequence[Verdict]], ended: Bool[np.ndarray, "B"], lengths: Int[np.ndarray, "B"], limit: int
+    self,
+    verdicts: Sequence[Sequence[Verdict]],
+    ended: Bool[np.ndarray, " B"],
+    lengths: Int[np.ndarray, " B"],
+    limit: int,
   ) -> RewardRecord:
     """Make the rewards of the verdicts of each verifier; arguments as of `submit`."""
     names = [verifier.name for verifier in self._verifiers]
@@ -176,8 +180,8 @@ class PendingRewards:
 
   rewards: Rewards
   verdicts: Sequence[PendingVerdicts]
-  ended: Bool[np.ndarray, "B"]
-  lengths: Int[np.ndarray, "B"]
+  ended: Bool[np.ndarray, " B"]
+  lengths: Int[np.ndarray, " B"]
   limit: int
 
   def result(self) -> RewardRecord:
@@ -185,7 +189,7 @@ class PendingRewards:
     return self.rewards.record([v.result() for v in self.verdicts], self.ended, self.lengths, self.limit)
 
 
-def soft_overlong(lengths: Int[np.ndarray, "B"], limit: int, buffer: int) -> Float[np.ndarray, "B"]:
+def soft_overlong(lengths: Int[np.ndarray, " B"], limit: int, buffer: int) -> Float[np.ndarray, " B"]:
   """Compute the soft punishment of long responses (arXiv:2503.14476, equation 13), in [-1, 0].
 
   0 up to limit - buffer tokens, then ((limit - buffer) - length) / buffer, which is -1 at the limit.

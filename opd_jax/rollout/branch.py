@@ -65,7 +65,7 @@ class Branches:
     """The tokens of all steps to a node."""
     return [token for step in self.path(node) for token in self.nodes[step].tokens]
 
-  def allocate(self, width: int, rows: int, halve: bool = True) -> Int[np.ndarray, "r"]:
+  def allocate(self, width: int, rows: int, halve: bool = True) -> Int[np.ndarray, " r"]:
     """Choose the frontier row that each row of the next layer goes on from; NOBODY where none does.
 
     Args:
@@ -84,7 +84,7 @@ class Branches:
 
   def grow(
     self,
-    source: Int[np.ndarray, "r"],
+    source: Int[np.ndarray, " r"],
     response: Int[np.ndarray, "r L"],
     mask: Bool[np.ndarray, "r L"],
     logprob: Float[np.ndarray, "r L"],
@@ -151,7 +151,7 @@ class Paths:
   response: Int[np.ndarray, "n H"]
   mask: Bool[np.ndarray, "n H"]
   logprob: Float[np.ndarray, "n H"]
-  ended: Bool[np.ndarray, "n"]
+  ended: Bool[np.ndarray, " n"]
   node: Int[np.ndarray, "n H"]
   first: Bool[np.ndarray, "n H"]
 

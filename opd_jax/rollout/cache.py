@@ -61,7 +61,7 @@ class DecodeParams(NamedTuple):
 
   embed: Float[Array, "V D"]
   head: Float[Array, "V D"]
-  norm: Float[Array, "D"]
+  norm: Float[Array, " D"]
   layers: list[Params]
 
 
@@ -135,7 +135,7 @@ def prefill(
 def decode(
   w: DecodeParams,
   cfg: decoder.DecoderConfig,
-  tokens: Int[Array, "B"],
+  tokens: Int[Array, " B"],
   ropes: list[tuple[Array, Array]],
   slot: Int[Array, ""],
   prompts: PromptCaches,
@@ -204,7 +204,7 @@ def attend_to_both(
   prompt: LayerCache,
   in_prompt: Bool[Array, "p P"],
   own: LayerCache,
-  filled: Bool[Array, "S"],
+  filled: Bool[Array, " S"],
 ) -> Float[Array, "B K G h"]:
   """Compute what `attend_cached` does over the prompt of each row and its own cache together.
 

@@ -161,7 +161,7 @@ def denoise(
   return Denoised(tokens, before == 0, logprob, jnp.any(stops, axis=1), committed_at=committed_at)
 
 
-def highest(confidence: Float[Array, "B b"], quota: Int[Array, "B"]) -> Bool[Array, "B b"]:
+def highest(confidence: Float[Array, "B b"], quota: Int[Array, " B"]) -> Bool[Array, "B b"]:
   """Tell which positions are the `quota` highest of each row; of equal ones those further left."""
   order = jnp.argsort(-confidence, axis=1, stable=True)
   return jnp.argsort(order, axis=1) < quota[:, None]
@@ -177,8 +177,8 @@ def _allowed(
 
 
 def _confidence(
-  logits: Float[Array, "N V"], drawn: Int[Array, "N"], denoising: Denoising, sampling: Sampling
-) -> Float[Array, "N"]:
+  logits: Float[Array, "N V"], drawn: Int[Array, " N"], denoising: Denoising, sampling: Sampling
+) -> Float[Array, " N"]:
   if denoising.remasking == "low_confidence":
     logprob = jax.nn.log_softmax(logits)
     return jnp.exp(jnp.take_along_axis(logprob, drawn[:, None], axis=1)[:, 0])

@@ -14,7 +14,7 @@ import numpy as np
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, kernels, model_sharding, moe
-from opd_jax.rollout import cache, sample
+from opd_jax.rollout import cache, prefix, sample
 from opd_jax.rollout.segments import Segments
 from opd_jax.runtime import hosts
 from opd_jax.runtime import mesh as meshes
@@ -64,28 +64,38 @@ class GeneratorConfig:
 
     A pure function of its arrays, to be compiled by the caller; see `sample.rollout`.
     """
+    return sample.rollout(params, batch, key, limit, response_len=response_len, n=n, expand=expand, **self._settings)
+
+  def rollout_and_prefix(
+    self,
+    params: Params,
+    before: Batch | prefix.Prefix,
+    key: jax.Array,
+    limit: jax.Array,
+    expand: jax.Array,
+    *,
+    response_len: int,
+  ) -> tuple[Rollout, prefix.Prefix]:
+    """Sample from chosen prompts or prefixes on the mesh, and keep what is needed to go on; see `prefix.rollout_and_prefix`."""
+    return prefix.rollout_and_prefix(params, before, key, limit, expand, response_len=response_len, **self._settings)
+
+  @property
+  def _settings(self) -> dict[str, Any]:
     mesh = self.mesh
 
     def prepare_decode_params(params, cfg, dtype):
       return meshes.constrain(mesh, cache.prepare_decode_params(params, cfg, dtype), "rollout")
 
-    return sample.rollout(
-      params,
-      batch,
-      key,
-      limit,
-      cfg=model_sharding.for_rollout(mesh, self.cfg),
-      sampling=self.sampling,
-      response_len=response_len,
-      n=n,
-      expand=expand,
-      dtype=self.dtype,
-      prepare_decode_params=prepare_decode_params,
-      segments=self.segments,
-      attention_fn=functools.partial(kernels.attend, self.attention, mesh),
-      moe_fn=functools.partial(moe.feed_forward, mesh),
-      sample_fn=sample.draw_on(mesh, meshes.ROWS, "tensor"),
-    )
+    return {
+      "cfg": model_sharding.for_rollout(mesh, self.cfg),
+      "sampling": self.sampling,
+      "dtype": self.dtype,
+      "prepare_decode_params": prepare_decode_params,
+      "segments": self.segments,
+      "attention_fn": functools.partial(kernels.attend, self.attention, mesh),
+      "moe_fn": functools.partial(moe.feed_forward, mesh),
+      "sample_fn": sample.draw_on(mesh, meshes.ROWS, "tensor"),
+    }
 
   def lower(
     self, params: Params, batch: int, prompt_len: int, response_len: int, n: int, numbered: bool = False

@@ -6,6 +6,7 @@ Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt length, H resp
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,11 @@ class DecodeRow:
   recorded_ids: jax.Array | None  # int32[B, H, k], the `sampling.recorded` most likely ids of each draw
   recorded_logprob: jax.Array | None  # f32[B, H, k]
 
+  def as_rollout(self) -> Rollout:
+    """The responses alone."""
+    mask = jnp.arange(self.response.shape[1]) < self.length[:, None]
+    return Rollout(self.response, mask, self.logprob, self.ended, self.recorded_ids, self.recorded_logprob)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +110,70 @@ def rollout(
     moe_fn: the mixture of experts, where there is one, see moe.py.
     sample_fn: draws a token per row; None: `draw`, and on a mesh `draw_on`.
   """
-  sample_fn, recorded = sample_fn or draw, sampling.recorded
   w = prepare_decode_params(params, cfg, dtype)
   B, P = (batch.prompt.shape[0] * n if expand is None else expand.size), batch.prompt.shape[1]
   numbers = jnp.arange(B)
   if batch.number is not None:
     numbers = (batch.number[:, None] * n + jnp.arange(n)).reshape(-1)
+  with jax.named_scope("prefill"):
+    x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
+  prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
+  if expand is not None:
+    x, prompts, prompt_len = chosen_rows((x, prompts, prompt_len), expand)
+  caches, first_slot = [cache.LayerCache.empty(layer, B) for layer in prompts.layers], 0
+  if n == 1:  # a token reads one cache in the place of two
+    caches, prompts, first_slot = prompts.layers, prompts._replace(layers=[]), P
+  x, prompt_len = (jnp.repeat(a, n, axis=0) for a in (x, prompt_len))
+  context = Context(x, prompts, caches, prompt_len, first_slot)
+  keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers)
+  rows = token_loop(
+    w,
+    context,
+    keys,
+    limit,
+    cfg=cfg,
+    sampling=sampling,
+    response_len=response_len,
+    n=n,
+    segments=segments,
+    moe_fn=moe_fn,
+    sample_fn=sample_fn,
+  )
+  return rows.as_rollout()
+
+
+class Context(NamedTuple):
+  """What stands before the first token of a rollout."""
+
+  x: Float[Array, "B D"]  # the hidden state that predicts it
+  prompts: cache.PromptCaches
+  caches: list[cache.LayerCache]  # the rows' own
+  length: Int[Array, " B"]  # real tokens before it
+  first_slot: int  # of the rows' own caches, for it
+
+
+def token_loop(
+  w: cache.DecodeParams,
+  context: Context,
+  keys: Array,
+  limit: Int[Array, ""],
+  *,
+  cfg: decoder.DecoderConfig,
+  sampling: Sampling,
+  response_len: int,
+  n: int = 1,
+  segments: Segments = DEFAULT,
+  moe_fn=moe.reference,
+  sample_fn=None,
+) -> DecodeRow:
+  """Sample token after token behind a context; arguments as of `rollout`.
+
+  Args:
+    keys: key[B], of the rows.
+  """
+  sample_fn, recorded = sample_fn or draw, sampling.recorded
+  _, prompts, caches, prompt_len, first_slot = context
+  B, P = len(prompt_len), prompts.mask.shape[1]
 
   def not_done(state: DecodeState) -> jax.Array:
     return (state.t < limit) & ~jnp.all(state.rows.ended)
@@ -162,17 +226,8 @@ def rollout(
     return DecodeState(gathered.t, segments.scatter(state.rows, gathered.rows, live))
 
   angles = jax.tree.map(lambda a: a[0], cfg.ropes(jnp.arange(P + response_len)[None]))
-  with jax.named_scope("prefill"):
-    x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
-  prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
-  if expand is not None:
-    x, prompts, prompt_len = chosen_rows((x, prompts, prompt_len), expand)
-  caches, first_slot = [cache.LayerCache.empty(layer, B) for layer in prompts.layers], 0
-  if n == 1:  # a token reads one cache in the place of two
-    caches, prompts, first_slot = prompts.layers, prompts._replace(layers=[]), P
-  x, prompt_len = (jnp.repeat(a, n, axis=0) for a in (x, prompt_len))
   empty = DecodeRow(
-    key=jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers),
+    key=keys,
     prompt_len=prompt_len,
     token=jnp.full((B,), sampling.pad_id, jnp.int32),
     response=jnp.full((B, response_len), sampling.pad_id, jnp.int32),
@@ -183,7 +238,7 @@ def rollout(
     recorded_ids=jnp.full((B, response_len, recorded), sampling.pad_id, jnp.int32) if recorded else None,
     recorded_logprob=jnp.zeros((B, response_len, recorded), jnp.float32) if recorded else None,
   )
-  state = sample_token(DecodeState(jnp.int32(0), empty), x)
+  state = sample_token(DecodeState(jnp.int32(0), empty), context.x)
   # One segment after the other, also those that the limit leaves nothing to do: a conditional would keep the caches of
   # every segment before it alive, and with them several times the memory of the last one.
   for i, end in enumerate(segments.ends(response_len)):
@@ -192,9 +247,7 @@ def rollout(
     sizes = segments.sizes(B) if i else [B]
     runs = [functools.partial(run_segment, size=size, end=end) for size in sizes]
     state = runs[0](state) if len(runs) == 1 else lax.switch(segments.choose(sizes, state.rows.ended), runs, state)
-  rows = state.rows
-  mask = jnp.arange(response_len) < rows.length[:, None]
-  return Rollout(rows.response, mask, rows.logprob, rows.ended, rows.recorded_ids, rows.recorded_logprob)
+  return state.rows
 
 
 def chosen_rows(tree, which: Int[Array, "q r"]):
@@ -208,7 +261,9 @@ def chosen_rows(tree, which: Int[Array, "q r"]):
   return jax.tree.map(take, tree)
 
 
-def draw(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+def draw(
+  keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
   """Draw one token per row, with its log-probability under the distribution that it was drawn from.
 
   At temperature 0 it is the most likely token, with its log-probability at temperature 1.
@@ -259,7 +314,7 @@ def random_words(keys: jax.Array) -> UInt[Array, "B 2"]:
 
 def categorical(
   words: UInt[Array, "B 2"], logits: Float[Array, "B V"], axis: str | None = None
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
   """Draw from softmax(logits), with the log-probability, by two random numbers per row instead of V.
 
   A block of ids is drawn by its mass, then an id by its share of the block, each by inversion. The second number is
@@ -306,7 +361,7 @@ def num_blocks(V: int, devices: int = 128) -> int:
   return nearest if V / 16 <= nearest * nearest <= 16 * V else math.isqrt(V)
 
 
-def inverse_cdf(cumulative: Float[Array, "B n"], u: Float[Array, "B"]) -> Int[Array, "B"]:
+def inverse_cdf(cumulative: Float[Array, "B n"], u: Float[Array, " B"]) -> Int[Array, " B"]:
   """Find the first index whose cumulative mass exceeds the fraction u, in [0, 1), of the total."""
   total = cumulative[:, -1:]
   below = jnp.minimum(u[:, None] * total, jnp.nextafter(total, 0.0))  # the product may round up to the total

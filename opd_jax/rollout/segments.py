@@ -43,12 +43,12 @@ class Segments:
     smaller = {rows // d for d in self.shrink if rows % (d * self.shards) == 0}
     return sorted(smaller | {rows})
 
-  def choose(self, sizes: list[int], ended: Bool[Array, "B"]) -> Int[Array, ""]:
+  def choose(self, sizes: list[int], ended: Bool[Array, " B"]) -> Int[Array, ""]:
     """Choose the smallest size that holds all live rows; returns its index."""
     live = jnp.max(jnp.sum(~ended.reshape(self.shards, -1), axis=1, dtype=jnp.int32))
     return jnp.sum(live > jnp.array([s // self.shards for s in sizes[:-1]], jnp.int32), dtype=jnp.int32)
 
-  def live_first(self, ended: Bool[Array, "B"], size: int) -> Int[Array, "r b_per_r"]:
+  def live_first(self, ended: Bool[Array, " B"], size: int) -> Int[Array, "r b_per_r"]:
     """Choose `size` rows, all live ones among them, as indices within each shard: live rows first, in order."""
     return jnp.argsort(ended.reshape(self.shards, -1), axis=1, stable=True)[:, : size // self.shards]
 

@@ -59,7 +59,7 @@ class SameState:
         row[1:node] = [alike(tree.nodes[node].state, tree.nodes[i].state) for i in range(1, node)]
     return out
 
-  def to_parent(self, tree: Branches) -> Float[np.ndarray, "nodes"] | None:
+  def to_parent(self, tree: Branches) -> Float[np.ndarray, " nodes"] | None:
     """Tell how similar every node's state is to its parent's, 0 where the parent is the prompt; None where states are no vectors."""
     if self.kind != "hidden":
       return None

@@ -100,7 +100,7 @@ def first() -> bool:
   return jax.process_index() == 0
 
 
-def to_global(tree, sharding: jax.sharding.Sharding, rows: Int[np.ndarray, "b"] | None = None, total: int = 0):
+def to_global(tree, sharding: jax.sharding.Sharding, rows: Int[np.ndarray, " b"] | None = None, total: int = 0):
   """Makes global arrays of host arrays, of which this process makes what its devices hold.
 
   Args:
@@ -123,7 +123,7 @@ def to_global(tree, sharding: jax.sharding.Sharding, rows: Int[np.ndarray, "b"] 
   return jax.tree.map(convert, tree)
 
 
-def rows_of(sharding: jax.sharding.Sharding, total: int) -> Int[np.ndarray, "b"]:
+def rows_of(sharding: jax.sharding.Sharding, total: int) -> Int[np.ndarray, " b"]:
   """Lists which of `total` rows of an array this process's devices hold, rising."""
   parts = sharding.addressable_devices_indices_map((total,)).values()
   return np.unique(np.concatenate([np.arange(total)[index] for index in parts]))  # pyright: ignore[reportCallIssue]

@@ -147,7 +147,7 @@ class Run:
     """Makes the random key of a purpose at a step."""
     return keys.named(self._key, use, step)
 
-  def next_prompts(self, step: int) -> tuple[Any, Int[np.ndarray, "b"]]:
+  def next_prompts(self, step: int) -> tuple[Any, Int[np.ndarray, " b"]]:
     """Returns the next batch of prompts on the host, and which prompts they are: the rows that this process makes."""
     self._positions.setdefault(step, self.prompts.state())
     return next(self.prompts), self.prompts.index

@@ -43,8 +43,8 @@ LOGITS_AT_A_TIME = 2**22  # of the teacher's confidence
 class Chosen:
   """Which rollout of each prompt is learned from, or how much each rollout is."""
 
-  number: Int[Array, "p"] | None = None  # of the prompt's n; None: all of them are
-  weight: Float[Array, "b"] | None = None  # 0: not at all; with "reward" the advantage
+  number: Int[Array, " p"] | None = None  # of the prompt's n; None: all of them are
+  weight: Float[Array, " b"] | None = None  # 0: not at all; with "reward" the advantage
 
 
 @flax.struct.dataclass
@@ -56,7 +56,7 @@ class Canvases:
   committed_at: Int[Array, "b H"]
   stops: Bool[Array, "b H"]
   mask: Bool[Array, "b H"]
-  weight: Float[Array, "b"]
+  weight: Float[Array, " b"]
 
 
 class Compared(NamedTuple):
@@ -171,7 +171,7 @@ class DiffusionStep:
     frozen_models: FrozenModels,
     rows: Canvases,
     weight: Float[Array, "b s"],
-    t: Int[Array, "s"],
+    t: Int[Array, " s"],
     key: jax.Array,
   ) -> tuple[jax.Array, tuple]:
     """Computes these canvases' part of the sum whose gradient is wanted; its value as a loss, and the metrics by step."""
@@ -189,7 +189,7 @@ class DiffusionStep:
     frozen_models: FrozenModels,
     rows: Canvases,
     weight: Float[Array, "b s"],
-    t: Int[Array, "s"],
+    t: Int[Array, " s"],
     key: jax.Array,
   ) -> Compared:
     """Computes what student and teacher predict at K of the canvases before steps t; of those of no weight K is empty."""
@@ -230,7 +230,7 @@ class DiffusionStep:
     return Compared(student, inputs, positions, revealed)
 
   def _sum(
-    self, student: HiddenAndHead, inputs: FrozenInputs, coefficient: Float[Array, "N k"], step: Int[Array, "N"]
+    self, student: HiddenAndHead, inputs: FrozenInputs, coefficient: Float[Array, "N k"], step: Int[Array, " N"]
   ) -> tuple[jax.Array, tuple]:
     """Sums coefficients times divergences, or times the negative log-probabilities of the student's own tokens."""
     coefficients = Coefficients(divergence=coefficient) if inputs.teachers else Coefficients(logprob=-coefficient)
@@ -238,7 +238,7 @@ class DiffusionStep:
     value = jnp.sum(coefficient * (stats["divergence"] if inputs.teachers else -stats["logprob"]))
     bin_of = step * self.bins // self.total
 
-    def by_step(a: Array) -> Float[Array, "bins"]:
+    def by_step(a: Array) -> Float[Array, " bins"]:
       return jax.ops.segment_sum(jnp.sum(a, axis=1, dtype=jnp.float32), bin_of, self.bins)
 
     sums = {name: by_step(lax.stop_gradient(a)) for name, a in (stats | {"count": inputs.mask}).items()}
@@ -334,7 +334,7 @@ class DiffusionStep:
     return Canvases(batch, *map(take, of_rows), weight=chosen.weight)
 
   def weights(
-    self, rows: Canvases, step: Int[Array, "W"], first: Int[Array, ""], end: Int[Array, ""]
+    self, rows: Canvases, step: Int[Array, " W"], first: Int[Array, ""], end: Int[Array, ""]
   ) -> Float[Array, "b W"]:
     """Computes the weight of every canvas in the loss."""
     if self.target == "reward":

@@ -272,7 +272,7 @@ class DistillationStep:
       passed, states = back[:, start:end], student.hidden[:, start:end]
       return jnp.einsum("bhd,bhe->de", passed, states, preferred_element_type=jnp.float32)
 
-    def inner(a: Float[Array, "W D D"], b: Float[Array, "#W D D"]) -> Float[Array, "W"]:
+    def inner(a: Float[Array, "W D D"], b: Float[Array, "#W D D"]) -> Float[Array, " W"]:
       return jnp.sum(a * b, axis=(1, 2))
 
     stretches = [gradient_between(*stretch) for stretch in itertools.pairwise((0, *widths))]

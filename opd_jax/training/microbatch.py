@@ -29,7 +29,7 @@ def prompt_copies(prompts: int, n: int, micro_batches: int) -> int:
 
 
 def split(
-  prompts: Any, rows: Any, micro_batches: int, mesh: jax.sharding.Mesh, n: int, lengths: Int[Array, "B"] | None = None
+  prompts: Any, rows: Any, micro_batches: int, mesh: jax.sharding.Mesh, n: int, lengths: Int[Array, " B"] | None = None
 ) -> tuple[Any, Any]:
   """Splits the rows of two pytrees into micro-batches, those of a prompt together; every device keeps its own.
 
@@ -96,7 +96,7 @@ def response_widths(width: int, buckets: int) -> tuple[int, ...]:
 
 def sums_by_position(
   stats: dict[str, Float[Array, "B H"]], bins: int, max_horizon: int
-) -> dict[str, Float[Array, "bins"]]:
+) -> dict[str, Float[Array, " bins"]]:
   """Sums per-token numbers over rows within bins of response position over [0, max_horizon); fp32, no gradient."""
   bin_of = jnp.arange(stats["count"].shape[1]) * bins // max_horizon
 

@@ -51,15 +51,15 @@ class Tensors:
     """Puts every coordinate in its stratum of |w|."""
     return dataclasses.replace(self, strata=_made(_strata, self.arrays))
 
-  def sizes(self) -> Int[np.ndarray, "C"]:
+  def sizes(self) -> Int[np.ndarray, " C"]:
     """Counts the coordinates of every cell."""
     return self.count([jnp.ones_like(a, bool) for a in self.arrays])
 
-  def count(self, marks: list[Bool[Array, "..."]]) -> Int[np.ndarray, "C"]:
+  def count(self, marks: list[Bool[Array, "..."]]) -> Int[np.ndarray, " C"]:
     """Counts the marked coordinates of every cell."""
     return _on_host(_count(marks, self.strata, self.stacked))
 
-  def spread(self, values: Int[np.ndarray, "C"]) -> list[UInt32[np.ndarray, "_ S"]]:
+  def spread(self, values: Int[np.ndarray, " C"]) -> list[UInt32[np.ndarray, "_ S"]]:
     """Takes numbers of cells apart, by tensor."""
     ends = np.cumsum([L * S for L, S in self.cells])[:-1]
     return [
@@ -68,7 +68,7 @@ class Tensors:
 
 
 def largest(
-  tensors: Tensors, scores: Sequence[Scores], groups: Int[np.ndarray, "C"], quota: Int[np.ndarray, "G"]
+  tensors: Tensors, scores: Sequence[Scores], groups: Int[np.ndarray, " C"], quota: Int[np.ndarray, " G"]
 ) -> list[Bool[Array, "..."]]:
   """Marks `quota[g]` coordinates of each group g: those of the largest scores.
 
@@ -97,9 +97,9 @@ def _take_above(
   scores: list[UInt32[Array, "..."]],
   taken: list[Bool[Array, "..."]],
   open_: list[Bool[Array, "..."]],
-  groups: Int[np.ndarray, "C"],
-  quota: Int[np.ndarray, "G"],
-) -> tuple[list[Array], list[Array], Int[np.ndarray, "G"]]:
+  groups: Int[np.ndarray, " C"],
+  quota: Int[np.ndarray, " G"],
+) -> tuple[list[Array], list[Array], Int[np.ndarray, " G"]]:
   """Takes what is above the least score that is taken; returns that, what has this score, and how many of it are wanted."""
   threshold = np.zeros(len(quota), np.int64)
   for bit in reversed(range(32)):
@@ -112,15 +112,15 @@ def _take_above(
   return [a | b for a, b in zip(taken, above, strict=True)], equal, quota
 
 
-def _grouped(cells: Int[np.ndarray, "C"], groups: Int[np.ndarray, "C"], n: int) -> Int[np.ndarray, "G"]:
+def _grouped(cells: Int[np.ndarray, " C"], groups: Int[np.ndarray, " C"], n: int) -> Int[np.ndarray, " G"]:
   found = np.zeros(n, np.int64)
   np.add.at(found, groups, cells)
   return found
 
 
 def _by_cell(
-  counts: Int[np.ndarray, "C"], groups: Int[np.ndarray, "C"], quota: Int[np.ndarray, "G"]
-) -> Int[np.ndarray, "C"]:
+  counts: Int[np.ndarray, " C"], groups: Int[np.ndarray, " C"], quota: Int[np.ndarray, " G"]
+) -> Int[np.ndarray, " C"]:
   """Divides what is wanted of each group over its cells: of the first as much as it has, then of the next."""
   left, found = quota.copy(), np.zeros_like(counts)
   for cell, group in enumerate(groups):
@@ -129,7 +129,7 @@ def _by_cell(
   return found
 
 
-def apportion(weights: Int[np.ndarray, "G"], sizes: Int[np.ndarray, "G"], total: int) -> Int[np.ndarray, "G"]:
+def apportion(weights: Int[np.ndarray, " G"], sizes: Int[np.ndarray, " G"], total: int) -> Int[np.ndarray, " G"]:
   """Divides `total` in proportion to the weights, no part above its size: largest remainders, the first of equal ones.
 
   Where the parts of a weight above 0 are full, the others get what is left in proportion to their sizes.
@@ -256,7 +256,7 @@ def _each(f: Callable[..., Any], strata: list | None, stacked: tuple[bool, ...],
   return [f(s, of_layers, *each) for s, of_layers, *each in zip(strata, stacked, *lists, strict=True)]
 
 
-def _on_host(counts: list[UInt32[Array, "_ S"]]) -> Int[np.ndarray, "C"]:
+def _on_host(counts: list[UInt32[Array, "_ S"]]) -> Int[np.ndarray, " C"]:
   return np.concatenate([np.asarray(c, np.int64).reshape(-1) for c in hosts.all_gather_to_host(counts)])
 
 

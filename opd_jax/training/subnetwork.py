@@ -111,7 +111,7 @@ class Subnetwork:
       scores = [selection.by_smallness(before), *scores]
     return selection.largest(tensors, scores, groups, quota)
 
-  def _groups(self, tensors: Tensors) -> Int[np.ndarray, "C"]:
+  def _groups(self, tensors: Tensors) -> Int[np.ndarray, " C"]:
     """Numbers the group of every cell, within which coordinates are chosen."""
     cells = tensors.cells
     if self.mask in ("top", "global"):

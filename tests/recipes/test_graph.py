@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -144,7 +145,7 @@ def test_killed_between_two_layers_and_resumed_it_is_the_run_that_never_stopped(
 
   def die(*args):
     calls.append(args)
-    if len(calls) == 4 * 2 + 2 * layer + 2:  # four a step: behind this layer of the third
+    if len(calls) == 3 * 2 + layer + 2:  # three a step: behind this layer of the third
       raise KeyboardInterrupt
     return prefixes(*args)
 
@@ -159,6 +160,21 @@ def test_killed_between_two_layers_and_resumed_it_is_the_run_that_never_stopped(
   assert any(record["joined"] > 0 for record in records)
   for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_layers_that_go_on_from_caches_are_those_that_read_their_prefixes_again(config, tmp_path, monkeypatch):
+  """The same trees, but for the order of sums; and the same plan, but for what is read again."""
+  found = {}
+  for prefixes in ("cached", "recomputed"):
+    run = open_run(config(steps=1, **{"graph.prefixes": prefixes}), tmp_path / prefixes)
+    found[prefixes] = trees_of(run, monkeypatch)
+    train_run(run)
+  ((cached, *_),), ((recomputed, *_),) = found.values()
+  for a, b in zip(cached, recomputed, strict=True):
+    assert [node.tokens for node in a.nodes] == [node.tokens for node in b.nodes]
+    for one, other in zip(a.nodes, b.nodes, strict=True):
+      np.testing.assert_allclose(one.logprob, other.logprob, atol=1e-5)
+  assert len({len(node.tokens) for tree in cached for node in tree.nodes[1:]}) > 1, "steps of several lengths"
 
 
 def of_length(prompt: str, text: str, ended: bool) -> int | None:
@@ -251,11 +267,16 @@ def test_written_graphs_are_drawn_and_change_nothing(config, tmp_path):
 
 
 def test_a_plan_counts_each_layer(config):
-  """Behind a prompt of 16 tokens two steps, and behind each of these two: prefixes are read anew, once for their children."""
-  recipe = base.make(specs.from_architectures(config(), stop_ids=(1,)))
+  """Behind a prompt of 16 tokens two steps, and behind each of these two: with their prefixes read again, once for their children; or from
+  caches, with one token of each row."""
+  costs = {}
+  for prefixes in ("cached", "recomputed"):
+    recipe = base.make(specs.from_architectures(config(**{"graph.prefixes": prefixes}), stop_ids=(1,)))
+    costs[prefixes] = recipe.roofline_costs("rollout", 4, 4, 16, 12)
   cfg, sizes = recipe.specs.student.cfg, {"vocab": recipe.specs.sampling.vocab, "itemsize": 4}
   first, second = (roofline.rollout(cfg, 4 * rows, 2, 16 + 6 * layer, 6, **sizes) for layer, rows in enumerate((1, 2)))
-  assert recipe.roofline_costs("rollout", 4, 4, 16, 12) == [*first, *second]
+  assert costs["recomputed"] == [*first, *second]
+  assert costs["cached"] == [*first, roofline.decode_step(cfg, 16, 1, 21, 1, **sizes), *second[1:]]
 
 
 @pytest.mark.parametrize("line", ["[]", '{"step": 1}', '{"step": 1, "prompt": "", "steps": []}', "no JSON"])

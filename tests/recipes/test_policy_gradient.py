@@ -88,7 +88,9 @@ def test_killed_between_two_mini_batches_and_resumed_it_is_the_run_that_never_st
   assert records[0] == records[1]
 
 
-@pytest.mark.parametrize("normaliser", ["token", "sequence", "constant"])
+@pytest.mark.parametrize(
+  "normaliser", ["token", *(pytest.param(n, marks=pytest.mark.long) for n in ("sequence", "constant"))]
+)
 def test_equal_groups_are_dropped_from_the_mean(normaliser, config, tmp_path, monkeypatch):
   """Only the first prompt's rollouts differ in what they earn; kept, the others make its update smaller."""
   monkeypatch.setitem(tasks.VERIFIERS, "chain", even_for_some)
@@ -125,6 +127,7 @@ def test_resampled_groups_teach_and_their_discarded_tokens_count(config, tmp_pat
   jax.tree.map(np.testing.assert_array_equal, again.state.params, whole.state.params)
 
 
+@pytest.mark.long
 def test_resampling_ends_where_no_group_ever_teaches(config, tmp_path, monkeypatch):
   monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: False)
   run = train(config(steps=1, **{"groups.equal": "resample", "groups.rounds": 3}), tmp_path / "w")
@@ -133,6 +136,7 @@ def test_resampling_ends_where_no_group_ever_teaches(config, tmp_path, monkeypat
   assert int(run.state.empty) == 2
 
 
+@pytest.mark.long
 def test_failures_of_discarded_rollouts_are_counted(config, tmp_path, monkeypatch):
   def fails(response: str, answer: str, **_) -> bool:
     raise RuntimeError("always")
@@ -173,6 +177,7 @@ def test_a_place_is_taken_by_a_group_of_the_same_device():
   np.testing.assert_array_equal(replacements(~teaches, np.zeros(8, bool), 4), [-1] * 8)
 
 
+@pytest.mark.long
 def test_topk_distances_come_with_what_the_sampler_recorded(config, tmp_path):
   dppo = {"surrogate.kind": "dppo", "surrogate.divergence": "topk_tv", "surrogate.k": 3, "surrogate.threshold": 1e-4}
   train(config(updates_per_rollout=3, **dppo), tmp_path / "w")
@@ -188,6 +193,7 @@ def test_a_teacher_beside_the_reward(config, tiny, tmp_path):
   assert all(r["kl"] > 0 and r["importance"] > 0 and r["reward"] >= 0 for r in records)
 
 
+@pytest.mark.long
 def test_rewards_of_the_teacher_go_through_the_surrogate_too(config, tiny, tmp_path):
   """TOP-D: the log-ratio to a proximal teacher as the advantage of PPO's clip."""
   topd = {

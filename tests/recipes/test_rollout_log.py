@@ -59,6 +59,7 @@ def test_every_token_of_a_logged_step_is_there_once(config, logged):
     assert all(np.array(response.logprob, float).max() <= 0 for response in responses)
 
 
+@pytest.mark.long
 def test_as_many_rollouts_are_written_as_were_asked_for(config, tmp_path):
   trainer.train(configs.override(config, {"log.rollouts": 3, "steps": 2}), tmp_path / "three")
   assert [response.step for response in scored.read(tmp_path / "three" / scored.ROLLOUTS)] == [2, 2, 2]
@@ -78,6 +79,7 @@ def test_a_run_that_is_resumed_has_no_line_twice(config, logged, tmp_path):
   assert (path / scored.ROLLOUTS).read_bytes() == (logged[0] / scored.ROLLOUTS).read_bytes()
 
 
+@pytest.mark.long
 def test_rollouts_that_were_written_stay_where_a_run_goes_on_without(config, tmp_path):
   path = tmp_path / "run"
   trainer.train(configs.override(config, {"steps": 2}), path)
@@ -89,6 +91,7 @@ def test_rollouts_that_were_written_stay_where_a_run_goes_on_without(config, tmp
   assert [response.step for response in scored.read(path / scored.ROLLOUTS)] == [2] * 8 + [6] * 8
 
 
+@pytest.mark.long
 def test_a_reward_alone_has_no_divergence(tiny, tmp_path):
   changes = {"steps": 1, "eval.every": 0, "log.rollouts": 1, "horizon.max": 12, "teacher": "", "reward.workers": 0}
   trainer.train(small_config(tiny, "grpo", **changes), tmp_path / "grpo")

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_jax.rollout import sample
+from opd_jax.data import pipeline
+from opd_jax.rollout import prefix, sample
 from opd_jax.rollout.branch import NOBODY, Branches, Paths, rows_of_layers
 from opd_jax.rollout.sample import Sampling
+from opd_jax.rollout.segments import Segments
 from tests.conftest import STUDENT
 
 STOP, COMMA = 1, 7
@@ -100,3 +102,30 @@ def test_rows_that_go_on_from_a_prefix_are_rollouts_of_it(student, prompts):
   np.testing.assert_array_equal(found.response, wanted.response)
   np.testing.assert_allclose(found.behavior_logprob, wanted.behavior_logprob, atol=1e-6)
   assert (found.response[0] != found.response[1]).any(), "each row draws its own"
+
+
+@pytest.mark.parametrize("settings", ["plain", pytest.param("segments", marks=pytest.mark.long)])
+def test_what_goes_on_from_caches_is_what_reads_its_prefix_again(settings, student, prompts):
+  """Three layers behind each other, in which steps end at a delimiter: all tokens, and their probabilities but for the order of sums."""
+  options = {"segments": Segments(length=2, shrink=(2,))} if settings == "segments" else {}
+  options |= {"cfg": STUDENT, "sampling": Sampling((STOP, *range(10, 16)), 0, 37), "response_len": 5}
+  again = jax.jit(functools.partial(sample.rollout, **options))
+  cached = jax.jit(functools.partial(prefix.rollout_and_prefix, **options))
+  texts = [
+    row[mask].tolist() for row, mask in zip(np.asarray(prompts.prompt), np.asarray(prompts.prompt_mask), strict=True)
+  ]
+  before, lengths = prompts, set()
+  for layer, rows in enumerate((4, 3, 5)):
+    expand = jnp.asarray(np.random.default_rng(layer).integers(0, len(texts) // 2, (2, rows)), jnp.int32)
+    key = jax.random.key(layer)
+    found, before = cached(student, before, key, jnp.int32(5), expand)
+    width = max(map(len, texts)) + 3
+    padded = pipeline.pad(texts, width, 0)
+    wanted = again(student, padded, key, jnp.int32(5), expand=expand)
+    np.testing.assert_array_equal(found.response, wanted.response)
+    np.testing.assert_allclose(found.behavior_logprob, wanted.behavior_logprob, atol=2e-6)
+    source = (expand + np.array([[0], [len(texts) // 2]])).reshape(-1)
+    steps = [row[mask].tolist() for row, mask in zip(np.asarray(found.response), np.asarray(found.mask), strict=True)]
+    texts = [texts[i] + step for i, step in zip(source.tolist(), steps, strict=True)]
+    lengths |= {len(step) for step in steps}
+  assert len(lengths) > 2, "caches have holes"

@@ -150,7 +150,7 @@ def squares(x: Float[Array, "..."]) -> Float[Array, ""]:
   return jnp.sum(jnp.sum(jnp.square(x), axis=-1))
 
 
-def count(update: Float[Array, "b n"], thresholds: Float[Array, "t"], masks: UInt8[Array, "b n"]) -> dict[str, Array]:
+def count(update: Float[Array, "b n"], thresholds: Float[Array, " t"], masks: UInt8[Array, "b n"]) -> dict[str, Array]:
   """Count the coordinates of a block of an update.
 
   Args:

@@ -29,7 +29,7 @@ class Masks:
     weight: Callable[[int], Float[Array, "b n"]],
     spans: Sequence[tuple[int, int]],
     shape: tuple[int, int],
-    counts: Int[np.ndarray, "bins"],
+    counts: Int[np.ndarray, " bins"],
     principal: tuple[Principal, Sequence[int]] | None,
     mesh: Mesh | None = None,
   ):

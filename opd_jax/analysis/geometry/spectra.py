@@ -62,7 +62,7 @@ def spectrum(matrix: Matrix, exact_side: int, seed: int = 0, stored: bool = Fals
   return randomised(matrix, seed)
 
 
-def of_values(values: Float[np.ndarray, "n"]) -> Spectrum | None:
+def of_values(values: Float[np.ndarray, " n"]) -> Spectrum | None:
   """Make a spectrum of all singular values, largest first; None where all are 0."""
   s = np.asarray(values, np.float64)
   if not s.size or not s[0] > 0:
@@ -80,7 +80,7 @@ def of_values(values: Float[np.ndarray, "n"]) -> Spectrum | None:
   )
 
 
-def exact_values(matrix: Matrix) -> Float[np.ndarray, "n"]:
+def exact_values(matrix: Matrix) -> Float[np.ndarray, " n"]:
   """Compute all singular values: those of the triangular factor R of a QR decomposition, joined block by block.
 
   A Gram matrix would be cheaper and lose in fp32 the values below 3e-4 of the largest.
@@ -97,7 +97,7 @@ def exact_values(matrix: Matrix) -> Float[np.ndarray, "n"]:
   return np.asarray(_values(triangle))
 
 
-def gram_values(matrix: Matrix) -> Float[np.ndarray, "n"]:
+def gram_values(matrix: Matrix) -> Float[np.ndarray, " n"]:
   """Compute all singular values from A'A, in one pass; what is below RESOLVED of the largest is not known to 1%."""
   values = np.asarray(_gram_values(total(matrix, _square)), np.float64)
   return np.sqrt(np.maximum(values[::-1], 0))
@@ -166,7 +166,7 @@ def randomised(matrix: Matrix, seed: int = 0) -> Spectrum | None:
 
 def krylov(
   matrix: Matrix, k: int, seed: int = 0, block: int = BLOCK, steps: int = STEPS
-) -> tuple[Float[np.ndarray, "k"], Float[Array, "n k"]]:
+) -> tuple[Float[np.ndarray, " k"], Float[Array, "n k"]]:
   """The k largest singular values, largest first, and their right singular vectors, from a block Krylov space of A'A."""
   n = matrix.shape[1]
   start = jnp.asarray(rng(seed, "krylov").standard_normal((n, block), np.float32))
@@ -198,7 +198,7 @@ def _gram(x: Array, space: Array) -> Array:
 
 def _quadrature(
   matrix: Matrix, top: Float[Array, "n k"], seed: int
-) -> tuple[Float[np.ndarray, "i"], Float[np.ndarray, "i"]]:
+) -> tuple[Float[np.ndarray, " i"], Float[np.ndarray, " i"]]:
   """Nodes and weights that stand for the singular values of A other than those of the vectors `top`; weights sum to 1.
 
   Each probe is bidiagonalised by itself, orthogonal to `top` and to its own former vectors on the right; those on the left, which

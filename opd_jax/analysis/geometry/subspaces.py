@@ -32,7 +32,7 @@ class Principal:
     vectors: V_k.
   """
 
-  values: Float[Array, "k"]
+  values: Float[Array, " k"]
   vectors: Float[Array, "n k"]
 
 
@@ -63,7 +63,7 @@ def _largest(gram: Array, k: int) -> tuple[Array, Array]:
 
 @jax.jit
 def left_vectors(
-  weight: Float[Array, "b n"], basis: Float[Array, "n k"], values: Float[Array, "k"]
+  weight: Float[Array, "b n"], basis: Float[Array, "n k"], values: Float[Array, " k"]
 ) -> Float[Array, "b k"]:
   """The rows of U_k that belong to a block of W0; zero for a value of zero."""
   return weight @ basis / jnp.where(values > 0, values, jnp.inf)
@@ -71,7 +71,7 @@ def left_vectors(
 
 @jax.jit
 def approximation(
-  weight: Float[Array, "b n"], basis: Float[Array, "n k"], values: Float[Array, "k"], first: int
+  weight: Float[Array, "b n"], basis: Float[Array, "n k"], values: Float[Array, " k"], first: int
 ) -> Float[Array, "b n"]:
   """The rows of U S V' that belong to a block of W0, of the first so many vectors: traced, so that every number is one program."""
   kept = (values > 0) & (jnp.arange(values.shape[0]) < first)

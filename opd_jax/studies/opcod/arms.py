@@ -91,6 +91,14 @@ ARMS: tuple[ArmSpec, ...] = (
   both("shuffled", "OPCoD, shuffled comments", {"codistillation.shuffle": True}),
   both("other-response", "OPCoD, comments on other responses to the prompt", {"codistillation.shuffle_within": True}),
   both("own", "OPCoD, own comments", {"codistillation.tutor": "self"}),
+  # The same controls where every rollout has a comment; added when the others were known, since at `TAU` gates open in the last round.
+  both("always-shuffled", "OPCoD, always open, shuffled comments", gate("always") | {"codistillation.shuffle": True}),
+  both(
+    "always-other-response",
+    "OPCoD, always open, comments on other responses to the prompt",
+    gate("always") | {"codistillation.shuffle_within": True},
+  ),
+  both("always-own", "OPCoD, always open, own comments", gate("always") | {"codistillation.tutor": "self"}),
   both("early", "SDPO, the first quarter trained", gate("never") | share("first")),
   both("late", "SDPO, the last quarter trained", gate("never") | share("last")),
   *each(

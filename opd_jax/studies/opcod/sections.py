@@ -8,13 +8,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from opd_jax.reports import plotting
-from opd_jax.reports.runs import load
 from opd_jax.studies import charts
 from opd_jax.studies.arm_spec import UNTRAINED
 from opd_jax.studies.charts import picture
 from opd_jax.studies.opcod.arms import ARMS, COMMENTED, OF_MODEL, SPECIALISTS
-from opd_jax.studies.opcod.claims import accuracies, all_four, commented, other, own
-from opd_jax.studies.results import How, Missing, Results, workdir
+from opd_jax.studies.opcod.claims import accuracies, all_four, commented, other, own, steps_of
+from opd_jax.studies.results import How, Missing, Results
 from opd_jax.studies.statistics import IntervalEstimate, interval
 from opd_jax.studies.verdict_page import Section
 
@@ -198,7 +197,7 @@ def gates_table(results: Results) -> list[dict[str, str]]:
     rounds: dict[int, list[dict]] = collections.defaultdict(list)
     outcomes: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for seed in runs:
-      for record in _steps(results, arm.name, seed):
+      for record in steps_of(results, arm.name, seed):
         outcomes[record["round"]].update(record.get("comments", {}))
         if "gate" in record:
           rounds[record["round"]].append(record["gate"])
@@ -212,12 +211,6 @@ def gates_table(results: Results) -> list[dict[str, str]]:
       row["comments kept"] = f"{100 * counts['kept'] / total:.0f}% of {total:,}" if total else "–"
       rows.append(row)
   return rows
-
-
-def _steps(results: Results, arm: str, seed: int) -> Iterable[dict[str, Any]]:
-  """The records of all steps of a run, whichever student made them."""
-  models = load([workdir(results.out, arm, seed)])
-  return sorted((record for model in models for record in model.train), key=lambda record: record["step"])
 
 
 def _percent(estimate: IntervalEstimate) -> str:

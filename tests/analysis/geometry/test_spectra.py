@@ -24,7 +24,9 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize(
+  "name", ["rank 32", *(pytest.param(n, marks=pytest.mark.long) for n in MATRICES if n != "rank 32")]
+)
 def test_the_randomised_is_within_a_hundredth_of_the_exact(name):
   a = MATRICES[name]()
   exact = spectra.of_values(np.linalg.svd(a.astype(np.float64), compute_uv=False))

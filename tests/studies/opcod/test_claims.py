@@ -75,6 +75,7 @@ RIVAL = {"own": 0.8, "other": 0.5}
 AS_CLAIMED: dict[str, dict[str, float]] = dict.fromkeys(NAMES, RIVAL) | {
   "untrained": BEFORE,
   "opcod": {"own": 0.82, "other": 0.7},
+  "always": {"own": 0.81, "other": 0.65},
   "oracle": {"own": 0.9, "other": 0.9},
   "late": {"own": 0.8, "other": 0.6},
 }
@@ -100,7 +101,9 @@ def study_of(tmp_path):
       gate = {"open": {"student": closed_gates == 0, "peer": closed_gates < 2}, "gap": {"student": 0.5, "peer": 0.1}}
       rest = [record | {"model": "student", "round": 0, "comments": {"kept": 4}} for record in rest]
       rest[0] |= {"gate": gate}
-      (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [first, *rest]))
+      peer = [record | {"model": "peer"} for record in [first, *rest] if record["kind"] == "eval"]  # evaluated first
+      records = [*peer, first | {"model": "student"}, *rest]
+      (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return Results(tmp_path, SEEDS)
 
   return write_study
@@ -142,6 +145,9 @@ def test_what_is_as_claimed_is_supported(study_of):
     ("shuffled", {"own": 0.9, "other": 0.9}, "it is what the comment says"),
     ("other-response", {"own": 0.9, "other": 0.9}, "it is what it says of the response"),
     ("own", {"own": 0.9, "other": 0.9}, "it is the peer"),
+    ("always-shuffled", {"own": 0.9, "other": 0.9}, "open gates: what the comment says"),
+    ("always-other-response", {"own": 0.9, "other": 0.9}, "open gates: what it says of the response"),
+    ("always-own", {"own": 0.9, "other": 0.9}, "open gates: the peer"),
     ("always", {"own": 0.9, "other": 0.9}, "the gate pays"),
     ("domain", {"own": 0.9, "other": 0.9}, "both domains"),
     ("tau-20", {"own": 0.9, "other": 0.9}, "a tau that opens"),
