@@ -8,6 +8,7 @@ A response that was cut is no candidate, since its missing end would tell that i
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -182,6 +183,6 @@ class Reformulator:
     ids = self.candidates.ask(kind, question.prompt, texts, self.tokenizer, self.rendering, wrong)
     return None if ids is None else Reformulated(kind, question.number, ids, right.answer if right else "", wrong)
 
-  @property
+  @functools.cached_property
   def _control(self) -> tuple[str, ...]:
     return control_tokens(self.tokenizer)

@@ -31,6 +31,7 @@ Dimensions: s places for prompts, n rollouts of each, B = s n rows, P prompt wid
 import collections
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ from jaxtyping import Bool, Float
 
 from opd_jax import config as configs
 from opd_jax.context.candidates import Candidates, hardest
-from opd_jax.context.reformulate import Drawn, HardQuestion, Reformulated, Reformulator
+from opd_jax.context.privileged import rewritten
+from opd_jax.context.reformulate import HardQuestion, Reformulated, Reformulator
 from opd_jax.context.replies import control_tokens, final_text
 from opd_jax.data import chat, pipeline
 from opd_jax.data.replay import Replay
@@ -344,11 +346,11 @@ class Zone(OPD):
     hard = [HardQuestion(q, train.prompts[q], a, b) for q, a, b in zip(numbers, right, wrong, strict=True)]
     reformulator = self._reformulator(run)
     drawn = reformulator.draw(hard, self._augmented, seed)
-    before = self._tokens_of_teacher
-    asked = reformulator.write(drawn, self._short(run, step, reformulator, drawn))
+    short, tokens = self._short(run, step, reformulator.requests(drawn))
+    asked = reformulator.write(drawn, short)
     run.clock.lap("converse")
     return asked, counts | {
-      "compression_tokens": self._tokens_of_teacher - before,
+      "compression_tokens": tokens,
       "hard": sum(rate < z.tau for rate in rates),
       "reformulations_too_long": len(drawn) - len(asked),
     }
@@ -358,12 +360,13 @@ class Zone(OPD):
     z, train = self.config.zone, run.inputs.train
     if not questions or not set(z.kinds) & set(NEEDS_TEACHER):
       return [[] for _ in questions], {"teacher_tokens": 0}
-    before, control = self._tokens_of_teacher, control_tokens(run.inputs.tokenizer)
-    longest = z.teacher_tokens or self.config.horizon.max
-    prompts = [train.prompts[question] for question in questions]
-    written = self._ask_teacher(run, 2 * step, prompts, z.teacher_rollouts, longest, z.teacher_temperature)
+    longest, with_suffix = z.teacher_tokens or self.config.horizon.max, run.inputs.rendering.for_teacher().with_suffix
+    prompts = [rewritten(train.prompts[question], with_suffix) for question in questions]
+    written, tokens = self._ask_teacher(run, 2 * step, prompts, z.teacher_rollouts, longest, z.teacher_temperature)
     run.clock.lap("converse")
-    ends = prompt_ends(run.inputs.tokenizer, [train.ids[question] for question in questions])
+    control, ends = control_tokens(run.inputs.tokenizer), [""] * len(questions)
+    if isinstance(self.teacher, MeshTeacher):  # where the chat template may have opened a thought
+      ends = prompt_ends(run.inputs.tokenizer, [train.ids[question] for question in questions])
     rows = [(i, Response(text, True, ends[i])) for i, texts in enumerate(written) for text in texts]
     rows = [(i, response) for i, response in rows if final_text(response, control).strip()]
     right = self._solved(run, [questions[i] for i, _ in rows], [response for _, response in rows], longest)
@@ -372,7 +375,7 @@ class Zone(OPD):
       for at in range(len(questions))
     ]
     share = float(right.sum() / (len(questions) * z.teacher_rollouts))
-    return found, {"teacher_tokens": self._tokens_of_teacher - before, "teacher_right": share}
+    return found, {"teacher_tokens": tokens, "teacher_right": share}
 
   def _solved(
     self, run: Run, questions: Sequence[int], responses: Sequence[Response], limit: int
@@ -388,16 +391,16 @@ class Zone(OPD):
     return hosts.from_first(solved)
 
   def _short(
-    self, run: Run, step: int, reformulator: Reformulator, drawn: Sequence[Drawn]
-  ) -> dict[tuple[int, str], str]:
-    """Has the teacher make candidates short, by question and text; {} where they are cut."""
-    c, requests = self.config.candidates, reformulator.requests(drawn)
+    self, run: Run, step: int, requests: dict[tuple[int, str], chat.Prompt]
+  ) -> tuple[dict[tuple[int, str], str], int]:
+    """Has the teacher make candidates short, by question and text, {} where they are cut; and the tokens of that."""
+    c = self.config.candidates
     if c.compressor != "teacher" or not requests:
-      return {}
-    written = self._ask_teacher(run, 2 * step + 1, list(requests.values()), 1, c.max_tokens, c.temperature)
+      return {}, 0
+    written, tokens = self._ask_teacher(run, 2 * step + 1, list(requests.values()), 1, c.max_tokens, c.temperature)
     control = control_tokens(run.inputs.tokenizer)
     texts = [final_text(Response(next(iter(each), "")), control).strip() for each in written]
-    return dict(zip(requests, texts, strict=True))
+    return dict(zip(requests, texts, strict=True)), tokens
 
   def _reformulator(self, run: Run) -> Reformulator:
     z, whole = self.config.zone, self.config.candidates.compressor == "teacher"
@@ -408,23 +411,27 @@ class Zone(OPD):
 
   # The teacher.
 
-  @property
-  def _tokens_of_teacher(self) -> int:
-    return self.teacher.tokens if self.teacher else 0
-
   def _ask_teacher(
     self, run: Run, number: int, prompts: Sequence[chat.Prompt], n: int, max_tokens: int, temperature: float
-  ) -> list[list[str]]:
-    """Has the teacher answer prompts n times each.
+  ) -> tuple[list[list[str]], int]:
+    """Has the teacher answer prompts n times each; the answers, and their tokens.
+
+    A teacher elsewhere is asked by the first process, and told the words of the last message of a chat.
 
     Args:
       number: of the call; what it draws follows from it.
     """
-    if self.teacher is None:
-      self.teacher = self._teacher_on_mesh(run)
+    teacher = self.teacher = self.teacher or self._teacher_on_mesh(run)
     arguments: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-    arguments["seed"] = _seed(run.key(keys.Use.SPEAKER, number))
-    return self.teacher.sample(prompts, n, **arguments)  # pyright: ignore[reportArgumentType]: chats stay chats on the mesh
+    arguments["seed"], before = _seed(run.key(keys.Use.SPEAKER, number)), teacher.tokens
+    if isinstance(teacher, MeshTeacher):
+      return teacher.sample(prompts, n, **arguments), teacher.tokens - before
+    answers = ""
+    if hosts.first():
+      texts = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
+      answers = json.dumps([teacher.sample(texts, n, **arguments), teacher.tokens - before])
+    written, tokens = json.loads(hosts.text_of_first(answers))
+    return written, tokens
 
   def _teacher_on_mesh(self, run: Run) -> MeshTeacher:
     z, (model,) = self.config.zone, self.specs.teachers
@@ -453,7 +460,7 @@ class Zone(OPD):
     def params() -> Params:
       return _speaker(self._frozen(run))
 
-    return MeshTeacher(make, params, run.inputs.tokenizer, run.inputs.rendering.for_teacher())
+    return MeshTeacher(make, params, run.inputs.tokenizer, run.inputs.rendering.for_teacher().without_suffix())
 
   # A step: what is learned.
 

@@ -314,6 +314,19 @@ def test_a_teacher_makes_candidates_short_or_all_of_a_prompt_are_cut(short, conf
   assert sum(r["teacher_tokens"] for r in records) == teacher.tokens - len(requests)
 
 
+def test_a_teacher_elsewhere_is_told_the_words_of_a_question_with_their_suffix(config, tmp_path, monkeypatch):
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda *_, **__: False)
+  c = config(steps=1, **{"data.suffix": "#", "data.teacher_suffix": "x"})
+  run = opened(c, tmp_path / "w", teacher := Scripted())
+  train_run(run)
+  ((prompts, *_),) = teacher.calls
+  assert prompts
+  assert all(prompt.endswith("x") and not prompt.endswith("#x") for prompt in prompts)
+  chats = [[{"role": "system", "content": "S"}, {"role": "user", "content": "12"}]]
+  written, tokens = run.recipe._ask_teacher(run, 9, chats, 2, 5, 1.0)
+  assert (teacher.calls[-1][0], written, tokens) == (["12"], [[RIGHT, RIGHT]], 2)
+
+
 def test_controls(config, tmp_path, monkeypatch):
   """Two wrong candidates, the right one first, graduation at random, and no teacher where none is needed."""
   run = opened(
