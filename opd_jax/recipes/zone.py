@@ -42,6 +42,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from opd_jax import config as configs
+from opd_jax.config import Config
 from opd_jax.context.candidates import Candidates, hardest
 from opd_jax.context.privileged import rewritten
 from opd_jax.context.reformulate import HardQuestion, Reformulated, Reformulator
@@ -53,8 +54,9 @@ from opd_jax.models import roofline
 from opd_jax.models.roofline import Cost
 from opd_jax.objectives import advantage as advantages
 from opd_jax.recipes.opd import OPD, Experience
+from opd_jax.rollout.endpoint import EndpointOptions, EndpointSampler, TeacherSampler
 from opd_jax.rollout.generate import Generator, decode, prompt_ends
-from opd_jax.rollout.teacher_sampler import MeshTeacher, TeacherSampler
+from opd_jax.rollout.teacher_sampler import MeshTeacher
 from opd_jax.runtime import hosts, keys, startup_summary
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
@@ -97,8 +99,32 @@ KEYS = {
   "zone.share": (0.4, "hint, prefix: how much of a right solution of the teacher is shown", "(0, 1]"),
   "zone.teacher_url": (
     "",
-    "an endpoint that answers as the teacher; empty: config.teacher, on the devices of the run",
+    "an endpoint in OpenAI's form that answers as the teacher, docs/endpoint.md; empty: config.teacher, on the devices of the run",
     "text",
+  ),
+  "zone.teacher_model": ("", "of an endpoint, its model's name there", "text"),
+  "zone.teacher_api": (
+    "chat",
+    "of an endpoint: a prompt is what the user says in a chat, or text that goes on",
+    "one of chat, completions",
+  ),
+  "zone.teacher_key_env": (
+    "OPENAI_API_KEY",
+    "of an endpoint: the environment variable that holds its key, which is written nowhere; empty: none is sent",
+    "text",
+  ),
+  "zone.teacher_parallel": (8, "of an endpoint: requests at once", "[1, 1000]"),
+  "zone.teacher_timeout": (600.0, "of an endpoint: seconds for a request", "(0, 10**6]"),
+  "zone.teacher_retries": (5, "of an endpoint: requests after one that failed", "[0, 1000]"),
+  "zone.teacher_budget_tokens": (0, "of an endpoint: most tokens, of prompts and answers; 0: no limit", "[0, 10**15]"),
+  "zone.teacher_budget_cost": (0.0, "of an endpoint: most money, by the two prices; 0: no limit", "[0, 10**12]"),
+  "zone.teacher_price_prompt": (0.0, "of an endpoint: of a million tokens of prompts", "[0, 10**9]"),
+  "zone.teacher_price_completion": (0.0, "of an endpoint: of a million tokens of answers", "[0, 10**9]"),
+  "zone.teacher_cache": ("", "of an endpoint: a directory that keeps its answers; empty: one in the workdir", "path"),
+  "zone.teacher_on_failure": (
+    "stop",
+    "of an endpoint that gives no answer: stop, and go on from the last checkpoint later; continue without candidates of this question",
+    "one of stop, continue",
   ),
   "zone.teacher_rollouts": (4, "responses of the teacher to each question that is asked anew (G_T)", "[1, 1000]"),
   "zone.teacher_tokens": (0, "the longest of them, tokens; 0: horizon.max", "[0, 2**20]"),
@@ -159,6 +185,7 @@ KEYS = {
   ),
   "candidates.wrong_pair": (False, "a control: a bcq has two wrong candidates", "True or False"),
 }
+ANSWERS = "teacher_answers"  # of a workdir, where the answers of an endpoint are kept
 NEEDS_TEACHER = ("bcq", "hint", "prefix")
 
 
@@ -167,13 +194,13 @@ class Judged(NamedTuple):
 
   responses: list[Response]
   columns: Float[np.ndarray, "rows columns"]  # of RewardRecord.columns
-  solved: Bool[np.ndarray, "rows"]
-  masked: Bool[np.ndarray, "rows"]
+  solved: Bool[np.ndarray, " rows"]
+  masked: Bool[np.ndarray, " rows"]
   summary: dict[str, Any]  # what the record of a step has of rewards
   tokens: int
 
   @property
-  def reward(self) -> Float[np.ndarray, "rows"]:
+  def reward(self) -> Float[np.ndarray, " rows"]:
     """What each response earns."""
     return self.columns[:, 0]
 
@@ -379,7 +406,7 @@ class Zone(OPD):
 
   def _solved(
     self, run: Run, questions: Sequence[int], responses: Sequence[Response], limit: int
-  ) -> Bool[np.ndarray, "rows"]:
+  ) -> Bool[np.ndarray, " rows"]:
     """Verifies responses of the teacher, on the first process."""
     solved = np.zeros(len(questions), bool)
     if questions and hosts.first():
@@ -421,7 +448,10 @@ class Zone(OPD):
     Args:
       number: of the call; what it draws follows from it.
     """
-    teacher = self.teacher = self.teacher or self._teacher_on_mesh(run)
+    if self.teacher is None:
+      at_endpoint = self.config.zone.teacher_url
+      self.teacher = self._teacher_at_endpoint(run) if at_endpoint else self._teacher_on_mesh(run)
+    teacher = self.teacher
     arguments: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     arguments["seed"], before = _seed(run.key(keys.Use.SPEAKER, number)), teacher.tokens
     if isinstance(teacher, MeshTeacher):
@@ -432,6 +462,10 @@ class Zone(OPD):
       answers = json.dumps([teacher.sample(texts, n, **arguments), teacher.tokens - before])
     written, tokens = json.loads(hosts.text_of_first(answers))
     return written, tokens
+
+  def _teacher_at_endpoint(self, run: Run) -> EndpointSampler:
+    cache = self.config.zone.teacher_cache or str(run.workdir.path / ANSWERS)
+    return EndpointSampler(_endpoint_options(self.config, cache))
 
   def _teacher_on_mesh(self, run: Run) -> MeshTeacher:
     z, (model,) = self.config.zone, self.specs.teachers
@@ -517,7 +551,8 @@ class Zone(OPD):
     }
     if found.new < len(found.questions):
       told["reward_replayed"] = float(plain.reward[new:].mean())
-    return told | found.counts | tokens | self._told_of_asked(run, found)
+    of_endpoint = self.teacher.metrics() if isinstance(self.teacher, EndpointSampler) else {}
+    return told | found.counts | tokens | of_endpoint | self._told_of_asked(run, found)
 
   def _told_of_asked(self, run: Run, found: Collected) -> dict[str, Any]:
     """Counts what becomes of prompts with candidates: what they earn, and how often a response repeats a candidate's answer."""
@@ -687,6 +722,19 @@ def _speaker(frozen: FrozenModels) -> Params:
   return frozen.base if frozen.speaker is None else frozen.speaker  # pyright: ignore[reportReturnType]
 
 
+def _endpoint_options(config: Config, cache: str) -> EndpointOptions:
+  """Reads how an endpoint is asked.
+
+  Raises:
+    InputError: an address that is none, or numbers that mean nothing.
+  """
+  z = config.zone
+  names = ("api", "key_env", "parallel", "timeout", "retries", "budget_tokens", "budget_cost")
+  names = (*names, "price_prompt", "price_completion", "on_failure")
+  options = {name: z[f"teacher_{name}"] for name in names}
+  return EndpointOptions(z.teacher_url, z.teacher_model, cache=cache, **options)
+
+
 def _share(share: float, number: int) -> int:
   """Rounds a share of a number down, but not for the sake of a float's last digit."""
   return math.floor(share * number + 1e-9)
@@ -723,11 +771,13 @@ def _check(specs: Specs) -> None:
     raise InputError(
       f"config.surrogate.divergence is {c.surrogate.divergence!r}, which the recipe 'zone' does not record; take 'tv' or 'kl' of single tokens."
     )
-  if z.teacher_url:
-    raise InputError(
-      f"config.zone.teacher_url is {z.teacher_url!r}, and this version has no client of endpoints; leave it empty, and name config.teacher."
-    )
   teachers = configs.teacher_names(c)
+  if z.teacher_url:
+    _endpoint_options(c, z.teacher_cache)
+    if teachers:
+      raise InputError(
+        f"config.teacher is {teachers[0]!r}, and config.zone.teacher_url names another one; set config.teacher='', or leave the address empty."
+      )
   if len(teachers) > 1:
     raise InputError("config.teachers names several, and the recipe 'zone' asks one; name it in config.teacher.")
   if not _share(z.augment, c.batch):
@@ -735,9 +785,9 @@ def _check(specs: Specs) -> None:
   needs = [kind for kind in z.kinds if kind in NEEDS_TEACHER]
   if c.candidates.compressor == "teacher" and set(z.kinds) & {"bcq", "ncq"}:
     needs.append("config.candidates.compressor='teacher'")
-  if needs and not teachers:
+  if needs and not teachers and not z.teacher_url:
     raise InputError(
-      f"config.teacher is '', and {needs[0]} needs one that writes; name a teacher, or set config.zone.kinds=('ncq',) and "
+      f"config.teacher is '', and {needs[0]} needs one that writes; name it, or an endpoint in config.zone.teacher_url, or set config.zone.kinds=('ncq',) and "
       "config.candidates.compressor=truncate."
     )
   positions = specs.student.cfg.max_positions

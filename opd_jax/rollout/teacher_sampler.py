@@ -1,7 +1,7 @@
-"""A teacher that writes: it answers prompts, and what it says is read and never learned from."""
+"""A teacher that writes, on the devices of the run: the one of `endpoint.TeacherSampler` that needs no server."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -9,26 +9,6 @@ from opd_jax.data import chat
 from opd_jax.data.rendering import Rendering
 from opd_jax.rollout.generate import Generator
 from opd_jax.types import Params
-
-
-class TeacherSampler(Protocol):
-  """Answers prompts, from wherever the teacher is.
-
-  Attributes:
-    tokens: generated so far.
-  """
-
-  tokens: int
-
-  def sample(
-    self, prompts: Sequence[str], n: int, *, max_tokens: int, temperature: float, seed: int
-  ) -> list[list[str]]:
-    """Samples n responses to each prompt, the same for the same arguments.
-
-    Returns:
-      Of each prompt its responses; "" in the place of one that was cut or did not come.
-    """
-    ...
 
 
 class MeshTeacher:
@@ -56,7 +36,10 @@ class MeshTeacher:
   def sample(
     self, prompts: Sequence[chat.Prompt], n: int, *, max_tokens: int, temperature: float, seed: int
   ) -> list[list[str]]:
-    """Samples as `TeacherSampler` says; prompts may be chats. Every process asks the same, and gets all responses."""
+    """Samples as `endpoint.TeacherSampler` says, "" in the place of a response that was cut; prompts may be chats.
+
+    Every process asks the same, and gets all responses.
+    """
     sizes = n, max_tokens, temperature
     if sizes not in self._generators:
       self._generators[sizes] = self._make(*sizes)

@@ -41,7 +41,7 @@ class Places:
     all_of = _rounded(plain + asked, shards * mini_batches)
     return cls(_rounded(plain, shards), _rounded(asked, shards), all_of)
 
-  def order(self, plain: int, asked: int) -> tuple[Int[np.ndarray, "s"], Bool[np.ndarray, "s"]]:
+  def order(self, plain: int, asked: int) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"]]:
     """Returns for `joined` the groups of an update's places, and which of the places are not empty.
 
     Args:
@@ -58,8 +58,8 @@ def _rounded(number: int, multiple: int) -> int:
 
 def joined(
   parts: Sequence[tuple[Batch, Rollout]],
-  order: Int[jax.Array, "s"],
-  live: Bool[jax.Array, "s"],
+  order: Int[jax.Array, " s"],
+  live: Bool[jax.Array, " s"],
   *,
   width: int,
   pad_id: int,

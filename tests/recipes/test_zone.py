@@ -12,11 +12,12 @@ from opd_jax import inputs, tasks
 from opd_jax.errors import InputError
 from opd_jax.models import decoder
 from opd_jax.recipes import base
+from opd_jax.rollout.endpoint import TeacherSampler
 from opd_jax.rollout.generate import decode
-from opd_jax.rollout.teacher_sampler import TeacherSampler
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import specs
 from tests.helpers.runs import leaves, read, without_time
+from tests.rollout.test_endpoint import Server
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "some_are_right")
 N = 4  # rollouts of a prompt
@@ -327,6 +328,97 @@ def test_a_teacher_elsewhere_is_told_the_words_of_a_question_with_their_suffix(c
   assert (teacher.calls[-1][0], written, tokens) == (["12"], [[RIGHT, RIGHT]], 2)
 
 
+@pytest.fixture
+def server():
+  server = Server()
+  yield server
+  server.close()
+
+
+def at_endpoint(server, config, **changes):
+  of_endpoint = {
+    "zone.teacher_url": server.url,
+    "zone.teacher_model": "m",
+    "teacher": "",
+    "zone.teacher_key_env": "A_KEY",
+  }
+  return config(
+    **of_endpoint | {"candidates.compressor": "teacher", "candidates.request": "{prompt}{response}x"} | changes
+  )
+
+
+def without_requests(path) -> list[dict]:
+  """The records of a run without what an endpoint was asked, which differs where answers are on disk."""
+  records = [without_time(record) for record in read(path, "train")]
+  return [{key: v for key, v in record.items() if not key.startswith("endpoint/")} for record in records]
+
+
+def test_an_endpoint_teaches_is_paid_once_and_its_key_is_written_nowhere(config, server, tmp_path, monkeypatch, capfd):
+  secret = "sk-very-secret-0123456789"
+  monkeypatch.setenv("A_KEY", secret)
+  server.behave = lambda handler, body: handler.send(said(body, RIGHT if body.get("n", 1) > 1 else "3"))
+  c = at_endpoint(server, config)
+  whole = train(c, tmp_path / "whole")
+  asked = len(server.bodies)
+  assert asked > 0
+  assert any(r["prompts_bcq"] and r["compression_tokens"] for r in read(tmp_path / "whole", "train"))
+  run = open_run(c, tmp_path / "parts")
+  judge = run.recipe._judge_asked
+
+  def die(*args):
+    if run.step == 2:
+      raise KeyboardInterrupt
+    return judge(*args)
+
+  monkeypatch.setattr(run.recipe, "_judge_asked", die)
+  with pytest.raises(KeyboardInterrupt):
+    train_run(run)
+  again = train(c, tmp_path / "parts")
+  assert len(server.bodies) == 2 * asked, "what was answered before the run was killed is on disk"
+  assert without_requests(tmp_path / "parts") == without_requests(tmp_path / "whole")
+  for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert all(headers["Authorization"] == f"Bearer {secret}" for headers in server.headers)
+  written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+  assert not any(secret.encode() in text for text in written)
+  assert secret not in "".join(capfd.readouterr())
+
+
+def said(body: dict, text: str) -> dict:
+  choices = [{"index": i, "message": {"role": "assistant", "content": text}} for i in range(body.get("n", 1))]
+  return {"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5 * len(choices)}}
+
+
+def test_a_run_goes_on_without_its_endpoint_or_stops_with_what_it_has(config, server, tmp_path, monkeypatch):
+  """By key; a run that stopped goes on, with the same result, once the endpoint is there again."""
+  monkeypatch.setenv("A_KEY", "a")
+  fails = {"after": 1}
+
+  def behave(handler, body):
+    if handler.number >= fails["after"]:
+      handler.send({"error": {"message": "no"}}, 500)
+    else:
+      handler.send(said(body, RIGHT))
+
+  server.behave = behave
+  changes = {"zone.teacher_retries": 0, "candidates.compressor": "truncate", "zone.teacher_parallel": 1}
+  train(at_endpoint(server, config, **changes | {"zone.teacher_on_failure": "continue"}), tmp_path / "on")
+  records = read(tmp_path / "on", "train")
+  assert [r["step"] for r in records] == [1, 2, 3, 4]
+  assert records[-1]["endpoint/failed"] > 0
+  assert records[-1]["teacher_right"] == 0.0
+  assert any(r["prompts_ncq"] for r in records[1:]), "what needs no teacher goes on"
+  fails["after"] = len(server.bodies) + 3
+  c = at_endpoint(server, config, **changes)
+  with pytest.raises(InputError, match=r"The endpoint .* what it has answered is kept"):
+    train(c, tmp_path / "stopped")
+  assert 0 < len(read(tmp_path / "stopped", "train")) < 4
+  fails["after"] = 10**9
+  train(c, tmp_path / "stopped")
+  train(c, tmp_path / "whole")
+  assert without_requests(tmp_path / "stopped") == without_requests(tmp_path / "whole")
+
+
 def test_controls(config, tmp_path, monkeypatch):
   """Two wrong candidates, the right one first, graduation at random, and no teacher where none is needed."""
   run = opened(
@@ -412,7 +504,12 @@ def test_prompts_with_candidates_can_be_looked_at(config, tmp_path):
       {"teacher": "", "zone.kinds": ("ncq",), "candidates.compressor": "teacher"},
       "config.candidates.compressor='teacher' needs",
     ),
-    ({"zone.teacher_url": "http://127.0.0.1:9"}, "config.zone.teacher_url is"),
+    (
+      {"zone.teacher_url": "http://127.0.0.1:9/v1", "zone.teacher_model": "m"},
+      "config.zone.teacher_url names another one",
+    ),
+    ({"zone.teacher_url": "here", "zone.teacher_model": "m", "teacher": ""}, "it has to begin with http://"),
+    ({"zone.teacher_url": "http://127.0.0.1:9/v1", "teacher": ""}, "An endpoint needs the name of its model"),
     ({"candidates.bcq": "{prompt}"}, r"config.candidates.bcq has no \{candidates\}"),
     ({"candidates.max_prompt": 501}, "config.candidates.max_prompt is 501"),
     ({"zone.teacher_tokens": 512}, "The teacher is to write 512 tokens"),
