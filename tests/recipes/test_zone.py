@@ -221,12 +221,8 @@ def test_the_buffer_follows_plain_rollouts_alone(config, tmp_path, monkeypatch):
   assert records[-1]["buffer"] == 12
 
 
-PHASES = (
-  "_judge",
-  "_right",
-  "_judge_asked",
-  "_update",
-)  # behind plain rollouts, before the teacher, behind the others, between updates
+# Behind plain rollouts, before the teacher, behind its answers, behind the rollouts on prompts with candidates, between two updates.
+PHASES = ("_judge", "_right", "_short", "_judge_asked", "_update")
 
 
 @pytest.fixture(scope="module")
