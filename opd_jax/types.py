@@ -72,6 +72,7 @@ class FrozenModels:
   reference: Params | None = None  # the student before training, where the loss holds it near
   base: Params | None = None  # of a student that is an adapter, models/lora.py
   encoder: Params | None = None  # a model whose hidden states are compared, see recipes/graph.py
+  speaker: Params | None = None  # a teacher that writes and scores nothing, see recipes/zone.py
   moving: Params | None = None  # a teacher that follows the student, as it is in this update; not kept between them
 
   @property

@@ -369,6 +369,63 @@ def test_rollouts_branch_at_a_delimiter(root, tmp_path, monkeypatch):
   assert (tmp_path / "out" / "config.json").is_file()
 
 
+@pytest.mark.long
+def test_hard_questions_are_asked_anew_with_a_teacher_in_the_prompt(root, tmp_path, monkeypatch):
+  """ZPPO on GSM8K, in its own words: three steps, killed in the second one's updates with a full buffer, resumed, and exported."""
+  verifier = tmp_path / "lengths.py"
+  verifier.write_text(
+    "def verify(response, answer):\n  return len(response) % 3 == 0\n"
+  )  # random weights are never right
+
+  def arguments(name):
+    return [
+      f"--config={CONFIGS / 'zppo.py'}:hf",
+      f"--workdir={tmp_path / name}",
+      f"--config.student={root / 'student'}",
+      f"--config.teacher={root / 'teacher'}",
+      f"--config.data.path={root / 'train.jsonl'}",
+      "--config.data.prompt_field=question",
+      f"--config.data.verifier={verifier}:verify",
+      "--config.zone.replay=0.5",
+      "--config.zone.augment=0.5",
+      "--config.zone.capacity=4",
+      "--config.zone.teacher_rollouts=8",
+      "--config.zone.teacher_tokens=200",
+      "--config.candidates.max_tokens=40",
+      "--config.candidates.max_prompt=1024",
+      "--config.rollouts_per_prompt=4",
+      "--config.horizon.max=100",
+      "--config.steps=3",
+      "--config.batch=4",
+      "--config.mini_batches=2",
+      "--config.optimizer.lr=1e-2",
+      "--config.checkpoint.every=1",
+      "--config.log.tensorboard=False",
+      "--config.compile_cache=off",
+    ]
+
+  call(train, *arguments("whole"))
+  update, made = OPD._update, []
+
+  def die(*args):
+    if len(made) == 3:  # in the second step, behind its first mini-batch
+      raise KeyboardInterrupt
+    made.append(args[-1])
+    return update(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(OPD, "_update", die)
+    with pytest.raises(KeyboardInterrupt):
+      call(train, *arguments("parts"))
+  assert "resumed after step 1" in call(train, *arguments("parts"))
+  whole, parts = ([without_time(r) for r in read(tmp_path / run, "train")] for run in ("whole", "parts"))
+  assert whole == parts
+  assert any(r["buffer"] == 4 for r in whole)
+  assert any(r["prompts_ncq"] + r["prompts_bcq"] > 0 for r in whole)
+  call(export, f"--workdir={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", "--dtype=float32")
+  assert (tmp_path / "out" / "config.json").is_file()
+
+
 def test_exported_student_loads_in_pytorch(root):
   torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
   from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from opd_jax.config import expanded_path
 from opd_jax.data import branched, denoised, scored
 from opd_jax.errors import InputError
-from opd_jax.reports import canvases, figures, graphs, reward, tokens
+from opd_jax.reports import buffers, canvases, figures, graphs, reward, tokens
 from opd_jax.reports.comparison import Arm, Comparison
 from opd_jax.reports.labels import FREE, differing, show
 from opd_jax.reports.runs import Run
@@ -51,7 +51,7 @@ def _render(comparison: Comparison, pictures: Sequence[figures.Picture]) -> str:
     style=STYLE + tokens.STYLE + canvases.STYLE + graphs.STYLE,
     question=_QUESTIONS[all(map(reward.learns_from_reward, runs))],
     headline=html.escape(headline(comparison)),
-    arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]) + _reward(comparison),
+    arms=table([_arm_cells(comparison, arm) for arm in comparison.arms]) + _reward(comparison) + _buffers(comparison),
     cost=table([_cost_cells(arm) for arm in comparison.arms]),
     tokens=_token_by_token(runs),
     figures="\n".join(map(figure, pictures)),
@@ -67,6 +67,14 @@ def _reward(comparison: Comparison) -> str:
   """Write the section on what a verifier's reward did, first and last; nothing where no run has one."""
   rows = reward.table_rows(comparison.arms)
   return f"\n<h2>What the reward did</h2>\n<p>{html.escape(_REWARD)}</p>\n{table(rows)}" if rows else ""
+
+
+def _buffers(comparison: Comparison) -> str:
+  """Write the section on hard questions that are visited again; nothing where no run has a buffer."""
+  parts = ((buffers.HISTORY, buffers.history_rows), (buffers.ASKED, buffers.asked_rows))
+  found = [(told, rows(comparison.arms)) for told, rows in parts]
+  sections = [f"<p>{html.escape(told)}</p>\n{table(rows)}" for told, rows in found if rows]
+  return "\n<h2>Hard questions</h2>\n" + "\n".join(sections) if sections else ""
 
 
 _REWARD = (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opd_jax.config import flat
+from opd_jax.data.replay import COUNTS
 from opd_jax.errors import InputError, brief
 from opd_jax.runtime import json_files
 from opd_jax.runtime.json_files import is_number, is_whole
@@ -145,6 +146,13 @@ def _is_groups(value: Any) -> bool:
   return isinstance(value, list) and len(value) > 1 and all(map(_amount, value))
 
 
+def _is_history(value: Any) -> bool:
+  """Tell whether a buffer's history has of each of its counts as many numbers."""
+  if not isinstance(value, dict) or not all(isinstance(value.get(name), list) for name in COUNTS):
+    return False
+  return len({len(value[name]) for name in COUNTS}) == 1 and all(_amount(n) for name in COUNTS for n in value[name])
+
+
 def _is_by_mu(value: Any) -> bool:
   return isinstance(value, list) and len(value) == 10 and all(v is None or _amount(v) for v in value)
 
@@ -171,8 +179,14 @@ _NAME = (lambda value: isinstance(value, str), "a name")
 _SECONDS = (_is_seconds, "seconds by part")
 _BINS = (_is_by_position, "edges of positions with a count and a divergence between each two")
 _GROUPS = (_is_groups, "counts of groups by the number of their solved rollouts")
+_HISTORY = (_is_history, "counts of a buffer by tier")
 _BY_MU = (_is_by_mu, "ten values by the probability of the drawn token")
 _EVERY: _Values = {"step": _STEP, "tokens": _AMOUNT, "elapsed": _AMOUNT, "wall": _AMOUNT}
+_OF_BUFFER = (
+  *("hard", "buffer", "reward_replayed", "teacher_right", "prompts_bcq", "reward_bcq", "prompts_ncq", "reward_ncq"),
+  *("bcq_repeats_right", "bcq_repeats_wrong", "ncq_repeats_wrong"),
+  *("plain_tokens", "reformulated_tokens", "teacher_tokens", "compression_tokens"),
+)
 _VALUES: dict[str, _Values] = {
   "train": _EVERY
   | {"model": _NAME}
@@ -184,6 +198,8 @@ _VALUES: dict[str, _Values] = {
   | {"reward_sampled": _NUMBER, "groups_by_solve_rate_sampled": _GROUPS}
   | {"verifier_timeouts": _AMOUNT, "student_entropy": _NUMBER, "initial_kl": _NUMBER, "rare": _SHARE, "beyond": _SHARE}
   | {"moved": _AMOUNT, "moved_by_mu": _BY_MU, "ratio": _AMOUNT, "ratio_max": _AMOUNT, "logprob_gap": _AMOUNT}
+  | {"buffer_history": _HISTORY}
+  | dict.fromkeys(_OF_BUFFER, _NUMBER)
   | {"gradient_weight": _NUMBER, "gradient_weight_min": _NUMBER, "gradient_weight_max": _NUMBER},
   "eval": _EVERY
   | {"model": _NAME}

@@ -23,6 +23,10 @@ class Use(enum.IntEnum):
   BRANCHES = 2**29  # next steps of rollouts that branch, and states that are joined at random
   REVEALED = 2**29 + 2**28  # of a diffusion model's own answer to its teacher
   COORDINATE_MASK = 2**28  # subnetwork.mask, where coordinates are chosen at random
+  REFORMULATED = 2**30  # rollouts of questions that are asked anew
+  SPEAKER = 2**30 + 2**28  # what a teacher that writes is asked, solutions and compressions
+  REPLAYED = 2**30 + 2**29  # which questions of a buffer are visited, and which leave it at random
+  CANDIDATES = 2**30 + 2**29 + 2**28  # which candidates stand in a prompt, and in which order
   RESAMPLED = 2**26  # rollouts of other prompts in the place of groups without variance
 
 

@@ -46,6 +46,14 @@ METHODS["opcod"] |= {"context.template": "{prompt}{solution}{feedback}="}
 METHODS["d_opsd"] = {"horizon.max": 8, "eval.max_tokens": 16, "sampling.temperature": 0.9}
 METHODS["graphpo"] = {"graph.widths": (2, 2), "graph.step_tokens": 6, "graph.delimiter": ",", "graph.state": "hidden"}
 METHODS["graphpo"] |= {"graph.kappa": 0.5, "data.path": "task:chain", "rollouts_per_prompt": 4, "horizon.max": 12}
+METHODS["zppo"] = {"data.path": "task:chain", "rollouts_per_prompt": 2, "mini_batches": 2, "zone.tau": 1.0}
+METHODS["zppo"] |= {
+  "zone.augment": 0.5,
+  "zone.teacher_rollouts": 8,
+  "candidates.max_prompt": 48,
+  "candidates.max_tokens": 16,
+  "zone.teacher_prompt": 16,
+}
 METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}
 METHODS["resample"] = METHODS["dppo"] | {"groups.equal": "resample", "groups.rounds": 3}
 METHODS["masked"] = METHODS["topd"] | {"subnetwork.mask": "layer", "subnetwork.density": 0.3}
@@ -72,6 +80,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "d_opsd data 2 x fsdp 2 x tensor 2": ("d_opsd", 8, {"fsdp": 2, "tensor": 2}, {}),
   "graphpo 1": ("graphpo", 1, {}, {}),
   "graphpo data 2 x fsdp 2 x tensor 2": ("graphpo", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "zppo 1": ("zppo", 1, {}, {}),
+  "zppo data 2 x fsdp 2 x tensor 2": ("zppo", 8, {"fsdp": 2, "tensor": 2}, {}),
   "dppo 1": ("dppo", 1, {}, {}),
   "dppo data 2 x fsdp 2 x tensor 2": ("dppo", 8, {"fsdp": 2, "tensor": 2}, {}),
   "resample data 2": ("resample", 2, {"data": 2}, {}),
