@@ -13,7 +13,7 @@ which a token goes through k, V shared vocabulary, i bytes of a number in the co
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -41,6 +41,7 @@ class Cost(NamedTuple):
     return self.weight_bytes + self.sharded_bytes
 
 
+@runtime_checkable
 class Rates(Protocol):
   """The rates of a device: measured (runtime/machine.py) or published (planning/chips.py)."""
 

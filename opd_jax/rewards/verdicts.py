@@ -7,7 +7,7 @@ import abc
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from opd_jax.errors import first_line
 from opd_jax.tasks import own
@@ -31,6 +31,7 @@ class Verdict(NamedTuple):
     return self.value > SOLVED
 
 
+@runtime_checkable
 class PendingVerdicts(Protocol):
   """Verdicts that are perhaps still being made."""
 

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from opd_jax.errors import InputError
 from opd_jax.rollout import completions, http_json
@@ -46,6 +46,7 @@ MENDS = {  # what to do about a reason
 }
 
 
+@runtime_checkable
 class TeacherSampler(Protocol):
   """A teacher that is asked for samples alone, wherever it runs.
 

@@ -5,7 +5,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +150,7 @@ def lower_rollout(
   return jax.jit(program, out_shardings=rows).lower(params, prompts, key, limit)
 
 
+@runtime_checkable
 class AnyGeneratorConfig(Protocol):
   """What a `Generator` asks of its config: a `GeneratorConfig`, or rollout.denoise.DenoiserConfig."""
 

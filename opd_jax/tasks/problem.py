@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Response(NamedTuple):
@@ -14,6 +14,7 @@ class Response(NamedTuple):
   record: Mapping[str, Any] | None = None  # of its problem, where a verifier takes it
 
 
+@runtime_checkable
 class Verifier(Protocol):
   """Tells whether a response's answer is the right one."""
 
@@ -25,6 +26,7 @@ class Verifier(Protocol):
     ...
 
 
+@runtime_checkable
 class AnswerExtractor(Protocol):
   """Finds the answer that a response claims, right or wrong."""
 
@@ -52,6 +54,7 @@ class Problem:
   domain: str = ""
 
 
+@runtime_checkable
 class Task(Protocol):
   """A generator and a verifier of problems."""
 

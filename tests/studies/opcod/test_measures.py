@@ -33,7 +33,7 @@ def test_both_students_are_asked_and_shown_comments(little, tmp_path, monkeypatc
   for name in ("untrained", "opcod"):
     record = asked[f"asked-{name}"]
     assert record["sums"].keys() == record["differences"].keys() == set(arms.SPECIALISTS)
-    assert record["comments"]["sums"].keys() == {"peer", "own", "oracle", "shuffled"}
+    assert record["comments"]["sums"].keys() == {"peer", "own", "oracle", "shuffled", "again"}
   before = asked["asked-untrained"]
   assert before["cooler"].keys() == {"0.7", "0.5"}
   assert before["sums"]["sums"] > before["sums"]["differences"]
