@@ -1,6 +1,7 @@
 """DPPO: a policy gradient masked where a token's probability has moved too far, instead of its ratio (arXiv:2602.04879).
 
 cpu    python -m opd_jax.train --config=configs/dppo.py --workdir=runs/dppo
+       2 cores, 7 minutes of training beside other work, accuracy 0.18 -> 0.75, greedy 0.23 -> 0.98 (seed 0)
 hf     --config=configs/dppo.py:hf      any Hugging Face directory and a JSONL file of problems with answers
 paper  --config=configs/dppo.py:paper   the published threshold and batch (256 prompts x 16, 8 mini-batches); the model, lengths, steps and
        weight decay are DRPO's, for comparison

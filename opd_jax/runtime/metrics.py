@@ -9,7 +9,7 @@ import pathlib
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -75,6 +75,10 @@ class Metrics:
   """
 
   FILES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl", "canvases.jsonl", "graphs.jsonl")
+  OF_ROLLOUTS: ClassVar = {
+    "denoising": "canvases.jsonl",
+    "graph": "graphs.jsonl",
+  }  # by the part of a config that only such runs have
 
   def __init__(self, workdir: pathlib.Path, config: Config, first_step: int, lengths: dict[str, int], name: str):
     self._on = jax.process_index() == 0
@@ -82,14 +86,11 @@ class Metrics:
     if not self._on:
       return
     self._files = {}
+    of_rollouts = next((f for part, f in self.OF_ROLLOUTS.items() if part in config), "rollouts.jsonl")
+    wanted = {"metrics.jsonl", "samples.jsonl", *([of_rollouts] if config.log.rollouts else ())}
     for file in self.FILES:
       path = workdir / file
-      denoised = "denoising" in config
-      wanted = {
-        "rollouts.jsonl": config.log.rollouts and not denoised,
-        "canvases.jsonl": config.log.rollouts and denoised,
-      }
-      if not wanted.get(file, True) and not path.exists():
+      if file not in wanted and not path.exists():
         continue
       path.touch()
       with path.open("r+b") as f:
