@@ -7,7 +7,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from opd_jax.errors import InputError
 from opd_jax.runtime import json_files
 from opd_jax.runtime.json_files import is_number, is_whole
 
@@ -65,20 +64,7 @@ def read(path: pathlib.Path) -> list[BranchedResponses]:
   Raises:
     InputError: a line is no graph.
   """
-  if not path.is_file():
-    return []
-  out = []
-  lines = path.read_bytes().split(b"\n")
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      out.append(_parsed(json_files.parse(line)))
-    except (json_files.NotReadable, ValueError, TypeError, KeyError) as e:
-      if number == len(lines):  # the line that a killed run was writing has no end
-        break
-      raise InputError(f"{path} line {number} is no graph of a run ({e}); remove the line, or the file.") from None
-  return out
+  return json_files.read_records(path, _parsed, "graph")
 
 
 def _parsed(value: Any) -> BranchedResponses:

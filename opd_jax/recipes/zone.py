@@ -37,7 +37,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -64,7 +63,8 @@ from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
 from opd_jax.training import lowering
 from opd_jax.training.distillation import DistillationStep
-from opd_jax.training.places import Places, joined
+from opd_jax.training.placed_programs import PlacedPrograms
+from opd_jax.training.places import Places
 from opd_jax.training.specs import Specs
 from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout
 
@@ -267,7 +267,7 @@ class Zone(OPD):
     questions, new = self._questions(run, step)
     width = run.inputs.prompt_widths[-1]
     ids = [run.inputs.train.ids[question] for question in questions]
-    plain = self._answer(run, ids, self._plain_shape(width), run.key(keys.Use.ROLLOUT, step))
+    plain = self._answer(run, ids, self._programs.plain(width), run.key(keys.Use.ROLLOUT, step))
     judged, asked, counts = self._judge(run, ids, questions, plain[1]), [], {}
     parts, of_asked, wide = [plain], None, width
     if self._augmented:
@@ -275,12 +275,12 @@ class Zone(OPD):
       longest = max((len(each.ids) for each in asked), default=0)
       wide = next(w for w in self._wide_widths(width) if w >= longest)
       key = run.key(keys.Use.REFORMULATED, step)
-      parts.append(self._answer(run, [each.ids for each in asked], self._asked_shape(wide), key))
+      parts.append(self._answer(run, [each.ids for each in asked], self._programs.asked(wide), key))
       of_asked = self._judge_asked(run, asked, parts[-1][1]) if asked else None
     order = self._to_devices(self.places.order(len(questions), len(asked)))
-    prompts, rollout = run.programs(self._join_shape(width, wide))["join"](parts, *order)
+    prompts, rollout = run.programs(self._programs.join(width, wide))["join"](parts, *order)
     self._collected[step] = Collected(questions, new, judged, asked, of_asked, counts)
-    shape, index = self._update_shape(wide), np.array(questions[:new])
+    shape, index = self._programs.update(wide), np.array(questions[:new])
     return Experience(step, prompts, rollout, index, self.config.horizon.max, shape, run.programs(shape))
 
   def _questions(self, run: Run, step: int) -> tuple[list[int], int]:
@@ -592,17 +592,9 @@ class Zone(OPD):
   def static(self) -> Hashable:
     return super().static, self.places
 
-  def _plain_shape(self, prompt: int) -> StepShape:
-    return StepShape(prompt, self.config.horizon.max)
-
-  def _asked_shape(self, prompt: int) -> StepShape:
-    return StepShape(prompt, self.config.horizon.max, kind="asked")
-
-  def _join_shape(self, prompt: int, wide: int) -> StepShape:
-    return StepShape(prompt, self.config.horizon.max, kind="join", context=wide)
-
-  def _update_shape(self, prompt: int) -> StepShape:
-    return StepShape(prompt, self.config.horizon.max, kind="update", context=prompt)
+  @functools.cached_property
+  def _programs(self) -> PlacedPrograms:
+    return PlacedPrograms(self.step, self.places, self.config.horizon.max, self._scored_prompts)
 
   def _wide_widths(self, prompt: int) -> tuple[int, ...]:
     """The widths that all prompts of an update are padded to, rising; of prompts without candidates it is theirs."""
@@ -613,15 +605,8 @@ class Zone(OPD):
 
   def _shapes_between(self, run: Run, first: int, end: int) -> list[StepShape]:
     """Lists the shapes: the prompts of the buffer may be the longest of all, so that those without candidates have one width."""
-    if first >= end:
-      return []
     prompt = run.inputs.prompt_widths[-1]
-    shapes = [self._plain_shape(prompt)]
-    for wide in self._wide_widths(prompt):
-      shapes += [self._asked_shape(wide)] if self._augmented else []
-      shapes += [self._join_shape(prompt, wide), update := self._update_shape(wide)]
-      shapes += [update._replace(kind="score", context=0)] if self._scored_prompts else []
-    return shapes
+    return self._programs.shapes(prompt, self._wide_widths(prompt)) if first < end else []
 
   def planned_shape(self, prompt: int, response: int) -> StepShape:
     """Returns the shape of a step of its new prompts alone: how many others there are depends on what the student can do."""
@@ -647,33 +632,7 @@ class Zone(OPD):
       batch = self.abstract_prompts(shape)
       yield from lowering.step_programs(step, shape.width, state, frozen_models, batch)
       return
-    frozen_models = dataclasses.replace(frozen_models, speaker=None)
-    if shape.kind in ("step", "asked"):
-      places = self.places.plain if shape.kind == "step" else self.places.asked
-      params, batch = self.step.behavior_params(state.params, frozen_models), self._abstract(places, shape.prompt)
-      yield "rollout", lowering.rollout_program(self.step, shape.width, params, batch)[0]()
-    elif shape.kind == "join":
-      yield "join", self._lower_join(shape, state, frozen_models)
-    elif shape.kind == "update":
-      batch = self._abstract(self.places.update, shape.prompt)
-      yield from lowering.step_programs(self.step, shape.width, state, frozen_models, batch, wanted=("update",))
-    else:
-      batch = self._abstract(self.places.update, shape.prompt)
-      yield lowering.score_program(self.step, shape.width, self._scored_prompts, state, frozen_models, batch)
-
-  def _lower_join(self, shape: StepShape, state: Any, frozen_models: FrozenModels) -> jax.stages.Lowered:
-    rows, params = meshes.rows(self.specs.mesh), self.step.behavior_params(state.params, frozen_models)
-    sizes = [(self.places.plain, shape.prompt), *([(self.places.asked, shape.context)] if self._augmented else [])]
-    batches = [self._abstract(*size) for size in sizes]
-    parts = [(batch, lowering.rollout_program(self.step, shape.width, params, batch)[1]) for batch in batches]
-    order = jax.ShapeDtypeStruct((self.places.update,), jnp.int32, sharding=rows)
-    live = jax.ShapeDtypeStruct((self.places.update,), jnp.bool_, sharding=rows)
-    program = functools.partial(joined, width=shape.context, pad_id=self.specs.sampling.pad_id)
-    return jax.jit(program, out_shardings=rows).lower(parts, order, live)
-
-  def _abstract(self, places: int, prompt: int) -> Batch:
-    array = functools.partial(jax.ShapeDtypeStruct, (places, prompt), sharding=meshes.rows(self.specs.mesh))
-    return Batch(array(dtype=jnp.int32), array(dtype=jnp.bool_))  # pyright: ignore[reportArgumentType]
+    yield from self._programs.lower(shape, state, dataclasses.replace(frozen_models, speaker=None))
 
   # What is reported of a run, and remembered.
 

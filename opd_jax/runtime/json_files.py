@@ -3,7 +3,8 @@
 import json
 import pathlib
 import re
-from typing import Any, TypeGuard
+from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar
 
 from opd_jax.errors import InputError
 
@@ -20,6 +21,34 @@ class NotReadable(ValueError):
   def __init__(self, reason: str, line: int = 0):
     super().__init__(reason)
     self.line = line
+
+
+T = TypeVar("T")
+
+
+def read_records(path: pathlib.Path, parsed: Callable[[Any], T], what: str) -> list[T]:
+  """Read a file of JSON lines that a run writes; nothing where there is none, and not a last line that a killed run was writing.
+
+  Args:
+    parsed: makes a record of a line's value; raises ValueError, TypeError or KeyError where it is none.
+    what: a record, in the words of the error.
+
+  Raises:
+    InputError: a line is no record.
+  """
+  if not path.is_file():
+    return []
+  found, lines = [], path.read_bytes().split(b"\n")
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      found.append(parsed(parse(line)))
+    except (ValueError, TypeError, KeyError) as e:
+      if number == len(lines):
+        break
+      raise InputError(f"{path} line {number} is no {what} of a run ({e}); remove the line, or the file.") from None
+  return found
 
 
 def parse(text: str | bytes) -> Any:
