@@ -12,7 +12,7 @@ from opd_jax.studies import charts
 from opd_jax.studies.arm_spec import UNTRAINED
 from opd_jax.studies.charts import picture
 from opd_jax.studies.opcod.arms import ARMS, COMMENTED, OF_MODEL, SPECIALISTS
-from opd_jax.studies.opcod.claims import accuracies, all_four, commented, other, own, steps_of
+from opd_jax.studies.opcod.estimates import accuracies, all_four, commented, other, own, steps_of
 from opd_jax.studies.results import How, Missing, Results
 from opd_jax.studies.statistics import IntervalEstimate, interval
 from opd_jax.studies.verdict_page import Section

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from opd_jax.studies.opcod import arms, claims, sections
+from opd_jax.studies.opcod import arms, claims, estimates, sections
 from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, Status, decide
 from tests.helpers.synthetic_study import rising, workdir, write
@@ -174,7 +174,7 @@ def test_arms_that_were_not_run_are_missing(study_of):
   assert statuses["better than GRPO"] == SUPPORTED
   assert statuses["better than SDPO"] == MISSING
   with pytest.raises(Missing):
-    claims.accuracies(results, "gold")
+    estimates.accuracies(results, "gold")
 
 
 @pytest.mark.parametrize(("closed_gates", "status"), [(0, MISSING), (1, SUPPORTED)])
@@ -187,6 +187,6 @@ def test_a_gate_that_was_never_closed_has_no_verdict(closed_gates, status, study
 
 def test_four_cells_and_their_parts():
   found = {SUMS: {SUMS: 0.9, DIFFERENCES: 0.3}, DIFFERENCES: {SUMS: 0.5, DIFFERENCES: 0.7}}
-  assert claims.all_four(found) == pytest.approx(0.6)
-  assert claims.own(found) == pytest.approx(0.8)
-  assert claims.other(found) == pytest.approx(0.4)
+  assert estimates.all_four(found) == pytest.approx(0.6)
+  assert estimates.own(found) == pytest.approx(0.8)
+  assert estimates.other(found) == pytest.approx(0.4)
