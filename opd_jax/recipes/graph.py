@@ -137,11 +137,15 @@ class Graph(OPD):
         a.reshape(len(trees), rows, -1) for a in hosts.local_rows((grown.response, grown.mask, grown.behavior_logprob))
       ]
       new = [tree.grow(*part, self.specs.sampling.stop_ids) for tree, *part in zip(trees, source, *parts, strict=True)]
-      prefixes = self._prefixes(run, shape.prompt, layer + 1, ids, trees)
+      prefixes = None
+      if self.config.graph.state == "hidden" or (
+        kept is None and layer + 1 < len(self._layers.rows)
+      ):  # else nothing reads them
+        prefixes = self._prefixes(run, shape.prompt, layer + 1, ids, trees)
       self._find_states(run, programs, prefixes, index, trees, new)
       for number, tree, nodes in zip(index, trees, new, strict=True):
         tree.join(nodes, self._same_state.similarity(tree, nodes, (step, layer, int(number))), self._same_state.least)
-      before = prefixes if kept is None else kept
+      before = kept or prefixes  # pyright: ignore[reportAssignmentType]: one of them is there
     self._trees[step] = trees
     return Experience(step, prompts, self._rollout(run, trees), index, limit, shape, run.programs(shape))
 
@@ -202,7 +206,7 @@ class Graph(OPD):
     self,
     run: Run,
     programs: dict[str, jax.stages.Compiled],
-    prefixes: Batch,
+    prefixes: Batch | None,
     index: Int[np.ndarray, " p"],
     trees: Sequence[Branches],
     new: Sequence[Sequence[int]],

@@ -141,15 +141,15 @@ def test_killed_between_two_layers_and_resumed_it_is_the_run_that_never_stopped(
   changes = {"mini_batches": 2, "graph.state": "random", "graph.rate": 0.5}
   whole = train(config(**changes), tmp_path / "whole")
   run = open_run(config(**changes), tmp_path / "parts")
-  prefixes, calls = run.recipe._prefixes, []
+  find_states, calls = run.recipe._find_states, []
 
   def die(*args):
     calls.append(args)
-    if len(calls) == 3 * 2 + layer + 2:  # three a step: behind this layer of the third
+    if len(calls) == 2 * 2 + layer + 1:  # two a step: behind this layer of the third
       raise KeyboardInterrupt
-    return prefixes(*args)
+    return find_states(*args)
 
-  monkeypatch.setattr(run.recipe, "_prefixes", die)
+  monkeypatch.setattr(run.recipe, "_find_states", die)
   with pytest.raises(KeyboardInterrupt):
     train_run(run)
   again = open_run(config(**changes), tmp_path / "parts")
