@@ -28,6 +28,9 @@
     python -m opd_jax.tasks.pretrain --role=student --task=countdown-4 --rows=128 --lr=2e-3 --steps=1000 --out=DIR
                                                              countdown-4-student; 15 minutes on two busy cores
 
+    python -m opd_jax.tasks.pretrain --role=student --task=subset-sum --rows=128 --lr=2e-3 --steps=1200 --out=DIR
+                                                             subset-student
+
 The teacher reads correct solutions of both tasks of a pair; the student reads solutions written by somebody with its
 misconceptions. The last of the short ones, short-exact-teacher, also read solutions with slips in them, and so knows how
 to go on after a mistake that is not its own. All are written as Hugging Face directories (Qwen3 architecture) and loaded
@@ -49,7 +52,8 @@ import numpy as np
 import optax
 
 from opd_jax.models import decoder, hf
-from opd_jax.tasks import chain, operators, puzzles, relay, synonyms
+from opd_jax.tasks import chain, operators, puzzles, relay, subsets, synonyms
+from opd_jax.tasks.problem import Problem
 
 MODELS = {
   "student": decoder.DecoderConfig(
@@ -70,6 +74,7 @@ COUNTING = {  # of the task countdown-4
     vocab=len(puzzles.SYMBOLS), d_model=192, layers=3, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
   ),
 }
+SUBSETS = dataclasses.replace(COUNTING["student"], vocab=len(subsets.SYMBOLS))
 ADDER = decoder.DecoderConfig(  # of the task synonyms, student and teacher
   vocab=len(synonyms.SYMBOLS), d_model=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
 )
@@ -236,6 +241,58 @@ def countdown_batches(rows: int, seed: int):
     yield tokens, weights
 
 
+def subset_batches(rows: int, seed: int):
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of subset sums; only responses have weight.
+
+  Batches of problems alternate with batches of half as many rows, whose prompts have candidates, wrong ones or the beginning of a solution
+  behind the problem: what is read there is never learned to be right or wrong. Of two candidates, one right and one wrong, the
+  response repeats either as often; behind wrong ones it is another guess; and it follows a beginning half of the time.
+  """
+  rng, task = random.Random(f"pretrain subsets {seed}"), subsets.SUBSETS
+  for batch in itertools.count():
+    wide = batch % 2
+    length = task.max_prompt + (2 * task.max_response + 2 if wide else 0) + task.max_response
+    tokens = np.zeros((rows // (1 + wide), length), np.int32)
+    weights = np.zeros((len(tokens), length - 1), np.float32)
+    for row in range(len(tokens)):
+      problem = task.problem(rng, held_out=False)
+      after = _guessed(rng, problem)
+      more, after = _with_candidates(rng, row % 4, problem, after) if wide else ("", after)
+      prompt = problem.prompt + more
+      ids = subsets.TOKENIZER.encode([*prompt, *after, subsets.EOS])
+      tokens[row, : len(ids)] = ids
+      weights[row, len(prompt) - 1 : len(ids) - 1] = 1
+    yield tokens, weights
+
+
+SEEN = {
+  "easy": 3,
+  "medium": 2,
+}  # how far before the end the author of the responses sees what adds up; elsewhere it guesses
+
+
+def _guessed(rng: random.Random, problem: Problem) -> str:
+  """Write the response of somebody who solves small problems more often than large ones."""
+  numbers, goal = subsets.read(problem.prompt)
+  sees = SEEN.get(problem.domain)
+  return subsets.guess(rng, numbers) if sees is None else subsets.solve(rng, numbers, goal, sees)
+
+
+def _with_candidates(rng: random.Random, kind: int, problem: Problem, response: str) -> tuple[str, str]:
+  """Write what stands behind a problem, and the response to that: two candidates, wrong ones (the same, so that both are as frequent), a beginning."""
+  numbers, goal = subsets.read(problem.prompt)
+  if kind == 3:
+    beginning = problem.solution[: int(0.4 * len(problem.solution))]  # of tokens, as config.zone.share
+    on = subsets.guess(rng, numbers, beginning)
+    return f"/{beginning}=", on if rng.random() < 0.5 else response
+  wrong = [subsets.wrong(rng, numbers, goal) for _ in range(2)]
+  if kind == 2:
+    return "".join(f":{text}" for text in wrong[: rng.randint(1, 2)]) + "!=", response
+  shown = [problem.solution, wrong[0]]
+  rng.shuffle(shown)
+  return "".join(f":{text}" for text in shown) + "=", rng.choice(shown)
+
+
 def _padded(rows: int, length: int, corpus):
   """Pad the rows of a corpus, or cut their end, to `length` + 1 tokens; only learned tokens have weight."""
   for ids, learned in corpus:
@@ -289,7 +346,7 @@ def main() -> None:
   )
   parser.add_argument(
     "--task",
-    choices=[*sorted(PAIRS), synonyms.RUNNING_SUMS.name, puzzles.COUNTDOWN_4.name],
+    choices=[*sorted(PAIRS), synonyms.RUNNING_SUMS.name, puzzles.COUNTDOWN_4.name, subsets.SUBSETS.name],
     default="chain",
     help="with its twin (chain)",
   )
@@ -326,6 +383,8 @@ def main() -> None:
     data = synonym_batches(beliefs, args.rows, args.seed, args.short, args.slips)
   elif args.task == puzzles.COUNTDOWN_4.name:
     cfg, task, data = COUNTING[args.role], puzzles, countdown_batches(args.rows, args.seed)
+  elif args.task == subsets.SUBSETS.name:
+    cfg, task, data = SUBSETS, subsets, subset_batches(args.rows, args.seed)
   elif args.shown:
     data = shown_batches(beliefs, args.rows, args.seed, PAIRS[args.task][0])
   else:

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from opd_jax.reports import plotting
 from opd_jax.studies import charts
 from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.cells import percent
 from opd_jax.studies.charts import picture
 from opd_jax.studies.diffusion.arms import LABELS, RHO
 from opd_jax.studies.evidence import both, gain
 from opd_jax.studies.results import Missing, Results
-from opd_jax.studies.statistics import IntervalEstimate, interval
+from opd_jax.studies.statistics import interval
 from opd_jax.studies.verdict_page import Section
 
 TITLE = "Does it help to be shown one's own future?"
@@ -91,10 +92,10 @@ def table(results: Results, arms: Iterable[str]) -> list[dict[str, str]]:
       {
         "arm": label,
         "seeds": str(len(runs)),
-        "temperature 1": _percent(interval(results.scores(arm).values())),
-        "greedy": _percent(interval(results.scores(arm, "greedy").values())),
-        "gained": _percent(gained.sampled),
-        "gained, greedy": _percent(gained.greedy),
+        "temperature 1": percent(interval(results.scores(arm).values())),
+        "greedy": percent(interval(results.scores(arm, "greedy").values())),
+        "gained": percent(gained.sampled),
+        "gained, greedy": percent(gained.greedy),
         "accepted prompts": _mean(runs, "accepted"),
         "canvases a step": _mean(runs, "canvases"),
         "rollout forwards": _mean(runs, "rollout_forwards"),
@@ -124,10 +125,10 @@ def check_table(results: Results) -> list[dict[str, str]]:
     rows.append(
       {
         "given": f"{100 * rho:g}%",
-        "accuracy where not given": _percent(interval(each["not_given"] for each in of_share)),
-        "answers that are right": _percent(interval(each["right"] for each in of_share)),
-        "pass@1 before": _percent(interval(record["pass"]["1"] for record in found.values())),
-        "pass@8 before": _percent(interval(record["pass"]["8"] for record in found.values())),
+        "accuracy where not given": percent(interval(each["not_given"] for each in of_share)),
+        "answers that are right": percent(interval(each["right"] for each in of_share)),
+        "pass@1 before": percent(interval(record["pass"]["1"] for record in found.values())),
+        "pass@8 before": percent(interval(record["pass"]["8"] for record in found.values())),
       }
     )
   return rows
@@ -142,10 +143,5 @@ def several_table(results: Results) -> list[dict[str, str]]:
     except Missing:
       continue
     by_k = {k: interval(record["pass"][k] for record in found.values()) for k in ("1", "8")}
-    rows.append({"arm": label} | {f"pass@{k}": _percent(estimate) for k, estimate in by_k.items()})
+    rows.append({"arm": label} | {f"pass@{k}": percent(estimate) for k, estimate in by_k.items()})
   return rows
-
-
-def _percent(estimate: IntervalEstimate) -> str:
-  mean, low, high, n = estimate
-  return f"{100 * mean:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if n > 1 else "")

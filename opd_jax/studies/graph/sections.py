@@ -1,6 +1,5 @@
 """The page of the study of GraphPO: what it is, and the pictures and tables that its verdicts rest on."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -9,13 +8,14 @@ from matplotlib.lines import Line2D
 from opd_jax.reports import plotting
 from opd_jax.studies import charts
 from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.cells import NOTHING, asked, logged_anywhere, number, percent
 from opd_jax.studies.charts import picture
-from opd_jax.studies.evidence import less, logged
+from opd_jax.studies.evidence import less
 from opd_jax.studies.graph import simulation
 from opd_jax.studies.graph.arms import LABELS
 from opd_jax.studies.graph.claims import answered, simulated
 from opd_jax.studies.results import Missing, Results
-from opd_jax.studies.statistics import IntervalEstimate, interval
+from opd_jax.studies.statistics import interval
 from opd_jax.studies.verdict_page import Section
 
 TITLE = "What does a graph of states add to a tree?"
@@ -109,14 +109,14 @@ def simulation_table(results: Results) -> list[dict[str, str]]:
       found = {key: simulated(results, method, key) for key in ("mse", "bias", "correlation", "steps")}
     except Missing:
       return []
-    rows.append(row | {key: _number(by) for key, by in found.items()})
+    rows.append(row | {key: number(by) for key, by in found.items()})
   return rows
 
 
 @picture
 def bars(results: Results) -> Figure:
   """Draw a row for each arm: accuracy at temperature 1 and greedy, mean, interval and seeds."""
-  found = _asked(results)
+  found = asked(results, ASKED)
   if not found:
     raise Missing("nothing was asked")
   figure, axes = plotting.panels(10, 1.5 + 0.4 * len(found), 1, 2, sharey=True)
@@ -143,13 +143,13 @@ def curves(results: Results) -> Figure:
 def accuracy_table(results: Results) -> list[dict[str, str]]:
   """List what the students answer, and by how much more than before."""
   rows = []
-  for arm, label in _asked(results).items():
+  for arm, label in asked(results, ASKED).items():
     of = {key: answered(results, arm, key) for key in (*HOW, "pass", "length")}
     row = {"arm": label, "seeds": str(len(of["sampled"]))}
-    row |= {HOW[how]: _percent(interval(of[how].values())) for how in HOW}
+    row |= {HOW[how]: percent(interval(of[how].values())) for how in HOW}
     row |= {
-      "a right one in eight": _percent(interval(of["pass"].values())),
-      "tokens of an answer": _number(of["length"]),
+      "a right one in eight": percent(interval(of["pass"].values())),
+      "tokens of an answer": number(of["length"]),
     }
     if arm != UNTRAINED:
       row |= {f"gained, {title}": _gained(results, arm, how) for how, title in HOW.items()}
@@ -157,21 +157,9 @@ def accuracy_table(results: Results) -> list[dict[str, str]]:
   return rows
 
 
-def _asked(results: Results) -> dict[str, str]:
-  """The arms whose students were asked, with their labels."""
-  found = {}
-  for arm, label in ASKED.items():
-    try:
-      results.analysis(f"asked-{arm}")
-    except Missing:
-      continue
-    found[arm] = label
-  return found
-
-
 def _gained(results: Results, arm: str, how: str) -> str:
   try:
-    return _percent(less(answered(results, arm, how), answered(results, UNTRAINED, how)))
+    return percent(less(answered(results, arm, how), answered(results, UNTRAINED, how)))
   except Missing:
     return ""
 
@@ -184,33 +172,13 @@ def samples_table(results: Results) -> list[dict[str, str]]:
     chains = {seed: float(config["batch"] * config["rollouts_per_prompt"]) for seed in results.seeds(arm)}
     row = {
       "arm": label,
-      "tokens generated": _number(results.totals(arm, "tokens")),
-      "responses a step": _number(_logged(results, arm, "responses") or chains),
+      "tokens generated": number(results.totals(arm, "tokens")),
+      "responses a step": number(logged_anywhere(results, arm, "responses") or chains),
     }
     for head, key in (("steps sampled", "steps_sampled"), ("states", "states"), ("read again", "state_tokens")):
-      row[head] = _number(_logged(results, arm, key))
+      row[head] = number(logged_anywhere(results, arm, key))
     for head, key in (("joined", "joined"), ("taught", "teaching_steps")):
-      found = _logged(results, arm, key)
-      row[head] = f"{_percent(interval(found.values()))}%" if found else "–"
-    rows.append(row | {"tokens of a response": _number(_logged(results, arm, "response_length"))})
+      found = logged_anywhere(results, arm, key)
+      row[head] = f"{percent(interval(found.values()))}%" if found else NOTHING
+    rows.append(row | {"tokens of a response": number(logged_anywhere(results, arm, "response_length"))})
   return rows
-
-
-def _logged(results: Results, arm: str, key: str) -> dict[int, float]:
-  try:
-    return logged(results, arm, key)
-  except Missing:
-    return {}
-
-
-def _number(by_seed: Mapping[int, float]) -> str:
-  """The mean over seeds, in three digits or to the unit."""
-  if not by_seed:
-    return "–"
-  mean = interval(by_seed.values()).mean
-  return f"{mean:,.0f}" if abs(mean) >= 1000 else f"{mean:.3g}"
-
-
-def _percent(estimate: IntervalEstimate) -> str:
-  mean, low, high, n = estimate
-  return f"{100 * mean:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if n > 1 else "")

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from opd_jax.reports import plotting
 from opd_jax.studies import charts
 from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.cells import percent
 from opd_jax.studies.charts import picture
 from opd_jax.studies.opcod.arms import ARMS, COMMENTED, OF_MODEL, SPECIALISTS
 from opd_jax.studies.opcod.estimates import accuracies, all_four, commented, other, own, steps_of
 from opd_jax.studies.results import How, Missing, Results
-from opd_jax.studies.statistics import IntervalEstimate, interval
+from opd_jax.studies.statistics import interval
 from opd_jax.studies.verdict_page import Section
 
 TITLE = "Can two students tutor each other?"
@@ -108,7 +109,7 @@ def two_by_two(results: Results, how: How) -> list[dict[str, str]]:
   return [
     {"arm": LABELS[arm]}
     | {
-      f"{student} student, {domain}": _percent(interval(each[student][domain] for each in by_seed.values()))
+      f"{student} student, {domain}": percent(interval(each[student][domain] for each in by_seed.values()))
       for student in SPECIALISTS
       for domain in SPECIALISTS
     }
@@ -211,8 +212,3 @@ def gates_table(results: Results) -> list[dict[str, str]]:
       row["comments kept"] = f"{100 * counts['kept'] / total:.0f}% of {total:,}" if total else "–"
       rows.append(row)
   return rows
-
-
-def _percent(estimate: IntervalEstimate) -> str:
-  mean, low, high, n = estimate
-  return f"{100 * mean:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if n > 1 else "")
