@@ -168,6 +168,19 @@ def get(config: Config, key: str) -> Any:
   return config
 
 
+def check_fixed(config: Config, fixed: Mapping[str, Any]) -> None:
+  """Refuses keys that the config's recipe does not follow, where they are not at the only value that it can have.
+
+  Raises:
+    InputError: names the first of them.
+  """
+  for key, only in fixed.items():
+    if (value := get(config, key)) != only:
+      raise InputError(
+        f"config.{key} is {value!r}, which the recipe {config.recipe!r} does not follow; leave it {only!r}."
+      )
+
+
 def put(config: Config, key: str, value: Any) -> None:
   """Sets a dotted key that exists, of whatever type, in a config that may be locked."""
   group, _, name = key.rpartition(".")

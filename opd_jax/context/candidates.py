@@ -13,7 +13,7 @@ block for each distinct wrong answer, and that all blocks of a prompt that is to
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,11 @@ from opd_jax.context.privileged import filled, rewritten
 from opd_jax.data import chat
 from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
+from opd_jax.models.spec import ModelSpec
 
 KINDS = ("bcq", "ncq", "hint", "prefix")
+COMPARED = ("bcq", "ncq")  # those that show whole candidates, made short
+NEEDS_TEACHER = ("bcq", "hint", "prefix")  # those that show a right response
 PARTS = {
   "bcq": ("prompt", "candidates"),
   "ncq": ("prompt", "candidates"),
@@ -150,6 +153,20 @@ class Candidates:
 
     return self._fit(write, most, len(texts), tokenizer, rendering)
 
+  def preview(
+    self, kinds: Sequence[str], prompt: chat.Prompt, answer: str, tokenizer: Any, rendering: Rendering
+  ) -> Iterator[tuple[str, list[int]]]:
+    """Makes what the student reads in the kinds that show whole candidates: what it is, and its token ids.
+
+    Args:
+      answer: stands in the place of each candidate.
+    """
+    for kind in (kind for kind in kinds if kind in COMPARED):
+      texts = [answer] * (1 + (kind == "bcq"))
+      ids = self.ask(kind, prompt, texts, tokenizer, rendering, [answer])
+      if ids:
+        yield f"what the student reads in a {kind}, with {answer!r} in the place of each candidate", ids
+
   def with_hint(self, prompt: chat.Prompt, text: str, tokenizer: Any, rendering: Rendering) -> list[int] | None:
     """Tokenises a question with a hint; None where it does not fit."""
     asked = rewritten(prompt, lambda of_prompt: filled(self.hint, prompt=of_prompt, text=text))
@@ -175,6 +192,20 @@ class Candidates:
         return ids
       most -= max(1, math.ceil((len(ids) - self.max_prompt) / blocks))
     return None
+
+
+def check_positions(config: Config, model: ModelSpec) -> None:
+  """Refuses prompts with candidates that are longer than a model can read, a response behind them.
+
+  Raises:
+    InputError: names the keys.
+  """
+  positions = model.cfg.max_positions
+  if config.candidates.max_prompt + config.horizon.max > positions:
+    raise InputError(
+      f"config.candidates.max_prompt is {config.candidates.max_prompt} and config.horizon.max {config.horizon.max}, and {model.name} has "
+      f"{positions} positions (max_position_embeddings); lower one of the two."
+    )
 
 
 def last_tokens(texts: Sequence[str], ids: Sequence[Sequence[int]], most: int, tokenizer: Any) -> list[str]:

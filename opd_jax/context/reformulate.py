@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opd_jax.context.candidates import Candidates, beginning, chosen, distinct, possible
+from opd_jax.context.candidates import COMPARED, Candidates, beginning, chosen, distinct, possible
 from opd_jax.context.replies import control_tokens, final_text, without
 from opd_jax.data import chat
 from opd_jax.data.rendering import Rendering
@@ -154,8 +154,15 @@ class Reformulator:
 
   def requests(self, drawn: Sequence[Drawn]) -> dict[tuple[int, str], chat.Prompt]:
     """Writes what a teacher reads to make candidates short, by question and text; each once."""
-    shown = [(d.question, candidate.text) for d in drawn if d.kind in ("bcq", "ncq") for candidate in d.shown]
+    shown = [(d.question, candidate.text) for d in drawn if d.kind in COMPARED for candidate in d.shown]
     return {(q.number, text): self.candidates.compression(q.prompt, text) for q, text in shown}
+
+  def short(
+    self, requests: Mapping[tuple[int, str], chat.Prompt], written: Sequence[Sequence[str]]
+  ) -> dict[tuple[int, str], str]:
+    """Takes the short candidates from what a teacher wrote to `requests`; "" where it wrote nothing."""
+    texts = [final_text(Response(next(iter(each), "")), self._control).strip() for each in written]
+    return dict(zip(requests, texts, strict=True))
 
   def write(self, drawn: Sequence[Drawn], short: Mapping[tuple[int, str], str]) -> list[Reformulated]:
     """Writes the prompts; one that does not fit is left out.

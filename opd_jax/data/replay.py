@@ -11,6 +11,7 @@ question is says its first admission: one that is admitted while it is there kee
 A tier is how many of its plain rollouts were right when a question entered.
 """
 
+import collections
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -134,6 +135,17 @@ class Replay:
   def table(self) -> dict[str, list[int]]:
     """Returns of each of COUNTS its numbers by tier."""
     return {name: [of_tier[name] for of_tier in self.history] for name in COUNTS}
+
+  def metrics(self, events: Sequence[Event]) -> dict[str, Any]:
+    """Returns what the record of a step has of the buffer; `events` are of that step."""
+    kinds = collections.Counter(event.kind for event in events)
+    return {
+      "buffer": len(self),
+      "buffer_entered": kinds["entered"],
+      "buffer_graduated": kinds["graduated"],
+      "buffer_evicted": kinds["evicted"],
+      "buffer_history": self.table(),
+    }
 
   def state(self) -> dict[str, Any]:
     """Returns the buffer and its history, as JSON."""

@@ -435,9 +435,7 @@ def _check(specs: Specs) -> None:
     "subnetwork.mask": "none",
     "teacher_offload": False,
   }
-  for key, only in fixed.items():
-    if (value := configs.get(c, key)) != only:
-      raise InputError(f"config.{key} is {value!r}, which the recipe 'diffusion' does not follow; leave it {only!r}.")
+  configs.check_fixed(c, fixed)
   asks = c.diffusion.target == "teacher" or (c.diffusion.target == "samples" and c.diffusion.compared == "teacher")
   idle = {
     "context.share": (0.25, not asks or c.context.reveal == "prefix"),

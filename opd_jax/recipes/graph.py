@@ -475,9 +475,7 @@ def _check(specs: Specs) -> None:
     "advantage.kind": "auto",
     "mixture.divergence": 0.0,
   }
-  for key, only in fixed.items():
-    if (value := configs.get(c, key)) != only:
-      raise InputError(f"config.{key} is {value!r}, which the recipe 'graph' does not follow; leave it {only!r}.")
+  configs.check_fixed(c, fixed)
   if not c.mixture.reward:
     raise InputError("config.mixture.reward is 0.0, and the recipe 'graph' learns from it; set it above 0.")
   if c.reward.overlong == "mask":

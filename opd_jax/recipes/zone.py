@@ -15,57 +15,53 @@
       the buffer admits x with rbar_x < tau, and lets x with rbar_x >= tau go: by plain rollouts alone
 
 x, BCQ(x) and NCQ(x) are three groups, which never share a baseline. A teacher's tokens stand in prompts, where nothing is learned.
-context/candidates.py writes the prompts, data/replay.py has the buffer, rollout/teacher_sampler.py the teacher.
+A step has as many places for prompts always, and so the same programs: empty ones repeat a prompt, with weight 0. A step that was killed
+begins again: the same keys draw the same questions, rollouts and candidates. What the paper leaves open, and is ours: docs/zone.md.
 
-Choices of ours, where the paper leaves them open: no entropy bonus; 1e-6 beside the deviation; mini-batches are all groups of a step
-dealt out, so that each has as many of every kind; a question of the buffer that is a new prompt of the step is not drawn; the teacher is
-asked about the kept questions alone, since no other's answers are used; a response that was cut is no candidate, since its missing end would
-tell; where fewer prompts can be made than rho_aug there are fewer. A step has as many places for prompts always, and so the same programs: empty
-ones repeat a prompt, with weight 0. Of hard questions of one rate it is drawn which are kept.
-
-A step that was killed begins again: the same keys draw the same questions, rollouts and candidates.
+    context/candidates.py, reformulate.py    the prompts with candidates, and what they are made of
+    data/replay.py                           the buffer
+    training/writing_teacher.py              the teacher
+    training/verification.py                 what responses earn, on all processes
+    training/augmented_step.py               a step's credit and record
+    training/placed_programs.py              its programs
 
 Dimensions: s places for prompts, n rollouts of each, B = s n rows, P prompt width, Q that of prompts with candidates, H response width.
 """
 
-import collections
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
 
 from opd_jax import config as configs
-from opd_jax.config import Config
-from opd_jax.context.candidates import Candidates, hardest
+from opd_jax.context.candidates import COMPARED, NEEDS_TEACHER, Candidates, check_positions, hardest
 from opd_jax.context.privileged import rewritten
 from opd_jax.context.reformulate import HardQuestion, Reformulated, Reformulator
-from opd_jax.context.replies import control_tokens, final_text
-from opd_jax.data import chat, pipeline
+from opd_jax.data import chat
 from opd_jax.data.replay import Replay
 from opd_jax.errors import InputError
-from opd_jax.models import roofline
 from opd_jax.models.roofline import Cost
 from opd_jax.objectives import advantage as advantages
 from opd_jax.recipes.opd import OPD, Experience
-from opd_jax.rollout.endpoint import EndpointOptions, EndpointSampler, TeacherSampler
-from opd_jax.rollout.generate import Generator, decode, prompt_ends
-from opd_jax.rollout.teacher_sampler import MeshTeacher
+from opd_jax.rollout.endpoint import EndpointSampler, TeacherSampler
+from opd_jax.rollout.generate import prompt_ends
+from opd_jax.rollout.teacher_sampler import MeshTeacher, ask
 from opd_jax.runtime import hosts, keys, startup_summary
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
-from opd_jax.training import lowering
+from opd_jax.training import lowering, writing_teacher
+from opd_jax.training.augmented_step import AugmentedStep
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.placed_programs import PlacedPrograms
 from opd_jax.training.places import Places
 from opd_jax.training.specs import Specs
+from opd_jax.training.verification import ResponseVerifier, VerifiedResponses
 from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout
 
 KEYS = {
@@ -185,40 +181,6 @@ KEYS = {
   ),
   "candidates.wrong_pair": (False, "a control: a bcq has two wrong candidates", "True or False"),
 }
-ANSWERS = "teacher_answers"  # of a workdir, where the answers of an endpoint are kept
-NEEDS_TEACHER = ("bcq", "hint", "prefix")
-
-
-class Judged(NamedTuple):
-  """Responses to some prompts, n to each, and what they earn; the same on every process."""
-
-  responses: list[Response]
-  columns: Float[np.ndarray, "rows columns"]  # of RewardRecord.columns
-  solved: Bool[np.ndarray, " rows"]
-  masked: Bool[np.ndarray, " rows"]
-  summary: dict[str, Any]  # what the record of a step has of rewards
-  tokens: int
-
-  @property
-  def reward(self) -> Float[np.ndarray, " rows"]:
-    """What each response earns."""
-    return self.columns[:, 0]
-
-
-class Collected(NamedTuple):
-  """What a step has beside the rollouts that are learned from; the same on every process."""
-
-  questions: list[int]  # in their order, the new ones first
-  new: int
-  plain: Judged
-  asked: list[Reformulated]
-  of_asked: Judged | None
-  counts: dict[str, Any]
-
-  @property
-  def judged(self) -> list[Judged]:
-    """All responses, in the order of an update's places."""
-    return [self.plain] if self.of_asked is None else [self.plain, self.of_asked]
 
 
 class Zone(OPD):
@@ -237,7 +199,7 @@ class Zone(OPD):
     self.replay = Replay(c.zone.capacity, c.zone.tau, c.rollouts_per_prompt + 1)
     self.teacher: TeacherSampler | MeshTeacher | None = None
     self._prompts_of_buffer = ""  # digest of the prompts whose numbers it has
-    self._collected: dict[int, Collected] = {}  # by step
+    self._collected: dict[int, AugmentedStep] = {}  # by step
 
   @property
   def _replayed(self) -> int:
@@ -248,18 +210,6 @@ class Zone(OPD):
   def _augmented(self) -> int:
     """Prompts with candidates in a step, at most."""
     return _share(self.config.zone.augment, self.config.batch) if self.config.zone.kinds else 0
-
-  @functools.cached_property
-  def places(self) -> Places:
-    """The places for prompts, which are the same in every step."""
-    c = self.config
-    return Places.of(c.batch + self._replayed, self._augmented, meshes.row_shards(self.specs.mesh), c.mini_batches)
-
-  @functools.cached_property
-  def step(self) -> DistillationStep:
-    """The computations that are compiled, for all places of a step; no teacher scores them."""
-    config = configs.override(self.config, {"batch": self.places.update})
-    return dataclasses.replace(DistillationStep.from_specs(dataclasses.replace(self.specs, config=config)), teachers=())
 
   # A step: rollouts.
 
@@ -273,13 +223,13 @@ class Zone(OPD):
     if self._augmented:
       asked, counts = self._reformulate(run, step, questions, judged)
       longest = max((len(each.ids) for each in asked), default=0)
-      wide = next(w for w in self._wide_widths(width) if w >= longest)
+      wide = next(w for w in self._programs.wide_widths(width) if w >= longest)
       key = run.key(keys.Use.REFORMULATED, step)
       parts.append(self._answer(run, [each.ids for each in asked], self._programs.asked(wide), key))
       of_asked = self._judge_asked(run, asked, parts[-1][1]) if asked else None
-    order = self._to_devices(self.places.order(len(questions), len(asked)))
+    order = self._programs.to_devices(self.places.order(len(questions), len(asked)))
     prompts, rollout = run.programs(self._programs.join(width, wide))["join"](parts, *order)
-    self._collected[step] = Collected(questions, new, judged, asked, of_asked, counts)
+    self._collected[step] = AugmentedStep(questions, new, self.step.n, judged, asked, of_asked, counts)
     shape, index = self._programs.update(wide), np.array(questions[:new])
     return Experience(step, prompts, rollout, index, self.config.horizon.max, shape, run.programs(shape))
 
@@ -292,23 +242,16 @@ class Zone(OPD):
     self._prompts_of_buffer = digest
     _, index = run.next_prompts(step)
     new = hosts.all_gather_to_host(run.to_devices(np.asarray(index, np.int32))).tolist()
-    rng = np.random.default_rng(_seed(run.key(keys.Use.REPLAYED, 2 * step)))
+    rng = np.random.default_rng(keys.host_seed(run.key(keys.Use.REPLAYED, 2 * step)))
     return new + self.replay.draw(self._replayed, rng, without=set(new)), len(new)
 
   def _answer(self, run: Run, ids: Sequence[Sequence[int]], shape: StepShape, key: jax.Array) -> tuple[Batch, Rollout]:
-    """Lets the student answer prompts; the places behind them repeat the first. Without a prompt nothing is sampled."""
-    places = self.places.asked if shape.kind == "asked" else self.places.plain
-    rows = [*ids, *[ids[0] if ids else [0]] * (places - len(ids))]
-    batch = self._to_devices(pipeline.pad(rows, shape.prompt, self.specs.sampling.pad_id))
+    """Lets the student answer prompts; without one nothing is sampled."""
+    batch = self._programs.prompts(shape, ids)
     if not ids:
-      of_rows = [[0]] * (places * self.step.n)
-      return batch, self._to_devices(pipeline.rollout_from_data(of_rows, shape.width, 0, self.specs.sampling.pad_id))
+      return batch, self._programs.no_rollout(shape)
     params = self.step.behavior_params(self._trained(run).params, self._frozen(run))
     return batch, run.wait(run.programs(shape)["rollout"](params, batch, key, np.int32(shape.width)))
-
-  def _to_devices(self, tree: Any) -> Any:
-    """Makes global arrays of rows that every process has all of."""
-    return hosts.to_global(tree, meshes.rows(self.specs.mesh))
 
   # A step: what the responses earn.
 
@@ -319,57 +262,34 @@ class Zone(OPD):
     questions: Sequence[int],
     rollout: Rollout,
     prefixes: Sequence[str] = (),
-  ) -> Judged:
-    """Verifies the responses to prompts, each process some of them.
-
-    Args:
-      ids: of the prompts, where a chat template may have opened a thought.
-      questions: their numbers.
-      prefixes: of each prompt's responses the beginning that stood in the prompt.
-    """
-    n, train, rows = self.step.n, run.inputs.train, len(questions) * self.step.n
-    response, mask, ended = (
-      a[:rows] for a in hosts.all_gather_to_host((rollout.response, rollout.mask, rollout.ended))
-    )
-    texts = decode(run.inputs.tokenizer, response, mask, self.specs.sampling.stop_ids)
-    begins = [prefix for prefix in prefixes or [""] * len(questions) for _ in range(n)]
-    ends = [end for end in prompt_ends(run.inputs.tokenizer, ids) for _ in range(n)]
-    of_rows = [question for question in questions for _ in range(n)]
-    parts = zip(begins, texts, ended, ends, strict=True)
-    responses = [Response(begin + text, bool(over), end) for begin, text, over, end in parts]
-    responses = list(train.with_records(responses, of_rows))
-    mine = hosts.rows_of(meshes.rows(self.specs.mesh), rollout.mask.shape[0])
-    mine = mine[mine < rows].tolist()
-    lengths = mask.sum(axis=1)
-    answers = [train.answers[of_rows[i]] for i in mine]
-    found = run.inputs.rewards.submit([responses[i] for i in mine], answers, lengths[mine], self.config.horizon.max)
-    found = found.result()
-    columns = np.concatenate([found.columns(), found.solved[:, None], found.masked[:, None]], axis=1)
-    every = np.zeros((rollout.mask.shape[0], columns.shape[1]), np.float32)
-    every[mine] = columns
-    every = hosts.all_gather_to_host(self._to_devices(every))[:rows]
+  ) -> VerifiedResponses:
+    found = self._verifier(run).rollouts(rollout, questions, ids, prefixes)
     run.clock.lap("verify")
-    columns, solved, masked = every[:, :-2], every[:, -2] > 0, every[:, -1] > 0
-    return Judged(responses, columns, solved, masked, found.metrics(columns), int(mask.sum()))
+    return found
 
-  def _judge_asked(self, run: Run, asked: Sequence[Reformulated], rollout: Rollout) -> Judged:
+  def _judge_asked(self, run: Run, asked: Sequence[Reformulated], rollout: Rollout) -> VerifiedResponses:
     questions = [each.question for each in asked]
     ids = [run.inputs.train.ids[each.question] if each.prefix else each.ids for each in asked]
     return self._judge(run, ids, questions, rollout, [each.prefix for each in asked])
 
+  def _verifier(self, run: Run) -> ResponseVerifier:
+    i, s = run.inputs, self.specs
+    return ResponseVerifier(
+      i.train, i.rewards, i.tokenizer, s.sampling.stop_ids, s.mesh, self.step.n, s.config.horizon.max
+    )
+
   # A step: hard questions, asked anew.
 
   def _reformulate(
-    self, run: Run, step: int, questions: Sequence[int], judged: Judged
+    self, run: Run, step: int, questions: Sequence[int], judged: VerifiedResponses
   ) -> tuple[list[Reformulated], dict[str, Any]]:
     """Makes the prompts with candidates of a step, and what is recorded of that."""
     z, n, train = self.config.zone, self.step.n, run.inputs.train
-    rates = judged.reward.reshape(-1, n).mean(axis=1).tolist()
-    seed = _seed(run.key(keys.Use.CANDIDATES, step))
+    rates, seed = judged.rates(n), keys.host_seed(run.key(keys.Use.CANDIDATES, step))
     kept = hardest(rates, z.tau, self._augmented, np.random.default_rng(seed))
-    right, counts = self._right(run, step, [questions[i] for i in kept])
-    wrong = [[judged.responses[row] for row in range(i * n, i * n + n) if not judged.solved[row]] for i in kept]
     numbers = [questions[i] for i in kept]
+    right, counts = self._right(run, step, numbers)
+    wrong = [[judged.responses[row] for row in range(i * n, i * n + n) if not judged.solved[row]] for i in kept]
     hard = [HardQuestion(q, train.prompts[q], a, b) for q, a, b in zip(numbers, right, wrong, strict=True)]
     reformulator = self._reformulator(run)
     drawn = reformulator.draw(hard, self._augmented, seed)
@@ -391,31 +311,13 @@ class Zone(OPD):
     prompts = [rewritten(train.prompts[question], with_suffix) for question in questions]
     written, tokens = self._ask_teacher(run, 2 * step, prompts, z.teacher_rollouts, longest, z.teacher_temperature)
     run.clock.lap("converse")
-    control, ends = control_tokens(run.inputs.tokenizer), [""] * len(questions)
+    ends = [""] * len(questions)
     if isinstance(self.teacher, MeshTeacher):  # where the chat template may have opened a thought
       ends = prompt_ends(run.inputs.tokenizer, [train.ids[question] for question in questions])
-    rows = [(i, Response(text, True, ends[i])) for i, texts in enumerate(written) for text in texts]
-    rows = [(i, response) for i, response in rows if final_text(response, control).strip()]
-    right = self._solved(run, [questions[i] for i, _ in rows], [response for _, response in rows], longest)
-    found = [
-      [response for (i, response), good in zip(rows, right, strict=True) if good and i == at]
-      for at in range(len(questions))
-    ]
-    share = float(right.sum() / (len(questions) * z.teacher_rollouts))
-    return found, {"teacher_tokens": tokens, "teacher_right": share}
-
-  def _solved(
-    self, run: Run, questions: Sequence[int], responses: Sequence[Response], limit: int
-  ) -> Bool[np.ndarray, " rows"]:
-    """Verifies responses of the teacher, on the first process."""
-    solved = np.zeros(len(questions), bool)
-    if questions and hosts.first():
-      train, lengths = run.inputs.train, np.zeros(len(questions), np.int64)
-      responses = train.with_records(responses, questions)
-      answers = [train.answers[question] for question in questions]
-      solved = run.inputs.rewards.submit(responses, answers, lengths, limit).result().solved
+    right = self._verifier(run).right(written, questions, ends, longest)
     run.clock.lap("verify")
-    return hosts.from_first(solved)
+    share = sum(map(len, right)) / (len(questions) * z.teacher_rollouts)
+    return right, {"teacher_tokens": tokens, "teacher_right": share}
 
   def _short(
     self, run: Run, step: int, requests: dict[tuple[int, str], chat.Prompt]
@@ -425,151 +327,42 @@ class Zone(OPD):
     if c.compressor != "teacher" or not requests:
       return {}, 0
     written, tokens = self._ask_teacher(run, 2 * step + 1, list(requests.values()), 1, c.max_tokens, c.temperature)
-    control = control_tokens(run.inputs.tokenizer)
-    texts = [final_text(Response(next(iter(each), "")), control).strip() for each in written]
-    return dict(zip(requests, texts, strict=True)), tokens
+    return self._reformulator(run).short(requests, written), tokens
 
   def _reformulator(self, run: Run) -> Reformulator:
-    z, whole = self.config.zone, self.config.candidates.compressor == "teacher"
-    inputs = run.inputs
-    return Reformulator(
-      self.candidates, z.kinds, z.share, whole, inputs.tokenizer, inputs.rendering, inputs.extract_answer
-    )
+    z, i, whole = self.config.zone, run.inputs, self.config.candidates.compressor == "teacher"
+    return Reformulator(self.candidates, z.kinds, z.share, whole, i.tokenizer, i.rendering, i.extract_answer)
 
   # The teacher.
 
   def _ask_teacher(
     self, run: Run, number: int, prompts: Sequence[chat.Prompt], n: int, max_tokens: int, temperature: float
   ) -> tuple[list[list[str]], int]:
-    """Has the teacher answer prompts n times each; the answers, and their tokens.
-
-    A teacher elsewhere is asked by the first process, and told the words of the last message of a chat.
-
-    Args:
-      number: of the call; what it draws follows from it.
-    """
+    """Has the teacher answer prompts n times each; the answers, and their tokens. What it draws follows from the call's number."""
     if self.teacher is None:
-      at_endpoint = self.config.zone.teacher_url
-      self.teacher = self._teacher_at_endpoint(run) if at_endpoint else self._teacher_on_mesh(run)
-    teacher = self.teacher
-    arguments: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-    arguments["seed"], before = _seed(run.key(keys.Use.SPEAKER, number)), teacher.tokens
-    if isinstance(teacher, MeshTeacher):
-      return teacher.sample(prompts, n, **arguments), teacher.tokens - before
-    answers = ""
-    if hosts.first():
-      texts = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
-      answers = json.dumps([teacher.sample(texts, n, **arguments), teacher.tokens - before])
-    written, tokens = json.loads(hosts.text_of_first(answers))
-    return written, tokens
-
-  def _teacher_at_endpoint(self, run: Run) -> EndpointSampler:
-    cache = self.config.zone.teacher_cache or str(run.workdir.path / ANSWERS)
-    return EndpointSampler(_endpoint_options(self.config, cache))
-
-  def _teacher_on_mesh(self, run: Run) -> MeshTeacher:
-    z, (model,) = self.config.zone, self.specs.teachers
-    positions = model.cfg.max_positions
-
-    def make(n: int, max_tokens: int, temperature: float) -> Generator:
-      sampling = dataclasses.replace(
-        self.specs.sampling, stop_ids=model.stop_ids, temperature=temperature, top_p=1.0, top_k=0
+      self.teacher = writing_teacher.make(
+        run, self.specs, self.config.zone, lambda: _speaker(self._frozen(run)), self.places.asked
       )
-      settings = dataclasses.replace(self.specs.generator_config, cfg=model.cfg, sampling=sampling)
-      longest = min(z.teacher_prompt, positions - max_tokens)
-      generate = Generator(
-        settings,
-        run.inputs.tokenizer,
-        batch=self.places.asked,
-        prompt_lens=pipeline.rising_widths(longest, 2.0, run.inputs.prompt_widths[-1]),
-        max_tokens=max_tokens,
-        k=n,
-        name="teacher",
-        numbered=True,
-        program_cache=run.program_cache,
-      )
-      run.count_programs_of(generate)
-      return generate
-
-    def params() -> Params:
-      return _speaker(self._frozen(run))
-
-    return MeshTeacher(make, params, run.inputs.tokenizer, run.inputs.rendering.for_teacher().without_suffix())
+    seed = keys.host_seed(run.key(keys.Use.SPEAKER, number))
+    return ask(self.teacher, prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
   # A step: what is learned.
 
   def _credit(self, run: Run, experience: Experience) -> tuple[Credit | None, dict[str, Any]]:
-    found, n = self._collected.pop(experience.step), self.step.n
-    advantage, counted = np.zeros(self.places.update * n, np.float32), np.zeros(self.places.update * n, bool)
-    reward = np.concatenate([each.reward for each in found.judged])
-    advantage[: len(reward)] = advantages.of_rewards(advantages.kind(self.config), reward, n)
-    counted[: len(reward)] = ~np.concatenate([each.masked for each in found.judged])
-    credit = Credit(advantage, counted)  # pyright: ignore[reportArgumentType]: numpy
-    return self._to_devices(credit), self._told(run, found) | self._observe(run, experience.step, found)
+    found, places = self._collected.pop(experience.step), self.places.update
+    credit = self._programs.to_devices(found.credit(advantages.kind(self.config), places))
+    of_teacher = self.teacher.metrics() if isinstance(self.teacher, EndpointSampler) else {}
+    kinds = self.config.zone.kinds if self._augmented else ()
+    told = found.metrics(places, kinds, self._reformulator(run).claim, of_teacher)
+    return credit, told | self._observe(run, experience.step, found)
 
-  def _observe(self, run: Run, step: int, found: Collected) -> dict[str, Any]:
+  def _observe(self, run: Run, step: int, found: AugmentedStep) -> dict[str, Any]:
     """Lets questions enter and leave the buffer by their plain rollouts; returns what is recorded of that."""
-    n, rng = self.step.n, None
+    rng = None
     if self.config.zone.graduation == "random":
-      rng = np.random.default_rng(_seed(run.key(keys.Use.REPLAYED, 2 * step + 1)))
-    rates = found.plain.reward.reshape(-1, n).mean(axis=1).tolist()
-    tiers = found.plain.solved.reshape(-1, n).sum(axis=1).tolist()
-    events = self.replay.observe(found.questions, rates, tiers, rng)
-    kinds = collections.Counter(event.kind for event in events)
-    return {
-      "buffer": len(self.replay),
-      "buffer_entered": kinds["entered"],
-      "buffer_graduated": kinds["graduated"],
-      "buffer_evicted": kinds["evicted"],
-      "buffer_history": self.replay.table(),
-    }
-
-  def _told(self, run: Run, found: Collected) -> dict[str, Any]:
-    """Makes the step's metrics; rewards and solve rates are of the new prompts as they are."""
-    n, plain, judged = self.step.n, found.plain, found.judged
-    new = found.new * n
-    reward = np.concatenate([each.reward for each in judged])
-    ended = np.mean([response.ended for each in judged for response in each.responses])
-    tokens = {
-      "plain_tokens": plain.tokens,
-      "reformulated_tokens": found.of_asked.tokens if found.of_asked else 0,
-      "teacher_tokens": found.counts.get("teacher_tokens", 0),
-      "compression_tokens": found.counts.get("compression_tokens", 0),
-    }
-    told = plain.summary | {name: sum(each.summary[name] for each in judged) for name in SUMMED}
-    told |= {
-      "reward": float(plain.reward[:new].mean()),
-      "same_reward": bool(np.all(reward == reward[0])),
-      "teaching_groups": float(advantages.teaches(reward, n).mean()),
-      "groups_by_solve_rate": np.bincount(plain.solved[:new].reshape(-1, n).sum(axis=1), minlength=n + 1).tolist(),
-      "replayed": len(found.questions) - found.new,
-      "empty_places": self.places.update - len(reward) // n,
-      "response_length": sum(each.tokens for each in judged) / len(reward),
-      "ended": float(ended),
-      "cut": float(1 - ended),
-      "step_tokens": sum(tokens.values()),
-    }
-    if found.new < len(found.questions):
-      told["reward_replayed"] = float(plain.reward[new:].mean())
-    of_endpoint = self.teacher.metrics() if isinstance(self.teacher, EndpointSampler) else {}
-    return told | found.counts | tokens | of_endpoint | self._told_of_asked(run, found)
-
-  def _told_of_asked(self, run: Run, found: Collected) -> dict[str, Any]:
-    """Counts what becomes of prompts with candidates: what they earn, and how often a response repeats a candidate's answer."""
-    kinds, n = self.config.zone.kinds if self._augmented else (), self.step.n
-    told: dict[str, Any] = {PROMPTS[kind]: sum(each.kind == kind for each in found.asked) for kind in kinds}
-    if found.of_asked is None:
-      return told
-    claims = list(map(self._reformulator(run).claim, found.of_asked.responses))
-    reward = found.of_asked.reward.reshape(-1, n)
-    for kind in (kind for kind in kinds if told[PROMPTS[kind]]):
-      groups = [i for i, each in enumerate(found.asked) if each.kind == kind]
-      repeats = [found.asked[i].repeats(claims[i * n : i * n + n]) for i in groups]
-      told[f"reward_{kind}"] = float(reward[groups].mean())
-      told[f"teaching_{kind}"] = float(advantages.teaches(reward[groups].reshape(-1), n).mean())
-      for which, name in REPEATS.get(kind, {}).items():
-        told[name] = float(np.mean([each[which] for each in repeats]))
-    return told
+      rng = np.random.default_rng(keys.host_seed(run.key(keys.Use.REPLAYED, 2 * step + 1)))
+    events = self.replay.observe(found.questions, found.plain.rates(self.step.n), found.solved_counts(), rng)
+    return self.replay.metrics(events)
 
   def _metrics(
     self, step: int, experience: Experience, seen: Any, earned: dict[str, Any], agreement: Any
@@ -588,25 +381,31 @@ class Zone(OPD):
 
   # Programs.
 
+  @functools.cached_property
+  def places(self) -> Places:
+    """The places for prompts, which are the same in every step."""
+    c = self.config
+    return Places.of(c.batch + self._replayed, self._augmented, meshes.row_shards(self.specs.mesh), c.mini_batches)
+
+  @functools.cached_property
+  def step(self) -> DistillationStep:
+    """The computations that are compiled, for all places of a step; no teacher scores them."""
+    config = configs.override(self.config, {"batch": self.places.update})
+    return dataclasses.replace(DistillationStep.from_specs(dataclasses.replace(self.specs, config=config)), teachers=())
+
+  @functools.cached_property
+  def _programs(self) -> PlacedPrograms:
+    c = self.config
+    longest = c.candidates.max_prompt if self._augmented else 0
+    return PlacedPrograms(self.step, self.places, c.horizon.max, longest, c.candidates.widths, self._scored_prompts)
+
   @property
   def static(self) -> Hashable:
     return super().static, self.places
 
-  @functools.cached_property
-  def _programs(self) -> PlacedPrograms:
-    return PlacedPrograms(self.step, self.places, self.config.horizon.max, self._scored_prompts)
-
-  def _wide_widths(self, prompt: int) -> tuple[int, ...]:
-    """The widths that all prompts of an update are padded to, rising; of prompts without candidates it is theirs."""
-    if not self._augmented:
-      return (prompt,)
-    c = self.config.candidates
-    return pipeline.rising_widths(max(c.max_prompt, prompt), c.widths, prompt)
-
   def _shapes_between(self, run: Run, first: int, end: int) -> list[StepShape]:
     """Lists the shapes: the prompts of the buffer may be the longest of all, so that those without candidates have one width."""
-    prompt = run.inputs.prompt_widths[-1]
-    return self._programs.shapes(prompt, self._wide_widths(prompt)) if first < end else []
+    return self._programs.shapes(run.inputs.prompt_widths[-1]) if first < end else []
 
   def planned_shape(self, prompt: int, response: int) -> StepShape:
     """Returns the shape of a step of its new prompts alone: how many others there are depends on what the student can do."""
@@ -616,14 +415,7 @@ class Zone(OPD):
     """Counts all places of a step, as if the prompts with candidates were as long as the others; the teacher is not counted."""
     if name == "evaluate":
       return super().roofline_costs(name, prompts, n, prompt, response)
-    s = self.specs
-    sizes: dict[str, Any] = {"vocab": s.sampling.vocab, "itemsize": s.dtype.itemsize}
-    if name == "update":
-      return [
-        roofline.update(s.student.cfg, (), self.places.update, n, prompt, response, remat=self.config.remat, **sizes)
-      ]
-    parts = [places for places in (self.places.plain, self.places.asked) if places]
-    return [cost for places in parts for cost in roofline.rollout(s.student.cfg, places, n, prompt, response, **sizes)]
+    return self._programs.roofline_costs(name, n, prompt, response)
 
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
     state, frozen_models = self.abstract_state(), self.abstract_frozen()
@@ -649,14 +441,9 @@ class Zone(OPD):
     yield from self.mask_lines(run)
 
   def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
-    answer, train = inputs.train.answers[prompt] or "1", inputs.train
-    for kind in self.config.zone.kinds if self._augmented else ():
-      if kind not in ("bcq", "ncq"):
-        continue
-      texts = [answer] * (1 + (kind == "bcq"))
-      ids = self.candidates.ask(kind, train.prompts[prompt], texts, inputs.tokenizer, inputs.rendering, [answer])
-      if ids:
-        yield f"what the student reads in a {kind}, with {answer!r} in the place of each candidate", ids
+    kinds, train = self.config.zone.kinds if self._augmented else (), inputs.train
+    answer = train.answers[prompt] or "1"
+    yield from self.candidates.preview(kinds, train.prompts[prompt], answer, inputs.tokenizer, inputs.rendering)
 
   def state_dict(self) -> dict[str, Any]:
     return super().state_dict() | {"replay": self.replay.state() | {"prompts_digest": self._prompts_of_buffer}}
@@ -668,12 +455,6 @@ class Zone(OPD):
 
 
 RECIPE = Zone
-PROMPTS = {"bcq": "prompts_bcq", "ncq": "prompts_ncq", "hint": "prompts_hint", "prefix": "prompts_prefix"}
-REPEATS = {
-  "bcq": {"right": "bcq_repeats_right", "wrong": "bcq_repeats_wrong"},
-  "ncq": {"wrong": "ncq_repeats_wrong"},
-}
-SUMMED = ("verifier_timeouts", "verifier_errors", "verified")
 
 
 def _speaker(frozen: FrozenModels) -> Params:
@@ -681,27 +462,9 @@ def _speaker(frozen: FrozenModels) -> Params:
   return frozen.base if frozen.speaker is None else frozen.speaker  # pyright: ignore[reportReturnType]
 
 
-def _endpoint_options(config: Config, cache: str) -> EndpointOptions:
-  """Reads how an endpoint is asked.
-
-  Raises:
-    InputError: an address that is none, or numbers that mean nothing.
-  """
-  z = config.zone
-  names = ("api", "key_env", "parallel", "timeout", "retries", "budget_tokens", "budget_cost")
-  names = (*names, "price_prompt", "price_completion", "on_failure")
-  options = {name: z[f"teacher_{name}"] for name in names}
-  return EndpointOptions(z.teacher_url, z.teacher_model, cache=cache, **options)
-
-
 def _share(share: float, number: int) -> int:
   """Rounds a share of a number down, but not for the sake of a float's last digit."""
   return math.floor(share * number + 1e-9)
-
-
-def _seed(key: jax.Array) -> int:
-  """Makes a seed of a key, one that every library takes."""
-  return int(jax.random.bits(key)) >> 1
 
 
 def _check(specs: Specs) -> None:
@@ -711,53 +474,20 @@ def _check(specs: Specs) -> None:
     InputError: says which key is wrong.
   """
   c, z = specs.config, specs.config.zone
-  fixed = {
-    "context.kind": "same",
-    "horizon.kind": "full",
-    "rollout.by": "student",
-    "rollout.ahead": False,
-    "mixture.divergence": 0.0,
-    "teacher_offload": False,
-    "teacher_precision": "compute",
-    "teacher_update.kind": "frozen",
-  }
-  for key, only in fixed.items():
-    if (value := configs.get(c, key)) != only:
-      raise InputError(f"config.{key} is {value!r}, which the recipe 'zone' does not follow; leave it {only!r}.")
+  fixed = {"context.kind": "same", "horizon.kind": "full", "rollout.by": "student", "rollout.ahead": False}
+  fixed |= {"mixture.divergence": 0.0, "teacher_offload": False, "teacher_precision": "compute"}
+  configs.check_fixed(c, fixed | {"teacher_update.kind": "frozen"})
   if not c.mixture.reward:
     raise InputError("config.mixture.reward is 0.0, and the recipe 'zone' learns from it; set it above 0.")
   if c.surrogate.divergence.startswith("topk") and c.surrogate.kind == "dppo":
     raise InputError(
       f"config.surrogate.divergence is {c.surrogate.divergence!r}, which the recipe 'zone' does not record; take 'tv' or 'kl' of single tokens."
     )
-  teachers = configs.teacher_names(c)
-  if z.teacher_url:
-    _endpoint_options(c, z.teacher_cache)
-    if teachers:
-      raise InputError(
-        f"config.teacher is {teachers[0]!r}, and config.zone.teacher_url names another one; set config.teacher='', or leave the address empty."
-      )
-  if len(teachers) > 1:
-    raise InputError("config.teachers names several, and the recipe 'zone' asks one; name it in config.teacher.")
-  if not _share(z.augment, c.batch):
-    return
+  asks = bool(_share(z.augment, c.batch))
   needs = [kind for kind in z.kinds if kind in NEEDS_TEACHER]
-  if c.candidates.compressor == "teacher" and set(z.kinds) & {"bcq", "ncq"}:
+  if c.candidates.compressor == "teacher" and set(z.kinds) & set(COMPARED):
     needs.append("config.candidates.compressor='teacher'")
-  if needs and not teachers and not z.teacher_url:
-    raise InputError(
-      f"config.teacher is '', and {needs[0]} needs one that writes; name it, or an endpoint in config.zone.teacher_url, or set config.zone.kinds=('ncq',) and "
-      "config.candidates.compressor=truncate."
-    )
-  positions = specs.student.cfg.max_positions
-  if c.candidates.max_prompt + c.horizon.max > positions:
-    raise InputError(
-      f"config.candidates.max_prompt is {c.candidates.max_prompt} and config.horizon.max {c.horizon.max}, and {specs.student.name} has "
-      f"{positions} positions (max_position_embeddings); lower one of the two."
-    )
   longest = max(z.teacher_tokens or c.horizon.max, c.candidates.max_tokens)
-  if specs.teachers and longest >= specs.teachers[0].cfg.max_positions:
-    raise InputError(
-      f"The teacher is to write {longest} tokens (the most of zone.teacher_tokens or horizon.max, and candidates.max_tokens), and has "
-      f"{specs.teachers[0].cfg.max_positions} positions with the prompt's (max_position_embeddings); lower the keys."
-    )
+  writing_teacher.check(specs, "zone", needs * asks, longest * asks)
+  if asks:
+    check_positions(c, specs.student)

@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from opd_jax.config import Config
 from opd_jax.errors import InputError, brief
 
 KEY_ENV = "OPENAI_API_KEY"
@@ -65,6 +66,15 @@ class EndpointOptions:
   cache: str = ""
   on_failure: str = "stop"
 
+  @classmethod
+  def from_config(cls, group: Config, cache: str) -> "EndpointOptions":
+    """Reads the keys teacher_url, teacher_model, teacher_api and so on of a config's group.
+
+    Raises:
+      InputError: an address that is none, or numbers that mean nothing.
+    """
+    return cls(cache=cache, **{name: group[f"teacher_{name}"] for name in _KEYS})
+
   def __post_init__(self):
     object.__setattr__(self, "url", _checked_url(self.url))
     for name, allowed in _ALLOWED.items():
@@ -95,6 +105,8 @@ class EndpointOptions:
       raise InputError(f"`extra` of an endpoint cannot be written as JSON ({e}).") from None
 
 
+_KEYS = ("url", "model", "api", "key_env", "parallel", "timeout", "retries", "budget_tokens", "budget_cost")
+_KEYS = (*_KEYS, "price_prompt", "price_completion", "on_failure")
 _ALLOWED = {
   "api": ("chat", "completions"),
   "on_failure": ("stop", "continue"),

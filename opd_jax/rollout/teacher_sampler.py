@@ -1,13 +1,23 @@
-"""A teacher that writes, on the devices of the run: the one of `endpoint.TeacherSampler` that needs no server."""
+"""Teachers that write: one on the devices of the run, which needs no server, and how any of them is asked.
 
+sampler = MeshTeacher(teacher_generators(model, ...), params, tokenizer, rendering)
+answers, tokens = ask(sampler, prompts, 4, max_tokens=512, temperature=1.0, seed=0)     on every process, a list of 4 texts for each prompt
+"""
+
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from opd_jax.data import chat
+from opd_jax.data import chat, pipeline
 from opd_jax.data.rendering import Rendering
-from opd_jax.rollout.generate import Generator
+from opd_jax.models.spec import ModelSpec
+from opd_jax.rollout.endpoint import TeacherSampler
+from opd_jax.rollout.generate import Generator, GeneratorConfig
+from opd_jax.runtime import hosts
+from opd_jax.runtime.programs import ProgramCache
 from opd_jax.types import Params
 
 
@@ -55,3 +65,70 @@ class MeshTeacher:
     for place, i in enumerate(rows):
       found[i] = texts[place * n : (place + 1) * n]
     return found
+
+
+def teacher_generators(
+  model: ModelSpec,
+  student: GeneratorConfig,
+  tokenizer: Any,
+  *,
+  batch: int,
+  longest: int,
+  shortest: int,
+  program_cache: ProgramCache,
+  on_new: Callable[[Generator], None],
+) -> Callable[[int, int, float], Generator]:
+  """Makes what makes the generators of a `MeshTeacher`.
+
+  Args:
+    model: the teacher.
+    student: whose devices, layout and types the teacher takes.
+    batch: prompts at once.
+    longest: prompt, tokens, as far as the teacher has positions for it and a response.
+    shortest: the least of the widths that prompts are padded to, which double.
+    on_new: is given every generator that is made.
+  """
+
+  def make(n: int, max_tokens: int, temperature: float) -> Generator:
+    drawn = {"stop_ids": model.stop_ids, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    sampling = dataclasses.replace(student.sampling, **drawn)
+    generate = Generator(
+      dataclasses.replace(student, cfg=model.cfg, sampling=sampling),
+      tokenizer,
+      batch=batch,
+      prompt_lens=pipeline.rising_widths(min(longest, model.cfg.max_positions - max_tokens), 2.0, shortest),
+      max_tokens=max_tokens,
+      k=n,
+      name="teacher",
+      numbered=True,
+      program_cache=program_cache,
+    )
+    on_new(generate)
+    return generate
+
+  return make
+
+
+def ask(
+  teacher: TeacherSampler | MeshTeacher,
+  prompts: Sequence[chat.Prompt],
+  n: int,
+  *,
+  max_tokens: int,
+  temperature: float,
+  seed: int,
+) -> tuple[list[list[str]], int]:
+  """Has a teacher answer prompts n times each, for all processes; the answers, and their tokens.
+
+  A teacher elsewhere is asked by the first process, and told the words of the last message of a chat.
+  """
+  arguments: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+  before = teacher.tokens
+  if isinstance(teacher, MeshTeacher):
+    return teacher.sample(prompts, n, **arguments), teacher.tokens - before
+  answers = ""
+  if hosts.first():
+    texts = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
+    answers = json.dumps([teacher.sample(texts, n, **arguments), teacher.tokens - before])
+  written, tokens = json.loads(hosts.text_of_first(answers))
+  return written, tokens

@@ -35,6 +35,11 @@ def named(key: jax.Array, use: Use, step: int = 0) -> jax.Array:
   return jax.random.fold_in(key, use + step)
 
 
+def host_seed(key: jax.Array) -> int:
+  """Makes a seed of a key for random numbers on the host, one that every library takes."""
+  return int(jax.random.bits(key)) >> 1
+
+
 def of_seed(seed: int, use: Use, step: int = 0) -> jax.Array:
   """Makes the key of a purpose from a run's seed."""
   return named(jax.random.key(seed), use, step)

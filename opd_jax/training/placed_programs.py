@@ -6,16 +6,21 @@ Prompts of the first kind have one width P. Those of the second have one of a fe
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from opd_jax.data import pipeline
+from opd_jax.models import roofline
+from opd_jax.models.roofline import Cost
+from opd_jax.runtime import hosts
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.training import lowering
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.places import Places, joined
-from opd_jax.types import Batch, FrozenModels, TrainState
+from opd_jax.types import Batch, FrozenModels, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +30,21 @@ class PlacedPrograms:
   Attributes:
     step: the computations of an update of all places.
     response_len: H.
+    wide_ratio: of the widths W, see pipeline.rising_widths.
+    longest: W of all, tokens; 0: there are no prompts of the second kind.
     scored: prompts whose responses are scored for a log; 0: none.
   """
 
   step: DistillationStep
   places: Places
   response_len: int
+  longest: int
+  wide_ratio: float
   scored: int = 0
+
+  def wide_widths(self, prompt: int) -> tuple[int, ...]:
+    """The widths W that all prompts of an update are padded to, rising; P alone without prompts of the second kind."""
+    return pipeline.rising_widths(max(self.longest, prompt), self.wide_ratio, prompt) if self.longest else (prompt,)
 
   def plain(self, prompt: int) -> StepShape:
     """Rollouts of prompts of the first kind."""
@@ -49,19 +62,29 @@ class PlacedPrograms:
     """The update of that batch."""
     return StepShape(wide, self.response_len, kind="update", context=wide)
 
-  def shapes(self, prompt: int, widths: Sequence[int]) -> list[StepShape]:
-    """All shapes of a run, by first use.
-
-    Args:
-      prompt: P.
-      widths: those of W.
-    """
+  def shapes(self, prompt: int) -> list[StepShape]:
+    """All shapes of a run whose prompts of the first kind have width P, by first use."""
     found = [self.plain(prompt)]
-    for wide in widths:
+    for wide in self.wide_widths(prompt):
       found += [self.asked(wide)] if self.places.asked else []
       found += [self.join(prompt, wide), self.update(wide)]
       found += [self.update(wide)._replace(kind="score", context=0)] if self.scored else []
     return found
+
+  def prompts(self, shape: StepShape, ids: Sequence[Sequence[int]]) -> Batch:
+    """Lays out prompts of a kind on the devices, which every process has all of; the places behind them repeat the first."""
+    places = self.places.asked if shape.kind == "asked" else self.places.plain
+    rows = [*ids, *[ids[0] if ids else [0]] * (places - len(ids))]
+    return self.to_devices(pipeline.pad(rows, shape.prompt, self.step.sampling.pad_id))
+
+  def no_rollout(self, shape: StepShape) -> Rollout:
+    """Makes the rollout of a kind without a prompt: no row has a token."""
+    rows = [[0]] * ((self.places.asked if shape.kind == "asked" else self.places.plain) * self.step.n)
+    return self.to_devices(pipeline.rollout_from_data(rows, shape.width, 0, self.step.sampling.pad_id))
+
+  def to_devices(self, tree: Any) -> Any:
+    """Makes global arrays of rows that every process has all of."""
+    return hosts.to_global(tree, meshes.rows(self.step.mesh))
 
   def lower(
     self, shape: StepShape, state: TrainState, frozen_models: FrozenModels
@@ -79,6 +102,21 @@ class PlacedPrograms:
     else:
       batch = self._prompts(self.places.update, shape.prompt)
       yield lowering.score_program(self.step, shape.width, self.scored, state, frozen_models, batch)
+
+  def roofline_costs(self, name: str, n: int, prompt: int, response: int) -> list[Cost]:
+    """Counts what all places of a step cost, as if both kinds of prompts had one length.
+
+    Args:
+      name: "rollout" or "update".
+      n: rollouts of each prompt.
+      prompt, response: lengths, tokens.
+    """
+    step, places = self.step, self.places
+    sizes: dict[str, Any] = {"vocab": step.sampling.vocab, "itemsize": step.dtype.itemsize}
+    if name == "update":
+      return [roofline.update(step.student, (), places.update, n, prompt, response, remat=step.remat, **sizes)]
+    parts = [part for part in (places.plain, places.asked) if part]
+    return [cost for part in parts for cost in roofline.rollout(step.student, part, n, prompt, response, **sizes)]
 
   def _lower_join(self, shape: StepShape, state: TrainState, frozen_models: FrozenModels) -> jax.stages.Lowered:
     rows, params = meshes.rows(self.step.mesh), self.step.behavior_params(state.params, frozen_models)
