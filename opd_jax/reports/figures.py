@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from opd_jax.reports import plotting, reward, reward_figures
+from opd_jax.reports import buffer_figures, plotting, reward, reward_figures
 from opd_jax.reports.comparison import Arm, Comparison
 from opd_jax.reports.runs import Run, tenth
 
@@ -54,6 +54,7 @@ def draw(comparison: Comparison, folder: pathlib.Path) -> list[Picture]:
         figures += [*reward_figures.first(arms), *of_responses, *reward_figures.second(arms), *of_horizon]
       else:
         figures += [*of_horizon, *of_responses]
+      figures += buffer_figures.listed(arms)
     figures.append(("time", "Where the time went", _TIME, time(arms)))
     for name, title, caption, figure in figures:
       if figure is not None:

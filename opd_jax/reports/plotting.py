@@ -119,6 +119,21 @@ def from_zero(ax: Axes) -> None:
   ax.set_xlim(-0.025 * right, 1.04 * right)
 
 
+def step_axis(ax: Axes) -> None:
+  """Label an x axis of steps, from 0."""
+  from_zero(ax)
+  ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+  ax.set_xlabel("step")
+
+
+def low_at_zero(ax: Axes) -> None:
+  """Begin the y axis just below 0 where nothing drawn lies below, so that the axis does not cut markers at 0."""
+  low, high = ax.dataLim.ymin, ax.dataLim.ymax
+  if 0 <= low <= high < math.inf:  # infinite where nothing is drawn
+    top = high or 1.0
+    ax.set_ylim(-0.03 * top, 1.06 * top)
+
+
 def time_axis(ax: Axes, arms: Sequence[Arm]) -> None:
   """Label an x axis of training seconds in the unit that fits them."""
   divisor, unit = time_unit(max(run.elapsed for arm in arms for run in arm.runs))

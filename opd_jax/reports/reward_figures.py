@@ -56,8 +56,8 @@ def rewards(arms: Arms) -> Figure:
   plotting.lines(left, arms, _smoothed("reward"), "step", "reward")
   plotting.lines(right, arms, lambda run: run.evals, "step", "accuracy", every_point=True)
   for ax in (left, right):
-    _step_axis(ax)
-    _low_at_zero(ax)
+    plotting.step_axis(ax)
+    plotting.low_at_zero(ax)
   left.set(ylabel="mean reward of the rollouts", title="Reward in training")
   right.set(ylabel="accuracy", title="Accuracy on held-out problems")
   plotting.legend(figure, arms)
@@ -220,12 +220,12 @@ def _line(key: str, title: str, unit: str, *, percent: bool = False, extreme: bo
 
   def draw(ax: Axes, arms: Arms) -> None:
     plotting.lines(ax, arms, _train if extreme else _smoothed(key), "step", key)
-    _step_axis(ax)
+    plotting.step_axis(ax)
     ax.set(ylabel=unit, title=title)
     if extreme and _spread(ax) > 20:
       _log_axis(ax)
     else:
-      _low_at_zero(ax)
+      plotting.low_at_zero(ax)
     if percent:
       ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g}%"))
 
@@ -243,7 +243,7 @@ def _weights(ax: Axes, arms: Arms) -> None:
       for bound in (low, high):
         ax.plot(at, bound, color=style.color, linestyle=style.linestyle, linewidth=0.8, alpha=0.7)
   plotting.lines(ax, arms, _train, "step", "gradient_weight")
-  _step_axis(ax)
+  plotting.step_axis(ax)
   ax.set(ylabel="w: mean, lowest and highest", title="Weight of a token's gradient")
 
 
@@ -255,26 +255,12 @@ def _moved_by_mu(ax: Axes, arms: Arms) -> None:
     known = [(x, y) for x, y in zip(centres, moved, strict=True) if y is not None]
     if known:
       ax.plot(*zip(*known, strict=True), **style.line)
-  _low_at_zero(ax)
+  plotting.low_at_zero(ax)
   ax.set(xlabel="mu, the probability it was drawn with", ylabel="mean |pi - mu|", title="Shift by mu", xlim=(0, 1))
 
 
 def _train(run: Run) -> list[dict[str, Any]]:
   return run.train
-
-
-def _step_axis(ax: Axes) -> None:
-  plotting.from_zero(ax)
-  ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-  ax.set_xlabel("step")
-
-
-def _low_at_zero(ax: Axes) -> None:
-  """Begin the y axis just below 0 where nothing drawn lies below, so that the axis does not cut markers at 0."""
-  low, high = ax.dataLim.ymin, ax.dataLim.ymax
-  if 0 <= low <= high < math.inf:  # infinite where nothing is drawn
-    top = high or 1.0
-    ax.set_ylim(-0.03 * top, 1.06 * top)
 
 
 def _spread(ax: Axes) -> float:
