@@ -98,6 +98,11 @@ KEYS = {
     "an endpoint in OpenAI's form that answers as the teacher, docs/endpoint.md; empty: config.teacher, on the devices of the run",
     "text",
   ),
+  "zone.teacher_function": (
+    "",
+    "a function of your own that answers as the teacher, by its import path or its file, docs/zone.md",
+    "text",
+  ),
   "zone.teacher_model": ("", "of an endpoint, its model's name there", "text"),
   "zone.teacher_api": (
     "chat",

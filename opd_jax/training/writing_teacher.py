@@ -1,16 +1,20 @@
-"""The teacher of a run that writes and scores nothing: `config.teacher`, on the devices of the run, or an endpoint in its place.
+"""The teacher of a run that writes and scores nothing: `config.teacher`, on the devices of the run, or an endpoint or a function in its place.
 
-How it is asked are the keys teacher_url, teacher_prompt and so on of a recipe's group, which are passed as `options`.
+How it is asked are the keys teacher_url, teacher_function, teacher_prompt and so on of a recipe's group, which are passed as `options`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.errors import InputError
+from opd_jax.rollout import function_sampler
 from opd_jax.rollout.endpoint import EndpointOptions, EndpointSampler
+from opd_jax.rollout.function_sampler import FunctionSampler
 from opd_jax.rollout.teacher_sampler import MeshTeacher, teacher_generators
 from opd_jax.runtime.run import Run
+from opd_jax.tasks import own
 from opd_jax.training.specs import Specs
 from opd_jax.types import Params
 
@@ -18,7 +22,7 @@ ANSWERS = "teacher_answers"  # of a workdir, where the answers of an endpoint ar
 
 
 def check(specs: Specs, group: str, needs: Sequence[str], longest: int) -> None:
-  """Refuses an endpoint beside a teacher, several teachers, none where one is needed, and responses that are too long for it.
+  """Refuses one teacher beside another, none where one is needed, a function that is not there, and responses that are too long.
 
   Args:
     group: of the keys that say how it is asked.
@@ -30,20 +34,27 @@ def check(specs: Specs, group: str, needs: Sequence[str], longest: int) -> None:
   """
   config, options = specs.config, specs.config[group]
   teachers = configs.teacher_names(config)
+  elsewhere = [key for key in ("teacher_url", "teacher_function") if options[key]]
   if options.teacher_url:
     EndpointOptions.from_config(options, options.teacher_cache)
-    if teachers:
-      raise InputError(
-        f"config.teacher is {teachers[0]!r}, and config.{group}.teacher_url names another one; set config.teacher='', or leave the address empty."
-      )
+  if options.teacher_function:
+    _function(options)
+  if len(elsewhere) > 1:
+    raise InputError(
+      f"config.{group}.teacher_url and config.{group}.teacher_function name two teachers; leave one of them empty."
+    )
+  if elsewhere and teachers:
+    raise InputError(
+      f"config.teacher is {teachers[0]!r}, and config.{group}.{elsewhere[0]} names another one; set config.teacher='', or leave the key empty."
+    )
   if len(teachers) > 1:
     raise InputError(
       f"config.teachers names several, and the recipe {config.recipe!r} asks one; name it in config.teacher."
     )
-  if needs and not teachers and not options.teacher_url:
+  if needs and not teachers and not elsewhere:
     raise InputError(
-      f"config.teacher is '', and {needs[0]} needs one that writes; name it, or an endpoint in config.{group}.teacher_url, or set "
-      f"config.{group}.kinds=('ncq',) and config.candidates.compressor=truncate."
+      f"config.teacher is '', and {needs[0]} needs one that writes; name it, or an endpoint in config.{group}.teacher_url, or a function in "
+      f"config.{group}.teacher_function, or set config.{group}.kinds=('ncq',) and config.candidates.compressor=truncate."
     )
   if specs.teachers and longest >= specs.teachers[0].cfg.max_positions:
     raise InputError(
@@ -54,7 +65,7 @@ def check(specs: Specs, group: str, needs: Sequence[str], longest: int) -> None:
 
 def make(
   run: Run, specs: Specs, options: Config, params: Callable[[], Params], batch: int
-) -> EndpointSampler | MeshTeacher:
+) -> EndpointSampler | FunctionSampler | MeshTeacher:
   """Makes the teacher, which is not asked yet.
 
   Args:
@@ -65,6 +76,8 @@ def make(
   if options.teacher_url:
     cache = options.teacher_cache or str(run.workdir.path / ANSWERS)
     return EndpointSampler(EndpointOptions.from_config(options, cache))
+  if options.teacher_function:
+    return FunctionSampler(options.teacher_function, _function(options), run.inputs.tokenizer)
   (model,), inputs = specs.teachers, run.inputs
   generators = teacher_generators(
     model,
@@ -77,3 +90,12 @@ def make(
     on_new=run.count_programs_of,
   )
   return MeshTeacher(generators, params, inputs.tokenizer, inputs.rendering.for_teacher().without_suffix())
+
+
+def _function(options: Config) -> Callable[..., Any]:
+  """Imports the function that answers as the teacher.
+
+  Raises:
+    InputError: there is none.
+  """
+  return own.function(options.teacher_function, "teacher", function_sampler.WANTED, function_sampler.EXAMPLE)

@@ -324,6 +324,17 @@ def test_a_teacher_elsewhere_is_told_the_words_of_a_question_with_their_suffix(c
   assert (teacher.calls[-1][0], written, tokens) == (["12"], [[RIGHT, RIGHT]], 2)
 
 
+def test_a_function_of_ones_own_teaches(config, tmp_path):
+  (tmp_path / "solver.py").write_text(
+    f"def teacher(prompts, n, *, max_tokens, temperature, seed):\n  return [[{RIGHT!r}] * n for _ in prompts]\n"
+  )
+  train(config(**{"teacher": "", "zone.teacher_function": f"{tmp_path / 'solver.py'}:teacher"}), tmp_path / "w")
+  records = read(tmp_path / "w", "train")
+  asked = [record for record in records if record["teacher_tokens"]]
+  assert sum(record["prompts_bcq"] for record in asked) > 0
+  assert all(record["teacher_tokens"] % len(RIGHT) == 0 for record in asked), "a token is a character here"
+
+
 @pytest.fixture
 def server():
   server = Server()
@@ -506,6 +517,29 @@ def test_prompts_with_candidates_can_be_looked_at(config, tmp_path):
     ),
     ({"zone.teacher_url": "here", "zone.teacher_model": "m", "teacher": ""}, "it has to begin with http://"),
     ({"zone.teacher_url": "http://127.0.0.1:9/v1", "teacher": ""}, "An endpoint needs the name of its model"),
+    ({"zone.teacher_function": "opd_jax.tasks.subsets:solver"}, "config.zone.teacher_function names another one"),
+    (
+      {"zone.teacher_function": "opd_jax.tasks.subsets:nothing", "teacher": ""},
+      "The teacher 'opd_jax.tasks.subsets:nothing'",
+    ),
+    (
+      {
+        "zone.teacher_function": "a:b",
+        "zone.teacher_url": "http://127.0.0.1:9/v1",
+        "zone.teacher_model": "m",
+        "teacher": "",
+      },
+      "The teacher 'a:b'",
+    ),
+    (
+      {
+        "zone.teacher_function": "opd_jax.tasks.subsets:solver",
+        "zone.teacher_url": "http://127.0.0.1:9/v1",
+        "zone.teacher_model": "m",
+        "teacher": "",
+      },
+      "name two teachers",
+    ),
     ({"candidates.bcq": "{prompt}"}, r"config.candidates.bcq has no \{candidates\}"),
     ({"candidates.max_prompt": 501}, "config.candidates.max_prompt is 501"),
     ({"zone.teacher_tokens": 512}, "The teacher is to write 512 tokens"),
