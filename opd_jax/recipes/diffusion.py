@@ -28,26 +28,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opd_jax import config as configs
-from opd_jax.config import INITIAL
 from opd_jax.context.self_future import SelfFuture
 from opd_jax.data import denoised
-from opd_jax.data.rendering import Rendering
-from opd_jax.errors import InputError
-from opd_jax.horizon import schedule as horizons
 from opd_jax.models import roofline
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import loss_config as losses
 from opd_jax.recipes.opd import OPD, Experience
-from opd_jax.rollout.denoise import DenoiserConfig, Denoising
+from opd_jax.rollout.denoise import DenoiserConfig
 from opd_jax.rollout.generate import Generator, GeneratorConfig
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
-from opd_jax.training import optim
+from opd_jax.training import diffusion_config, optim
 from opd_jax.training.diffusion import Chosen, DiffusionStep
 from opd_jax.training.specs import Specs
 from opd_jax.training.teacher_update import TeacherUpdate
@@ -137,7 +132,7 @@ class Diffusion(OPD):
 
   def __init__(self, specs: Specs):
     super().__init__(specs)
-    _check(specs)
+    diffusion_config.check(specs)
 
   @functools.cached_property
   def step(self) -> DiffusionStep:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -145,7 +140,7 @@ class Diffusion(OPD):
     c, s = self.config, self.specs
     d, update = c.diffusion, TeacherUpdate.from_config(c)
     denoiser = DenoiserConfig(
-      s.student.cfg, s.sampling, _denoising(c, c.denoising.length, c.horizon.max), s.mesh, s.dtype
+      s.student.cfg, s.sampling, diffusion_config.denoising(c, c.denoising.length, c.horizon.max), s.mesh, s.dtype
     )
     return DiffusionStep(
       denoiser=denoiser,
@@ -282,7 +277,7 @@ class Diffusion(OPD):
       yield from super()._teachers()
 
   def generator(self, model: str, config: GeneratorConfig, tokenizer: Any, **sizes: Any) -> Generator:
-    how = _of_evaluation(self.config, sizes["max_tokens"])
+    how = diffusion_config.of_evaluation(self.config, sizes["max_tokens"])
     denoiser = DenoiserConfig(self.spec(model).cfg, config.sampling, how, config.mesh, config.dtype)
     return Generator(denoiser, tokenizer, **sizes)
 
@@ -320,7 +315,7 @@ class Diffusion(OPD):
     """Counts a forward pass for every denoising step of a rollout, and of an update those of its canvases."""
     student, sizes = self.specs.student.cfg, {"vocab": self.specs.sampling.vocab, "itemsize": self.specs.dtype.itemsize}
     if name != "update":
-      d = _of_evaluation(self.config, response) if name == "evaluate" else self.step.denoiser.denoising
+      d = diffusion_config.of_evaluation(self.config, response) if name == "evaluate" else self.step.denoiser.denoising
       step = roofline.canvases(student, prompts * n, prompt + response, d.block, **sizes)
       return [step] * d.total(response)
     length, step = self.step.length, self.step
@@ -345,131 +340,3 @@ class Diffusion(OPD):
 
 
 RECIPE = Diffusion
-
-
-def _denoising(config: Any, length: int, steps: int, key: str = "horizon.max") -> Denoising:
-  """Says how a canvas of so many positions is filled in so many steps.
-
-  Raises:
-    InputError: the blocks do not divide it, or the steps are no whole number for each block.
-  """
-  c = config.denoising
-  if length % c.block:
-    raise InputError(
-      f"config.denoising.block is {c.block}, which does not divide a canvas of {length} tokens; change it, denoising.length or eval.max_tokens."
-    )
-  blocks = length // c.block
-  if steps % blocks or not 1 <= steps // blocks <= c.block:
-    raise InputError(
-      f"config.{key} gives {steps} denoising steps for {blocks} block(s) of {c.block} tokens; it has to be a multiple of {blocks} from {blocks} "
-      f"to {length}."
-    )
-  return Denoising(c.block, steps // blocks, c.remasking, c.eos, c.cache)
-
-
-def _of_evaluation(config: Any, length: int) -> Denoising:
-  """Says how an evaluation fills its canvases: as many tokens at a time as in training, unless `eval_steps` says otherwise.
-
-  Raises:
-    InputError: that is no whole number of steps for each block.
-  """
-  own, T, L = config.denoising.eval_steps, config.horizon.max, config.denoising.length
-  if not own and T * length % L:
-    raise InputError(
-      f"config.eval.max_tokens is {length}, which {T} denoising steps for {L} tokens do not fill in a whole number of steps; change it, or set "
-      "config.denoising.eval_steps."
-    )
-  return _denoising(config, length, own or T * length // L, "denoising.eval_steps" if own else "horizon.max")
-
-
-def _check(specs: Specs) -> None:
-  """Refuses what a masked diffusion model cannot do, and keys that would do nothing.
-
-  Raises:
-    InputError: says which key is wrong.
-  """
-  c = specs.config
-  if other := [model.name for model in specs.models if model.cfg.causal]:
-    raise InputError(
-      f"{other[0]} writes from left to right, and the recipe 'diffusion' trains masked diffusion models: directories of LLaDA or Dream, or the "
-      "built-in ones."
-    )
-  _denoising(c, c.denoising.length, c.horizon.max)
-  if c.horizon.kind not in ("full", "truncated", "progressive", "geometric"):
-    raise InputError(
-      f"config.horizon.kind is {c.horizon.kind!r}, which measures responses token by token; a horizon of denoising steps is full, truncated, "
-      "progressive or geometric."
-    )
-  longest = min(model.cfg.max_positions for model in specs.models)
-  if c.context.reveal == "prefix" and c.data.max_prompt + 2 * c.denoising.length > longest:
-    raise InputError(
-      f"config.data.max_prompt is {c.data.max_prompt} and config.denoising.length {c.denoising.length}, which stands twice before the teacher with "
-      f"context.reveal 'prefix', and the model has {longest} positions; lower one of the two."
-    )
-  if configs.teacher_names(c) != (INITIAL,) or Rendering.from_config(c).teacher_differs:
-    raise InputError(
-      f"config.teacher is {' and '.join(configs.teacher_names(c)) or 'none'}, or reads prompts of its own; here the student teaches itself, so set "
-      "config.teacher=initial, no config.teachers, and no data.teacher_* keys."
-    )
-  if c.eval.every:
-    _of_evaluation(c, c.eval.max_tokens or c.denoising.length)
-  if c.diffusion.states == "unended" and c.denoising.length == c.denoising.block:
-    raise InputError(
-      "config.diffusion.states is 'unended', which leaves out the last block, and there is one; set it to 'all', or config.denoising.block lower."
-    )
-  fixed = {
-    "rollout.by": "student",
-    "mixture.divergence": 1.0,
-    "objective.normaliser": "token",
-    "reward.overlong": "judge",
-    "log.optimizer": False,
-    "weights.kind": "uniform",
-    "mixture.reward": 0.0,
-    "mixture.initial": 0.0,
-    "mini_batches": 1,
-    "micro_batch": 0,
-    "buckets": 1,
-    "objective.shuffle_teacher": False,
-    "objective.token_clip": 0.0,
-    "rollout.precision": "compute",
-    "subnetwork.mask": "none",
-    "teacher_offload": False,
-  }
-  configs.check_fixed(c, fixed)
-  asks = c.diffusion.target == "teacher" or (c.diffusion.target == "samples" and c.diffusion.compared == "teacher")
-  idle = {
-    "context.share": (0.25, not asks or c.context.reveal == "prefix"),
-    "context.reveal": ("any", not asks),
-    "diffusion.in_block": (False, c.diffusion.compared == "student"),
-    "advantage.kind": ("auto", c.diffusion.target != "reward"),
-    "rollout.ahead": (False, c.diffusion.target == "reward"),
-  }
-  for key, (only, idles) in idle.items():
-    if idles and (value := configs.get(c, key)) != only:
-      raise InputError(
-        f"config.{key} is {value!r}, which does nothing, or not what it says, with diffusion.target={c.diffusion.target}, "
-        f"diffusion.compared={c.diffusion.compared} and context.reveal={c.context.reveal}; leave it {only!r}."
-      )
-  if c.objective.support == "sampled":
-    raise InputError(
-      "config.objective.support is 'sampled', and positions of a canvas are compared whole; take 'full' or 'teacher_topk'."
-    )
-  if c.log.rollouts and c.diffusion.target == "reward":
-    raise InputError(
-      "config.log.rollouts writes what is learned canvas by canvas, and config.diffusion.target 'reward' learns from none; set it to 0."
-    )
-  if c.diffusion.parts > 1:
-    parts = c.diffusion.parts
-    if bad := [width for width in horizons.from_config(c.horizon).widths if width % parts]:
-      raise InputError(
-        f"config.diffusion.parts is {parts}, which does not divide a horizon of {bad[0]} denoising steps; change one of the two."
-      )
-  if c.diffusion.target == "reward" and c.updates_per_rollout * c.diffusion.parts > 1:
-    raise InputError(
-      f"config.updates_per_rollout x config.diffusion.parts is {c.updates_per_rollout * c.diffusion.parts}, and with diffusion.target 'reward' a "
-      "rollout is learned from once; set both to 1."
-    )
-  if c.diffusion.target == "reward" and c.rollouts_per_prompt < 2:
-    raise InputError(
-      "config.diffusion.target is 'reward', which compares the rollouts of a prompt; set rollouts_per_prompt to 2 or more."
-    )
