@@ -126,21 +126,24 @@ def recorded(
   committed_at: Int[Array, "B H"],
   stops: Bool[Array, "B H"],
   step: Int[Array, " s"],
-  steps_of_block: int,
+  last_block: int,
   total: int,
   kind: str,
 ) -> Bool[Array, "B s"]:
   """Tell which canvases are learned from: all of them, or as the released code records them ("unended").
 
-  That leaves out the last block, and every canvas that has a stop token with no mask in front of it: its answer is complete.
+  That leaves out the last block, and every canvas that has a stop token with no mask in front of it: its answer is complete. A canvas to
+  which its step commits nothing, as a linear schedule has them, is that of the next step, and left out always.
 
   Args:
     stops: stop tokens of the finished answer.
+    last_block: its steps; 0: there are no blocks.
     total: steps of the whole canvas.
   """
+  commits = jnp.any(committed_at[:, None] == step[:, None], axis=2)
   if kind == "all":
-    return jnp.ones((committed_at.shape[0], step.shape[0]), bool)
+    return commits
   masked = committed_at[:, None] >= step[:, None]  # [B, s, H]
   masks_before = jnp.cumsum(masked, axis=2) - masked
   complete = jnp.any(stops[:, None] & ~masked & (masks_before == 0), axis=2)
-  return ~complete & (step < total - steps_of_block)
+  return commits & ~complete & (step < total - last_block)

@@ -63,10 +63,23 @@ KEYS = {
   "context.share": (0.25, "the share of those masks", "[0, 1]"),
   "denoising.length": (256, "positions of a response's canvas; horizon.max steps fill it", "[1, 2**20]"),
   "denoising.block": (32, "positions of a block; the blocks are filled from left to right", "[1, 2**20]"),
+  "denoising.schedule": (
+    "even",
+    "how many masks a step commits: even, of each block as many in every step (LLaDA); linear, of all that are left the share that a linear "
+    "noise schedule unmasks, without blocks (Dream)",
+    "one of even, linear",
+  ),
+  "denoising.eps": (1e-3, "linear: the last of its times, which begin at 1", "(0, 1)"),
   "denoising.remasking": (
     "low_confidence",
-    "which masks are committed first: low_confidence (LLaDA), random, margin or entropy (Dream)",
-    "one of low_confidence, random, margin, entropy",
+    "which masks are committed first: low_confidence (LLaDA), maskgit_plus, margin or entropy (Dream), random; origin (Dream): each by itself, "
+    "with the step's share as its probability",
+    "one of low_confidence, maskgit_plus, margin, entropy, random, origin",
+  ),
+  "denoising.confidence_temperature": (
+    0.0,
+    "0: the masks of the highest confidence; above it they are drawn from the softmax of confidence over this (Dream's alg_temp)",
+    "0 or [10**-6, 1000]",
   ),
   "denoising.eos": (
     "plain",
@@ -105,7 +118,7 @@ KEYS = {
   ),
   "diffusion.states": (
     "unended",
-    "canvases that are learned from: all; or unended, without the last block and those whose answer is complete",
+    "canvases that are learned from: all; or unended, without those of the last block, where there are blocks, and those whose answer is complete",
     "one of unended, all",
   ),
   "diffusion.accept": ("verified", "rollouts that are learned from: verified ones, or all", "one of verified, all"),
@@ -196,7 +209,7 @@ class Diffusion(OPD):
   def _parts_with_canvases(self, experience: Experience) -> list[int]:
     """Lists the parts that have denoising steps which are learned from: the horizon and the last block may leave some without."""
     step = self.step
-    recorded = step.total - step.denoiser.denoising.steps if step.states == "unended" else step.total
+    recorded = step.total - step.last_block if step.states == "unended" else step.total
     end, size = min(experience.limit, recorded), experience.shape.width // step.parts
     return [part for part in range(step.parts) if part * size < end] or [0]
 
@@ -334,9 +347,10 @@ class Diffusion(OPD):
   def summary(self, run: Run) -> Iterator[str]:
     yield from super().summary(run)
     d = self.step.denoiser.denoising
-    yield (
-      f"  canvases of {self.step.length} tokens, filled in {self.step.total} steps: blocks of {d.block}, {d.tokens} tokens a step, by {d.remasking}"
-    )
+    how = f"blocks of {d.block}, {d.tokens} tokens a step"
+    if d.schedule == "linear":
+      how = f"a linear schedule, at most {d.tokens} tokens a step"
+    yield f"  canvases of {self.step.length} tokens, filled in {self.step.total} steps: {how}, by {d.remasking}"
 
 
 RECIPE = Diffusion

@@ -5,8 +5,10 @@
       x_j ~ softmax(logits_j / temperature) at every mask j of the block, with a confidence c_j        all positions see each other
       the quota(i) masks with the highest c_j become their x_j, and stay
 
-Of n masks at the entry to a block step i commits n // S, and one more where i < n mod S. No token is ever masked again, and nothing ends
-early: behind a stop token the canvas is filled too.
+Of n masks at the entry to a block step i commits n // S, and one more where i < n mod S. That is the schedule "even". Dream's, "linear", has
+no blocks: it runs over S + 1 times t from 1 to eps at equal distances, and step i commits the share 1 - t[i + 1] / t[i] of the masks that are
+left, rounded down, and the last step all of them. No token is ever masked again, and nothing ends early: behind a stop token the canvas is
+filled too.
 
 What is kept is the token of every position and the step at which it was committed, B H numbers each: the canvas before step t has the
 tokens committed before t, and masks elsewhere (`canvas_at`). Tokens are drawn by inversion in fp32, an exact draw from the softmax,
@@ -23,6 +25,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -34,8 +37,11 @@ from opd_jax.rollout.sample import Sampling
 from opd_jax.runtime import mesh as meshes
 from opd_jax.types import Batch, Params, Rollout
 
-REMASKING = ("low_confidence", "random", "margin", "entropy")
+SCHEDULES = ("even", "linear")
+REMASKING = ("low_confidence", "maskgit_plus", "margin", "entropy", "random", "origin")
+NO_CONFIDENCE = ("random", "origin")  # of them those that ask for none
 EOS = ("plain", "last", "never")
+DEFAULT_EPS = 1e-3  # Dream's
 GIVEN = -1  # the step of a position that was no mask to begin with
 _LAST = -1e30  # a confidence below all others, and above that of what is no mask
 
@@ -48,10 +54,15 @@ class Denoising:
     block: positions of a block.
     steps: of a block, S.
     remasking: which masks are committed first: those whose drawn token has the highest probability at temperature 1 (low_confidence, as in
-      LLaDA), or is the farthest above the second (margin), or whose distribution has the least entropy (entropy, both as in Dream, of the
-      distribution that is drawn from), or any (random).
+      LLaDA) or in the distribution that it is drawn from (maskgit_plus), or where the likeliest token is the farthest above the second in
+      that distribution (margin), or where it has the least entropy (entropy, all three as in Dream), or any (random). With origin, Dream's
+      default, each mask is committed with the step's share as its probability, whatever the others do.
     eos: stop tokens are drawn and committed as others are (plain), committed behind all others (last), or not drawn (never).
     cache: keys and values outside of a block are those of the step that entered it: an approximation, see block_cache.py.
+    schedule: how many masks a step commits, one of SCHEDULES.
+    eps: linear: the last time.
+    confidence_temperature: 0: the masks of the highest confidence c are committed; above it they are drawn without replacement, from
+      softmax(c / confidence_temperature) (Dream's alg_temp).
   """
 
   block: int
@@ -59,17 +70,39 @@ class Denoising:
   remasking: str = "low_confidence"
   eos: str = "plain"
   cache: bool = False
+  schedule: str = "even"
+  eps: float = DEFAULT_EPS
+  confidence_temperature: float = 0.0
 
   def __post_init__(self):
-    if self.remasking not in REMASKING or self.eos not in EOS:
-      raise ValueError(f"{self.remasking!r} or {self.eos!r} is not one of {', '.join(REMASKING + EOS)}")
+    for value, known in ((self.remasking, REMASKING), (self.eos, EOS), (self.schedule, SCHEDULES)):
+      if value not in known:
+        raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+    if self.remasking == "origin" and (self.schedule != "linear" or self.eos == "last"):
+      raise ValueError("origin commits by the shares of the linear schedule, and nothing first or last")
+    if self.confidence_temperature and self.remasking in NO_CONFIDENCE:
+      raise ValueError(f"{self.remasking} has no confidence to draw by")
     if not 1 <= self.steps <= self.block:
       raise ValueError(f"a block of {self.block} positions takes 1 to {self.block} steps, not {self.steps}")
 
   @property
   def tokens(self) -> int:
-    """The most tokens that a step commits."""
-    return -(-self.block // self.steps)
+    """The most tokens that a step commits of a block of masks."""
+    if self.remasking == "origin":
+      return self.block
+    if self.schedule == "even":
+      return -(-self.block // self.steps)
+    left, most = self.block, 0
+    for share in self.shares:
+      committed = int(np.float32(left) * share)
+      left, most = left - committed, max(most, committed)
+    return most
+
+  @functools.cached_property
+  def shares(self) -> Float[np.ndarray, " S"]:
+    """linear: the share of the masks left that each step commits, in fp32 as Dream computes it."""
+    times = np.linspace(1.0, self.eps, self.steps + 1, dtype=np.float32)
+    return np.append(1 - times[1:-1] / times[:-2], np.float32(1))
 
   def total(self, length: int) -> int:
     """The steps that fill a canvas.
@@ -83,9 +116,11 @@ class Denoising:
       )
     return length // self.block * self.steps
 
-  def quota(self, masks: Int[Array, "*b"], step: Int[Array, ""] | int) -> Int[Array, "*b"]:
-    """How many masks a step of a block commits, of so many at the entry to it."""
-    return masks // self.steps + (step < masks % self.steps)
+  def quota(self, masks: Int[Array, "*b"], left: Int[Array, "*b"], step: Int[Array, ""] | int) -> Int[Array, "*b"]:
+    """How many masks a step of a block commits, of so many at the entry to the block and so many that are left."""
+    if self.schedule == "even":
+      return masks // self.steps + (step < masks % self.steps)
+    return jnp.floor(left.astype(jnp.float32) * jnp.asarray(self.shares)[step]).astype(jnp.int32)
 
 
 @flax.struct.dataclass
@@ -144,13 +179,20 @@ def denoise(
       flat = _allowed(logits.reshape(B * b, -1), denoising, sampling, mask_id)
       drawn, drawn_logprob = (a.reshape(B, b) for a in sample_fn(step_keys[:, :b].reshape(-1), flat, sampling))
       confidence = _confidence(flat, drawn.reshape(-1), denoising, sampling).reshape(B, b)
-      if denoising.remasking == "random":
+      if denoising.remasking in NO_CONFIDENCE:
         confidence = jax.vmap(lambda key: jax.random.uniform(key, (b,)))(step_keys[:, b])
+      if denoising.confidence_temperature:  # the highest of these are a draw without replacement
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (b,), mode="high"))(step_keys[:, b])
+        confidence = confidence / denoising.confidence_temperature + noise
       if denoising.eos == "last" and sampling.stop_ids:
         confidence = jnp.where(jnp.isin(drawn, stop), _LAST, confidence)
     masked = of_block(committed_at) == total
-    quota = denoising.quota(lax.dynamic_index_in_dim(masks, block, axis=1, keepdims=False), i)
-    chosen = highest(jnp.where(masked, confidence, -jnp.inf), quota) & masked
+    if denoising.remasking == "origin":
+      chosen = masked & (confidence < jnp.asarray(denoising.shares)[i])
+    else:
+      at_entry = lax.dynamic_index_in_dim(masks, block, axis=1, keepdims=False)
+      quota = denoising.quota(at_entry, jnp.sum(masked, axis=1, dtype=jnp.int32), i)
+      chosen = highest(jnp.where(masked, confidence, -jnp.inf), quota) & masked
     put = lambda a, new: lax.dynamic_update_slice_in_dim(a, jnp.where(chosen, new, of_block(a)), first, axis=1)
     return put(tokens, drawn), put(committed_at, t), put(logprob, drawn_logprob), carried
 
@@ -182,9 +224,11 @@ def _confidence(
   if denoising.remasking == "low_confidence":
     logprob = jax.nn.log_softmax(logits)
     return jnp.exp(jnp.take_along_axis(logprob, drawn[:, None], axis=1)[:, 0])
-  if denoising.remasking == "random":
+  if denoising.remasking in NO_CONFIDENCE:
     return jnp.zeros(len(logits), jnp.float32)
   logprob = sample.log_distribution(logits, sampling)
+  if denoising.remasking == "maskgit_plus":
+    return jnp.exp(jnp.take_along_axis(logprob, drawn[:, None], axis=1)[:, 0])
   if denoising.remasking == "margin":
     most = lax.top_k(jnp.exp(logprob), 2)[0]
     return most[:, 0] - most[:, 1]

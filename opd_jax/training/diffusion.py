@@ -105,6 +105,12 @@ class DiffusionStep:
     """The denoising steps of a rollout."""
     return self.denoiser.denoising.total(self.length)
 
+  @property
+  def last_block(self) -> int:
+    """The denoising steps of the last block, which "unended" leaves out; a schedule without blocks has none."""
+    denoising = self.denoiser.denoising
+    return denoising.steps if denoising.schedule == "even" else 0
+
   def rollout(self, params: Params, batch: Batch, key: jax.Array) -> Denoised:
     """Samples n answers to every prompt; params are `with_base`'s."""
     return self.denoiser.rollout(params, batch, key, response_len=self.length, n=self.n)
@@ -339,8 +345,7 @@ class DiffusionStep:
     """Computes the weight of every canvas in the loss."""
     if self.target == "reward":
       return jnp.where(step == 0, rows.weight[:, None], 0.0) / len(rows.weight)
-    steps = self.denoiser.denoising.steps
-    counted = recorded(rows.committed_at, rows.stops, step, steps, self.total, self.states)
+    counted = recorded(rows.committed_at, rows.stops, step, self.last_block, self.total, self.states)
     counted &= (step >= first) & (step < end) & (rows.weight != 0)[:, None]
     of_row = jnp.sum(counted, axis=1, keepdims=True)
     return jnp.where(counted, rows.weight[:, None] / jnp.maximum(of_row, 1), 0.0) / jnp.maximum(jnp.sum(of_row > 0), 1)

@@ -7,7 +7,7 @@ from opd_jax.config import INITIAL
 from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizons
-from opd_jax.rollout.denoise import Denoising
+from opd_jax.rollout.denoise import DEFAULT_EPS, NO_CONFIDENCE, Denoising
 from opd_jax.training.specs import Specs
 
 
@@ -18,17 +18,52 @@ def denoising(config: Any, length: int, steps: int, key: str = "horizon.max") ->
     InputError: the blocks do not divide it, or the steps are no whole number for each block.
   """
   c = config.denoising
-  if length % c.block:
+  _check_denoising(config)
+  block = length if c.schedule == "linear" else c.block
+  if length % block:
     raise InputError(
-      f"config.denoising.block is {c.block}, which does not divide a canvas of {length} tokens; change it, denoising.length or eval.max_tokens."
+      f"config.denoising.block is {block}, which does not divide a canvas of {length} tokens; change it, denoising.length or eval.max_tokens."
     )
-  blocks = length // c.block
-  if steps % blocks or not 1 <= steps // blocks <= c.block:
+  blocks = length // block
+  if steps % blocks or not 1 <= steps // blocks <= block:
     raise InputError(
-      f"config.{key} gives {steps} denoising steps for {blocks} block(s) of {c.block} tokens; it has to be a multiple of {blocks} from {blocks} "
+      f"config.{key} gives {steps} denoising steps for {blocks} block(s) of {block} tokens; it has to be a multiple of {blocks} from {blocks} "
       f"to {length}."
     )
-  return Denoising(c.block, steps // blocks, c.remasking, c.eos, c.cache)
+  return Denoising(block, steps // blocks, c.remasking, c.eos, c.cache, c.schedule, c.eps, c.confidence_temperature)
+
+
+def _check_denoising(config: Any) -> None:
+  """Refuses a schedule with blocks, and keys that a schedule or a way of remasking has no use for.
+
+  Raises:
+    InputError: says which key is wrong.
+  """
+  c = config.denoising
+  if c.schedule == "linear" and c.block != c.length:
+    raise InputError(
+      f"config.denoising.schedule is 'linear', which fills a canvas as a whole, and config.denoising.block is {c.block}; set it to "
+      f"config.denoising.length, {c.length}."
+    )
+  if c.schedule != "linear" and c.eps != DEFAULT_EPS:
+    raise InputError(
+      f"config.denoising.eps is {c.eps:g}, which is a time of the schedule 'linear', and config.denoising.schedule is {c.schedule!r}; leave it "
+      f"{DEFAULT_EPS:g}."
+    )
+  if c.remasking == "origin" and c.schedule != "linear":
+    raise InputError(
+      f"config.denoising.remasking is 'origin', which commits by the shares of the schedule 'linear', and config.denoising.schedule is "
+      f"{c.schedule!r}; set that to 'linear', or take the remasking 'random'."
+    )
+  if c.remasking == "origin" and c.eos == "last":
+    raise InputError(
+      "config.denoising.eos is 'last', and config.denoising.remasking 'origin' commits nothing first or last; take 'plain' or 'never'."
+    )
+  if c.confidence_temperature and c.remasking in NO_CONFIDENCE:
+    raise InputError(
+      f"config.denoising.confidence_temperature is {c.confidence_temperature:g}, and config.denoising.remasking {c.remasking!r} asks for no "
+      "confidence; leave it 0."
+    )
 
 
 def of_evaluation(config: Any, length: int) -> Denoising:
@@ -77,7 +112,14 @@ def check(specs: Specs) -> None:
     )
   if c.eval.every:
     of_evaluation(c, c.eval.max_tokens or c.denoising.length)
-  if c.diffusion.states == "unended" and c.denoising.length == c.denoising.block:
+  one_block = c.denoising.length == c.denoising.block
+  for key, value, otherwise in (("context.reveal", "ahead", "any"), ("diffusion.in_block", True, False)):
+    if one_block and configs.get(c, key) == value:
+      raise InputError(
+        f"config.{key} is {value!r}, which asks where a block ends, and config.denoising.block is the whole canvas; leave it {otherwise!r}, or set "
+        "config.denoising.block lower."
+      )
+  if c.diffusion.states == "unended" and one_block and c.denoising.schedule == "even":
     raise InputError(
       "config.diffusion.states is 'unended', which leaves out the last block, and there is one; set it to 'all', or config.denoising.block lower."
     )

@@ -110,3 +110,11 @@ def test_canvases_that_are_recorded():
   assert np.asarray(
     recorded(jnp.asarray(committed_at), jnp.asarray(stops), jnp.arange(TOTAL), STEPS, TOTAL, "all")
   ).all()
+
+
+def test_a_canvas_that_its_step_leaves_as_it_is_is_not_recorded():
+  """Steps 0, 2 and 4 of a schedule without blocks commit nothing; the answer is whole from step 4 on."""
+  committed_at, stops = np.array([[1, 1, 3, 5]]), np.array([[False, False, True, False]])
+  arguments = jnp.asarray(committed_at), jnp.asarray(stops), jnp.arange(6), 0, 6
+  assert np.asarray(recorded(*arguments, "all"))[0].tolist() == [False, True, False, True, False, True]
+  assert np.asarray(recorded(*arguments, "unended"))[0].tolist() == [False, True, False, True, False, False]

@@ -19,7 +19,7 @@ from opd_jax.reports import canvases
 from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout.denoise import canvas_at
 from opd_jax.trainer import open_run, train, train_run
-from opd_jax.training import specs
+from opd_jax.training import diffusion_config, specs
 from tests.helpers import masked_models
 from tests.helpers.masked_models import CFG, MASK
 from tests.helpers.runs import leaves, read, without_time
@@ -36,6 +36,9 @@ def masked(tmp_path_factory) -> str:
 @pytest.fixture
 def config(masked):
   return functools.partial(masked_models.small, masked)
+
+
+DREAM = {"denoising.schedule": "linear", "denoising.block": 16}
 
 
 def even(response: str, answer: str, *, ended: bool = True, prompt: str = "") -> bool:
@@ -211,6 +214,20 @@ def test_a_run_is_evaluated_exported_and_read_again(config, tmp_path):
       "config.context.share is 0.5, which does nothing",
     ),
     ({"eval.every": 1, "eval.max_tokens": 10}, "config.denoising.block is 8, which does not divide a canvas of 10"),
+    (
+      {"denoising.schedule": "linear"},
+      "config.denoising.schedule is 'linear', which fills a canvas as a whole, and config.denoising.block is 8",
+    ),
+    ({"denoising.eps": 0.1}, "config.denoising.eps is 0.1, which is a time of the schedule 'linear'"),
+    ({"denoising.remasking": "origin"}, "config.denoising.remasking is 'origin', which commits by the shares"),
+    (DREAM | {"denoising.remasking": "origin", "denoising.eos": "last"}, "config.denoising.eos is 'last'"),
+    (
+      {"denoising.remasking": "random", "denoising.confidence_temperature": 0.5},
+      "config.denoising.confidence_temperature is 0.5, and config.denoising.remasking 'random' asks for no confidence",
+    ),
+    (DREAM | {"context.reveal": "ahead"}, "config.context.reveal is 'ahead', which asks where a block ends"),
+    (DREAM | {"diffusion.in_block": True}, "config.diffusion.in_block is True, which asks where a block ends"),
+    (DREAM | {"horizon.max": 17}, r"config.horizon.max gives 17 denoising steps for 1 block\(s\) of 16 tokens"),
     ({"data.teacher_suffix": "="}, "reads prompts of its own"),
     ({"rollout.ahead": True, "diffusion.target": "reward"}, "config.rollout.ahead is True"),
     ({"reward.overlong": "mask"}, "config.reward.overlong is 'mask'"),
@@ -389,3 +406,27 @@ def test_parts_are_updates_of_their_own_and_none_is_made_where_no_canvas_is_lear
   assert int(run.state.empty) == 0
   (record,) = read(tmp_path / "w", "train")
   assert record["update_forwards"] == 2 * 2 * (2 * 4) * 2
+
+
+@pytest.mark.parametrize("remasking", ["maskgit_plus", "origin"])
+@pytest.mark.usefixtures("some_are_right")
+def test_dreams_schedule_trains_and_evaluates_canvases_of_one_block(remasking, config, tmp_path):
+  """Of 16 steps for 16 tokens the first commits nothing; evaluations of another length take as many tokens a step."""
+  changes = DREAM | {"denoising.remasking": remasking, "horizon.max": 16, "diffusion.states": "unended"}
+  changes |= {"eval.every": 1, "eval.prompts": 4, "eval.batch": 4, "eval.max_tokens": 8, "log.rollouts": 4}
+  run = train(config(steps=1, **changes), tmp_path / "w")
+  (record,) = read(tmp_path / "w", "train")
+  assert record["loss"] > 0
+  assert record["rollout_forwards"] == 4 * 2 * 16
+  assert [e["length"]["max"] <= 8 for e in read(tmp_path / "w", "eval")] == [True, True]
+  assert diffusion_config.of_evaluation(run.config, 8).block == 8
+  counted = 0
+  for response in denoised.read(tmp_path / "w" / denoised.FILE):
+    for t, (compared, taught) in enumerate(zip(response.divergence, response.counted, strict=True)):
+      committed = response.committed_at.count(t)
+      assert len(compared) <= committed
+      assert not (taught and not committed)
+      counted += taught and response.learned
+    if remasking == "maskgit_plus":
+      assert [response.committed_at.count(t) for t in range(16)] == [0, *[1] * 14, 2]
+  assert 0 < counted == record["canvases"]

@@ -56,6 +56,7 @@ def slow(c: DenoiserConfig, batch: Batch, key, row: int) -> tuple[list[int], lis
   d, temperature = c.denoising, c.sampling.temperature
   tokens, steps, t = [MASK] * H, [-2] * H, 0
   own = jax.random.fold_in(key, row)
+  times = np.linspace(1, d.eps, d.steps + 1, dtype=np.float32)
   for first in range(0, H, d.block):
     positions = range(first, first + d.block)
     entry = sum(tokens[j] == MASK for j in positions)
@@ -64,6 +65,7 @@ def slow(c: DenoiserConfig, batch: Batch, key, row: int) -> tuple[list[int], lis
       logits = np.asarray(canvas_logits(c.cfg, batch.prompt[row][None], batch.prompt_mask[row][None], canvas))[0]
       step_keys = jax.random.split(jax.random.fold_in(own, t), d.block + 1)
       uniform = np.asarray(jax.random.uniform(step_keys[d.block], (d.block,)))
+      noise = np.asarray(jax.random.gumbel(step_keys[d.block], (d.block,), mode="high"))
       candidates = []
       for place, j in enumerate(positions):
         if steps[j] != -2:
@@ -81,30 +83,103 @@ def slow(c: DenoiserConfig, batch: Batch, key, row: int) -> tuple[list[int], lis
         most = np.sort(cool)[::-1]
         confidence = {
           "low_confidence": plain[x],
+          "maskgit_plus": cool[x],
           "random": uniform[place],
+          "origin": uniform[place],
           "margin": most[0] - most[1],
           "entropy": np.sum(cool[cool > 0] * np.log(cool[cool > 0])),
         }[d.remasking]
+        if d.confidence_temperature:
+          confidence = confidence / d.confidence_temperature + noise[place]
         if d.eos == "last" and x == STOP:
           confidence = -1e9
         candidates.append((-confidence, j, x))
-      quota = entry // d.steps + (i < entry % d.steps)
-      for _, j, x in sorted(candidates)[:quota]:
+      share = 1.0 if i == d.steps - 1 else 1 - times[i + 1] / times[i]
+      if d.remasking == "origin":
+        committed = [(c, j, x) for c, j, x in candidates if -c < share]
+      elif d.schedule == "linear":
+        committed = sorted(candidates)[: int(len(candidates) * share)]
+      else:
+        committed = sorted(candidates)[: entry // d.steps + (i < entry % d.steps)]
+      for _, j, x in committed:
         tokens[j], steps[j] = x, t
       t += 1
   return tokens, steps
 
 
-@pytest.mark.parametrize("remasking", REMASKING)
-@pytest.mark.parametrize("eos", ["plain", "last", "never"])
-def test_tokens_and_steps_are_those_of_the_slow_reference(remasking, eos):
-  c, batch, key = config(remasking=remasking, eos=eos), prompts(), jax.random.key(7)
+def equal_to_slow(c: DenoiserConfig) -> Any:
+  batch, key = prompts(), jax.random.key(7)
   found = run(c, batch, key)
   wanted = [slow(c, batch, key, row) for row in range(3)]
   np.testing.assert_array_equal(found.response, [tokens for tokens, _ in wanted])
   np.testing.assert_array_equal(found.committed_at, [steps for _, steps in wanted])
+  return found
+
+
+@pytest.mark.parametrize("remasking", [name for name in REMASKING if name != "origin"])
+@pytest.mark.parametrize("eos", ["plain", "last", "never"])
+def test_tokens_and_steps_are_those_of_the_slow_reference(remasking, eos):
+  found = equal_to_slow(config(remasking=remasking, eos=eos))
   assert MASK not in np.asarray(found.response)
   assert (STOP in np.asarray(found.response)) <= (eos != "never")
+
+
+DREAM = {"block": H, "steps": 5, "schedule": "linear"}
+SHIFTED = dataclasses.replace(CFG, shifted=True)
+
+
+@pytest.mark.parametrize("remasking", REMASKING)
+@pytest.mark.parametrize("steps", [5, H])
+def test_dreams_tokens_and_steps_are_those_of_the_slow_reference(remasking, steps):
+  """Predictions stand one position further left, and the canvas is one block."""
+  c = config(cfg=SHIFTED, remasking=remasking, **(DREAM | {"steps": steps}))
+  committed = np.asarray(equal_to_slow(c).committed_at)
+  counts = np.array([np.bincount(row, minlength=steps) for row in committed])
+  assert counts.max() <= c.denoising.tokens
+  if remasking == "origin":
+    assert len({tuple(row) for row in counts.tolist()}) > 1, "each mask is committed by itself"
+  else:
+    assert counts.tolist() == [{5: [2, 2, 2, 2, 4], H: [0, *[1] * 10, 2]}[steps]] * 3
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"remasking": "maskgit_plus", **DREAM},
+    {"remasking": "entropy", "eos": "last", **DREAM},
+    {"remasking": "low_confidence"},
+  ],
+)
+def test_masks_that_are_drawn_by_their_confidence_are_those_of_the_slow_reference(changes):
+  drawn = equal_to_slow(config(confidence_temperature=0.3, **changes))
+  highest = run(config(**changes), prompts(), jax.random.key(7))
+  assert (np.asarray(drawn.committed_at) != np.asarray(highest.committed_at)).any()
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "temperature"), [(3, 1.0, 0.7), (0, 0.6, 1.3), (3, 1.0, 0.0)])
+def test_maskgit_plus_is_the_probability_behind_temperature_and_filters(top_k, top_p, temperature):
+  """Of positions that no token has been committed around, in numpy: the share of the drawn token in what may be drawn."""
+  sampling = dataclasses.replace(SAMPLING, top_k=top_k, top_p=top_p, temperature=temperature)
+  batch = prompts()
+  found = run(config(sampling, remasking="maskgit_plus", block=H, steps=H), batch, jax.random.key(2))
+  start = jnp.full((3, H), MASK)
+  logits = np.array(canvas_logits(CFG, batch.prompt, batch.prompt_mask, start))
+  logits[..., MASK] = -np.inf
+  whole = np.exp(logits / (temperature or 1))
+  order = np.argsort(-whole, axis=-1)
+  for row in range(3):
+    confidence = np.zeros(H)
+    own = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(2), row), 0), H + 1)
+    for j in range(H):
+      p, allowed = whole[row, j] / whole[row, j].sum(), []
+      for token in order[row, j]:
+        if (top_k and len(allowed) == top_k) or p[allowed].sum() >= top_p:
+          break
+        allowed.append(token)
+      drawn, _ = sample.draw(own[j][None], jnp.asarray(logits[row, j])[None], sampling)
+      assert int(drawn[0]) in allowed
+      confidence[j] = p[int(drawn[0])] / p[allowed].sum()
+    assert int(np.argmax(confidence)) == int(np.argmin(np.asarray(found.committed_at)[row]))
 
 
 def test_what_is_recorded_rebuilds_every_canvas():
@@ -203,13 +278,129 @@ def test_commits_worked_out_by_hand():
   assert np.asarray(found.response).tolist() == [[*range(2, 10)]]
 
 
+def test_dreams_commits_worked_out_by_hand():
+  """Predictions 9, 1, 4, 2, 3, 8, 5, 7 of the ids in front of positions 2 to 9; commits by the probability of the drawn token."""
+  preferred = jnp.array([9.0, 1.0, 4.0, 2.0, 3.0, 8.0, 5.0, 7.0])
+  logits = jnp.zeros((1, 8, 12)).at[0, jnp.arange(8), jnp.arange(1, 9)].set(preferred)
+  found = denoise(
+    lambda canvas, first, i, carried: (logits, carried),
+    None,
+    jnp.full((1, 8), 12),
+    jax.random.split(jax.random.key(0), 1),
+    denoising=Denoising(8, 4, remasking="maskgit_plus", schedule="linear"),
+    sampling=Sampling((), 0, 12, temperature=0.0),
+    mask_id=12,
+  )
+  assert commits(found) == [{2}, {7, 9}, {4, 8}, {3, 5, 6}]
+  assert np.asarray(found.response).tolist() == [[*range(1, 9)]]
+
+
+@pytest.mark.parametrize(
+  ("masks", "steps", "wanted"),
+  [
+    (8, 4, [1, 2, 2, 3]),
+    (32, 8, [3, 4, 4, 4, 4, 4, 4, 5]),
+    (256, 128, [1, *[2] * 126, 3]),
+    (256, 256, [0, *[1] * 254, 2]),
+    (5, 1, [5]),
+  ],
+)
+def test_quotas_of_dreams_schedule(masks, steps, wanted):
+  """Worked out by Dream's own formula in PyTorch (arXiv:2508.15487), where eps is 1e-3."""
+  denoising, left = Denoising(masks, steps, schedule="linear"), jnp.array([masks, masks // 2])
+  for i, number in enumerate(wanted):
+    quota = denoising.quota(left, left, i)
+    assert int(quota[0]) == number
+    left -= quota
+  assert left.tolist() == [0, 0], "of a row with fewer masks too"
+  assert denoising.tokens == max(wanted)
+
+
+def test_rows_with_given_tokens_have_quotas_of_their_own():
+  """Dream's code takes the mean of the rows, and so writes masks over the prompts of those with fewer."""
+  start = np.full((3, H), MASK)
+  start[0, :7], start[1, 3] = 5, 6
+  found = run(config(**DREAM), prompts(), jax.random.key(1), start=jnp.asarray(start))
+  assert (np.asarray(found.response)[start != MASK] == start[start != MASK]).all()
+  counts = [[int((row == t).sum()) for t in range(5)] for row in np.asarray(found.committed_at)]
+  assert counts == [[0, 1, 1, 1, 2], [2, 2, 2, 2, 3], [2, 2, 2, 2, 4]]
+
+
+def test_origin_commits_each_mask_with_the_share_of_the_step():
+  """Times 1, 0.7, 0.4: the first step commits 0.3 of the masks, the second 0.3 / 0.7 of those left, and the last all others."""
+  n = 5000
+  found = denoise(
+    lambda canvas, first, i, carried: (jnp.zeros((n, 4, 3)), carried),
+    None,
+    jnp.full((n, 4), 2),
+    jax.random.split(jax.random.key(0), n),
+    denoising=Denoising(4, 3, remasking="origin", schedule="linear", eps=0.1),
+    sampling=Sampling((), 0, 3),
+    mask_id=2,
+  )
+  at = np.asarray(found.committed_at)
+  np.testing.assert_allclose([(at == 0).mean(), (at == 1).mean(), (at == 2).mean()], [0.3, 0.3, 0.4], atol=0.015)
+  together = np.bincount((at == 0).sum(axis=1), minlength=5) / n
+  np.testing.assert_allclose(together, [0.2401, 0.4116, 0.2646, 0.0756, 0.0081], atol=0.02)  # of four draws
+
+
+def test_a_confidence_temperature_draws_from_the_softmax_of_confidence():
+  """Of two positions with probabilities 0.9 and 0.5 of their likeliest token the first is committed first as often as the softmax says."""
+  n = 20_000
+  logits = jnp.log(jnp.array([[0.9, 0.1, 1e-30], [0.5, 0.5, 1e-30]]))
+  found = denoise(
+    lambda canvas, first, i, carried: (jnp.tile(logits, (n, 1, 1)), carried),
+    None,
+    jnp.full((n, 2), 2),
+    jax.random.split(jax.random.key(0), n),
+    denoising=Denoising(2, 2, remasking="maskgit_plus", confidence_temperature=0.5),
+    sampling=Sampling((), 0, 3, temperature=0.0),
+    mask_id=2,
+  )
+  first = float(np.mean(np.asarray(found.committed_at)[:, 0] == 0))
+  assert first == pytest.approx(1 / (1 + np.exp((0.5 - 0.9) / 0.5)), abs=0.01)
+
+
+@pytest.mark.parametrize(
+  ("remasking", "wanted"), [("margin", [0.3, 0.01]), ("entropy", [-0.898, -0.742]), ("maskgit_plus", [0.6, 0.5])]
+)
+def test_confidences_order_positions_differently(remasking, wanted):
+  """Of probabilities (0.6, 0.3, 0.1) and (0.5, 0.49, 0.01): the second is the surer one by entropy alone."""
+  logits = jnp.log(jnp.array([[0.6, 0.3, 0.1, 1e-30], [0.5, 0.49, 0.01, 1e-30]]))[None]
+  found = denoise(
+    lambda canvas, first, i, carried: (logits, carried),
+    None,
+    jnp.full((1, 2), 3),
+    jax.random.split(jax.random.key(0), 1),
+    denoising=Denoising(2, 2, remasking=remasking),
+    sampling=Sampling((), 0, 4, temperature=0.0),
+    mask_id=3,
+  )
+  assert int(np.argmin(np.asarray(found.committed_at)[0])) == int(np.argmax(wanted))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"remasking": "origin"},
+    {"remasking": "origin", "schedule": "linear", "eos": "last"},
+    {"remasking": "random", "confidence_temperature": 0.1},
+    {"schedule": "cosine"},
+    {"steps": 5},
+  ],
+)
+def test_settings_without_a_meaning_are_refused(changes):
+  with pytest.raises(ValueError, match=r"origin commits|no confidence|not one of|takes 1 to 4 steps"):
+    Denoising(4, **({"steps": 2} | changes))
+
+
 @pytest.mark.parametrize(
   ("masks", "steps", "wanted"),
   [(10, 4, [3, 3, 2, 2]), (3, 8, [1, 1, 1, 0, 0, 0, 0, 0]), (32, 16, [2] * 16)],
 )
 def test_quotas(masks, steps, wanted):
   denoising = Denoising(32, steps)
-  assert [int(denoising.quota(jnp.int32(masks), i)) for i in range(steps)] == wanted
+  assert [int(denoising.quota(jnp.int32(masks), jnp.int32(0), i)) for i in range(steps)] == wanted
 
 
 @pytest.mark.parametrize(("temperature", "wanted"), [(0.5, (0.117, 0.867, 0.016)), (2.0, (0.307, 0.506, 0.186))])
@@ -245,18 +436,19 @@ def test_stop_tokens_race_with_others_or_wait_or_do_not_come(eos, place, token):
   assert int(found.response[0, place]) == token
 
 
-@pytest.mark.parametrize("shifted", [False, True])
-def test_a_cached_block_is_exact_in_its_first_step_and_near_in_the_others(shifted):
+@pytest.mark.parametrize(("shifted", "changes"), [(False, {}), (True, {}), (True, DREAM)])
+def test_a_cached_block_is_exact_in_its_first_step_and_near_in_the_others(shifted, changes):
   cfg = dataclasses.replace(CFG, shifted=shifted)
   greedy = dataclasses.replace(SAMPLING, temperature=0.0)
-  one = {"steps": 1}  # every step enters a block
+  one = changes | {"steps": 1}  # every step enters a block
   exact, cached = (
     run(config(greedy, cfg, cache=cache, **one), prompts(), jax.random.key(0)) for cache in (False, True)
   )
   np.testing.assert_array_equal(cached.response, exact.response)
   np.testing.assert_allclose(cached.behavior_logprob, exact.behavior_logprob, atol=1e-5)
   several = [
-    run(config(greedy, cfg, cache=cache), prompts((5, 4, 3, 2) * 8), jax.random.key(0)) for cache in (False, True)
+    run(config(greedy, cfg, cache=cache, **changes), prompts((5, 4, 3, 2) * 8), jax.random.key(0))
+    for cache in (False, True)
   ]
   same = np.mean(np.asarray(several[0].response) == np.asarray(several[1].response))
   assert same > 0.5  # an approximation, whose error docs/diffusion.md has
