@@ -7,7 +7,8 @@
 Point at a token for what each model would have written in its place. The page goes to --out (by default view.html in the
 workdir, or here), and is shown in short on the terminal; the numbers go to view.jsonl in the workdir, where
 `python -m opd_jax.report` finds them. Without --prompt the first held-out problems are answered, or the first of the training data where
-there are none. Student and teacher read the same prompt.
+there are none. Student and teacher read the same prompt. A run of a masked diffusion model answers by denoising, and every token is scored
+on the canvas to which it was committed.
 """
 
 import dataclasses
@@ -97,7 +98,9 @@ def _of_models(values: flags.FlagValues) -> tuple[str, list[str], list[Any]]:
   if values.step is not None:
     raise InputError("--step is of a run's checkpoint, and there is no --workdir; leave it out.")
   student = loaded.load_model(values.student)
+  _check_causal(values.student, student)
   teacher = loaded.load_model(values.teacher, mesh=student.mesh)
+  _check_causal(values.teacher, teacher)
   prompts = notebook.render_prompts(student, values.prompt, None)
   temperature = 1.0 if values.temperature is None else values.temperature
   length = values["max-tokens"].value or 256
@@ -106,6 +109,15 @@ def _of_models(values: flags.FlagValues) -> tuple[str, list[str], list[Any]]:
     _answered(teacher, teacher, student, prompts, length, temperature, values.top, "teacher"),
   ]
   return f"{values.student} and {values.teacher}", [_note(length, temperature)], _by_prompt(found)
+
+
+def _check_causal(name: str, model) -> None:
+  """Refuses a model that denoises, since how it does is for the config of a run to say."""
+  if not model.spec.cfg.causal:
+    raise InputError(
+      f"{name} is a masked diffusion model, and in how many steps and blocks it denoises is for the config of a run to say; view a run of it "
+      "(--workdir=DIR, and --teacher=DIR for another teacher), or the canvases that log.rollouts writes while it trains."
+    )
 
 
 def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str], list[Any]]:
@@ -139,6 +151,11 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
     [dataclasses.replace(r, step=step) for r in _answered(teacher, teacher, after, *ask, "teacher")],
   ]
   notes = [f"{source}, teacher {name}. {_note(length, temperature)}"]
+  if not after.spec.cfg.causal:
+    notes.append(
+      "Answers are denoised, and each token is scored on the canvas to which it was committed: both models read what stood there then, and the "
+      "teacher nothing of the answer's end."
+    )
   notes.append(f"The teacher's own answers are scored under the student after step {step}.")
   return f"{directory.name}, step {step}", notes, _by_prompt(found)
 
@@ -161,8 +178,14 @@ def _prompts_of(values: flags.FlagValues, config, student) -> tuple[list[list[in
 
 def _answered(writer, teacher, student, prompts, length: int, temperature: float, top: int, of: str) -> list[Any]:
   """Lets one of the models answer the prompts, and scores the answers under student and teacher."""
-  from opd_jax.analysis import score
+  from opd_jax.analysis import denoised_score, notebook, score
 
+  if not student.spec.cfg.causal:
+    notebook.check_pair(student, teacher, denoised_score.REVERSE_KL, denoise=True)
+    denoiser = denoised_score.denoiser_of(student, length, temperature)
+    answers = denoised_score.denoise(writer, denoiser, prompts, length)
+    return denoised_score.score_denoised(student, teacher, denoiser, prompts, answers, k=top, of=of)
+  notebook.check_pair(student, teacher, "reverse_kl")
   return score.score_ids(student, teacher, prompts, score.respond(writer, prompts, length, temperature), k=top, of=of)
 
 

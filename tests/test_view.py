@@ -8,6 +8,7 @@ from opd_jax.data import scored
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 from tests.conftest import small_config
+from tests.helpers import masked_models
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -88,3 +89,30 @@ def test_a_run_without_a_teacher_is_told_to_name_one(workdir):
   values, _ = cli.parse(["view", f"--workdir={workdir}"], "", view.define, cli.of_workdir)
   with pytest.raises(InputError, match="has no teacher to compare with"):
     view.run(values, configs.load("grpo"))
+
+
+def test_a_run_that_denoises_is_seen_canvas_by_canvas(tmp_path, tiny):
+  """A model of no run is refused, since nothing says how it denoises, and so is a teacher that writes from left to right."""
+  model = masked_models.write(tmp_path / "model")
+  trainer.train(masked_models.small(model, steps=1, **{"diffusion.accept": "all"}), tmp_path / "run")
+  run(f"--workdir={tmp_path / 'run'}", "--prompts=1", "--top=2")
+  found = scored.read(tmp_path / "run" / scored.VIEW)
+  assert [(r.of, r.step) for r in found] == [
+    ("student before training", 0),
+    ("student after step 1", 1),
+    ("teacher", 1),
+  ]
+  before, after, teacher = (r.divergence or () for r in found)
+  assert all(x is not None and abs(x) < 1e-5 for x in before), "the teacher is the student before training"
+  assert all(x is not None and x > 1e-5 for x in (*after, *teacher))
+  page = (tmp_path / "run" / "view.html").read_text()
+  assert page.count("<article>") == 3
+  assert "each token is scored on the canvas to which it was committed" in page
+  with pytest.raises(InputError, match="does not divide a canvas of 12 tokens"):
+    run(f"--workdir={tmp_path / 'run'}", "--prompts=1", "--max-tokens=12")
+  with pytest.raises(InputError, match="is a masked diffusion model, and in how many steps and blocks it denoises"):
+    run(f"--student={model}", f"--teacher={model}", "--prompt=58+-++x3=")
+  with pytest.raises(InputError, match="is a masked diffusion model, and in how many steps and blocks it denoises"):
+    run(f"--student={tiny['student']}", f"--teacher={model}", "--prompt=58+-++x3=")
+  with pytest.raises(InputError, match="writes from left to right, and is compared with a masked diffusion model"):
+    run(f"--workdir={tmp_path / 'run'}", "--prompts=1", f"--teacher={tiny['teacher']}")

@@ -153,10 +153,24 @@ def check_length(model: Model, prompt_ids: Sequence[Sequence[int]], tokens: int)
   return pipeline.padded_len(prompt_ids)
 
 
-def check_pair(student: Model, teacher: Model, kind: str) -> int:
-  """Returns the number of ids that both models have; refuses a pair that cannot be compared."""
+def check_pair(student: Model, teacher: Model, kind: str, *, denoise: bool = False) -> int:
+  """Returns the number of ids that both models have; refuses a pair that cannot be compared.
+
+  Args:
+    denoise: whether both are to be masked diffusion models, otherwise neither.
+  """
   if kind not in divergence.DIVERGENCES:
     raise InputError(f"kind is {kind!r}; it is one of {', '.join(divergence.DIVERGENCES)}.")
+  for model in (student, teacher):
+    if denoise and model.spec.cfg.causal:
+      raise InputError(
+        f"{model.spec.name} writes from left to right, and is compared with a masked diffusion model; name two models that denoise."
+      )
+    if not denoise and not model.spec.cfg.causal:
+      raise InputError(
+        f"{model.spec.name} is a masked diffusion model, which gives a text no probabilities from left to right; `python -m opd_jax.view "
+        "--workdir=DIR` scores answers of a run of it as they are denoised, and log.rollouts writes canvases while it trains."
+      )
   if student.mesh != teacher.mesh:
     raise InputError("The two models lie on different devices; load the teacher with mesh=student.mesh.")
   tokenizers.compare(

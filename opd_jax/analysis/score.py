@@ -102,7 +102,7 @@ def score_ids(
       k=min(k, vocab),
     )
     numbers = hosts.all_gather_to_host(numbers)
-    found += [_record(student, prompts[i], responses[i], numbers, i - first, kind, of) for i in part]
+    found += [record(student, prompts[i], responses[i], numbers, i - first, kind, of) for i in part]
   return found
 
 
@@ -174,10 +174,10 @@ def respond(model: Model, prompts: Ids, max_tokens: int, temperature: float, see
   return [response[i, mask[i]].tolist() for i in range(len(prompts))]
 
 
-def _record(
+def record(
   model: Model, prompt: Sequence[int], ids: Sequence[int], numbers: TokenStats, row: int, kind: str, of: str
 ) -> ScoredResponse:
-  """Makes the record of one row of `_scores`."""
+  """Makes the record of one row of such numbers."""
   tokenizer, n = model.tokenizer, len(ids)
 
   def top(whose: str) -> scored.Top:
@@ -218,11 +218,11 @@ def _scores(
   compared = FrozenInputs((models[1],), rollout.response, rollout.mask)
   numbers: dict[str, Any] = dict(fused.token_stats(objective, models[0], compared, mesh=forwards[0].mesh))
   for name, model in zip(("student", "teacher"), models, strict=True):
-    numbers[f"{name}_top"], numbers[f"{name}_ids"] = _likeliest(model, objective.vocab, k)
+    numbers[f"{name}_top"], numbers[f"{name}_ids"] = likeliest(model, objective.vocab, k)
   return numbers
 
 
-def _likeliest(model: HiddenAndHead, vocab: int, k: int) -> tuple[Float[Array, "R H k"], Int[Array, "R H k"]]:
+def likeliest(model: HiddenAndHead, vocab: int, k: int) -> tuple[Float[Array, "R H k"], Int[Array, "R H k"]]:
   """Finds the k likeliest ids and their log-probabilities, one position at a time: [R, H, V] never exists."""
 
   def at_position(hidden: Float[Array, "R D"]) -> tuple[Array, Array]:

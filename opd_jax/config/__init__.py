@@ -50,6 +50,7 @@ from opd_jax.config.values import (
   teacher_names,
   unknown_key,
   verifies_rollouts,
+  width_unit,
   with_recipe,
 )
 
@@ -100,5 +101,6 @@ __all__ = [
   "unknown_key",
   "upgraded",
   "verifies_rollouts",
+  "width_unit",
   "with_recipe",
 ]

@@ -208,6 +208,11 @@ def horizon_unit(config: Config) -> str:
   return "denoising steps" if "denoising" in config else "tokens"
 
 
+def width_unit(config: Config) -> str:
+  """What the second width of a step's programs counts: positions of a response, or the denoising steps that are learned from."""
+  return "denoising steps" if "denoising" in config else "response"
+
+
 def response_len(config: Config) -> int:
   """The most tokens of a response in training: the longest horizon's, or a canvas's where the horizon is in denoising steps."""
   return config.denoising.length if "denoising" in config else config.horizon.max

@@ -37,7 +37,7 @@ class ScoredResponse:
     tokens, ids: of the response, its stop token included.
     ended: by a stop token; otherwise it was cut.
     kind: of the divergence, see objectives/divergence.py; "" without a teacher.
-    divergence: of student and teacher, at each token given all before it; None without a teacher.
+    divergence: of student and teacher, at each token given all before it, or the canvas to which it was committed; None without a teacher.
     logprob, teacher_logprob: of the token that was drawn.
     student_entropy, teacher_entropy: of what might have stood there.
     student_top, teacher_top: the likeliest tokens there; None where they were not looked for.

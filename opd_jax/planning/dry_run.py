@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from opd_jax import inputs
-from opd_jax.config import Config, horizon_unit
+from opd_jax.config import Config, horizon_unit, response_len, width_unit
 from opd_jax.data import chat
 from opd_jax.data.problems import Problems
 from opd_jax.horizon import schedule as horizons
@@ -113,7 +113,7 @@ def _programs(loaded: Inputs, recipe: Recipe) -> Iterator[str]:
   shapes = [recipe.planned_shape(prompt, width) for width in _widths(config) for prompt in loaded.prompt_widths]
   listed = ", ".join(f"{shape.prompt} + {shape.width}" for shape in shapes)
   evaluation = ", and 1 program for evaluation" if loaded.evaluation else ""
-  yield f"programs: at most {len(shapes)} shape(s) of a step{evaluation}; prompt + response: {listed}"
+  yield f"programs: at most {len(shapes)} shape(s) of a step{evaluation}; prompt + {width_unit(config)}: {listed}"
 
 
 def _memory(loaded: Inputs, recipe: Recipe) -> Iterator[str]:
@@ -127,8 +127,11 @@ def _memory(loaded: Inputs, recipe: Recipe) -> Iterator[str]:
   parts["gradient"] = params
   width, prompt = max(_widths(config), default=0), loaded.prompt_widths[-1]
   slots = config.batch * (prompt + config.rollouts_per_prompt * width)
+  if not loaded.student.cfg.causal:  # which reads all of a canvas at each step, if no cache is asked for
+    slots = config.batch * config.rollouts_per_prompt * (prompt + response_len(config)) * config.denoising.cache
   cache = roofline.cache_bytes(loaded.student.cfg, 1, slots, loaded.dtype.itemsize)
-  parts["cache of the widest rollout"] = round(cache / meshes.row_shards(mesh) / mesh.shape["tensor"])
+  if cache:
+    parts["cache of the widest rollout"] = round(cache / meshes.row_shards(mesh) / mesh.shape["tensor"])
   listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
   of = f" of {_size(limit)}" if limit else ""

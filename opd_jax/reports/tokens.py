@@ -76,7 +76,7 @@ def _legend() -> str:
     for i, (edge, mark) in enumerate(zip(edges, _MARKS, strict=True))
   )
   return (
-    f'<p class="legend">Divergence of student and teacher at a token, in nats, given all before it: {shown}. '
+    f'<p class="legend">Divergence of student and teacher at a token, in nats, given what stood there when it was drawn: {shown}. '
     "Point at a token, or open the table, for the numbers and for what each model would have written.</p>"
   )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from opd_jax.config import Config
+from opd_jax.config import Config, width_unit
 from opd_jax.runtime import hosts
 
 Params = dict[str, Any]
@@ -45,7 +45,7 @@ def summary_lines(
     programs = f"of an update, {layers} of a layer of rollouts"
   if updates:  # they have shapes of their own
     programs = f"of a rollout, {len(updates)} of an update with contexts of at most {max(updates)} tokens"
-  yield f"  {len(shapes)} shape(s) {programs}{probes}{evaluations}; prompt + response: {listed}"
+  yield f"  {len(shapes)} shape(s) {programs}{probes}{evaluations}; prompt + {width_unit(config)}: {listed}"
   yield from (f"  note: {warning}" for warning in inputs.warnings)
 
 

@@ -16,7 +16,7 @@ from opd_jax.models import decoder, hf
 from opd_jax.planning import dry_run
 from opd_jax.runtime import cli, startup_summary
 from tests.conftest import STUDENT
-from tests.helpers import chat_tokenizers, conversation_runs
+from tests.helpers import chat_tokenizers, conversation_runs, masked_models
 
 TEMPLATE = (  # with a system message of its own where there is none, as Qwen2.5's
   "{% if messages[0].role != 'system' %}<system>Be brief.</system>\n{% endif %}"
@@ -66,6 +66,22 @@ def test_lengths_stages_programs_and_memory_are_told(config):
   assert "at most 3 shape(s)" in programs
   (memory,) = (line for line in found if line.startswith("memory "))
   assert all(part in memory for part in ("parameters", "optimizer", "frozen models", "cache of the widest rollout"))
+
+
+def test_a_rollout_that_denoises_has_a_cache_where_it_is_asked_for(tmp_path):
+  """Of keys and values, 4 bytes each, at the prompt's and 16 other positions of 512 rows: 2 heads of 8 in one layer."""
+  directory = masked_models.write(tmp_path / "model")
+  for cached, listed in ((False, False), (True, True)):
+    c = masked_models.small(directory, **{"denoising.cache": cached, "batch": 256})
+    found = list(dry_run.lines(c))
+    (memory,) = (line for line in found if line.startswith("memory "))
+    assert ("cache of the widest rollout" in memory) == listed
+    (programs,) = (line for line in found if line.startswith("programs: "))
+    assert programs.endswith(" + 8")
+    assert "; prompt + denoising steps: " in programs
+  prompt = inputs.load(c).prompt_widths[-1]
+  size = 512 * (prompt + 16) * 2 * 2 * 8 * 4 / jax.device_count()
+  assert f"cache of the widest rollout {size / 2**20:.1f} MiB" in memory
 
 
 def test_prompts_that_are_cut_and_left_out_are_counted(config):
