@@ -343,3 +343,35 @@ def test_two_students_in_two_processes_comment_on_the_same_rows(arguments, tiny,
   assert comments[0] == comments[1]
   assert sum(record.get("kept", 0) for record in comments[0]) > 0
   assert any(r["loss"] > 0 for r in records(paths[0]) if r["kind"] == "train")
+
+
+@pytest.mark.long
+def test_a_model_that_denoises_learns_the_same_in_two_processes(tmp_path):
+  """Each verifies its own rows, and both choose the same rollouts, learn from the same canvases and write the same ones."""
+  c = {
+    "batch": 4,
+    "rollouts_per_prompt": 4,
+    "steps": 2,
+    "eval.every": 2,
+    "eval.prompts": 6,
+    "eval.batch": 8,
+    "eval.k": 1,
+  }
+  c |= {"eval.pass_at": "(1,)", "eval.greedy": False, "eval.temperature": 0.0, "checkpoint.every": 0, "log.rollouts": 3}
+  c |= {"optimizer.lr": 1e-3, "log.tensorboard": False, "compile_cache": "off"}
+  given = ["--config=d_opsd", *(f"--config.{key}={value}" for key, value in c.items())]
+  paths = [tmp_path / "one", tmp_path / "two"]
+  for processes, path in enumerate(paths, 1):
+    ended = Run("train", processes, 1, f"--workdir={path}", *given).end()
+    assert [status for status, _ in ended] == [0] * processes, ended
+  same(paths[1], paths[0])
+  alone, together = ([r for r in records(path) if r["kind"] == "train"] for path in paths)
+  counted = ("accepted", "accepted_rollouts", "canvases", "rollout_forwards", "update_forwards", "trained")
+  assert [[r[name] for name in counted] for r in alone] == [[r[name] for name in counted] for r in together]
+  assert all(0 < r["accepted_rollouts"] < 1 and r["loss"] > 0 for r in alone)
+  canvases = [[json.loads(line) for line in (path / "canvases.jsonl").read_text().splitlines()] for path in paths]
+  assert len(canvases[0]) == len(canvases[1]) == 2 * 3
+  for mine, theirs in zip(*canvases, strict=True):
+    divergence = [[list(of_canvas.values()) for of_canvas in r.pop("divergence")] for r in (mine, theirs)]
+    assert mine == theirs
+    np.testing.assert_allclose(np.hstack(divergence[0]), np.hstack(divergence[1]), atol=1e-5)
