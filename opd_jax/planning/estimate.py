@@ -153,7 +153,7 @@ class RunEstimate:
       "steps": s.c.steps,
       "first_limit": limits[0],
       "last_limit": limits[-1],
-      "tokens": s.rows * sum(limits),
+      "tokens": sum(map(s.generated, limits)),
       "rollout_seconds": sum(step.rollout for step in steps),
       "update_seconds": sum(step.update for step in steps),
       "sending_seconds": sum(step.sending for step in steps),

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from opd_jax.config import Config, response_len
+from opd_jax.config import Config, horizon_unit, response_len
 from opd_jax.horizon import schedule as horizon
 from opd_jax.horizon.schedule import Schedule, Stage
 from opd_jax.models import roofline
@@ -99,11 +99,12 @@ def stage(
     "remarks": remarks,
     "estimate": {
       "limit": limit,
+      "unit": horizon_unit(setup.c),
       "seconds": step.seconds,
       "rollout": step.rollout,
       "update": step.update,
       "sending": step.sending,
-      "tokens_per_second": setup.rows * limit / step.seconds,
+      "tokens_per_second": setup.generated(limit) / step.seconds,
     },
   }
 

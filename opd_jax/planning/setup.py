@@ -77,6 +77,10 @@ class Setup:
   def rows(self) -> int:
     return self.c.batch * self.c.rollouts_per_prompt
 
+  def generated(self, limit: int) -> int:
+    """The tokens of a step's rollouts at a horizon: a canvas is filled whole, however many denoising steps are learned from."""
+    return self.rows * (configs.response_len(self.c) if "denoising" in self.c else limit)
+
   def update_width(self, width: int, limit: int) -> int:
     """The response width at which an update compiled for `width` reads rows of `limit` tokens: the least of its buckets."""
     buckets = [-(-width * (i + 1) // self.c.buckets) for i in range(self.c.buckets)]

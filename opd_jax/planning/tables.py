@@ -173,7 +173,7 @@ def stage_block(target: dict[str, Any], stage: dict[str, Any]) -> Block:
   add("compile, s", (format_fixed(p["compile_seconds"], 0) for p in programs))
   if step:
     block.lines.append(
-      f"estimate of a step at {step['limit']} tokens: {format_seconds(step['seconds'])} s "
+      f"estimate of a step at {step['limit']} {step['unit']}: {format_seconds(step['seconds'])} s "
       f"(rollout {format_seconds(step['rollout'])}, update {format_seconds(step['update'])}, sending "
       f"{format_seconds(step['sending'])}), {format_fixed(step['tokens_per_second'], 0)} generated tokens/s, "
       f"{format_fixed(step['tokens_per_second'] / target['chips'], 1)} per chip"
@@ -273,7 +273,7 @@ def scaling_block(targets: Sequence[dict[str, Any]]) -> Block:
       )
     )
   block.lines.append(
-    f"a step of {steps[0]['limit']} tokens; memory of rollout and update; chip-hours of a whole run of the "
+    f"a step of {steps[0]['limit']} {steps[0]['unit']}; memory of rollout and update; chip-hours of a whole run of the "
     "config's own method"
   )
   return block

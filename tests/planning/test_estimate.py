@@ -89,6 +89,15 @@ def test_a_run_sums_every_step_at_its_exact_limit():
   assert run["evaluation_chip_hours"] == pytest.approx(4 * once / 3600)
 
 
+def test_a_canvas_is_generated_whole_however_many_denoising_steps_are_learned_from():
+  c = configs.load("d_opsd")
+  c = configs.override(c, {"horizon.kind": "truncated", "horizon.ratio": 0.25})
+  s = setup.make(c, Target("test", tuple(jax.devices()[:1]), CHIP, int(1e9), 1), 17)
+  assert s.rows == c.batch * c.rollouts_per_prompt
+  assert s.generated(2) == s.generated(8) == s.rows * c.denoising.length
+  assert make_setup().generated(7) == 7 * make_setup().rows
+
+
 def test_an_evaluation_as_wide_as_a_stage_hides_none_of_its_programs():
   s = make_setup(**{"eval.every": 1, "eval.prompts": 4})
   assert isinstance(s.schedule, horizon.Schedule)
