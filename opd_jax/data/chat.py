@@ -109,6 +109,11 @@ def uses_template(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) ->
   return wrapped
 
 
+def last_text(prompt: Prompt) -> str:
+  """A prompt as text: of a chat its last message."""
+  return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
 def as_text(chats: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", rendering: Rendering) -> list[str]:
   """Render chats, or texts as one user message each, up to where the response begins, as text.
 

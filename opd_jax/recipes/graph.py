@@ -35,30 +35,28 @@ from jaxtyping import Float, Int
 
 from opd_jax import config as configs
 from opd_jax import tasks
-from opd_jax.data import pipeline
-from opd_jax.data import tokenizer as tokenizers
-from opd_jax.data.branched import BranchedResponses
-from opd_jax.data.branched import Step as BranchedStep
+from opd_jax.context.hidden_states import HiddenStates
+from opd_jax.data import chat, pipeline
 from opd_jax.errors import InputError
-from opd_jax.models import hf
+from opd_jax.models import hf, lora
 from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import graph_advantage
 from opd_jax.recipes.opd import OPD, Experience
 from opd_jax.rewards.named import verifier_name
 from opd_jax.rewards.reward import RewardRecord
+from opd_jax.rollout import tree_records
 from opd_jax.rollout.branch import NOBODY, Branches, Paths
 from opd_jax.rollout.layers import Layers
 from opd_jax.rollout.prefix import Prefix
-from opd_jax.rollout.states import SameState, last_hidden, unit
+from opd_jax.rollout.states import SameState
 from opd_jax.runtime import hosts, keys
-from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.training import lowering
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.specs import Specs, architecture
-from opd_jax.types import Batch, Credit, FrozenModels, Params, Rollout
+from opd_jax.types import Batch, Credit, FrozenModels, Rollout
 
 KEYS = {
   "graph.widths": ((2, 2, 2), "children of a node, layer by layer; rollouts_per_prompt is their product", "[1, 10**4]"),
@@ -137,10 +135,8 @@ class Graph(OPD):
         a.reshape(len(trees), rows, -1) for a in hosts.local_rows((grown.response, grown.mask, grown.behavior_logprob))
       ]
       new = [tree.grow(*part, self.specs.sampling.stop_ids) for tree, *part in zip(trees, source, *parts, strict=True)]
-      prefixes = None
-      if self.config.graph.state == "hidden" or (
-        kept is None and layer + 1 < len(self._layers.rows)
-      ):  # else nothing reads them
+      prefixes, by_next_layer = None, kept is None and layer + 1 < len(self._layers.rows)
+      if by_next_layer or (self._hidden is not None and self._hidden.reads_prefixes):  # else nothing reads them
         prefixes = self._prefixes(run, shape.prompt, layer + 1, ids, trees)
       self._find_states(run, programs, prefixes, index, trees, new)
       for number, tree, nodes in zip(index, trees, new, strict=True):
@@ -192,9 +188,14 @@ class Graph(OPD):
     )
 
   @functools.cached_property
-  def _encoder_tokenizer(self) -> Any:
-    assert self._encoder is not None
-    return tokenizers.load(self._encoder.path)
+  def _hidden(self) -> HiddenStates | None:
+    if self.config.graph.state != "hidden":
+      return None
+    # The base of an adapter lies as teachers do.
+    layout = "train" if self._encoder is None and not lora.from_config(self.config.lora) else self.step.teacher_layout
+    return HiddenStates(
+      self._layers, self.specs.generator_config, layout, self._encoder, self.config.graph.encoder_tokens
+    )
 
   def frozen(self, *, teachers: bool = True) -> FrozenModels:
     found = super().frozen(teachers=teachers)
@@ -212,37 +213,17 @@ class Graph(OPD):
     new: Sequence[Sequence[int]],
   ) -> None:
     """Notes of every new node what its state is compared by."""
-    kind, prompts = self.config.graph.state, [_text(run.inputs.train.prompts[number]) for number in index]
-    if kind == "key":
-      of_state = _state_key(self.specs)
-      for prompt, tree, nodes in zip(prompts, trees, new, strict=True):
+    if self.config.graph.state == "key":
+      of_state, stop_ids = _state_key(self.specs), self.specs.sampling.stop_ids
+      for number, tree, nodes in zip(index, trees, new, strict=True):
+        prompt = chat.last_text(run.inputs.train.prompts[number])
         for node in nodes:
-          tree.nodes[node].state = of_state(prompt, self._so_far(run, tree, node), tree.nodes[node].ended)
+          text = tree.text(node, run.inputs.tokenizer, stop_ids)
+          tree.nodes[node].state = of_state(prompt, text, tree.nodes[node].ended)
       run.clock.lap("verify")
-    if kind == "hidden":
-      params, read = self.step.behavior_params(run.state.params, run.frozen), prefixes
-      if self._encoder is not None:
-        params, read = run.frozen.encoder, self._texts(run, prompts, trees)
-      hidden = unit(hosts.local_rows(run.wait(programs["state"](params, read))))
-      for tree, of_tree in zip(trees, hidden.reshape(len(trees), -1, hidden.shape[1]), strict=True):
-        for node, state in zip(tree.frontier, of_tree, strict=True):
-          if node != NOBODY:
-            tree.nodes[node].state = state
-
-  def _so_far(self, run: Run, tree: Branches, node: int) -> str:
-    tokens = [token for token in tree.tokens(node) if token not in self.specs.sampling.stop_ids]
-    return run.inputs.tokenizer.decode(tokens, skip_special_tokens=False)
-
-  def _texts(self, run: Run, prompts: Sequence[str], trees: Sequence[Branches]) -> Batch:
-    """Lays out what the encoder reads, in its own tokens: each prompt with the steps so far, without the beginning where it is too long."""
-    longest = self.config.graph.encoder_tokens
-    texts = [
-      f"{prompt}\n{self._so_far(run, tree, node) if node != NOBODY else ''}"
-      for prompt, tree in zip(prompts, trees, strict=True)
-      for node in tree.frontier
-    ]
-    rows = [ids[-longest:] for ids in self._encoder_tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return run.to_devices(pipeline.pad(rows, longest, 0), len(rows) // len(prompts))
+    if self._hidden is not None:
+      params = self.step.behavior_params(run.state.params, run.frozen)
+      self._hidden.note(run, programs, params, prefixes, index, trees)
 
   # Credit.
 
@@ -268,7 +249,7 @@ class Graph(OPD):
       weight[rows] = np.where(
         paths.first, 1.0 / lengths[paths.node], 0.0
       )  # a mean over steps of means over their tokens
-      of_rows.append(_counts(tree, earned, n))
+      of_rows.append(tree_records.counts(tree, earned, n))
     self._write_graphs(run, experience, drawn)
     credit = Credit(advantage, np.ones(len(advantage), bool), token_weight=weight)  # pyright: ignore[reportArgumentType]: numpy
     return run.to_devices(credit, n), self._told(run, found, trees, np.concatenate(of_rows))
@@ -277,25 +258,10 @@ class Graph(OPD):
     """Writes the graphs of a few prompts, with what their steps earn, where config.log.rollouts says so."""
     if not self.config.log.rollouts or not run.log.logs(experience.step + 1) or not hosts.first():
       return
-    tokenizer, records = run.inputs.tokenizer, []
+    records, text = [], functools.partial(run.inputs.tokenizer.decode, skip_special_tokens=False)
     for number, (tree, of_leaf, earned) in zip(experience.index[: self.config.log.rollouts], drawn, strict=False):
-      prompt = tokenizer.decode(run.inputs.train.ids[number], skip_special_tokens=False)
-      steps = [
-        BranchedStep(
-          parent=node.parent,
-          state=int(tree.classes.of_node[i]),
-          text=tokenizer.decode(node.tokens, skip_special_tokens=False),
-          tokens=len(node.tokens),
-          score=float(earned.score[i]),
-          advantage=float(earned.advantage[i]),
-          correctness=float(earned.correctness[i]),
-          efficiency=float(earned.efficiency[i]),
-          reward=of_leaf.get(i),
-          ended=node.ended,
-        )
-        for i, node in enumerate(tree.nodes)
-      ]
-      records.append(BranchedResponses(experience.step + 1, prompt, steps).to_json())
+      prompt = text(run.inputs.train.ids[number])
+      records.append(tree_records.graph(experience.step + 1, prompt, tree, of_leaf, earned, text).to_json())
     run.log.graphs(records)
     run.clock.lap("eval")  # it looks at the run, and is no part of training
 
@@ -313,38 +279,20 @@ class Graph(OPD):
     used = np.concatenate([np.arange(self.step.n) < len(tree.leaves) for tree in trees])
     gathered = run.to_devices({"columns": found.columns(), "used": used, "counts": counts}, self.step.n)
     rows = hosts.all_gather_to_host(gathered)
-    steps, joined, states, taught, generated, depth, ended, length = rows["counts"].sum(axis=0)
-    leaves, teaching = int(rows["used"].sum()), rows["counts"][:, 3] > 0
-    return found.metrics(rows["columns"][rows["used"]]) | {
-      "teaching_groups": float(teaching.sum() / self.config.batch),
-      "steps_sampled": int(steps),
-      "states": int(states),
-      "responses": leaves,
-      "joined": float(joined / steps),
-      "teaching_steps": float(taught / steps),
-      "steps_of_response": float(depth / leaves),
-      "step_tokens": int(generated),
-      "response_length": float(length / leaves),
-      "ended": float(ended / leaves),
-      "cut": 1 - float(ended / leaves),
-    }
+    used = rows["used"]
+    return found.metrics(rows["columns"][used]) | tree_records.metrics(
+      rows["counts"], self.config.batch, int(used.sum())
+    )
 
   def _metrics(
     self, step: int, experience: Experience, seen: Any, earned: dict[str, Any], agreement: Any
   ) -> dict[str, Any]:
     found = super()._metrics(step, experience, seen, earned, agreement)
-    if self.config.graph.state == "hidden":  # what finding states reads, on top of what is generated
-      found["state_tokens"] = self._state_tokens(experience.shape.prompt)
+    if self._hidden is not None:  # what finding states reads, on top of what is generated
+      found["state_tokens"] = self._hidden.tokens(experience.shape.prompt)
     return (
       found | earned
     )  # a step that several ways share is generated once, and a row without a response has no length
-
-  def _state_tokens(self, prompt: int) -> int:
-    """Counts the tokens that go through the student, forward, to find a step's states."""
-    layers = enumerate(self._layers.rows, 1)
-    if self._encoder is not None:
-      return self.config.batch * sum(self._layers.rows) * self.config.graph.encoder_tokens
-    return self.config.batch * sum(rows * (prompt + layer * self.config.graph.step_tokens) for layer, rows in layers)
 
   def summary(self, run: Run) -> Iterator[str]:
     yield from super().summary(run)
@@ -361,16 +309,8 @@ class Graph(OPD):
   @property
   def static(self) -> Hashable:
     g = self.config.graph
-    encoder = self._encoder and (self._encoder.cfg, g.encoder_tokens)
-    return (
-      super().static,
-      tuple(g.widths),
-      g.step_tokens,
-      g.state == "hidden",
-      self._layers.cached,
-      self.specs.sampling,
-      encoder,
-    )
+    hidden = self._hidden and self._hidden.static
+    return super().static, tuple(g.widths), g.step_tokens, self._layers.cached, self.specs.sampling, hidden
 
   @functools.cached_property
   def _layers(self) -> Layers:
@@ -400,50 +340,15 @@ class Graph(OPD):
       return
     layer, params = shape.width // self._layers.step_tokens - 1, self.step.behavior_params(state.params, frozen_models)
     yield "layer", self._layers.lower(layer, params, shape.prompt)
-    if self.config.graph.state == "hidden":
-      yield "state", self._lower_states(layer, params, shape.prompt)
-
-  def _lower_states(self, layer: int, params: Params, prompt: int) -> jax.stages.Lowered:
-    frozen_models, layers, s = self.abstract_frozen(), self._layers, self.specs
-    read, cfg = layers.texts(layer + 1, prompt), s.student.cfg
-    layout = "train" if frozen_models.base is None else self.step.teacher_layout
-    if self._encoder is not None:
-      params, cfg, layout = frozen_models.encoder, self._encoder.cfg, self.step.teacher_layout
-      read = layers.texts_of(len(read.prompt), self.config.graph.encoder_tokens)
-    settings = {"mesh": s.mesh, "attention": s.attention, "dtype": s.dtype}
-    states = functools.partial(last_hidden, cfg=cfg, layout=layout, **settings)
-    return jax.jit(states, out_shardings=meshes.rows(s.mesh)).lower(params, read)
+    if self._hidden is not None:
+      yield from self._hidden.lower(layer, params, frozen_models.encoder, shape.prompt)
 
 
 RECIPE = Graph
 
 
-def _text(prompt: Any) -> str:
-  """A prompt as text: of a chat the last message of the user's."""
-  return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-
-
 def _state_key(specs: Specs) -> tasks.StateKey:
   return tasks.state_key(specs.config.graph.state_key, verifier_name(specs.config, specs.config.data.path))
-
-
-def _counts(tree: Branches, earned: graph_advantage.EdgeCredit, rows: int) -> Float[np.ndarray, "rows 8"]:
-  """What is counted of a tree, in its first row.
-
-  Returns:
-    Steps, those that joined a state, states, steps with an advantage, their tokens; and of the ways to leaves their steps, how many ended,
-    and their tokens.
-  """
-  steps = tree.nodes[1:]
-  classes = len(set(tree.classes.of_node[1:].tolist()))
-  depth = sum(len(tree.path(leaf)) for leaf in tree.leaves)
-  taught = int((earned.advantage[1:] != 0).sum())
-  ended = sum(tree.nodes[leaf].ended for leaf in tree.leaves)
-  length = sum(len(tree.tokens(leaf)) for leaf in tree.leaves)
-  joined = sum(node.redundant for node in steps)
-  found = np.zeros((rows, 8), np.float32)
-  found[0] = len(steps), joined, classes, taught, tree.generated, depth, ended, length
-  return found
 
 
 def _check(specs: Specs) -> None:

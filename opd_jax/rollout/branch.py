@@ -65,6 +65,11 @@ class Branches:
     """The tokens of all steps to a node."""
     return [token for step in self.path(node) for token in self.nodes[step].tokens]
 
+  def text(self, node: int, tokenizer: Any, stop_ids: Sequence[int]) -> str:
+    """Decode all steps to a node, without what ends a response."""
+    tokens = [token for token in self.tokens(node) if token not in stop_ids]
+    return tokenizer.decode(tokens, skip_special_tokens=False)
+
   def allocate(self, width: int, rows: int, halve: bool = True) -> Int[np.ndarray, " r"]:
     """Choose the frontier row that each row of the next layer goes on from; NOBODY where none does.
 
