@@ -7,8 +7,8 @@ hf     --config=configs/graphpo.py:hf      any Hugging Face directory and a JSON
 paper  --config=configs/graphpo.py:paper   the published hyper-parameters for Qwen2.5-Math-7B
 
 The built-in task is countdown with four numbers, whose states are known: the numbers that are left (graph.state=key). Elsewhere two
-steps lead to one state where the student's hidden states at their ends are alike by graph.kappa (graph.state=hidden), where the paper
-embeds a summary. The efficiency's share, graph.efficiency, is ours, since the paper gives none.
+steps lead to one state where the student's hidden states at their ends are alike by graph.kappa (graph.state=hidden); the paper embeds a
+summary, which is graph.summary_tokens. The efficiency's share, graph.efficiency, is ours, since the paper gives none.
 """
 
 from opd_jax.config import at_scale, branching

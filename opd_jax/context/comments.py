@@ -16,7 +16,7 @@ import re
 from typing import NamedTuple
 
 from opd_jax.config import Config
-from opd_jax.context.privileged import filled, rewritten
+from opd_jax.context.privileged import check_places, filled, rewritten
 from opd_jax.data import chat
 from opd_jax.errors import InputError
 
@@ -136,9 +136,7 @@ class Comments:
       InputError: a template lacks the place of its part.
     """
     c = config.comment
-    missing = [name for name in ("{prompt}", "{response}") if name not in c.template]
-    if missing:
-      raise InputError(f"config.comment.template has no {missing[0]}, and so no place for its part; write it there.")
+    check_places("comment.template", c.template, ("prompt", "response"))
     if c.anchor and (c.anchor.count("{text}") != 1 or not all(c.anchor.split("{text}"))):
       raise InputError(
         f"config.comment.anchor is {c.anchor!r}; write a mark, {{text}} and another mark, or '' to ask for no concept."

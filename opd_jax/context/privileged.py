@@ -50,7 +50,7 @@ class Privileged:
       InputError: a template lacks the place of its part, or has one of another name.
     """
     for key, names in PARTS.items():
-      _check(key, config.context[key.removeprefix("context.")], names)
+      check_places(key, config.context[key.removeprefix("context.")], names[:1])
     c = config.context
     return cls(c.template, c.solution_template, c.feedback_template, c.max_tokens)
 
@@ -104,8 +104,13 @@ class Privileged:
     return rows, lost
 
 
-def _check(key: str, template: str, names: Sequence[str]) -> None:
-  missing = [name for name in names[:1] if "{" + name + "}" not in template]
+def check_places(key: str, template: str, names: Sequence[str]) -> None:
+  """Refuses a template without the places of these parts.
+
+  Raises:
+    InputError: names the first that is missing.
+  """
+  missing = [name for name in names if "{" + name + "}" not in template]
   if missing:
     raise InputError(
       f"config.{key} has no {{{missing[0]}}}, and so no place for its part; write it where the part is to stand."

@@ -26,6 +26,7 @@ class Step:
     advantage, correctness, efficiency: what the step earns: the second plus lambda times the third.
     reward: of a response that ends here, or is cut; None where others go on.
     ended: whether by a stop token.
+    summary: of the steps so far, where it is what states are compared by.
   """
 
   parent: int
@@ -38,6 +39,7 @@ class Step:
   efficiency: float
   reward: float | None
   ended: bool
+  summary: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,12 @@ def _parsed(value: Any) -> BranchedResponses:
     numbers = (each.score, each.advantage, each.correctness, each.efficiency)
     if not all(map(is_number, numbers)) or not (each.reward is None or is_number(each.reward)):
       raise ValueError(f"step {i} lacks a number")
-    if not (isinstance(each.text, str) and is_whole(each.tokens) and isinstance(each.ended, bool)):
+    if not (
+      isinstance(each.text, str)
+      and isinstance(each.summary, str)
+      and is_whole(each.tokens)
+      and isinstance(each.ended, bool)
+    ):
       raise ValueError(f"step {i} lacks its text")
   if not steps:
     raise ValueError("no steps")

@@ -148,6 +148,14 @@ def rollout(cfg: DecoderConfig, prompts: int, n: int, P: int, H: int, *, vocab: 
   return [first, *(decode_step(cfg, prompts, n, P, t, **sizes) for t in range(1, H))]
 
 
+def reading(cfg: DecoderConfig, rows: int, T: int, *, itemsize: int) -> Cost:
+  """The cost of texts of T tokens that are read for their hidden states, without logits.
+
+  FLOPs: layers of B T tokens with causal attention. Bytes: the layers' weights once.
+  """
+  return Cost(layer_flops(cfg, rows * T, rows * causal_pairs(T)), weight_bytes(cfg, 0, itemsize))
+
+
 def canvases(cfg: DecoderConfig, rows: int, tokens: int, positions: int, *, vocab: int, itemsize: int) -> Cost:
   """The cost of one forward pass of a masked diffusion model, whose tokens all see each other.
 

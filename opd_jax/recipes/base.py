@@ -59,7 +59,7 @@ class Recipe(abc.ABC):
   def __init__(self, specs: Specs):
     self.specs = specs
 
-  cuts_rollouts = True  # whether the horizon ends rollouts; False: they are as long as the evaluation's, and only less is learned from
+  cuts_rollouts = True  # whether the horizon ends rollouts; False: a rollout costs the same whatever it is
 
   @property
   def config(self) -> Config:

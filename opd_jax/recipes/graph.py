@@ -2,6 +2,7 @@
 
     for step k:
       layer h = 1 .. D:  b_u next steps of every living node u of the frontier, each behind its own prefix                  collect
+        z = the hidden state behind a new node's steps, or behind a summary of them that the student writes
         a new node joins the earlier ones whose state is like its own by kappa at least, where classes stay in an order
         a node that joined gets half of its children in the next layer, and the others of its layer get the rest
       r = what the verifier gives each way to a leaf                                                                        learn
@@ -24,7 +25,6 @@ Dimensions: p prompts, n ways to leaves of each, B = p n rows, L tokens of a ste
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -36,6 +36,7 @@ from jaxtyping import Float, Int
 from opd_jax import config as configs
 from opd_jax import tasks
 from opd_jax.context.hidden_states import HiddenStates
+from opd_jax.context.summaries import Summaries
 from opd_jax.data import chat, pipeline
 from opd_jax.errors import InputError
 from opd_jax.models import hf, lora
@@ -47,7 +48,7 @@ from opd_jax.rewards.named import verifier_name
 from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout import tree_records
 from opd_jax.rollout.branch import NOBODY, Branches, Paths
-from opd_jax.rollout.layers import Layers
+from opd_jax.rollout.layers import Layers, check_sizes
 from opd_jax.rollout.prefix import Prefix
 from opd_jax.rollout.states import SameState
 from opd_jax.runtime import hosts, keys
@@ -82,7 +83,27 @@ KEYS = {
     "hidden: a Hugging Face directory of a frozen model whose hidden states are compared; empty: the student's",
     "path",
   ),
-  "graph.encoder_tokens": (512, "most tokens that it reads, the last ones of prompt and steps", "[1, 2**20]"),
+  "graph.encoder_tokens": (
+    512,
+    "most tokens that it reads, the last ones of prompt and steps, or of a summary",
+    "[1, 2**20]",
+  ),
+  "graph.summary_tokens": (
+    0,
+    "hidden: longest summary of the steps so far, which the student writes and which is read in their place; 0: none",
+    "[0, 2**20]",
+  ),
+  "graph.summary_template": (
+    "{prompt}\n\nA solution so far:\n{response}\n\nSummarise in one or two sentences what it has established and what is left to do. Do not "
+    "go on with it.",
+    "what the student reads for it; {prompt} and {response}, the steps so far, stand for the two",
+    "text",
+  ),
+  "graph.summary_prompt": (
+    4096,
+    "longest prompt of a summary, tokens; a node with a longer one joins none",
+    "[1, 2**24]",
+  ),
   "graph.rate": (0.2, "random: the share of the nodes that join another", "[0, 1]"),
   "graph.weight": (0.7, "w, of the outcomes of a state's other nodes", "[0, 1]"),
   "graph.efficiency": (0.1, "lambda, of the advantage of short ways to a state", "[0, 10**6]"),
@@ -103,6 +124,8 @@ KEYS = {
 
 class Graph(OPD):
   """The loop above; the update is a policy gradient's, with an advantage for each token."""
+
+  cuts_rollouts = False  # the horizon is always full
 
   def __init__(self, specs: Specs):
     super().__init__(specs)
@@ -193,9 +216,12 @@ class Graph(OPD):
       return None
     # The base of an adapter lies as teachers do.
     layout = "train" if self._encoder is None and not lora.from_config(self.config.lora) else self.step.teacher_layout
-    return HiddenStates(
-      self._layers, self.specs.generator_config, layout, self._encoder, self.config.graph.encoder_tokens
-    )
+    read = self._encoder, self.config.graph.encoder_tokens, self._summaries
+    return HiddenStates(self._layers, self.specs.generator_config, layout, *read)
+
+  @functools.cached_property
+  def _summaries(self) -> Summaries | None:
+    return Summaries.from_config(self.config, self.specs.student.cfg.max_positions)
 
   def frozen(self, *, teachers: bool = True) -> FrozenModels:
     found = super().frozen(teachers=teachers)
@@ -273,7 +299,7 @@ class Graph(OPD):
     return 0
 
   def _told(
-    self, run: Run, found: RewardRecord, trees: Sequence[Branches], counts: Float[np.ndarray, "rows 8"]
+    self, run: Run, found: RewardRecord, trees: Sequence[Branches], counts: Float[np.ndarray, "rows 10"]
   ) -> dict[str, Any]:
     """Makes the step's metrics of the trees of all processes."""
     used = np.concatenate([np.arange(self.step.n) < len(tree.leaves) for tree in trees])
@@ -281,7 +307,7 @@ class Graph(OPD):
     rows = hosts.all_gather_to_host(gathered)
     used = rows["used"]
     return found.metrics(rows["columns"][used]) | tree_records.metrics(
-      rows["counts"], self.config.batch, int(used.sum())
+      rows["counts"], self.config.batch, int(used.sum()), summaries=self._summaries is not None
     )
 
   def _metrics(
@@ -298,11 +324,19 @@ class Graph(OPD):
     yield from super().summary(run)
     g, rows = self.config.graph, self._layers.rows
     ends = f", or {g.delimiter!r}" if g.delimiter else ""
+    of = f", of summaries of {g.summary_tokens} tokens at most" if self._summaries else ""
     states = {"none": "no states in common", "random": f"{g.rate:g} joined at random", "key": "states by key"}
     yield (
       f"  trees of {' + '.join(map(str, rows))} steps at most, each of {g.step_tokens} tokens{ends}, with at most {sum(rows) * g.step_tokens:,} "
-      f"tokens a prompt; {states.get(g.state, f'states alike by {g.kappa:g}')}"
+      f"tokens a prompt; {states.get(g.state, f'states alike by {g.kappa:g}{of}')}"
     )
+
+  def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
+    yield from super().preview(inputs, prompt)
+    if self._summaries is not None:
+      steps = inputs.train.answers[prompt] or "1"
+      (ids,) = self._summaries.prompts([(inputs.train.prompts[prompt], steps)], inputs.tokenizer, inputs.rendering)
+      yield f"what the student reads to summarise, with {steps!r} in the place of the steps so far", ids
 
   # Programs.
 
@@ -328,10 +362,12 @@ class Graph(OPD):
     return list(dict.fromkeys([*layers, *super()._shapes_between(run, first, end)]))
 
   def roofline_costs(self, name: str, prompts: int, n: int, prompt: int, response: int) -> list[Cost]:
-    """Counts the layers of a rollout one after another; finding states is not counted."""
+    """Counts the layers of a rollout one after another, and then what finding their states needs."""
     if name != "rollout":
       return super().roofline_costs(name, prompts, n, prompt, response)
-    return self._layers.costs(prompts, prompt, vocab=self.specs.sampling.vocab, itemsize=self.specs.dtype.itemsize)
+    parts = (self._layers, *filter(None, [self._hidden]))
+    sizes = {"vocab": self.specs.sampling.vocab, "itemsize": self.specs.dtype.itemsize}
+    return [cost for part in parts for cost in part.costs(prompts, prompt, **sizes)]
 
   def lower(self, shape: StepShape) -> Iterator[tuple[str, jax.stages.Lowered]]:
     state, frozen_models, batch = self.abstract_state(), self.abstract_frozen(), self.abstract_prompts(shape)
@@ -358,20 +394,10 @@ def _check(specs: Specs) -> None:
     InputError: says which key is wrong.
   """
   c, g = specs.config, specs.config.graph
-  n, length = math.prod(g.widths), len(g.widths) * g.step_tokens
-  if not g.widths:
-    raise InputError("config.graph.widths is (); give the children of a node in each layer, such as (2, 2, 2).")
-  if c.rollouts_per_prompt != n:
-    raise InputError(
-      f"config.rollouts_per_prompt is {c.rollouts_per_prompt}, and config.graph.widths {tuple(g.widths)} make {n} ways; set it to that."
-    )
-  if c.horizon.max != length:
-    raise InputError(
-      f"config.horizon.max is {c.horizon.max}, and {len(g.widths)} layers of config.graph.step_tokens={g.step_tokens} are {length} tokens; set "
-      "it to that."
-    )
+  check_sizes(c)
   if g.state == "key":
     _state_key(specs)
+  Summaries.from_config(c, specs.student.cfg.max_positions)
   fixed = {
     "horizon.kind": "full",
     "rollout.by": "student",

@@ -100,6 +100,8 @@ def _node(step: Step, x: int, y: float) -> str:
   note = f"{visible(step.text)}\nscore {step.score:.2f}"
   if step.reward is not None:
     note += f"\nreward {step.reward:g}, {'ended' if step.ended else 'cut'}"
+  if step.summary:
+    note += f"\nsummary: {visible(step.summary)}"
   fill, title = f'fill="rgb({dark},{dark},{dark})"', f"<title>{html.escape(note)}</title>"
   if step.reward is None:
     return f'<circle cx="{x}" cy="{y:g}" r="{RADIUS}" {fill}>{title}</circle>'

@@ -37,6 +37,9 @@ class Node:
   children: int = 0
   redundant: bool = False  # it joined a state that was there
   state: Any = None  # what states are compared by, see recipes/graph.py
+  summary: list[int] = dataclasses.field(
+    default_factory=list
+  )  # of the steps so far, with what ended it, where it is read
 
 
 class Branches:
@@ -131,6 +134,11 @@ class Branches:
   def generated(self) -> int:
     """The tokens of all steps, each counted once."""
     return sum(len(node.tokens) for node in self.nodes)
+
+  @property
+  def summarised(self) -> int:
+    """The tokens of all summaries."""
+    return sum(len(node.summary) for node in self.nodes)
 
   def tree(self, reward_of_leaf: dict[int, float]) -> Tree:
     """The tree with the rewards of its leaves."""

@@ -8,12 +8,15 @@ Dimensions: p prompts, r rows of a prompt in a layer, P prompt length, L tokens 
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from opd_jax.config import Config
+from opd_jax.errors import InputError
 from opd_jax.models import roofline
 from opd_jax.models.roofline import Cost
 from opd_jax.rollout import prefix
@@ -121,3 +124,24 @@ class Layers:
         first = roofline.decode_step(cfg, prompts * here, 1, so_far - 1, 1, **sizes)
       found += [first, *others]
     return found
+
+
+def check_sizes(config: Config) -> None:
+  """Refuses trees that do not fit the update's rows.
+
+  Raises:
+    InputError: says which key is wrong.
+  """
+  widths, tokens = tuple(config.graph.widths), config.graph.step_tokens
+  n, length = math.prod(widths), len(widths) * tokens
+  if not widths:
+    raise InputError("config.graph.widths is (); give the children of a node in each layer, such as (2, 2, 2).")
+  if config.rollouts_per_prompt != n:
+    raise InputError(
+      f"config.rollouts_per_prompt is {config.rollouts_per_prompt}, and config.graph.widths {widths} make {n} ways; set it to that."
+    )
+  if config.horizon.max != length:
+    raise InputError(
+      f"config.horizon.max is {config.horizon.max}, and {len(widths)} layers of config.graph.step_tokens={tokens} are {length} tokens; set it to "
+      "that."
+    )

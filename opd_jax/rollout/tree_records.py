@@ -11,12 +11,12 @@ from opd_jax.objectives.graph_advantage import EdgeCredit
 from opd_jax.rollout.branch import Branches
 
 
-def counts(tree: Branches, earned: EdgeCredit, rows: int) -> Float[np.ndarray, "rows 8"]:
+def counts(tree: Branches, earned: EdgeCredit, rows: int) -> Float[np.ndarray, "rows 10"]:
   """Count what `metrics` are made of, in the first of a tree's rows, so that processes can gather it.
 
   Returns:
-    Steps, those that joined a state, states, steps with an advantage, their tokens; and of the ways to leaves their steps, how many ended,
-    and their tokens.
+    Steps, those that joined a state, states, steps with an advantage, their tokens; of the ways to leaves their steps, how many ended,
+    and their tokens; the tokens of summaries, and steps whose state nothing is compared by.
   """
   steps = tree.nodes[1:]
   classes = len(set(tree.classes.of_node[1:].tolist()))
@@ -25,20 +25,24 @@ def counts(tree: Branches, earned: EdgeCredit, rows: int) -> Float[np.ndarray, "
   ended = sum(tree.nodes[leaf].ended for leaf in tree.leaves)
   length = sum(len(tree.tokens(leaf)) for leaf in tree.leaves)
   joined = sum(node.redundant for node in steps)
-  found = np.zeros((rows, 8), np.float32)
-  found[0] = len(steps), joined, classes, taught, tree.generated, depth, ended, length
+  stateless = sum(node.state is None for node in steps)
+  found = np.zeros((rows, 10), np.float32)
+  found[0] = len(steps), joined, classes, taught, tree.generated, depth, ended, length, tree.summarised, stateless
   return found
 
 
-def metrics(counted: Float[np.ndarray, "rows 8"], prompts: int, leaves: int) -> dict[str, Any]:
+def metrics(
+  counted: Float[np.ndarray, "rows 10"], prompts: int, leaves: int, summaries: bool = False
+) -> dict[str, Any]:
   """Make the metrics of a step's trees.
 
   Args:
     counted: of all trees, see `counts`.
     prompts: how many trees.
     leaves: of all of them.
+    summaries: whether there are any.
   """
-  steps, joined, states, taught, generated, depth, ended, length = counted.sum(axis=0)
+  steps, joined, states, taught, generated, depth, ended, length, summarised, stateless = counted.sum(axis=0)
   return {
     "teaching_groups": float((counted[:, 3] > 0).sum() / prompts),
     "steps_sampled": int(steps),
@@ -47,7 +51,8 @@ def metrics(counted: Float[np.ndarray, "rows 8"], prompts: int, leaves: int) -> 
     "joined": float(joined / steps),
     "teaching_steps": float(taught / steps),
     "steps_of_response": float(depth / leaves),
-    "step_tokens": int(generated),
+    "step_tokens": int(generated + summarised),
+    **({"summary_tokens": int(summarised), "unsummarised": int(stateless)} if summaries else {}),
     "response_length": float(length / leaves),
     "ended": float(ended / leaves),
     "cut": 1 - float(ended / leaves),
@@ -80,6 +85,7 @@ def graph(
       efficiency=float(earned.efficiency[i]),
       reward=reward_of_leaf.get(i),
       ended=node.ended,
+      summary=text(node.summary),
     )
     for i, node in enumerate(tree.nodes)
   ]

@@ -46,6 +46,8 @@ METHODS["opcod"] |= {"context.template": "{prompt}{solution}{feedback}="}
 METHODS["d_opsd"] = {"horizon.max": 8, "eval.max_tokens": 16, "sampling.temperature": 0.9}
 METHODS["graphpo"] = {"graph.widths": (2, 2), "graph.step_tokens": 6, "graph.delimiter": ",", "graph.state": "hidden"}
 METHODS["graphpo"] |= {"graph.kappa": 0.5, "data.path": "task:chain", "rollouts_per_prompt": 4, "horizon.max": 12}
+METHODS["summaries"] = METHODS["graphpo"] | {"graph.summary_tokens": 5, "graph.summary_template": "{prompt}{response}x"}
+METHODS["summaries"] |= {"graph.summary_prompt": 40}
 METHODS["zppo"] = {"data.path": "task:chain", "rollouts_per_prompt": 2, "mini_batches": 2, "zone.tau": 1.0}
 METHODS["zppo"] |= {
   "zone.augment": 0.5,
@@ -58,7 +60,12 @@ METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop
 METHODS["resample"] = METHODS["dppo"] | {"groups.equal": "resample", "groups.rounds": 3}
 METHODS["masked"] = METHODS["topd"] | {"subnetwork.mask": "layer", "subnetwork.density": 0.3}
 METHODS["masked"] |= {"optimizer.weight_decay": 0.1, "log.optimizer": True}
-NAMED = {"agreement": "topd", "masked": "topd", "resample": "dppo"}  # the config of a method that has none of its own
+NAMED = {
+  "agreement": "topd",
+  "masked": "topd",
+  "resample": "dppo",
+  "summaries": "graphpo",
+}  # the config of a method that has none of its own
 RUNS = {  # name: method, devices, mesh, what else
   "popd 1": ("popd", 1, {}, {}),
   "popd data 2": ("popd", 2, {"data": 2}, {}),
@@ -80,6 +87,8 @@ RUNS = {  # name: method, devices, mesh, what else
   "d_opsd data 2 x fsdp 2 x tensor 2": ("d_opsd", 8, {"fsdp": 2, "tensor": 2}, {}),
   "graphpo 1": ("graphpo", 1, {}, {}),
   "graphpo data 2 x fsdp 2 x tensor 2": ("graphpo", 8, {"fsdp": 2, "tensor": 2}, {}),
+  "summaries 1": ("summaries", 1, {}, {}),
+  "summaries data 2 x fsdp 2 x tensor 2": ("summaries", 8, {"fsdp": 2, "tensor": 2}, {}),
   "zppo 1": ("zppo", 1, {}, {}),
   "zppo data 2 x fsdp 2 x tensor 2": ("zppo", 8, {"fsdp": 2, "tensor": 2}, {}),
   "dppo 1": ("dppo", 1, {}, {}),

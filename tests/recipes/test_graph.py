@@ -1,8 +1,10 @@
 """GraphPO from end to end: what trees are grown, what their steps earn, runs that are killed, and pictures."""
 
 import dataclasses
+import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -136,9 +138,15 @@ def test_one_layer_of_whole_responses_has_grpos_advantages(config, tmp_path, mon
     np.testing.assert_allclose(np.asarray(credit.token_weight).sum(axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_killed_between_two_layers_and_resumed_it_is_the_run_that_never_stopped(layer, config, tmp_path, monkeypatch):
-  changes = {"mini_batches": 2, "graph.state": "random", "graph.rate": 0.5}
+RANDOM = {"graph.state": "random", "graph.rate": 0.5}
+SUMMARIES = {"graph.summary_tokens": 5, "graph.summary_template": "{prompt}{response}x", "graph.summary_prompt": 40}
+
+
+@pytest.mark.parametrize(("layer", "states"), [(0, RANDOM), (1, RANDOM), (1, SUMMARIES | {"graph.kappa": 0.5})])
+def test_killed_between_two_layers_and_resumed_it_is_the_run_that_never_stopped(
+  layer, states, config, tmp_path, monkeypatch
+):
+  changes = {"mini_batches": 2} | states
   whole = train(config(**changes), tmp_path / "whole")
   run = open_run(config(**changes), tmp_path / "parts")
   find_states, calls = run.recipe._find_states, []
@@ -220,6 +228,80 @@ def test_states_by_a_frozen_encoder(config, tiny, tmp_path, monkeypatch):
     open_run(config(**{"graph.encoder": "nowhere"}), tmp_path / "none")
 
 
+def greedy(params, cfg, sampling):
+  """What writes the most likely tokens behind others, each found by reading all of them again: write(ids, most)."""
+  width, nobodys = 64, {token for first, end in sampling.never for token in range(first, end)}
+  nobodys |= set(range(sampling.vocab, cfg.vocab))
+
+  @jax.jit
+  def logits(tokens, mask):
+    hidden = decoder.hidden(params, cfg, tokens[None], mask[None])[0]
+    return decoder.unembed(params, hidden[mask.sum() - 1])
+
+  def write(ids: list[int], most: int) -> list[int]:
+    found = []
+    while len(found) < most and not set(found) & set(sampling.stop_ids):
+      row = [*ids, *found]
+      scores = np.array(logits(jnp.array(row + [0] * (width - len(row))), np.arange(width) < len(row)))
+      scores[sorted(nobodys)] = -np.inf
+      found.append(int(scores.argmax()))
+    return found
+
+  return write
+
+
+@pytest.mark.parametrize("reader", ["student", "teacher"])
+def test_states_of_summaries_that_the_student_writes(reader, config, tiny, tmp_path, monkeypatch):
+  """Token by token and node by node; what is too long is not summarised, and is no state; all of it is counted."""
+  changes = SUMMARIES | {"graph.summary_prompt": 18, "graph.kappa": 0.5, "graph.step_tokens": 6, "log.rollouts": 4}
+  if reader == "teacher":
+    changes |= {"graph.encoder": tiny["teacher"], "graph.encoder_tokens": 3}
+  run = open_run(config(steps=1, **changes), tmp_path / "w")
+  found = trees_of(run, monkeypatch)
+  train_run(run)
+  tokenizer, sampling = run.inputs.tokenizer, run.recipe.specs.sampling
+  write = greedy(hf.load(tiny["student"]), run.recipe.specs.student.cfg, sampling)
+  cfg, params = hf_config.read(tiny[reader]), hf.load(tiny[reader])
+  ((trees, experience, _),) = found
+  lengths, written = [], 0
+  for number, tree in zip(experience.index, trees, strict=True):
+    for i, node in enumerate(tree.nodes[1:], 1):
+      steps = tokenizer.decode(tree.tokens(i), skip_special_tokens=True)
+      ids = tokenizer(f"{run.inputs.train.prompts[number]}{steps}x", add_special_tokens=False)["input_ids"]
+      lengths.append(len(ids))
+      summary = write(ids, 5) if len(ids) <= 18 else []
+      assert node.summary == summary
+      written += len(summary)
+      words = [token for token in summary if token not in sampling.stop_ids]
+      if reader == "teacher":
+        words = words[-3:]
+      if not words:
+        assert node.state is None
+        assert tree.classes.members(i) == [i]
+        continue
+      hidden = np.asarray(decoder.hidden(params, cfg, jnp.array([words]), jnp.ones((1, len(words)), bool)))[0, -1]
+      np.testing.assert_allclose(node.state, hidden / np.linalg.norm(hidden), atol=1e-4)
+  assert min(lengths) <= 18 < max(lengths)
+  (record,) = read(tmp_path / "w", "train")
+  assert record["summary_tokens"] == written > 0
+  assert record["unsummarised"] == sum(node.state is None for tree in trees for node in tree.nodes[1:]) > 0
+  assert record["joined"] > 0
+  steps = sum(len(node.tokens) for tree in trees for node in tree.nodes)
+  assert record["tokens"] == record["step_tokens"] == steps + written
+  assert record["state_tokens"] == 4 * (2 + 4) * (18 + (5 if reader == "student" else 3))
+  drawn = branched.read(tmp_path / "w" / branched.FILE)
+  assert [step.summary for step in drawn[0].steps] == [tokenizer.decode(node.summary) for node in trees[0].nodes]
+  assert graphs.sections(drawn).count("summary: ") == sum(bool(step.summary) for graph in drawn for step in graph.steps)
+
+
+def test_programs_of_summaries_are_compiled_ahead_and_listed(config, tmp_path):
+  train(config(steps=2, **SUMMARIES), tmp_path / "w")
+  programs = json.loads((tmp_path / "w" / "run.json").read_text())["programs"]
+  assert sorted((p["name"], p["width"]) for p in programs if p["name"] != "update") == [
+    (name, width) for name in ("layer", "state", "summary") for width in (6, 12)
+  ]
+
+
 def test_a_tree_has_no_state_in_common_and_random_ones_are_as_many_as_asked_for(config, tmp_path):
   train(config(steps=2, **{"graph.state": "none"}), tmp_path / "tree")
   assert all(record["joined"] == 0 for record in read(tmp_path / "tree", "train"))
@@ -275,8 +357,27 @@ def test_a_plan_counts_each_layer(config):
     costs[prefixes] = recipe.roofline_costs("rollout", 4, 4, 16, 12)
   cfg, sizes = recipe.specs.student.cfg, {"vocab": recipe.specs.sampling.vocab, "itemsize": 4}
   first, second = (roofline.rollout(cfg, 4 * rows, 2, 16 + 6 * layer, 6, **sizes) for layer, rows in enumerate((1, 2)))
-  assert costs["recomputed"] == [*first, *second]
-  assert costs["cached"] == [*first, roofline.decode_step(cfg, 16, 1, 21, 1, **sizes), *second[1:]]
+  states = [roofline.reading(cfg, rows, 16 + 6 * layer, itemsize=4) for layer, rows in ((1, 8), (2, 16))]
+  assert costs["recomputed"] == [*first, *second, *states]
+  assert costs["cached"] == [*first, roofline.decode_step(cfg, 16, 1, 21, 1, **sizes), *second[1:], *states]
+
+
+@pytest.mark.parametrize("reader", ["student", "teacher"])
+def test_a_plan_counts_summaries_and_what_reads_them(reader, config, tiny):
+  """The FLOPs of whole texts by those of single tokens; a summary's last token is not read where it is written."""
+  encoder = {"graph.encoder": tiny["teacher"], "graph.encoder_tokens": 7} if reader == "teacher" else {}
+  of_states = []
+  for changes in (SUMMARIES | encoder, {"graph.state": "none", "graph.novelty": False}):
+    recipe = base.make(specs.from_architectures(config(**changes), stop_ids=(1,)))
+    of_states.append(sum(cost.flops for cost in recipe.roofline_costs("rollout", 4, 4, 16, 12)))
+  cfg, of_reader, V = recipe.specs.student.cfg, hf_config.read(tiny[reader]), recipe.specs.sampling.vocab
+
+  def token(cfg, seen: int) -> float:
+    return roofline.layer_flops(cfg, 1, seen)
+
+  written = sum(token(cfg, t) for t in range(1, 40 + 5)) + 5 * roofline.head_flops(cfg, 1, V)
+  read = sum(token(of_reader, t) for t in range(1, (7 if reader == "teacher" else 5) + 1))
+  assert of_states[0] - of_states[1] == pytest.approx(4 * (2 + 4) * (written + read))
 
 
 @pytest.mark.parametrize("line", ["[]", '{"step": 1}', '{"step": 1, "prompt": "", "steps": []}', "no JSON"])
@@ -298,6 +399,13 @@ def test_a_damaged_line_of_graphs_is_named(line, tmp_path):
     ({"graph.state": "key"}, "'chain' does not say what one state is; the tasks that do are countdown"),
     ({"graph.state": "key", "graph.state_key": "nothing"}, "config.graph.state_key is 'nothing'"),
     ({"graph.state": "key", "graph.state_key": "tests.recipes.test_graph:none"}, "The state key .* has no 'none'"),
+    ({"graph.state": "none", "graph.summary_tokens": 4}, "config.graph.state is 'none', which reads no summary"),
+    ({"graph.state": "random", "graph.summary_tokens": 4}, "config.graph.state is 'random', which reads no summary"),
+    (
+      {"graph.summary_tokens": 4, "graph.summary_template": "{prompt}"},
+      "config.graph.summary_template has no {response}",
+    ),
+    ({"graph.summary_tokens": 512}, "config.graph.summary_tokens is 512, and the student has 512 positions"),
     ({"graph.delimiter": "no such text"}, "with which no token of the student ends"),
     ({"mixture.reward": 0.0, "surrogate.kind": "importance"}, "config.mixture"),
     ({"reward.overlong": "mask"}, "config.reward.overlong is 'mask'"),

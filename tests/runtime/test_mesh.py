@@ -28,6 +28,8 @@ LONG = (
   "d_opsd data 2 x fsdp 2 x tensor 2",
   "graphpo 1",
   "graphpo data 2 x fsdp 2 x tensor 2",
+  "summaries 1",
+  "summaries data 2 x fsdp 2 x tensor 2",
   "zppo 1",
   "zppo data 2 x fsdp 2 x tensor 2",
   "resample data 2",
