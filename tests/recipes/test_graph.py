@@ -1,6 +1,7 @@
 """GraphPO from end to end: what trees are grown, what their steps earn, runs that are killed, and pictures."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -21,20 +22,12 @@ from opd_jax.reports import graphs
 from opd_jax.rollout.branch import NOBODY, Paths
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import specs
+from tests.helpers.credited_runs import SIZES, even, kept_credits
 from tests.helpers.runs import leaves, read, without_time
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "some_are_right")
 COMMA = ","
-
-
-def even(response: str, answer: str = "", **_) -> bool:
-  return sum(map(ord, response)) % 2 == 0
-
-
-@pytest.fixture
-def some_are_right(monkeypatch):
-  """Random weights never answer right."""
-  monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
+trees_of = functools.partial(kept_credits, "_trees")  # with what they earn
 
 
 @pytest.fixture
@@ -42,9 +35,7 @@ def config(tiny):
   """A small config of the recipe: config(steps=1, **{"graph.state": "none"}); rows and horizon follow the tree."""
 
   def make(**changes):
-    sizes = {"batch": 4, "student": tiny["student"], "teacher": "", "optimizer.lr": 1e-2, "optimizer.warmup": 0}
-    sizes |= {"steps": 4, "eval.every": 0, "checkpoint.every": 1, "log.tensorboard": False, "compile_cache": "off"}
-    sizes |= {"mixture.divergence": 0.0, "mixture.reward": 1.0, "surrogate.kind": "ppo_clip", "log.bins": 4}
+    sizes = SIZES | {"student": tiny["student"], "teacher": ""}
     sizes |= {"graph.widths": (2, 2), "graph.step_tokens": 6, "graph.delimiter": COMMA, "graph.state": "hidden"}
     all_of = sizes | changes
     widths = all_of["graph.widths"]
@@ -52,20 +43,6 @@ def config(tiny):
     return configs.override(configs.default("graph"), tree | all_of)
 
   return make
-
-
-def trees_of(run, monkeypatch) -> list:
-  """Returns the list to which the trees of every step of a run are added, with what they earn."""
-  found, credit = [], run.recipe._credit
-
-  def kept(run, experience):
-    trees = run.recipe._trees[experience.step]
-    made = credit(run, experience)
-    found.append((trees, experience, made[0]))
-    return made
-
-  monkeypatch.setattr(run.recipe, "_credit", kept)
-  return found
 
 
 def test_steps_end_at_the_delimiter_and_are_drawn_behind_their_own_prefixes(config, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """ZPPO from end to end: groups that never share a baseline, prompts with candidates, a teacher that writes, runs that are killed."""
 
+import functools
 import itertools
 
 import jax
@@ -16,22 +17,14 @@ from opd_jax.rollout.endpoint import TeacherSampler
 from opd_jax.rollout.generate import decode
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import specs
+from tests.helpers.credited_runs import SIZES, even, kept_credits
 from tests.helpers.runs import leaves, read, without_time
 from tests.rollout.test_endpoint import Server
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "some_are_right")
 N = 4  # rollouts of a prompt
 RIGHT = "22"
-
-
-def even(response: str, answer: str = "", **_) -> bool:
-  """Random weights never answer right."""
-  return sum(map(ord, response)) % 2 == 0
-
-
-@pytest.fixture
-def some_are_right(monkeypatch):
-  monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
+collected = functools.partial(kept_credits, "_collected")
 
 
 class Scripted:
@@ -53,10 +46,8 @@ def config(tiny):
   """A small config of the recipe: config(steps=1, **{"zone.replay": 0.0}); 4 new prompts, 2 of the buffer, 2 with candidates."""
 
   def make(**changes):
-    sizes = {"batch": 4, "student": tiny["student"], "teacher": tiny["teacher"], "horizon.max": 12, "steps": 4}
-    sizes |= {"eval.every": 0, "checkpoint.every": 1, "log.tensorboard": False, "compile_cache": "off", "log.bins": 4}
-    sizes |= {"optimizer.lr": 1e-2, "optimizer.warmup": 0, "rollouts_per_prompt": N, "mini_batches": 2}
-    sizes |= {"mixture.divergence": 0.0, "mixture.reward": 1.0, "surrogate.kind": "ppo_clip"}
+    sizes = SIZES | {"student": tiny["student"], "teacher": tiny["teacher"], "horizon.max": 12}
+    sizes |= {"rollouts_per_prompt": N, "mini_batches": 2}
     sizes |= {"surrogate.dual_clip": 10.0, "advantage.kind": "reinforce_pp_nontrivial", "data.max_prompt": 16}
     sizes |= {"zone.replay": 0.5, "zone.augment": 0.5, "zone.tau": 0.75, "candidates.widths": 0.0}
     sizes |= {"candidates.compressor": "truncate", "candidates.max_prompt": 48, "candidates.max_tokens": 12}
@@ -71,20 +62,6 @@ def opened(config, path, teacher: TeacherSampler | None = None):
   run = open_run(config, path)
   run.recipe.teacher = teacher
   return run
-
-
-def collected(run, monkeypatch) -> list:
-  """Returns the list to which every step of a run is added: what it has collected, its experience and its credit."""
-  found, credit = [], run.recipe._credit
-
-  def kept(run, experience):
-    of_step = run.recipe._collected[experience.step]
-    made = credit(run, experience)
-    found.append((of_step, experience, made[0]))
-    return made
-
-  monkeypatch.setattr(run.recipe, "_credit", kept)
-  return found
 
 
 def test_a_step_has_new_prompts_those_of_the_buffer_and_prompts_with_candidates(config, tmp_path, monkeypatch):
