@@ -14,6 +14,7 @@ from opd_jax.rollout import prefix, sample
 from opd_jax.rollout.branch import NOBODY, Branches, Paths, rows_of_layers
 from opd_jax.rollout.sample import Sampling
 from opd_jax.rollout.segments import Segments
+from opd_jax.rollout.states import SameState, alike, unit
 from tests.conftest import STUDENT
 
 STOP, COMMA = 1, 7
@@ -50,6 +51,21 @@ def test_a_node_that_joined_a_state_gives_half_of_its_children_to_others():
   assert np.bincount(source).tolist() == [5, 5, 2]
   assert np.bincount(branches.allocate(4, 12, halve=False)).tolist() == [4, 4, 4]
   assert np.bincount(branches.allocate(1, 3)).tolist() == [1, 1, 1], "one at least"
+
+
+def test_two_readings_of_one_text_are_alike_by_exactly_one():
+  """But for rounding they are; a step from one to the other is then worth nothing, where rounding alone would be standardised."""
+  (a,) = unit(np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32))
+  for b in (a * np.float32(1 - 2e-7), a * np.float32(1 + 2e-7)):
+    assert float(a @ b) != 1
+    assert alike(a, b) == 1
+    branches = Branches()
+    grow(branches, branches.allocate(1, 1), [[5, COMMA]])
+    grow(branches, branches.allocate(1, 1), [[6]])
+    branches.nodes[1].state, branches.nodes[2].state = a, b
+    assert SameState("hidden").to_parent(branches).tolist() == [0, 0, 1]
+  (c,) = unit(a[None] + 0.01 * np.roll(a, 1)[None])
+  assert alike(a, c) == float(a @ c) < 1 - 1e-6
 
 
 @given(st.data())
