@@ -25,10 +25,11 @@ from opd_jax.rollout.branch import Branches
 from opd_jax.runtime import cli
 from tests.helpers import own_verifiers
 from tests.helpers.runs import read, without_time
+from tests.rollout.test_endpoint import Server
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
-train, evaluate, export = (  # the commands, not the functions
-  importlib.import_module(f"opd_jax.{name}") for name in ("train", "evaluate", "export")
+train, evaluate, export, report = (  # the commands, not the functions
+  importlib.import_module(f"opd_jax.{name}") for name in ("train", "evaluate", "export", "report")
 )
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 GSM8K = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -369,46 +370,45 @@ def test_rollouts_branch_at_a_delimiter(root, tmp_path, monkeypatch):
   assert (tmp_path / "out" / "config.json").is_file()
 
 
-@pytest.mark.long
-def test_hard_questions_are_asked_anew_with_a_teacher_in_the_prompt(root, tmp_path, monkeypatch):
-  """ZPPO on GSM8K, in its own words: three steps, killed in the second one's updates with a full buffer, resumed, and exported."""
+def hard_questions(root, tmp_path, name, **changes):
+  """Arguments of ZPPO on GSM8K, in its own words: three steps, each of four new prompts and a few more."""
   verifier = tmp_path / "lengths.py"
   verifier.write_text(
     "def verify(response, answer):\n  return len(response) % 3 == 0\n"
   )  # random weights are never right
+  values = {
+    "student": root / "student",
+    "teacher": root / "teacher",
+    "data.path": root / "train.jsonl",
+    "data.prompt_field": "question",
+    "data.verifier": f"{verifier}:verify",
+    "zone.replay": 0.5,
+    "zone.augment": 0.5,
+    "zone.capacity": 4,
+    "zone.teacher_rollouts": 8,
+    "zone.teacher_tokens": 200,
+    "candidates.max_tokens": 40,
+    "candidates.max_prompt": 1024,
+    "rollouts_per_prompt": 4,
+    "horizon.max": 100,
+    "steps": 3,
+    "batch": 4,
+    "mini_batches": 2,
+    "optimizer.lr": 1e-2,
+    "checkpoint.every": 1,
+    "log.tensorboard": False,
+    "compile_cache": "off",
+  }
+  given = [f"--config.{key}={value}" for key, value in (values | changes).items()]
+  return [f"--config={CONFIGS / 'zppo.py'}:hf", f"--workdir={tmp_path / name}", *given]
 
-  def arguments(name):
-    return [
-      f"--config={CONFIGS / 'zppo.py'}:hf",
-      f"--workdir={tmp_path / name}",
-      f"--config.student={root / 'student'}",
-      f"--config.teacher={root / 'teacher'}",
-      f"--config.data.path={root / 'train.jsonl'}",
-      "--config.data.prompt_field=question",
-      f"--config.data.verifier={verifier}:verify",
-      "--config.zone.replay=0.5",
-      "--config.zone.augment=0.5",
-      "--config.zone.capacity=4",
-      "--config.zone.teacher_rollouts=8",
-      "--config.zone.teacher_tokens=200",
-      "--config.candidates.max_tokens=40",
-      "--config.candidates.max_prompt=1024",
-      "--config.rollouts_per_prompt=4",
-      "--config.horizon.max=100",
-      "--config.steps=3",
-      "--config.batch=4",
-      "--config.mini_batches=2",
-      "--config.optimizer.lr=1e-2",
-      "--config.checkpoint.every=1",
-      "--config.log.tensorboard=False",
-      "--config.compile_cache=off",
-    ]
 
-  call(train, *arguments("whole"))
+def killed_in_the_second_step_and_resumed(arguments, monkeypatch):
+  """Trains, is killed behind the second step's first mini-batch, and goes on; returns what the command prints."""
   update, made = OPD._update, []
 
   def die(*args):
-    if len(made) == 3:  # in the second step, behind its first mini-batch
+    if len(made) == 3:
       raise KeyboardInterrupt
     made.append(args[-1])
     return update(*args)
@@ -416,14 +416,84 @@ def test_hard_questions_are_asked_anew_with_a_teacher_in_the_prompt(root, tmp_pa
   with monkeypatch.context() as patch:
     patch.setattr(OPD, "_update", die)
     with pytest.raises(KeyboardInterrupt):
-      call(train, *arguments("parts"))
-  assert "resumed after step 1" in call(train, *arguments("parts"))
+      call(train, *arguments)
+  printed = call(train, *arguments)
+  assert "resumed after step 1" in printed
+  return printed
+
+
+@pytest.mark.long
+def test_hard_questions_are_asked_anew_with_a_teacher_in_the_prompt(root, tmp_path, monkeypatch):
+  """Killed in the second step's updates with a full buffer, resumed, and exported."""
+  call(train, *hard_questions(root, tmp_path, "whole"))
+  killed_in_the_second_step_and_resumed(hard_questions(root, tmp_path, "parts"), monkeypatch)
   whole, parts = ([without_time(r) for r in read(tmp_path / run, "train")] for run in ("whole", "parts"))
   assert whole == parts
   assert any(r["buffer"] == 4 for r in whole)
   assert any(r["prompts_ncq"] + r["prompts_bcq"] > 0 for r in whole)
   call(export, f"--workdir={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", "--dtype=float32")
   assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.long
+def test_hard_questions_with_a_teacher_at_an_endpoint_whose_key_is_written_nowhere(root, tmp_path, monkeypatch, capfd):
+  """Killed and resumed with a full buffer, of a server that sends the key back in its answers and in an error."""
+  secret = "sk-very-secret-0123456789"
+  monkeypatch.setenv("A_KEY", secret)
+  server = Server()
+
+  fails = iter([True])  # the first request, and no other
+
+  def behave(handler, body):
+    if next(fails, False):
+      handler.send({"error": {"message": f"{secret} comes too early"}}, 500)
+      return
+    n, asked = body.get("n", 1), body["messages"][-1]["content"]
+    texts = [f"<<served>> {'I add. ' * ((body['seed'] + i) % 5)}{secret} {len(asked)}" for i in range(n)]
+    choices = [{"index": i, "message": {"role": "assistant", "content": text}} for i, text in enumerate(texts)]
+    handler.send({"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5 * n}})
+
+  server.behave = behave
+  of_endpoint = {
+    "teacher": "",
+    "zone.teacher_url": server.url,
+    "zone.teacher_model": "served",
+    "zone.teacher_key_env": "A_KEY",
+    "zone.teacher_retries": 1,
+    "zone.capacity": 2,
+    "log.rollouts": 2,
+    "eval.path": root / "test.jsonl",
+    "eval.every": 3,
+    "eval.prompts": 2,
+    "eval.max_tokens": 16,
+  }
+  printed = [call(train, *hard_questions(root, tmp_path, "whole", **of_endpoint))]
+  asked = len(server.bodies) - 1  # one of them failed
+  printed.append(
+    killed_in_the_second_step_and_resumed(hard_questions(root, tmp_path, "parts", **of_endpoint), monkeypatch)
+  )
+  server.close()
+  assert len(server.bodies) - 1 == 2 * asked > 0, "what was answered before the run was killed is on disk"
+  assert all(headers["Authorization"] == f"Bearer {secret}" for headers in server.headers)
+  whole, parts = ([without_time(r) for r in read(tmp_path / run, "train")] for run in ("whole", "parts"))
+  assert [r["endpoint/retried"] for r in whole] == [1, 1, 1]
+  assert parts[1]["endpoint/cached"] > 0
+  for record in [*whole, *parts]:
+    for key in [key for key in record if key.startswith("endpoint/")]:  # of a process, and answers are on disk
+      del record[key]
+  assert whole == parts
+  assert whole[0]["buffer"] == 2, "full where the run was killed"
+  assert sum(r["buffer_evicted"] for r in whole[1:]) > 0
+  assert any(r["prompts_bcq"] for r in whole)
+  out = tmp_path / "whole" / "out"
+  printed.append(call(export, f"--workdir={tmp_path / 'whole'}", f"--out={out}", "--dtype=float32"))
+  report.main([str(tmp_path / "whole"), f"--out={tmp_path / 'page'}"])
+  assert "zone.teacher_url" in (out / "README.md").read_text()
+  written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+  kept = [text for path, text in written.items() if "teacher_answers" in path.parts and b"<<served>>" in text]
+  assert any(b"***" in text for text in kept), "the answers that had the key in them are where it would be found"
+  assert [path for path, text in written.items() if secret.encode() in text] == []
+  assert secret not in "".join([*printed, *capfd.readouterr()])
 
 
 def test_exported_student_loads_in_pytorch(root):
