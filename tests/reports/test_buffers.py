@@ -90,7 +90,7 @@ def test_the_buffer_is_drawn_by_step(tmp_path):
     np.testing.assert_array_equal(lines[style.color, style.marker], of_steps)
   figure = buffer_figures.buffer(compare(load([paths[1], paths[2]])).arms)
   assert figure is not None
-  entered = [line.get_ydata()[-1] for line in figure.axes[1].get_lines()]
+  entered = [np.asarray(line.get_ydata())[-1] for line in figure.axes[1].get_lines()]
   assert entered == [22, 9, (22 + 9) / 2], "two runs, and their mean"
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import small_config
 from tests.helpers.eight_devices import with_devices
+from tests.rollout.test_endpoint import Server
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -375,3 +376,58 @@ def test_a_model_that_denoises_learns_the_same_in_two_processes(tmp_path):
     divergence = [[list(of_canvas.values()) for of_canvas in r.pop("divergence")] for r in (mine, theirs)]
     assert mine == theirs
     np.testing.assert_allclose(np.hstack(divergence[0]), np.hstack(divergence[1]), atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("teacher", ["on the devices", "at an endpoint"])
+def test_hard_questions_in_two_processes_are_those_of_one(teacher, arguments, tmp_path):
+  """Plain and reformulated prompts, the buffer, and what a teacher writes, which at an endpoint the first process asks for alone."""
+  verifier = tmp_path / "even.py"
+  verifier.write_text("def verify(response, answer):\n  return sum(map(ord, response)) % 2 == 0\n")
+  changes = {"steps": 4, "eval.every": 4, "horizon.max": 12, "rollouts_per_prompt": 4, "mini_batches": 2, "batch": 4}
+  changes |= {"mixture.divergence": 0.0, "mixture.reward": 1.0, "data.verifier": f"{verifier}:verify"}
+  changes |= {"data.path": "task:chain", "data.max_prompt": 16, "optimizer.lr": 1e-2, "optimizer.warmup": 0}
+  changes |= {"zone.replay": 0.5, "zone.augment": 0.5, "zone.tau": 0.75, "zone.capacity": 3, "zone.teacher_prompt": 64}
+  changes |= {
+    "candidates.compressor": "teacher",
+    "candidates.request": "{prompt}{response}x",
+    "candidates.block": ":{text}",
+  }
+  changes |= {"candidates.bcq": "{prompt}{candidates}=", "candidates.ncq": "{prompt}{candidates}#"}
+  changes |= {"candidates.max_tokens": 12, "candidates.max_prompt": 48, "candidates.widths": 2.0}
+  server = Server()
+
+  def behave(handler, body):
+    n = body.get("n", 1)
+    texts = [str(22 + (body["seed"] + i) % 7) for i in range(n)]
+    choices = [{"index": i, "message": {"role": "assistant", "content": text}} for i, text in enumerate(texts)]
+    handler.send({"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 2 * n}})
+
+  server.behave = behave
+  if teacher == "at an endpoint":
+    changes |= {"teacher": "", "zone.teacher_url": server.url, "zone.teacher_model": "m"}
+  taken = tuple(f"--config.{key}=" for key in changes)
+  given = [a for a in arguments if not a.startswith(("--config=", *taken))]
+  given = ["--config=zppo", *given, *(f"--config.{key}={value}" for key, value in changes.items())]
+  paths, requests = [tmp_path / "one", tmp_path / "two"], []
+  for processes, path in enumerate(paths, 1):
+    ended = Run("train", processes, 1, f"--workdir={path}", *given).end(timeout=900)
+    assert [status for status, _ in ended] == [0] * processes, ended
+    requests.append(len(server.bodies) - sum(requests))
+  server.close()
+  assert requests[0] == requests[1]
+  assert (requests[0] > 0) == (teacher == "at an endpoint")
+  same(paths[1], paths[0])
+  one, two = ([r for r in records(path) if r["kind"] == "train"] for path in paths)
+  whole = ("buffer", "buffer_history", "replayed", "empty_places", "hard", "prompts_bcq", "prompts_ncq", "plain_tokens")
+  whole += ("reformulated_tokens", "teacher_tokens", "compression_tokens", "groups_by_solve_rate")
+  for a, b in zip(one, two, strict=True):
+    assert a.keys() == b.keys()
+    assert {name: a[name] for name in whole} == {name: b[name] for name in whole}
+    for name in (name for name in a if name.startswith(("reward_", "teaching_", "bcq_", "ncq_"))):
+      assert a[name] == pytest.approx(b[name])
+  assert sum(r["prompts_bcq"] for r in one) > 0
+  assert sum(r["prompts_ncq"] for r in one) > 0
+  assert sum(r["replayed"] for r in one) > 0
+  assert sum(r["buffer_evicted"] for r in one) > 0
+  assert any(r["grad_norm"] > 0 for r in one)
