@@ -7,6 +7,7 @@
     python -m opd_jax.study geometry                   which weights move, and do these suffice? likewise
     python -m opd_jax.study diffusion                  does it help to be shown one's own future? likewise
     python -m opd_jax.study graph                      what does a graph of states add to a tree? likewise
+    python -m opd_jax.study zone                       does a teacher in the prompt teach hard questions? likewise
     python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
     python -m opd_jax.study drpo --dry-run             what would be trained; checks every config, and runs nothing
@@ -27,7 +28,7 @@ from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
-STUDIES = ("horizon", "ccopd", "drpo", "opcod", "geometry", "diffusion", "graph")
+STUDIES = ("horizon", "ccopd", "drpo", "opcod", "geometry", "diffusion", "graph", "zone")
 
 
 def part(study: str, name: str) -> ModuleType:

@@ -439,6 +439,8 @@ class Zone(OPD):
     horizon = self.horizon.lines(self.stages(), configs.horizon_unit(self.config))
     yield from startup_summary.summary_lines(self.config, run, run.models()["student"], teachers, horizon, False)
     kinds = f"{self._augmented} with candidates ({', '.join(z.kinds)})" if self._augmented else "none with candidates"
+    if self._augmented and (elsewhere := z.teacher_function or z.teacher_url):
+      kinds += f", written with {elsewhere} as the teacher"
     yield (
       f"  {self.config.batch} new prompts a step, {self._replayed} at most of a buffer of {z.capacity:,} below tau {z.tau:g}, {kinds}: "
       f"{self.places.update} places, {self.config.mini_batches} mini-batches"

@@ -29,7 +29,9 @@
                                                              countdown-4-student; 15 minutes on two busy cores
 
     python -m opd_jax.tasks.pretrain --role=student --task=subset-sum --rows=128 --lr=2e-3 --steps=1200 --out=DIR
-                                                             subset-student
+                                                             subset-student; 25 minutes on a busy core
+    python -m opd_jax.tasks.pretrain --role=teacher --task=subset-sum --init=$ASSETS/subset-student --rows=128 --lr=1e-3 --steps=500 --out=DIR
+                                                             subset-teacher, of the student's size
 
 The teacher reads correct solutions of both tasks of a pair; the student reads solutions written by somebody with its
 misconceptions. The last of the short ones, short-exact-teacher, also read solutions with slips in them, and so knows how
@@ -54,6 +56,7 @@ import optax
 from opd_jax.models import decoder, hf
 from opd_jax.tasks import chain, operators, puzzles, relay, subsets, synonyms
 from opd_jax.tasks.problem import Problem
+from opd_jax.tasks.symbols import CharTokenizer
 
 MODELS = {
   "student": decoder.DecoderConfig(
@@ -129,16 +132,13 @@ def shown_batches(beliefs: chain.Beliefs, rows: int, seed: int, task: chain.Chai
   """
   rng = random.Random(f"pretrain shown {seed}")
   length = task.max_prompt + 2 * task.max_response + 2
+
+  def text(row: int) -> tuple[str, str]:
+    problem = task.problem(rng, held_out=False, beliefs=chain.TRUTH if row % 2 else beliefs)
+    return f"{problem.prompt}:{problem.solution}=" if row % 2 else problem.prompt, problem.solution
+
   while True:
-    tokens = np.zeros((rows, length), np.int32)
-    weights = np.zeros((rows, length - 1), np.float32)
-    for row in range(rows):
-      problem = task.problem(rng, held_out=False, beliefs=chain.TRUTH if row % 2 else beliefs)
-      prompt = f"{problem.prompt}:{problem.solution}=" if row % 2 else problem.prompt
-      ids = chain.TOKENIZER.encode([*prompt, *problem.solution, chain.EOS])
-      tokens[row, : len(ids)] = ids
-      weights[row, len(prompt) - 1 : len(ids) - 1] = 1
-    yield tokens, weights
+    yield _filled(list(map(text, range(rows))), chain.TOKENIZER, length)
 
 
 def specialist_batches(domain: str, rows: int, seed: int):
@@ -153,14 +153,7 @@ def specialist_batches(domain: str, rows: int, seed: int):
   task = operators.OPERATORS
   length = task.max_prompt + 3 * task.max_response + 4
   while True:
-    tokens = np.zeros((rows, length), np.int32)
-    weights = np.zeros((rows, length - 1), np.float32)
-    for row in range(rows):
-      before, after = _specialist_text(rng, row % 10, own)
-      ids = chain.TOKENIZER.encode([*before, *after, chain.EOS])
-      tokens[row, : len(ids)] = ids
-      weights[row, len(before) - 1 : len(ids) - 1] = 1
-    yield tokens, weights
+    yield _filled([_specialist_text(rng, row % 10, own) for row in range(rows)], chain.TOKENIZER, length)
 
 
 def _specialist_text(rng: random.Random, kind: int, own: chain.Beliefs) -> tuple[str, str]:
@@ -227,18 +220,16 @@ def synonym_batches(beliefs: chain.Beliefs, rows: int, seed: int, plain: int, sl
     yield tokens, weights
 
 
-def countdown_batches(rows: int, seed: int):
-  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of countdowns with four numbers."""
-  rng, task = random.Random(f"pretrain countdown {seed}"), puzzles.COUNTDOWN_4
+def solved_batches(task: puzzles.CountdownOfFour | subsets.SubsetSum, tokenizer: CharTokenizer, rows: int, seed: str):
+  """Yield tokens int32[rows, T + 1] and loss weights f32[rows, T] of problems with their solutions; only these have weight.
+
+  Args:
+    seed: of the problems, any text.
+  """
+  rng, length = random.Random(seed), task.max_prompt + task.max_response
   while True:
-    tokens = np.zeros((rows, task.max_prompt + task.max_response), np.int32)
-    weights = np.zeros((rows, task.max_prompt + task.max_response - 1), np.float32)
-    for row in range(rows):
-      problem = task.problem(rng, held_out=False)
-      ids = puzzles.TOKENIZER.encode([*problem.prompt, *problem.solution, puzzles.EOS])
-      tokens[row, : len(ids)] = ids
-      weights[row, len(problem.prompt) - 1 : len(ids) - 1] = 1
-    yield tokens, weights
+    problems = [task.problem(rng, held_out=False) for _ in range(rows)]
+    yield _filled([(problem.prompt, problem.solution) for problem in problems], tokenizer, length)
 
 
 def subset_batches(rows: int, seed: int):
@@ -249,20 +240,17 @@ def subset_batches(rows: int, seed: int):
   response repeats either as often; behind wrong ones it is another guess; and it follows a beginning half of the time.
   """
   rng, task = random.Random(f"pretrain subsets {seed}"), subsets.SUBSETS
+
+  def text(wide: int, row: int) -> tuple[str, str]:
+    problem = task.problem(rng, held_out=False)
+    response = _guessed(rng, problem)
+    more, response = _with_candidates(rng, row % 4, problem, response) if wide else ("", response)
+    return problem.prompt + more, response
+
   for batch in itertools.count():
     wide = batch % 2
     length = task.max_prompt + (2 * task.max_response + 2 if wide else 0) + task.max_response
-    tokens = np.zeros((rows // (1 + wide), length), np.int32)
-    weights = np.zeros((len(tokens), length - 1), np.float32)
-    for row in range(len(tokens)):
-      problem = task.problem(rng, held_out=False)
-      after = _guessed(rng, problem)
-      more, after = _with_candidates(rng, row % 4, problem, after) if wide else ("", after)
-      prompt = problem.prompt + more
-      ids = subsets.TOKENIZER.encode([*prompt, *after, subsets.EOS])
-      tokens[row, : len(ids)] = ids
-      weights[row, len(prompt) - 1 : len(ids) - 1] = 1
-    yield tokens, weights
+    yield _filled([text(wide, row) for row in range(rows // (1 + wide))], subsets.TOKENIZER, length)
 
 
 SEEN = {
@@ -291,6 +279,16 @@ def _with_candidates(rng: random.Random, kind: int, problem: Problem, response: 
   shown = [problem.solution, wrong[0]]
   rng.shuffle(shown)
   return "".join(f":{text}" for text in shown) + "=", rng.choice(shown)
+
+
+def _filled(texts: Sequence[tuple[str, str]], tokenizer: CharTokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Lay out prompts with their responses in rows of `length` tokens; only the responses have weight, and what ends them."""
+  tokens, weights = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length - 1), np.float32)
+  for row, (prompt, response) in enumerate(texts):
+    ids = tokenizer.encode([*prompt, *response, tokenizer.eos])
+    tokens[row, : len(ids)] = ids
+    weights[row, len(prompt) - 1 : len(ids) - 1] = 1
+  return tokens, weights
 
 
 def _padded(rows: int, length: int, corpus):
@@ -382,9 +380,12 @@ def main() -> None:
     beliefs = synonyms.misconceptions() if args.role == "student" else chain.TRUTH
     data = synonym_batches(beliefs, args.rows, args.seed, args.short, args.slips)
   elif args.task == puzzles.COUNTDOWN_4.name:
-    cfg, task, data = COUNTING[args.role], puzzles, countdown_batches(args.rows, args.seed)
+    cfg, task = COUNTING[args.role], puzzles
+    data = solved_batches(puzzles.COUNTDOWN_4, puzzles.TOKENIZER, args.rows, f"pretrain countdown {args.seed}")
   elif args.task == subsets.SUBSETS.name:
     cfg, task, data = SUBSETS, subsets, subset_batches(args.rows, args.seed)
+    if args.role == "teacher":
+      data = solved_batches(subsets.SUBSETS, subsets.TOKENIZER, args.rows, f"pretrain solved subsets {args.seed}")
   elif args.shown:
     data = shown_batches(beliefs, args.rows, args.seed, PAIRS[args.task][0])
   else:

@@ -40,7 +40,7 @@ class Tier(NamedTuple):
 
 
 TIERS = (Tier("easy", 4, 20), Tier("medium", 6, 30), Tier("hard", 8, 40))
-OTHER_TIERS = (Tier("between", 5, 25), Tier("more", 9, 40), Tier("small", 8, 12))
+OTHER_TIERS = (Tier("wide", 4, 40), Tier("narrow", 6, 15), Tier("small", 8, 12))
 
 
 @dataclasses.dataclass(frozen=True)
