@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -172,6 +173,28 @@ def before_training(ax: Axes, results: Results, arms: Iterable[str], across: boo
   line = ax.axvline if across else ax.axhline
   line(interval(values.values()).mean, **_BEFORE, zorder=1)
   return [Line2D([], [], **_BEFORE, label="student before training")]
+
+
+def accuracy_rows(labels: Names, how: Mapping[str, str], values: Callable[[str, str], Mapping[int, float]]) -> Figure:
+  """Draw a panel for each way of answering and a row for each arm: mean, interval and seeds.
+
+  Args:
+    how: the ways, with their titles.
+    values: (arm, way) -> accuracy by seed.
+
+  Raises:
+    Missing: there is no arm.
+  """
+  if not labels:
+    raise Missing("nothing was asked")
+  figure, axes = plotting.panels(10, 1.5 + 0.4 * len(labels), 1, len(how), sharey=True)
+  for ax, (way, title) in zip(axes, how.items(), strict=True):
+    for row, arm in enumerate(labels):
+      by_seed = values(arm, way).values()
+      dot(ax, row, interval(by_seed), by_seed, across=True)
+    ax.set(title=title, xlabel="accuracy")
+  rows(axes, list(labels.values()))
+  return figure
 
 
 def rows(axes: Sequence[Axes], labels: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The page of the study of GraphPO: what it is, and the pictures and tables that its verdicts rest on."""
 
+import functools
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -116,17 +117,7 @@ def simulation_table(results: Results) -> list[dict[str, str]]:
 @picture
 def bars(results: Results) -> Figure:
   """Draw a row for each arm: accuracy at temperature 1 and greedy, mean, interval and seeds."""
-  found = asked(results, ASKED)
-  if not found:
-    raise Missing("nothing was asked")
-  figure, axes = plotting.panels(10, 1.5 + 0.4 * len(found), 1, 2, sharey=True)
-  for ax, (how, title) in zip(axes, HOW.items(), strict=True):
-    for row, arm in enumerate(found):
-      values = answered(results, arm, how).values()
-      charts.dot(ax, row, interval(values), values, across=True)
-    ax.set(title=title, xlabel="accuracy")
-  charts.rows(axes, list(found.values()))
-  return figure
+  return charts.accuracy_rows(asked(results, ASKED), HOW, functools.partial(answered, results))
 
 
 @picture
