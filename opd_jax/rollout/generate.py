@@ -114,7 +114,7 @@ class GeneratorConfig:
 
 NOT_CAUSAL = (
   "The model is a masked diffusion model, which does not answer token by token; it is trained, evaluated and exported by a config of the recipe "
-  "'diffusion', such as configs/d_opsd.py."
+  "'diffusion', such as configs/d_opsd.py, and `python -m opd_jax.view --workdir=DIR` shows answers of a run of it."
 )
 
 
