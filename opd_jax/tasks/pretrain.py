@@ -29,9 +29,9 @@
                                                              countdown-4-student; 15 minutes on two busy cores
 
     python -m opd_jax.tasks.pretrain --role=student --task=subset-sum --rows=128 --lr=2e-3 --steps=1200 --out=DIR
-                                                             subset-student; 25 minutes on a busy core
+                                                             subset-student; half an hour on one busy core
     python -m opd_jax.tasks.pretrain --role=teacher --task=subset-sum --init=$ASSETS/subset-student --rows=128 --lr=1e-3 --steps=500 --out=DIR
-                                                             subset-teacher, of the student's size
+                                                             subset-teacher, of the student's size; 10 minutes on one busy core
 
 The teacher reads correct solutions of both tasks of a pair; the student reads solutions written by somebody with its
 misconceptions. The last of the short ones, short-exact-teacher, also read solutions with slips in them, and so knows how

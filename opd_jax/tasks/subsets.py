@@ -4,7 +4,7 @@
 
 Whoever reads a response sees at its end whether it is right; whoever writes one has to choose the first numbers before it is seen what
 they lead to. All responses to a prompt are equally long. Tiers differ in how many numbers there are and how large these are, and
-`subset-sum-others` has tiers between and beyond them, to see what carries over. After arXiv:2606.18216, whose problems this stands for:
+`subset-sum-others` has as many numbers of other sizes, to see what carries over. After arXiv:2606.18216, whose problems this stands for:
 candidates (":" before each), what is wrong ("!" behind them) and the beginning of a solution ("/" before it) may stand in a prompt.
 
 `solver` is a teacher that knows the answer four times out of five, for config.zone.teacher_function.
