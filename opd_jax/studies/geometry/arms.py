@@ -8,20 +8,24 @@ other seeds, and so has the unmasked run that it is compared with; SGD has `SGD_
 
 At this size a rate of 1e-6 learns nothing, and bfloat16 would hide next to nothing of what a larger one moves. Checkpoints are seen with
 `MANTISSA` bits instead, so that half a rounding step stands to an update as it does in the paper's checkpoints (half a
-step of 6e-5 to updates of 1e-5 to 2e-5). Seeds before `FIRST_SEED` are there to calibrate rates, steps, target and bits on, which has not been
-done yet: those here are first values. The rules by which claims are judged stand in claims.py.
+step of 6e-5 to updates of 1e-5 to 2e-5, 3 to 6): with one bit the median of that is 6.5 where OPD's update is compared and 4.2 at its end, with two
+bits 3.3 and 2.1.
+
+Calibrated on seeds 10 and 11, before any of `FIRST_SEED` and later was run. `TARGET` is what all that are compared come to within `STEPS`, GRPO
+last. Without a mask 3 times `LR` was best of 1, 3 and 10 (.81 in the mean of three evaluations, against .67 and .66); on visible coordinates, 48% of all with
+three bits, 10 and 3 times were (.82, .78; once .59). By SGD a rate of .1 was (.3: .33 at the end). The rules by which claims are judged stand in claims.py.
 """
 
 from typing import Any
 
 from opd_jax.studies.arm_spec import ArmSpec
 
-T, STEPS, EVERY, LR = 140, 60, 10, 1e-4
+T, STEPS, EVERY, LR = 140, 40, 10, 1e-4
 FIRST_SEED = 20  # those before it are to calibrate on
-TARGET = 0.6  # accuracy at which updates are compared
-MANTISSA = 3
-RATES = (1.0, 3.0)  # times LR
-SGD_RATES = (0.1, 0.3, 1.0, 3.0)
+TARGET = 0.5  # accuracy at which updates are compared
+MANTISSA = 1
+RATES = (3.0, 10.0)  # times LR, of what is tuned
+SGD_RATES = (0.03, 0.1, 0.3)
 BASE: dict[str, Any] = {
   "data.path": "task:chain-short",
   "student": "builtin:short-student",
@@ -87,14 +91,14 @@ MASKS: dict[str, tuple[ArmSpec, ...]] = {
   "stratified-grpo": masked("stratified-grpo", "random by magnitude, as many as GRPO's", "stratified", "grpo"),
 }
 UNMASKED = tuple(
-  arm(f"all-{rate:g}", f"OPD, {rate:g}x the rate", {"optimizer.lr": rate * LR}) for rate in RATES if rate != 1
+  arm(f"all-{rate:g}", f"OPD, {rate:g}x the rate", {"optimizer.lr": rate * LR}) for rate in RATES
 )
 BY_SGD = tuple(arm(f"sgd-{rate:g}", f"OPD by SGD, rate {rate:g}", SGD | {"optimizer.lr": rate}) for rate in SGD_RATES)
 ARMS: tuple[ArmSpec, ...] = (*COMPARED, *UNMASKED, *BY_SGD, *(arm for arms in MASKS.values() for arm in arms))
 TUNED: dict[str, tuple[str, ...]] = {  # what is tuned -> its arms
-  "all": ("opd", *(arm.name for arm in UNMASKED)),
+  "all": tuple(arm.name for arm in UNMASKED),
   "sgd": tuple(arm.name for arm in BY_SGD),
 } | {name: tuple(arm.name for arm in arms) for name, arms in MASKS.items()}
 STRONG = ("lowest", "stratified", "tensor", "layer")  # controls that know more than a density
 RANDOM = ("global",)
-SHORT = ("opd", "offline", "visible-1", "stratified-1", "global-1")
+SHORT = ("opd", "offline", "visible-3", "stratified-3", "global-3")
