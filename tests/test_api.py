@@ -154,6 +154,7 @@ def response(student) -> list[int]:
   return student.tokenizer("3:5+8=4,8-4=6")["input_ids"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl"])
 def test_divergence_is_the_one_of_the_whole_distributions(student, teacher, response, kind):
   s, t = (log_probabilities(model, PROMPTS[0], response) for model in (student, teacher))
@@ -177,6 +178,7 @@ def test_every_token_has_its_text(student, teacher, response):
   assert {a.shape for a in by_text[1:]} == {(len(response),)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd", "mixture"])
 def test_a_model_does_not_diverge_from_itself(student, response, kind):
   np.testing.assert_allclose(opd_jax.token_divergence(student, student, PROMPTS[0], response, kind)[2], 0, atol=1e-6)

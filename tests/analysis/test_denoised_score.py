@@ -40,6 +40,7 @@ def log_probabilities(model: loaded.Model, prompt: list[int], canvas: jax.Array)
   return np.asarray(jax.nn.log_softmax(decoder.unembed(model.params, hidden)))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, {"schedule": "linear", "remasking": "origin", "block": 16, "steps": 6}])
 def test_every_token_has_the_numbers_of_its_own_canvas(changes, student):
   """Also where a step commits several tokens or none."""

@@ -34,6 +34,7 @@ def dense(panel, shaken, measured) -> list[list[HiddenAndHead]]:
   return pairs
 
 
+@pytest.mark.long
 def test_measurements_are_the_dense_ones(panel, measured, dense):
   assert measured.kl.shape == (len(panel.ids), panel.horizon)
   assert measured.kl[measured.mask].mean() > 0.01, "the two have to differ"

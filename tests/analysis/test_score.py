@@ -37,6 +37,7 @@ def array(values) -> np.ndarray:
   return np.array(values, float)
 
 
+@pytest.mark.long
 def test_every_number_is_that_of_the_whole_distributions(student, teacher):
   for prompt, response, found in zip(PROMPTS, RESPONSES, score(student, teacher, PROMPTS, RESPONSES, k=3), strict=True):
     ids = student.tokenizer(response)["input_ids"]

@@ -133,6 +133,7 @@ def test_several_teachers_are_not_compared(tmp_path):
     against_trl.check(c, bench.PARTS, str(interpreter(tmp_path)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("changes", "message"),
   [({"tokens": [24, 24, 23]}, "generated"), ({"parameters": [1, 1]}, "parameters and ours")],

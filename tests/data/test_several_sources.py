@@ -75,6 +75,7 @@ def test_one_of_several_paths_alone_is_as_data_path(small, two):
   assert one.warnings == same.warnings
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_reads_on_where_it_stopped(small, two, tmp_path, programs):
   changes = of(two, **{"data.weights": (0.7, 0.3), "checkpoint.every": 2})
   straight = train(small("opd", steps=5, **changes), tmp_path / "straight", programs)

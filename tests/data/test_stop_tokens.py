@@ -136,6 +136,7 @@ def mixed(tiny, tmp_path) -> dict[str, str]:
   return {role: str(tmp_path / role) for role in ("student", "teacher")}
 
 
+@pytest.mark.long
 def test_a_run_tells_it_before_the_first_step(small, mixed):
   loaded = inputs.load(small(**mixed))
   assert loaded.student.stop_ids == loaded.sampling.stop_ids == (0, 1)

@@ -40,6 +40,7 @@ def test_load_reads_ids_and_template(make):
   assert tokenizer.chat_template == TEMPLATE
 
 
+@pytest.mark.long
 def test_load_is_silent(make):
   """A fresh process: the note about PyTorch is printed at the first import of transformers."""
   code = "import sys; from opd_jax.data import tokenizer; tokenizer.load(sys.argv[1])"

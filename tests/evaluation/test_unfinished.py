@@ -38,6 +38,7 @@ def evaluated(student, method="opd", **changes):
   return make_evaluator(c, found, params)(params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("opens", ["", "<think>"], ids=["by the model", "by the template"])
 def test_an_evaluation_reads_what_stands_behind_a_thought(opens, tmp_path):
   """Its marks are special tokens; a thought that is cut has no answer, whoever opened it."""
@@ -61,12 +62,14 @@ def rewarded(path, chain, answers, length, opens=""):
   return record
 
 
+@pytest.mark.long
 def test_a_number_that_is_cut_is_no_reward(tmp_path, capsys):
   record = rewarded(tmp_path, "<bot> #### 1 8 <eos>", ["1", "1"], 2)
   assert (record["cut"], record["reward"]) == (1, 0)
   assert "only an answer counts that it had stated to the end" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_thought_that_the_template_opens_is_no_reward(tmp_path):
   """What stands behind its end is; the prompt is the one that the student read."""
   record = rewarded(tmp_path, THINKS, ["18", "20"], 8, "<think>")
@@ -83,6 +86,7 @@ OF_TALKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("opens", ["", "<think>"], ids=["by the model", "by the template"])
 @pytest.mark.parametrize("assistant", [KEEPS, DROPS], ids=["kept", "dropped"])
 def test_conversations_have_thoughts_as_the_template_shows_them(assistant, opens, tmp_path, capsys):

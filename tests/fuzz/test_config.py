@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,6 +81,7 @@ def accepted(method: str, assignments: dict) -> config.Config | None:
   return None if refused else c
 
 
+@pytest.mark.long
 @cases(600)
 @given(METHODS, ASSIGNMENTS)
 def test_any_value_of_any_key_is_accepted_or_refused_in_one_sentence(method, assignments):
@@ -90,6 +92,7 @@ def test_any_value_of_any_key_is_accepted_or_refused_in_one_sentence(method, ass
   assert config.changed(c) == config.changed(config.override(config.default(c.recipe), config.flat(c)))
 
 
+@pytest.mark.long
 @cases(150)
 @given(METHODS, MEANT)
 def test_what_is_accepted_can_be_used(method, assignments):

@@ -52,6 +52,7 @@ def copied(directory: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(shutil.copytree(directory, tmp_path / "copy"))
 
 
+@pytest.mark.long
 @cases(150)
 @given(data=st.data(), which=st.sampled_from(("one", "experts")))
 def test_a_model_of_any_config_json_is_read_or_refused(tmp_path, directories, data, which):
@@ -123,6 +124,7 @@ def safetensors(draw: st.DrawFn, file: pathlib.Path) -> bytes:
   return length.to_bytes(8, "little") + text + tensors
 
 
+@pytest.mark.long
 @cases(150)
 @given(data=st.data())
 def test_weights_under_any_header_are_read_or_refused(tmp_path, directories, data):

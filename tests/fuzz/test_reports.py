@@ -71,6 +71,7 @@ def some_damage(draw: st.DrawFn, path: pathlib.Path) -> None:
       gone.mkdir()
 
 
+@pytest.mark.long
 @cases(150)
 @given(data=st.data(), which=st.sampled_from(tuple("abcd")), names=st.sampled_from(("abc", "ab", "c", "ca", "d", "ad")))
 def test_the_table_of_any_runs_is_shown_or_refused(copied, data, which, names):
@@ -121,6 +122,7 @@ def test_results_of_a_study_are_read_or_refused(healthy, tmp_path, data):
       assert not results.seeds("opd")
 
 
+@pytest.mark.long
 @cases(3)
 @given(data=st.data())
 def test_the_report_command_ends_with_a_page_or_with_status_2(copied, tmp_path, data):

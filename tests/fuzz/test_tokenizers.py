@@ -167,6 +167,7 @@ PROMPTS = (
 )
 
 
+@pytest.mark.long
 @cases(250)
 @given(
   template=chat_templates(),

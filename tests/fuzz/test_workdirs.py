@@ -62,6 +62,7 @@ def copied(healthy, tmp_path):
   return copy
 
 
+@pytest.mark.long
 @cases(100)
 @given(data=st.data())
 def test_a_config_of_a_workdir_is_loaded_or_refused(tmp_path, healthy, data):
@@ -105,6 +106,7 @@ def some_damage(draw: st.DrawFn, path: pathlib.Path) -> None:
     (path / name).mkdir()
 
 
+@pytest.mark.long
 @cases(30)
 @given(data=st.data())
 def test_a_run_goes_on_from_a_workdir_or_leaves_it_as_it_was(copied, healthy, data):
@@ -124,6 +126,7 @@ def test_a_run_goes_on_from_a_workdir_or_leaves_it_as_it_was(copied, healthy, da
   assert pathlib.Path.cwd() == cwd
 
 
+@pytest.mark.long
 @cases(30)
 @given(data=st.data())
 def test_the_student_of_a_workdir_is_exported_whole_or_not_at_all(copied, data):

@@ -151,6 +151,7 @@ def error(cfg, params, case: PyTorch) -> float:
   return float(np.max(np.abs(our_logits(params, cfg, tokens, mask) - case.logits)[mask]))
 
 
+@pytest.mark.few(3)
 def test_logits_are_those_of_pytorch(case, record_property):
   cfg = hf_config.read(case.directory)
   found = error(cfg, hf.load(case.directory, cfg), case)
@@ -159,6 +160,7 @@ def test_logits_are_those_of_pytorch(case, record_property):
   assert np.std(case.logits) > 0.3  # or agreement to 1e-4 would say little
 
 
+@pytest.mark.long
 @EACH
 def test_every_parameter_and_every_trait_is_seen_by_that(case):
   """What could be left out without changing the logits would be compared with nothing."""
@@ -196,6 +198,7 @@ def rollout_of(case: PyTorch, n: int, temperature: float):
   return cfg, params, batch, run(params, batch, jax.random.key(0), jnp.int32(NEW))
 
 
+@pytest.mark.long
 @EACH
 def test_greedy_tokens_are_those_of_pytorch(case, pt):
   torch, _ = pt
@@ -213,6 +216,7 @@ def test_greedy_tokens_are_those_of_pytorch(case, pt):
 FORMS = {"products": attend_causal, "blocks": functools.partial(blockwise.attend, block=4)}
 
 
+@pytest.mark.few(3)
 @EACH
 @pytest.mark.parametrize("n", [1, 2])
 def test_log_probabilities_of_a_rollout_are_those_of_the_whole_sequences(case, n):

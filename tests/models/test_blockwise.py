@@ -31,6 +31,7 @@ def value_and_gradient(attend, q, k, v, mask, cotangent):
   return jnp.where(mask[..., None, None], out, 0), *vjp(cotangent.astype(out.dtype))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [4, 7, 20, 64])
 def test_equals_the_dense_form(block, inputs):
   found = value_and_gradient(lambda *a: blockwise.attend(*a, block=block), *inputs)
@@ -40,6 +41,7 @@ def test_equals_the_dense_form(block, inputs):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("window", [1, 5, jnp.int32(9)], ids=str)
 @pytest.mark.parametrize("block", [4, 64])
 def test_windows_hide_what_is_too_far_and_nothing_else(block, window, inputs):

@@ -86,6 +86,7 @@ def torch_logits(pt, model, tokens, mask):
   return out.logits.numpy()
 
 
+@pytest.mark.few(3)
 def test_logits_are_those_of_pytorch(pytorch_model):
   case, directory, expected = pytorch_model
   if "many-files" in case:

@@ -64,6 +64,7 @@ def error(found, expected, mask) -> float:
   return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1)) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", RUNS)
 def test_every_padding_gives_what_xla_gives(kind):
   q, k, v, mask, cotangent = arrays(20, [*PADDED.values(), (0, 0)])
@@ -89,6 +90,7 @@ def test_what_cudnn_may_leave_at_padding_reaches_nothing(monkeypatch):
   assert error(graded(RUNS["cudnn"])(*inputs), graded(attend_causal)(*inputs), inputs[3]) < 5e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [128, 512])
 def test_splash_in_one_block_and_in_several(block, monkeypatch):
   """A length that no block divides, and padding that is longer than a block."""

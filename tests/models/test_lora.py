@@ -55,6 +55,7 @@ def test_joined_is_merged_is_the_formula(student, adapter):
   assert float(jnp.abs(logits(joined, CFG, TOKENS) - logits(student, STUDENT, TOKENS)).max()) > 0.1
 
 
+@pytest.mark.long
 def test_the_rollout_is_that_of_the_merged_model(student, adapter, prompts):
   """Its probabilities are those that teacher forcing through the adapter gives."""
   options = {"sampling": sample.Sampling((1,), 0, STUDENT.vocab), "response_len": 8}

@@ -103,6 +103,7 @@ ROUTERS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.usefixtures("small_blocks")
@@ -192,6 +193,7 @@ def model():
   return decoder.init(EXPERTS, jax.random.key(0), scale=0.5)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_blocks")
 def test_a_whole_model(model):
   """Hidden states of real tokens, and their gradients, where the backward pass makes the mixture again."""
@@ -270,6 +272,7 @@ def test_eight_devices_give_what_one_gives():
   assert max(errors.values()) < 2e-6, errors
 
 
+@pytest.mark.long
 def test_a_device_gathers_tokens_and_never_experts():
   """On fsdp 2 x expert 2 x tensor 2: 28 tokens of two devices; the model width of three experts' halves over fsdp."""
   sent = json_from_eight_devices("tests.models.test_moe", "collectives")

@@ -43,6 +43,7 @@ def dense(group: PromptGroup):
   return lambda q, k, v, mask: attend(q, k, v, sees & mask[:, None, :])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("group", GROUPS, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_dense_one(form, group):
@@ -51,6 +52,7 @@ def test_every_form_is_the_dense_one(form, group):
   assert error(found, graded(dense(group))(*inputs), inputs[3]) < 2e-5
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("window", [1, 3, 8])
 @pytest.mark.parametrize("group", GROUPS[:3], ids=str)
 @pytest.mark.parametrize("form", ["products", "products, blocks of 3", "blocks of 4", "one block"])
@@ -64,6 +66,7 @@ def test_windows_reach_back_into_the_prompt(form, group, window):
   assert error(found, expected, inputs[3]) < 2e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["cudnn", "splash"])
 @pytest.mark.parametrize("group", [None, GROUPS[0]], ids=["rows", "group"])
 def test_kernels_that_are_given_no_window_leave_such_layers_to_matrix_products(kind, group):
@@ -73,6 +76,7 @@ def test_kernels_that_are_given_no_window_leave_such_layers_to_matrix_products(k
   assert np.abs(np.asarray(found - attend_causal(q, k, v, mask, group=group))).max() > 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["cudnn", "splash", "blocks of 4", "products"])
 def test_half_precision(form):
   group = GROUPS[0]
@@ -143,6 +147,7 @@ CFG = decoder.DecoderConfig(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "attention", [attend_causal, functools.partial(blockwise.attend, block=4)], ids=["xla", "blocks"]
 )

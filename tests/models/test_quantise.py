@@ -41,6 +41,7 @@ def distance(a, b) -> float:
   return float(np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("role", MODELS)
 def test_no_weight_moves_by_more_than_half_the_scale_of_its_output_channel(role, request):
   """Only matrices change; their scales are 127ths of the largest weight over the axes a product sums over."""
@@ -116,6 +117,7 @@ def test_plain_weights_are_only_cast(student):
     jax.tree.map(np.testing.assert_array_equal, quantise.dense(layer, dtype), cast)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("role", MODELS)
 def test_hidden_states_of_int8_weights_are_near_the_dense_ones(role, request):
   """In every compute type they are also those of the weights that the int8 ones stand for."""

@@ -117,6 +117,7 @@ def record_opened(monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path) -> l
   return opened
 
 
+@pytest.mark.long
 def test_sharded_is_unsharded(tmp_path):
   """The comparisons are in `load_and_write_on_eight_devices`, whose failure is the process's."""
   cfg = dataclasses.replace(TINY, vocab=12)

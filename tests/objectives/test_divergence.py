@@ -74,6 +74,7 @@ def graded(objective: Objective):
   return jax.jit(jax.vmap(jax.value_and_grad(value)))
 
 
+@pytest.mark.few(3)
 @EVERY
 @settings(max_examples=5, deadline=None, derandomize=True)
 @SEEDS
@@ -121,6 +122,7 @@ def test_slopes_are_the_derivatives_of_the_entries_up_to_a_multiple_of_the_stude
   np.testing.assert_array_equal(divergence.slopes(o, s, s), 0)
 
 
+@pytest.mark.few(3)
 @EVERY
 def test_same_distribution_gives_zero(objective):
   same = dataclasses.replace(objective, teacher_temperature=objective.student_temperature)
@@ -149,6 +151,7 @@ def test_reweighted_topk_can_be_negative_and_is_not_clamped():
   assert value_of([0.5, 0.3, 0.2], [0.6, 0.35, 0.05], support="student_topk", k=2, tail="reweight") < -0.1
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
 @pytest.mark.parametrize("objective", [*TOPK, OBJECTIVES[-1]], ids=name)
 def test_topk_of_all_ids_is_the_full_divergence(kind, objective):

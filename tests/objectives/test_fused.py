@@ -48,6 +48,7 @@ def arguments(objective, seed=0):
   return *random_inputs(seed=seed), coefficients
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("objective", [*FUSED, *BLOCKED[::3], *BLOCKED_LONG], ids=name)
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
@@ -62,6 +63,7 @@ def alpha_divergence(o: entries.Parameters, s, t):
   return (jnp.exp(s) - jnp.exp(o.beta * s + (1 - o.beta) * t)) / (o.beta * (1 - o.beta))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "changes",
   [{}, {"vocab_chunk": 4}, {"entry_clip": 0.05}, {"support": "both_topk", "k": 3}, {"student_temperature": 1.3}],
@@ -78,6 +80,7 @@ def test_a_new_divergence_is_declared_once_and_gets_its_own_gradient(changes, mo
   assert not np.allclose(jsd[1].hidden, got[1].hidden, atol=1e-4), "the gradient is of no other kind"
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
   *(st.integers(1, n) for n in (3, 7, 6, 6)),
@@ -315,6 +318,7 @@ def test_without_a_teacher_there_is_what_the_student_alone_tells(support, vocab_
   assert got[0][1].keys() == {"logprob", "student_entropy"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["topk_tv", "topk_kl"])
 @pytest.mark.parametrize("vocab_chunk", [0, 4])
 def test_how_far_the_recorded_distribution_has_moved(kind, vocab_chunk):

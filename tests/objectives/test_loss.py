@@ -200,6 +200,7 @@ def coefficients_of(loss, token_weights=None, stats=STATS, behavior=BEHAVIOR, ad
   return loss.coefficients(token_weights, stats, behavior, advantage).by_stat()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_coefficients_are_those_of_the_scalar(name):
   """None means a coefficient of zero; positions behind a row's end have it too, though their behaviour is NaN."""
@@ -258,6 +259,7 @@ def test_a_policy_gradient_alone_needs_one_pass():
   assert loss(weights=gap).needs_stats_first
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["first", "k1, discount", "prefix ratio", "everything"])
 def test_parts_of_a_batch_add_up_to_it(name):
   loss, _ = CASES[name]

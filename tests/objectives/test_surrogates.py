@@ -45,6 +45,7 @@ def draw(seed: int = 0):
   return tuple(jnp.asarray(a, jnp.float32) for a in (np.log(pi), np.log(mu), advantage, rng.uniform(0, 0.4, N)))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("s", ALL, ids=name)
 def test_the_closed_form_is_the_derivative_of_the_loss(s):
   with jax.enable_x64(True):
@@ -55,6 +56,7 @@ def test_the_closed_form_is_the_derivative_of_the_loss(s):
     np.testing.assert_allclose(got[20:], by_autodiff[20:], rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("s", ALL, ids=name)
 def test_the_coefficient_is_advantage_times_ratio_times_weight(s):
   logprob, anchor, advantage, moved = draw(1)
@@ -70,6 +72,7 @@ def through_softmax(s: Surrogate, logits, anchor, token, advantage):
   return jax.grad(lambda x: s.loss(jax.nn.log_softmax(x)[token], anchor, jnp.float64(advantage)))(logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["drpo", "spo", "kl", "k3"])
 def test_through_a_softmax_it_is_the_weighted_gradient_of_the_log_probability(kind):
   with jax.enable_x64(True):
@@ -185,6 +188,7 @@ def distributions(seed: int, V: int):
   return (jax.nn.log_softmax(jnp.asarray(rng.normal(size=(200, V)) * 1.5, jnp.float32)) for _ in range(2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tv", "kl"])
 def test_fewer_ids_see_at_most_what_all_of_them_see(kind):
   V = 12

@@ -139,6 +139,7 @@ def test_linear_goes_by_absolute_position_and_stays_at_its_end(horizon, end):
   np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.long
 def test_rising_weights_are_those_of_pw_opsd():
   np.testing.assert_allclose(TokenWeighting("rising").weight(MASK, {}), on_rows(rising, MASK, MASK), rtol=1e-5)
   hand = [0.361, 0.759, 0.972, 0.998]
@@ -196,6 +197,7 @@ def test_relative_leaves_a_row_without_any_weight_at_one():
   np.testing.assert_allclose(token_weights.relative(w, mask), [[0.5, 1.5, 0], [1, 1, 0], [0, 0, 0]])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("mean_one", [False, True])
 @pytest.mark.parametrize("kind", token_weights.KINDS)
 def test_rows_without_tokens_give_zeros_and_no_nan(kind, mean_one):
@@ -252,6 +254,7 @@ def test_mean_weights_of_a_batch_without_tokens_are_zero(normaliser):
   np.testing.assert_array_equal(token_weights.mean_weights(tokens_of(0, 0, 0), normaliser, 4.0), np.zeros((3, H)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("length", [257, 2049, 4097])
 def test_counts_are_exact_where_half_precision_is_not(length):
   """bfloat16 cannot count past 256, nor float16 past 2048: 257 becomes 256, 0.4 % off."""

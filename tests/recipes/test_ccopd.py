@@ -101,6 +101,7 @@ def test_only_the_adapter_is_trained_and_saved(whole, talker):
   jax.tree.map(np.testing.assert_array_equal, run.frozen.base, on_disk)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("refresh", [0, pytest.param(3, marks=pytest.mark.long)])
 def test_stopped_and_resumed_is_uninterrupted(refresh, talker, whole, tmp_path):
   """Bit for bit; with new conversations every three steps, from a checkpoint inside and at the end of a talk."""

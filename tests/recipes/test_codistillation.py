@@ -91,6 +91,7 @@ def test_students_take_turns_and_tutors_stand_still(config, tmp_path):
   assert same(states[4]["tutors"]["peer"], states[3]["students"]["peer"].params)
 
 
+@pytest.mark.long
 def test_tutors_may_be_copied_at_each_phase(config, tmp_path):
   states = []
   changes = {"codistillation.snapshot": "phase", "steps": 4}
@@ -98,6 +99,7 @@ def test_tutors_may_be_copied_at_each_phase(config, tmp_path):
   assert same(states[2]["tutors"]["student"], states[1]["students"]["student"].params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("adapters", "stops"),
   [
@@ -146,6 +148,7 @@ def test_a_comment_reaches_the_row_that_it_is_about(config, tmp_path, monkeypatc
   }
 
 
+@pytest.mark.long
 def test_each_gate_is_the_tutors_own(config, tmp_path, monkeypatch):
   """The one that is behind is silent, and the other one comments."""
   monkeypatch.setattr(
@@ -162,6 +165,7 @@ def test_each_gate_is_the_tutors_own(config, tmp_path, monkeypatch):
   assert (second["model"], sum(second["comments"].values())) == ("peer", 8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("changes", "is_open"),
   [
@@ -179,6 +183,7 @@ def test_closed_gates_let_nothing_through(changes, is_open, config, tmp_path):
     assert (record["with_feedback"] > 0) == (record["comments"].get("kept", 0) > 0)
 
 
+@pytest.mark.long
 def test_both_are_evaluated_and_named(config, tmp_path):
   run = train(config(steps=4), tmp_path / "w")
   assert [(r["step"], r["model"]) for r in read(tmp_path / "w", "eval")] == [

@@ -51,6 +51,7 @@ def some_are_right(monkeypatch):
   monkeypatch.setitem(tasks.VERIFIERS, "chain", even)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "target", ["teacher", *(pytest.param(name, marks=pytest.mark.long) for name in ("samples", "reward"))]
 )
@@ -71,6 +72,7 @@ def test_killed_and_resumed_is_uninterrupted(target, config, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["current", "frozen"])
 @pytest.mark.parametrize(
   "compared", ["teacher", *(pytest.param(name, marks=pytest.mark.long) for name in ("student", "all"))]
@@ -107,6 +109,7 @@ def experience_of(config, tmp_path, **changes):
   return run, experience, run.recipe._choose(run, experience)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reduction", ["mean", pytest.param("sum", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("some_are_right")
 def test_the_loss_is_its_formula(reduction, config, tmp_path):
@@ -142,6 +145,7 @@ def test_the_loss_is_its_formula(reduction, config, tmp_path):
   assert int(stats["trained"]) == 2 * len(losses)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_how_canvases_are_batched_changes_nothing(config, tmp_path):
   found = []
@@ -156,6 +160,7 @@ def test_how_canvases_are_batched_changes_nothing(config, tmp_path):
       np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_a_horizon_learns_from_the_first_denoising_steps_alone(config, tmp_path):
   truncated = {"horizon.kind": "truncated", "horizon.ratio": 0.25}
@@ -261,6 +266,7 @@ def test_a_plan_counts_canvases(config):
   assert update.flops == 3 * (forward + 2 * head) + forward + 16 * head
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_written_canvases_have_what_was_revealed_and_compared_and_the_report_draws_them(config, tmp_path):
   """And the weights are those of a run that writes none."""
@@ -301,6 +307,7 @@ def predictions(params, cfg, prompts, row: int, canvas) -> jax.Array:
   return decoder.unembed(params, hidden)[0]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_the_papers_loss_is_its_formula(config, tmp_path):
   """The teacher reads the canvas with the answer at R; K are the masks of which it is surest then; written out row by row."""
@@ -335,6 +342,7 @@ def test_the_papers_loss_is_its_formula(config, tmp_path):
   np.testing.assert_allclose(stats["loss"], np.mean(losses), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", ["samples", "reward"])
 @pytest.mark.usefixtures("some_are_right")
 def test_the_rivals_learn_the_answers_tokens(target, config, tmp_path):
@@ -366,6 +374,7 @@ def test_the_rivals_learn_the_answers_tokens(target, config, tmp_path):
   assert float(stats["grad_norm"]) > 0
 
 
+@pytest.mark.long
 def test_of_all_rollouts_the_first_is_learned_from_and_of_verified_ones_the_first_that_is_right(config, tmp_path):
   for accept, number, weight in (("all", [0, 0, 0, 0], [1, 1, 1, 1]), ("verified", [1, 0, 0, 2], [1, 1, 0, 1])):
     run = open_run(config(steps=1, rollouts_per_prompt=3, **{"diffusion.accept": accept}), tmp_path / accept)
@@ -382,6 +391,7 @@ def test_of_all_rollouts_the_first_is_learned_from_and_of_verified_ones_the_firs
     assert "teaching_groups" not in told
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shifted", [False, True])
 def test_an_answer_behind_the_prompt_is_read_whatever_its_padding(shifted, config, tmp_path):
   """What stands behind the stop token is no part of it, and no position is predicted from padding."""
@@ -398,6 +408,7 @@ def test_an_answer_behind_the_prompt_is_read_whatever_its_padding(shifted, confi
     np.testing.assert_allclose(found[row], alone[0], atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_parts_are_updates_of_their_own_and_none_is_made_where_no_canvas_is_learned_from(config, tmp_path):
   changes = {"diffusion.parts": 4, "updates_per_rollout": 2, "diffusion.states": "unended"}
@@ -408,6 +419,7 @@ def test_parts_are_updates_of_their_own_and_none_is_made_where_no_canvas_is_lear
   assert record["update_forwards"] == 2 * 2 * (2 * 4) * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remasking", ["maskgit_plus", "origin"])
 @pytest.mark.usefixtures("some_are_right")
 def test_dreams_schedule_trains_and_evaluates_canvases_of_one_block(remasking, config, tmp_path):

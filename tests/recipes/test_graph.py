@@ -45,6 +45,7 @@ def config(tiny):
   return make
 
 
+@pytest.mark.long
 def test_steps_end_at_the_delimiter_and_are_drawn_behind_their_own_prefixes(config, tmp_path, monkeypatch):
   run = open_run(config(), tmp_path / "w")
   found = trees_of(run, monkeypatch)
@@ -119,6 +120,7 @@ RANDOM = {"graph.state": "random", "graph.rate": 0.5}
 SUMMARIES = {"graph.summary_tokens": 5, "graph.summary_template": "{prompt}{response}x", "graph.summary_prompt": 40}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("layer", "states"), [(0, RANDOM), (1, RANDOM), (1, SUMMARIES | {"graph.kappa": 0.5})])
 def test_killed_between_two_layers_and_resumed_it_is_the_run_that_never_stopped(
   layer, states, config, tmp_path, monkeypatch
@@ -147,6 +149,7 @@ def test_killed_between_two_layers_and_resumed_it_is_the_run_that_never_stopped(
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_layers_that_go_on_from_caches_are_those_that_read_their_prefixes_again(config, tmp_path, monkeypatch):
   """The same trees, but for the order of sums; and the same plan, but for what is read again."""
   found = {}
@@ -167,6 +170,7 @@ def of_length(prompt: str, text: str, ended: bool) -> int | None:
   return None if ended else len(text)
 
 
+@pytest.mark.long
 def test_states_by_a_function_of_the_users(config, tmp_path, monkeypatch):
   key = "tests.recipes.test_graph:of_length"
   run = open_run(config(steps=1, **{"graph.state": "key", "graph.state_key": key}), tmp_path / "w")
@@ -183,6 +187,7 @@ def test_states_by_a_function_of_the_users(config, tmp_path, monkeypatch):
   assert classes > 0
 
 
+@pytest.mark.long
 def test_states_by_a_frozen_encoder(config, tiny, tmp_path, monkeypatch):
   """Its last hidden states behind prompt and steps, read in its own tokens; it is no part of what is trained."""
   changes = {"graph.encoder": tiny["teacher"], "graph.encoder_tokens": 20, "data.max_prompt": 16}
@@ -227,6 +232,7 @@ def greedy(params, cfg, sampling):
   return write
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reader", ["student", "teacher"])
 def test_states_of_summaries_that_the_student_writes(reader, config, tiny, tmp_path, monkeypatch):
   """Token by token and node by node; what is too long is not summarised, and is no state; all of it is counted."""
@@ -271,6 +277,7 @@ def test_states_of_summaries_that_the_student_writes(reader, config, tiny, tmp_p
   assert graphs.sections(drawn).count("summary: ") == sum(bool(step.summary) for graph in drawn for step in graph.steps)
 
 
+@pytest.mark.long
 def test_programs_of_summaries_are_compiled_ahead_and_listed(config, tmp_path):
   train(config(steps=2, **SUMMARIES), tmp_path / "w")
   programs = json.loads((tmp_path / "w" / "run.json").read_text())["programs"]
@@ -289,6 +296,7 @@ def test_a_tree_has_no_state_in_common_and_random_ones_are_as_many_as_asked_for(
     assert record["joined"] > 0.5, "but the first, and those that may join none"
 
 
+@pytest.mark.long
 def test_a_length_penalty_takes_from_long_responses(config, tmp_path, monkeypatch):
   """A control for what short ways earn: with nothing else to tell responses apart, shorter ones have the higher scores."""
   monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda *_, **__: True)

@@ -71,6 +71,7 @@ def test_its_steps_have_two_updates_and_a_memory(finished):
   assert [(r["step"], r["model"]) for r in evaluations] == [(s, m) for s in (0, 2, 4) for m in ("student", "teacher")]
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_is_the_run_that_never_stopped(finished, file, tmp_path):
   def die(run, experience, metrics):
     if run.step == 3:

@@ -56,6 +56,7 @@ def test_every_term_at_once_and_resumed(small, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again.state.params, whole.state.params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("std", [False, True])
 @pytest.mark.usefixtures("even_is_right")
 def test_advantages_are_relative_to_the_other_rollouts_of_a_prompt(std, small, tmp_path, monkeypatch):
@@ -93,6 +94,7 @@ def of_two(tiny, path, **changes):
   return {"teachers": teachers, "data.path": path, "data.chat_template": False, "eval.every": 0} | changes
 
 
+@pytest.mark.long
 def test_every_example_has_the_teacher_that_its_line_names(small, tiny, problems, tmp_path):
   chosen = {"data.teacher_field": "who", "horizon.ratio": 0.5}
   run = open_run(small("topd", steps=2, **of_two(tiny, problems, **chosen)), tmp_path / "w")

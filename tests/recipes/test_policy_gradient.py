@@ -64,6 +64,7 @@ def test_every_step_makes_an_update_of_each_mini_batch(config, tmp_path):
     assert record["step_tokens"] == sum(record["by_position"]["count"])
 
 
+@pytest.mark.long
 def test_killed_between_two_mini_batches_and_resumed_it_is_the_run_that_never_stopped(config, tmp_path, monkeypatch):
   whole = train(config(steps=4), tmp_path / "whole")
   run = open_run(config(steps=4), tmp_path / "parts")
@@ -88,6 +89,7 @@ def test_killed_between_two_mini_batches_and_resumed_it_is_the_run_that_never_st
   assert records[0] == records[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "normaliser", ["token", *(pytest.param(n, marks=pytest.mark.long) for n in ("sequence", "constant"))]
 )
@@ -147,6 +149,7 @@ def test_failures_of_discarded_rollouts_are_counted(config, tmp_path, monkeypatc
   assert any("48 of 48 verifications timed out or raised" in line for line in run.outcome.lines())
 
 
+@pytest.mark.long
 def test_a_mini_batch_without_numbers_is_told_and_left_out_of_the_means(config, tmp_path, monkeypatch):
   run = open_run(config(steps=1), tmp_path / "w")
   update, stats = run.recipe._update, []
@@ -186,6 +189,7 @@ def test_topk_distances_come_with_what_the_sampler_recorded(config, tmp_path):
   assert all(r["gradient_weight_min"] == 0 for r in records)
 
 
+@pytest.mark.long
 def test_a_teacher_beside_the_reward(config, tiny, tmp_path):
   both = {"teacher": tiny["teacher"], "mixture.divergence": 1.0, "horizon.kind": "truncated", "horizon.ratio": 0.5}
   train(config(**both), tmp_path / "w")

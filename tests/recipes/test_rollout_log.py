@@ -28,6 +28,7 @@ def logged(config, tmp_path_factory):
   return path, trainer.train(config, path)
 
 
+@pytest.mark.long
 def test_the_weights_and_the_digest_are_those_of_a_run_that_writes_none(config, logged, tmp_path):
   _, run = logged
   silent = configs.override(config, {"log.rollouts": 0})

@@ -69,6 +69,7 @@ def test_the_teacher_reads_the_solution_and_the_student_does_not(config, tmp_pat
     assert read_by == [problem, f"{problem}:{solution}=".replace(" ", "")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["frozen", "ema"])
 @pytest.mark.usefixtures("some_are_right")
 def test_killed_and_resumed_is_uninterrupted(kind, config, tmp_path):
@@ -86,6 +87,7 @@ def test_killed_and_resumed_is_uninterrupted(kind, config, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_rows_are_told_what_others_of_their_group_found(config, tmp_path):
   run = open_run(config(steps=1, **of_rollouts()), tmp_path / "w")
@@ -119,6 +121,7 @@ def test_where_nothing_can_be_told_nothing_moves_and_it_is_counted(config, tmp_p
   jax.tree.map(np.testing.assert_array_equal, run.state.params, start)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_programs_are_known_before_the_run(config, tmp_path):
   run = open_run(config(steps=1, **of_rollouts(**{"context.widths": 2.0, "data.max_prompt": 16})), tmp_path / "w")

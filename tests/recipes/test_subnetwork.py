@@ -82,6 +82,7 @@ def check_frozen(state, start) -> None:
     assert not np.asarray(moment)[~np.asarray(m)].any()
 
 
+@pytest.mark.long
 def test_the_visible_mask_of_a_run_is_retrained_alone(first, short, tmp_path, capsys):
   path, whole = first
   run = open_run(short(**{"subnetwork.mask": "visible", "subnetwork.mask_from": str(path)}), tmp_path / "w")
@@ -127,6 +128,7 @@ def test_how_the_optimiser_goes_with_the_gradient_is_logged(first):
   assert all(r["second_moment_spread"] > 0 for r in records)
 
 
+@pytest.mark.long
 def test_killed_it_goes_on_without_the_run_that_its_mask_is_from(first, short, tmp_path):
   other = tmp_path / "first"
   shutil.copytree(first[0], other)
@@ -197,6 +199,7 @@ def trained_half(c, path):
   return run
 
 
+@pytest.mark.long
 def test_a_policy_gradient_by_sgd(tiny, some_are_right, tmp_path):
   changes = {
     "teacher": "",
@@ -211,6 +214,7 @@ def test_a_policy_gradient_by_sgd(tiny, some_are_right, tmp_path):
   assert len([a for a in jax.tree.leaves(run.state.opt_state) if a.ndim]) == len(jax.tree.leaves(run.state.params))
 
 
+@pytest.mark.long
 def test_self_distillation_whose_teacher_follows(tiny, tmp_path):
   c = configs.default("self_distillation")
   changes = {

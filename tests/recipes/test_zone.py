@@ -64,6 +64,7 @@ def opened(config, path, teacher: TeacherSampler | None = None):
   return run
 
 
+@pytest.mark.long
 def test_a_step_has_new_prompts_those_of_the_buffer_and_prompts_with_candidates(config, tmp_path, monkeypatch):
   run = opened(config(), tmp_path / "w", Scripted())
   found = collected(run, monkeypatch)
@@ -114,6 +115,7 @@ def test_three_groups_never_share_a_baseline(config, tmp_path, monkeypatch):
   assert kinds == {"bcq", "ncq"}
 
 
+@pytest.mark.long
 def test_responses_are_scored_under_the_prompt_that_they_were_drawn_for(config, tmp_path, monkeypatch):
   run = opened(config(steps=1), tmp_path / "w", Scripted())
   params = jax.tree.map(np.asarray, run.state.params)
@@ -207,6 +209,7 @@ def whole(tmp_path_factory):
   return {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_in_any_phase_and_resumed_it_is_the_run_that_never_stopped(
   phase, config, tmp_path, monkeypatch, whole, tmp_path_factory
@@ -337,6 +340,7 @@ def without_requests(path) -> list[dict]:
   return [{key: v for key, v in record.items() if not key.startswith("endpoint/")} for record in records]
 
 
+@pytest.mark.long
 def test_an_endpoint_teaches_is_paid_once_and_its_key_is_written_nowhere(config, server, tmp_path, monkeypatch, capfd):
   secret = "sk-very-secret-0123456789"
   monkeypatch.setenv("A_KEY", secret)
@@ -403,6 +407,7 @@ def test_a_run_goes_on_without_its_endpoint_or_stops_with_what_it_has(config, se
   assert without_requests(tmp_path / "stopped") == without_requests(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_controls(config, tmp_path, monkeypatch):
   """Two wrong candidates, the right one first, graduation at random, and no teacher where none is needed."""
   run = opened(
@@ -448,6 +453,7 @@ def test_its_student_is_evaluated_without_a_teacher(config, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, models["student"], run.state.params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapter"])
 def test_the_student_before_training_can_be_the_teacher(rank, config, tmp_path):
   c = config(steps=2, teacher="initial", **{"lora.rank": rank, "log.rollouts": 2})
@@ -459,6 +465,7 @@ def test_the_student_before_training_can_be_the_teacher(rank, config, tmp_path):
   assert len((tmp_path / "w" / "rollouts.jsonl").read_text().splitlines()) == 2 * 2
 
 
+@pytest.mark.long
 def test_a_plan_lowers_a_step_of_the_new_prompts(config):
   recipe = base.make(specs.from_architectures(config(), stop_ids=(1,)))
   lowered = dict(recipe.lower(recipe.planned_shape(16, 12)))

@@ -32,6 +32,7 @@ def with_buffer(path, **changes):
   return path
 
 
+@pytest.mark.long
 def test_history_by_tier_and_changes_from_the_first_to_the_last_steps(tmp_path):
   comparison = compare(load([with_buffer(tmp_path / "a")]))
   (label,) = (arm.label for arm in comparison.arms)
@@ -94,6 +95,7 @@ def test_the_buffer_is_drawn_by_step(tmp_path):
   assert entered == [22, 9, (22 + 9) / 2], "two runs, and their mean"
 
 
+@pytest.mark.long
 def test_the_buffer_is_drawn_by_tier(tmp_path):
   paths = [with_buffer(tmp_path / "a"), reward_workdir(tmp_path / "none", config={"optimizer": {"lr": 0.5}})]
   comparison = compare(load(paths))
@@ -116,6 +118,7 @@ def test_the_buffer_is_drawn_by_tier(tmp_path):
     assert title in text
 
 
+@pytest.mark.long
 def test_a_buffer_that_nothing_entered_has_no_picture(tmp_path):
   nothing = {key: [0, 0, 0] for key in ("entered", "graduated", "evicted", "visits")}
   paths = [with_buffer(tmp_path / "a", buffer_history=nothing), reward_workdir(tmp_path / "b")]

@@ -103,6 +103,7 @@ def test_groups_are_put_together_by_the_share_that_is_solved(counts, by_band):
 class TestPictures:
   NAMES = ("reward", "groups", "policy", "trust_region")
 
+  @pytest.mark.long
   def test_of_a_reward_are_on_the_page_with_its_table(self, rewarded, tmp_path, no_drawing):
     text = page.write(rewarded, tmp_path / "out").read_text()
     stems = {path.stem for path in (tmp_path / "out").glob("*.png")}

@@ -48,6 +48,7 @@ def programs() -> ProgramCache:
   return {}
 
 
+@pytest.mark.long
 def test_a_run_survives_a_verifier_that_hangs_and_ends(small, tmp_path, monkeypatch, capfd, programs):
   name = own_verifiers.write(tmp_path, monkeypatch, "own_hangs", HANGS)
   changes = {"data.verifier": f"{name}:verify", "reward.workers": 1, "reward.timeout": 1.0, "eval.every": 2}

@@ -105,6 +105,7 @@ def test_more_leaves_than_rows_are_refused():
     Paths.of(branches, 1, 4, 0)
 
 
+@pytest.mark.long
 def test_rows_that_go_on_from_a_prefix_are_rollouts_of_it(student, prompts):
   """Of two pairs of prompts: twice the second and once the first, then three times the first."""
   expand = jnp.array([[1, 1, 0], [0, 0, 0]])
@@ -120,6 +121,7 @@ def test_rows_that_go_on_from_a_prefix_are_rollouts_of_it(student, prompts):
   assert (found.response[0] != found.response[1]).any(), "each row draws its own"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", ["plain", pytest.param("segments", marks=pytest.mark.long)])
 def test_what_goes_on_from_caches_is_what_reads_its_prefix_again(settings, student, prompts):
   """Three layers behind each other, in which steps end at a delimiter: all tokens, and their probabilities but for the order of sums."""

@@ -116,6 +116,7 @@ def equal_to_slow(c: DenoiserConfig) -> Any:
   return found
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("remasking", [name for name in REMASKING if name != "origin"])
 @pytest.mark.parametrize("eos", ["plain", "last", "never"])
 def test_tokens_and_steps_are_those_of_the_slow_reference(remasking, eos):
@@ -128,6 +129,7 @@ DREAM = {"block": H, "steps": 5, "schedule": "linear"}
 SHIFTED = dataclasses.replace(CFG, shifted=True)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("remasking", REMASKING)
 @pytest.mark.parametrize("steps", [5, H])
 def test_dreams_tokens_and_steps_are_those_of_the_slow_reference(remasking, steps):
@@ -142,6 +144,7 @@ def test_dreams_tokens_and_steps_are_those_of_the_slow_reference(remasking, step
     assert counts.tolist() == [{5: [2, 2, 2, 2, 4], H: [0, *[1] * 10, 2]}[steps]] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "changes",
   [
@@ -156,6 +159,7 @@ def test_masks_that_are_drawn_by_their_confidence_are_those_of_the_slow_referenc
   assert (np.asarray(drawn.committed_at) != np.asarray(highest.committed_at)).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("top_k", "top_p", "temperature"), [(3, 1.0, 0.7), (0, 0.6, 1.3), (3, 1.0, 0.0)])
 def test_maskgit_plus_is_the_probability_behind_temperature_and_filters(top_k, top_p, temperature):
   """Of positions that no token has been committed around, in numpy: the share of the drawn token in what may be drawn."""
@@ -197,6 +201,7 @@ def test_what_is_recorded_rebuilds_every_canvas():
     assert (canvases[t][changed] == MASK).all()
 
 
+@pytest.mark.long
 def test_a_row_does_not_depend_on_its_neighbours_nor_on_padding():
   c, key = config(), jax.random.key(3)
   together = run(c, prompts(), key)
@@ -211,12 +216,14 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_padding():
     np.testing.assert_array_equal(run(c, shorter, key).response[0], together.response[row])
 
 
+@pytest.mark.long
 def test_rollouts_of_a_prompt_are_those_of_as_many_copies_of_it():
   c, key = config(), jax.random.key(3)
   copies = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), prompts())
   np.testing.assert_array_equal(run(c, prompts(), key, n=2).response, run(c, copies, key).response)
 
 
+@pytest.mark.long
 def test_the_mask_ends_with_the_first_stop_token():
   found = run(config(dataclasses.replace(SAMPLING, temperature=3.0)), prompts((5,) * 40), jax.random.key(0), n=1)
   response, mask = np.asarray(found.response), np.asarray(found.mask)
@@ -403,6 +410,7 @@ def test_quotas(masks, steps, wanted):
   assert [int(denoising.quota(jnp.int32(masks), jnp.int32(0), i)) for i in range(steps)] == wanted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("temperature", "wanted"), [(0.5, (0.117, 0.867, 0.016)), (2.0, (0.307, 0.506, 0.186))])
 def test_draws_have_the_probabilities_of_the_softmax(temperature, wanted):
   n = 100_000
@@ -436,6 +444,7 @@ def test_stop_tokens_race_with_others_or_wait_or_do_not_come(eos, place, token):
   assert int(found.response[0, place]) == token
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("shifted", "changes"), [(False, {}), (True, {}), (True, DREAM)])
 def test_a_cached_block_is_exact_in_its_first_step_and_near_in_the_others(shifted, changes):
   cfg = dataclasses.replace(CFG, shifted=shifted)

@@ -23,6 +23,7 @@ def model():
   return decoder.init(EXPERTS, jax.random.key(0), scale=0.6)
 
 
+@pytest.mark.long
 def test_greedy_tokens_are_the_likeliest_of_the_teacher_forced_logits(model, prompts):
   run = jax.jit(functools.partial(sample.rollout, cfg=EXPERTS, sampling=SAMPLING, response_len=H))
   rollout = jax.device_get(run(model, prompts, jax.random.key(3), H))
@@ -39,6 +40,7 @@ def test_greedy_tokens_are_the_likeliest_of_the_teacher_forced_logits(model, pro
   np.testing.assert_array_equal(rollout.response[rollout.mask], logprob.argmax(-1)[rollout.mask])
 
 
+@pytest.mark.long
 def test_prefill_and_decode_take_any_moe_fn(model, prompts, monkeypatch):
   """Token by token in blocks of pairs, against the whole sequence at once in the reference."""
   monkeypatch.setitem(moe.BLOCK, "cpu", 4)
@@ -67,6 +69,7 @@ def test_prefill_and_decode_take_any_moe_fn(model, prompts, monkeypatch):
   assert calls == [(P, True)] * EXPERTS.layers + [(1, False)] * EXPERTS.layers
 
 
+@pytest.mark.long
 def test_no_copy_of_an_experts_matrix_in_the_token_loop():
   cfg = dataclasses.replace(WIDE, moe=moe.MoE(8, 2, True))
   assert writes_in_loops(compiled(PLAIN, cfg), cfg.d_model * cfg.ff_width) == []

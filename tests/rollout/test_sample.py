@@ -64,6 +64,7 @@ def test_frozen_rows_and_stop_tokens(student, prompts):
   assert cut_any, "the test needs rows of both kinds"
 
 
+@pytest.mark.long
 def test_pad_may_be_the_stop_token(student, prompts):
   """The stop token is trained although it is the padding too."""
   both = dataclasses.replace(SAMPLING, stop_ids=(1,), pad_id=1)
@@ -92,11 +93,13 @@ def test_same_key_same_tokens_other_key_other_tokens(student, prompts):
   assert (a.response != c.response).any()
 
 
+@pytest.mark.long
 def test_a_row_does_not_depend_on_its_neighbours(student, prompts):
   alone = Batch(prompt=prompts.prompt[:2], prompt_mask=prompts.prompt_mask[:2])
   np.testing.assert_array_equal(run(student, prompts, 1).response[:2], run(student, alone, 1).response)
 
 
+@pytest.mark.long
 def test_left_padding_changes_nothing(student, prompts):
   wider = Batch(
     prompt=jnp.pad(prompts.prompt, ((0, 0), (3, 0)), constant_values=9),
@@ -105,6 +108,7 @@ def test_left_padding_changes_nothing(student, prompts):
   np.testing.assert_array_equal(run(student, prompts, 1).response, run(student, wider, 1).response)
 
 
+@pytest.mark.long
 def test_rollouts_of_one_prompt_are_neighbours_and_differ(student, prompts):
   """n rollouts share one prefill and are those of the repeated prompts."""
   rollout = run(student, prompts, 1, n=3)
@@ -148,11 +152,13 @@ def test_loop_ends_when_all_rows_have(student, prompts):
   assert rollout.ended.all()
 
 
+@pytest.mark.long
 def test_ids_beyond_the_vocabulary_are_never_drawn(student, prompts):
   rollout = run(student, prompts, sampling=dataclasses.replace(SAMPLING, vocab=20, stop_ids=()), n=4)
   assert rollout.response.max() < 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 30}], ids=str)
 def test_ids_without_a_token_are_never_drawn(settings, student, prompts):
   """Neither the tail of a padded embedding nor a hole, and the log-probability is that of the draw."""
@@ -201,6 +207,7 @@ def test_top_k_and_top_p_keep_the_likely_ones():
   assert allowed() == [True] * 4
 
 
+@pytest.mark.long
 def test_draws_follow_the_distribution():
   """10,000 draws at temperature 2: frequencies within 5 standard errors, log-probabilities of the tempered law."""
   probs = np.array([0.6, 0.25, 0.1, 0.05])

@@ -22,6 +22,7 @@ def program(segments: Segments, n: int = 4):
   return jax.jit(functools.partial(sample.rollout, **settings))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "segments",
   [
@@ -71,6 +72,7 @@ def test_sizes_hold_every_live_row():
   assert put_back == [*range(100, 104), *range(4, 8), *range(108, 112), *range(12, 16)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("segments", "n"),
   [

@@ -51,6 +51,7 @@ LONG = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("names", [FIRST, pytest.param(LONG, marks=pytest.mark.long)], ids=["eight", "two and four"])
 def test_several_devices_give_the_losses_of_one(names, tiny, tmp_path):
   """Of every method; one test, so that the runs are made once however many processes test."""

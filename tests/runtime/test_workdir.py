@@ -52,6 +52,7 @@ def test_keys_that_change_no_step_are_free_and_recorded(key, resume):
   assert resume(of(**{key: new})) == {key: (4, *json.loads(json.dumps([old, new])))}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("key", sorted(config.table().keys() - {*workdir.FREE}))
 def test_every_other_key_has_to_be_named_or_stays(key, resume):
   """Those of the checkpoint's state stay even if they are named, with the reason."""

@@ -9,6 +9,7 @@ from opd_jax.tasks import puzzles
 from opd_jax.tasks.puzzles import COUNTDOWN, SUDOKU, cells, grids
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", [SUDOKU, COUNTDOWN], ids=lambda task: task.name)
 def test_problems_are_repeatable_held_out_and_solved(task):
   train, held_out = task.problems(300, seed=0), task.problems(300, seed=0, held_out=True)

@@ -90,9 +90,7 @@ MASKS: dict[str, tuple[ArmSpec, ...]] = {
   "stratified-topd": masked("stratified-topd", "random by magnitude, as many as TOPD's", "stratified", "topd-10"),
   "stratified-grpo": masked("stratified-grpo", "random by magnitude, as many as GRPO's", "stratified", "grpo"),
 }
-UNMASKED = tuple(
-  arm(f"all-{rate:g}", f"OPD, {rate:g}x the rate", {"optimizer.lr": rate * LR}) for rate in RATES
-)
+UNMASKED = tuple(arm(f"all-{rate:g}", f"OPD, {rate:g}x the rate", {"optimizer.lr": rate * LR}) for rate in RATES)
 BY_SGD = tuple(arm(f"sgd-{rate:g}", f"OPD by SGD, rate {rate:g}", SGD | {"optimizer.lr": rate}) for rate in SGD_RATES)
 ARMS: tuple[ArmSpec, ...] = (*COMPARED, *UNMASKED, *BY_SGD, *(arm for arms in MASKS.values() for arm in arms))
 TUNED: dict[str, tuple[str, ...]] = {  # what is tuned -> its arms

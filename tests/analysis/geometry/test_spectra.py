@@ -24,6 +24,7 @@ MATRICES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "name", ["rank 32", *(pytest.param(n, marks=pytest.mark.long) for n in MATRICES if n != "rank 32")]
 )
@@ -58,6 +59,7 @@ def test_a_matrix_of_zeros_has_no_spectrum():
   assert spectra.randomised(zeros) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "exact"), [("no structure", True), ("rank 32", False)])
 def test_a_matrix_that_is_read_from_a_file_is_read_once_where_that_is_enough(name, exact):
   """A Gram matrix in fp32 has the values of a matrix that is far from singular; of another one it is not trusted."""

@@ -116,6 +116,7 @@ def test_every_claim_is_decided_both_ways():
     assert {SUPPORTED, NOT_SUPPORTED} <= {status for name, status in cases if name == claim.name}, claim.name
 
 
+@pytest.mark.long
 def test_nothing_is_decided_without_runs(study_of):
   results = study_of({})
   assert {verdict.status for verdict in decide(claims.CLAIMS, results)} == {MISSING}
@@ -155,6 +156,7 @@ def test_the_area_is_the_mean_height_of_the_curve(study_of):
   assert found == pytest.approx(dict.fromkeys(SEEDS, 0.6), abs=0.01)
 
 
+@pytest.mark.long
 def test_the_page_has_a_picture_and_a_row_of_every_arm_that_was_run(study_of):
   levels = {arm.name: 0.6 for arm in arms.ARMS}
   results = study_of(levels, seeds=(20, 21))

@@ -91,6 +91,7 @@ def decided(results: Results) -> dict[str, Status]:
   return {verdict.claim: verdict.status for verdict in decide(claims.CLAIMS, results)}
 
 
+@pytest.mark.long
 def test_what_is_as_claimed_is_supported(study_of):
   results = study_of(SCORES, UPDATES, LIFT)
   statuses = decided(results)
@@ -101,6 +102,7 @@ def test_what_is_as_claimed_is_supported(study_of):
   assert len(shown[2].rows) == len(arms.TUNED)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
   ("scores", "updates", "lift", "claim"),
   [
@@ -129,6 +131,7 @@ def test_what_is_not_so_is_not_supported(scores, updates, lift, claim, study_of)
   assert verdict.status == NOT_SUPPORTED
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("null", ["permuted", "gaussian"])
 @pytest.mark.parametrize(
   ("claim", "statistic"),

@@ -129,6 +129,7 @@ def test_what_is_as_claimed_is_supported(study_of):
   assert gates.rows[0]["comments kept"] == "100% of 200"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
   ("arm", "numbers", "claim"),
   [
