@@ -10,6 +10,7 @@
     python -m opd_jax.bench objectives --help                                 objectives, fused against dense
     python -m opd_jax.bench lengths --help                                    rows of unequal length
     python -m opd_jax.bench int8 --help                                       what int8 does to a teacher
+    python -m opd_jax.bench delta-rule --help                                 the gated delta rule of Qwen3.5 by length
 
 Weights are random, nothing stops early, and of a model only config.json is read: any Qwen3, Qwen2.5 or Llama-3 shape
 is measured without a download. The sizes are lists, and every combination of them is measured. Keys of the config are
@@ -70,12 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from opd_jax.benchmarks import int8
 
     return int8.main(argv[1:])
+  if argv[:1] == ["delta-rule"]:
+    from opd_jax.benchmarks import delta_rule
+
+    return delta_rule.main(argv[1:])
   with cli.reporting_the_end():
     parts = PARTS
     if argv and not argv[0].startswith("-"):
       if argv[0] not in PARTS:
         raise InputError(
-          f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)}, objectives, lengths and int8."
+          f"There is no benchmark {argv[0]!r}; there are {', '.join(PARTS)}, objectives, lengths, int8 and delta-rule."
         )
       parts = (argv.pop(0),)
     values, config = cli.parse(["bench", *argv], __doc__ or "", define, cli.of_method)

@@ -90,6 +90,14 @@ def _cases(items, marker: str) -> list[list]:
 
 
 EXPERTS = dataclasses.replace(STUDENT, moe=moe.MoE(5, 2, renormalise=False))
+HYBRID = dataclasses.replace(  # Qwen3.5
+  STUDENT,
+  rotary_width=4,
+  zero_centred_norms=True,
+  gated_attention=True,
+  layer_kinds=(decoder.LayerKind(mixer="delta"), decoder.LayerKind()),
+  delta=decoder.DeltaNet(key_heads=2, value_heads=4, key_width=8, value_width=6),
+)
 gc.set_threshold(50_000, 20, 100)  # a tenth of the time went into looking through what traced programs keep for good
 FEW_PROBLEMS = 64  # of a built-in task: more than any test's run takes
 

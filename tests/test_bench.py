@@ -268,6 +268,22 @@ def test_objectives(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.long
+def test_forms_of_the_delta_rule_are_compared(capsys):
+  arguments = [
+    "delta-rule",
+    "--tokens=9,18",
+    "--chunk=4",
+    "--heads=1",
+    "--key-width=4",
+    "--value-width=3",
+    "--repeat=1",
+  ]
+  assert bench.main(arguments) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[2] for line in lines] == ["recurrence", "chunks"] * 2
+  assert all(float(line.split()[-1]) < 1e-5 for line in lines)
+
+
 def test_the_error_of_int8_is_measured_against_the_dense_teacher(tiny, monkeypatch):
   pytest.importorskip("qwix")
   from opd_jax.benchmarks import int8

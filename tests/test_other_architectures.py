@@ -14,7 +14,7 @@ from opd_jax import plan, trainer
 from opd_jax.config import override
 from opd_jax.models import decoder, hf, hf_config
 from opd_jax.tasks import chain
-from tests.conftest import STUDENT
+from tests.conftest import HYBRID, STUDENT
 from tests.helpers.runs import leaves, read
 from tests.test_plan import SMALL
 
@@ -30,11 +30,17 @@ MODELS = {
     "layer_kinds": (KIND(6, theta=300.0), KIND()),
   },
   "SmolLM3ForCausalLM": {"qk_norm": False, "layer_kinds": (KIND(), KIND(rotary=False))},
+  "Qwen3_5ForCausalLM": {
+    field.name: getattr(HYBRID, field.name)
+    for field in dataclasses.fields(HYBRID)
+    if getattr(HYBRID, field.name) != getattr(STUDENT, field.name)
+  },
 }
 RUNS = {
   "Olmo3ForCausalLM": {"rollouts_per_prompt": 2},
   "Gemma3ForCausalLM": {"lora.rank": 2},
   "SmolLM3ForCausalLM": {"teacher_precision": "int8"},
+  "Qwen3_5ForCausalLM": {"rollouts_per_prompt": 2},
 }
 
 

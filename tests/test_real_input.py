@@ -167,6 +167,39 @@ def test_train_resume_evaluate_export(root):
 
 
 @pytest.mark.long
+def test_a_student_with_layers_of_the_gated_delta_rule(root, tmp_path):
+  """Qwen3.5 in its form of a model that sees images, whose other tensors an export still has, learns from a Qwen3."""
+  torch = pytest.importorskip("torch", reason="the directory is transformers' own")
+  from transformers import AutoTokenizer, GenerationConfig, Qwen3_5Config, Qwen3_5ForConditionalGeneration
+  from transformers.utils import logging
+
+  logging.disable_progress_bar()
+  tokenizer = AutoTokenizer.from_pretrained(root / "student")
+  text = {
+    "vocab_size": -(-len(tokenizer) // 64) * 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0]},
+  }  # fmt: skip
+  vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 32}
+  torch.manual_seed(0)
+  model = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision))
+  model.generation_config = GenerationConfig(eos_token_id=[2, 0], pad_token_id=0)
+  model.save_pretrained(tmp_path / "qwen3.5")
+  tokenizer.save_pretrained(tmp_path / "qwen3.5")
+  own = [f"--workdir={tmp_path / 'run'}", f"--config.student={tmp_path / 'qwen3.5'}"]
+  call(train, *settings(root, 3), *own)
+  assert "resumed after step 3" in call(train, *settings(root, 4), *own)
+  assert "avg@2" in call(evaluate, f"--workdir={tmp_path / 'run'}", "--config.eval.prompts=2")
+  call(export, f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--dtype=float32")
+  exported = Qwen3_5ForConditionalGeneration.from_pretrained(tmp_path / "out")
+  before, after = model.state_dict(), exported.state_dict()
+  same = {name for name in before if torch.equal(before[name], after[name])}
+  assert {name for name in before if "visual" in name} <= same
+  assert not {name for name in before if "in_proj_qkv" in name or "q_proj" in name} & same
+
+
+@pytest.mark.long
 def test_a_masked_diffusion_model_through_an_adapter_resumed_evaluated_and_exported(root, tmp_path):
   """LLaDA with a chat template, which learns from all of its answers, since random weights have no right one."""
   from transformers import AutoTokenizer

@@ -6,7 +6,7 @@
 Template markup and system messages are in neither. That the ratio is a mean over conversations of a conversation's own,
 and eps, are our choice.
 
-Dimensions: B rows, P prompt width, T positions, H horizon, L layers.
+Dimensions: B rows, P prompt width, T positions, H horizon, L layers with attention: those of the gated delta rule have no weights to look at.
 """
 
 import functools
@@ -95,16 +95,22 @@ def attention_mass(
   differ, of_layer = decoder.by_layer(cfg, decoder.positions_of(mask), tokens.shape[1])
   marks = jnp.pad(sets.astype(dtype), ((0, 0), (0, 0), (0, cfg.head_width - 2)))[:, :, None]
 
-  def layer(x, w_and_own):
-    w, own = w_and_own
-    w, (rope, options) = dense(w, dtype), of_layer(own)
-    q, k, v = decoder.qkv(x, w, cfg, rope)
-    to_sets = attend_causal(q, k, jnp.broadcast_to(marks, k.shape), mask, **options)[..., :2]
-    x = x + decoder.project_out(attend_causal(q, k, v, mask, **options), w, cfg)
-    return x + decoder.feed_forward(x, w, cfg, mask), jnp.mean(to_sets, axis=2, dtype=jnp.float32)
+  def block(x, w_and_own):
+    to_sets = []
+    for w, own, kind in zip(*map(functools.partial(decoder.unblocked, cfg), w_and_own), cfg.kinds, strict=False):
+      w, (rope, options) = dense(w, dtype), of_layer(own)
+      if kind.mixer == "delta":
+        x = x + decoder.gated_delta(x, w, cfg, mask)
+      else:
+        q, k, v, gate = decoder.qkv(x, w, cfg, rope)
+        to_sets.append(attend_causal(q, k, jnp.broadcast_to(marks, k.shape), mask, **options)[..., :2])
+        x = x + decoder.project_out(attend_causal(q, k, v, mask, **options), gate, w, cfg)
+      x = x + decoder.feed_forward(x, w, cfg, mask)
+    return x, jnp.mean(jnp.stack(to_sets), axis=3, dtype=jnp.float32)
 
   x = decoder.scale_embedding(decoder.embed(params, tokens, dtype), cfg)
-  return lax.scan(layer, x, (params["layers"], differ))[1]
+  mass = lax.scan(block, x, decoder.blocked((params["layers"], differ), cfg.layers // cfg.block))[1]
+  return mass.reshape(-1, *mass.shape[2:])
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:

@@ -52,8 +52,8 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "lora.alpha": (32.0, "A B counts alpha / rank", "(0, 10**6]"),
   "lora.targets": (
     ("q", "k", "v", "o", "gate", "up", "down"),
-    "the layers' matrices that have one",
-    "some of q, k, v, o, gate, up, down",
+    "the layers' matrices that have one; delta_* are of layers of the gated delta rule",
+    "some of q, k, v, o, gate, up, down, delta_qkv, delta_gate, delta_rate, delta_decay, delta_out",
   ),
   "lora.path": ("", "a PEFT directory to begin with; its rank, alpha and targets count", "path"),
   # which coordinates of the weights move, training/subnetwork.py

@@ -19,15 +19,17 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import layer_kinds, moe, rope
+from opd_jax.models import delta_net, layer_kinds, moe, rope
 from opd_jax.models.attention import PromptGroup, attend_bidirectional, attend_causal, positions_of
+from opd_jax.models.delta_net import DeltaNet
 from opd_jax.models.layer_kinds import LayerKind
+from opd_jax.models.linear import linear, rms_norm
 from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
 from opd_jax.models.rope import RopeScaling, rotate
 from opd_jax.types import Params
 
-__all__ = ["LayerKind", "RopeScaling", "positions_of", "rotate"]
+__all__ = ["DeltaNet", "LayerKind", "RopeScaling", "positions_of", "rotate"]
 
 REMAT = {  # what a layer saves for the backward pass beside its input
   "none": None,  # everything: it is not checkpointed
@@ -35,6 +37,7 @@ REMAT = {  # what a layer saves for the backward pass beside its input
   "layer": None,  # nothing: the layer is run again
 }
 
+OF_ATTENTION = ("q", "k", "v", "o")  # with which the names of a layer's parameters of attention begin, and of no others
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 NORMS = {  # of a layer, by where they stand: before attention and feed-forward, behind them, or both
   "before": ("attn_norm", "mlp_norm"),
@@ -74,6 +77,9 @@ class DecoderConfig:
   causal: bool = True  # False: a masked diffusion model, whose tokens see all others
   mask_id: int | None = None  # the id of the mask, of a masked diffusion model
   shifted: bool = False  # a masked diffusion model whose prediction of a position stands at the one before it (Dream)
+  rotary_width: int | None = None  # how much of a head is rotated, from its first number on; None: all of it
+  gated_attention: bool = False  # what a head has attended to is multiplied by the sigmoid of a gate as wide
+  delta: DeltaNet | None = None  # of the layers whose kind says so
   tensor_names: str = "transformers"  # how its files call their tensors, a key of weights.NAMES
 
   def __post_init__(self):
@@ -92,14 +98,26 @@ class DecoderConfig:
     return layer_kinds.repeated(self.layer_kinds, self.layers)
 
   @property
+  def block(self) -> int:
+    """The number of layers after which their mixers repeat; of all where they never do."""
+    mixers = [kind.mixer for kind in self.kinds]
+    fits = (m for m in range(1, self.layers + 1) if self.layers % m == 0)
+    return next(m for m in fits if mixers == mixers[:m] * (self.layers // m))
+
+  def holders(self, name: str) -> list[int]:
+    """The layers that have a parameter of this name, in whose order it is stacked."""
+    mixer = "delta" if name.startswith("delta_") else "attention" if name.startswith(OF_ATTENTION) else None
+    return [i for i, kind in enumerate(self.kinds) if mixer in (None, kind.mixer)]
+
+  @property
   def _rope_kinds(self) -> list[LayerKind]:
     """The rotary settings of the layers, each once."""
-    return list(dict.fromkeys(dataclasses.replace(kind, window=None) for kind in self.kinds))
+    return list(dict.fromkeys(map(_rotary_kind, self.kinds)))
 
   @property
   def rope_of(self) -> list[int]:
     """The index in `ropes` of every layer."""
-    return [self._rope_kinds.index(dataclasses.replace(kind, window=None)) for kind in self.kinds]
+    return [self._rope_kinds.index(_rotary_kind(kind)) for kind in self.kinds]
 
   def ropes(self, positions: Int[Array, "B T"]) -> list[tuple[Array, Array]]:
     """The tables of rotary angles, as `rope_tables`, of every kind of layer; one where layers do not differ in it."""
@@ -107,24 +125,31 @@ class DecoderConfig:
     return [own(kind) if kind.rotary else rope.nowhere(own(kind)) for kind in self._rope_kinds]
 
   def _unscaled(self, theta: float, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
-    return rope.tables(self.head_width, theta, None, positions)
+    return rope.tables(self.rotary_width or self.head_width, theta, None, positions)
 
 
-_FIRST_FIELDS = [f.name for f in dataclasses.fields(DecoderConfig)].index(
-  "adapter_scale"
-) + 1  # newer ones are recorded where set
+def _rotary_kind(kind: LayerKind) -> LayerKind:
+  """What of a layer's kind its rotary angles depend on."""
+  return dataclasses.replace(kind, window=None, mixer="attention")
+
+
+# Of the fields behind these only those are recorded that are set.
+_FIRST_FIELDS = 1 + [f.name for f in dataclasses.fields(DecoderConfig)].index("adapter_scale")
 
 
 def shapes(cfg: DecoderConfig) -> Params:
   """The shape of every parameter, as a pytree of tuples."""
   L, D, F = cfg.layers, cfg.d_model, cfg.ff_width
   N, K, h = cfg.heads, cfg.kv_heads, cfg.head_width
+  A = len(cfg.holders("q"))
   layers = {
-    "q": (L, D, N, h),
-    "k": (L, D, K, h),
-    "v": (L, D, K, h),
-    "o": (L, N, h, D),
+    "q": (A, D, N, 2 * h if cfg.gated_attention else h),
+    "k": (A, D, K, h),
+    "v": (A, D, K, h),
+    "o": (A, N, h, D),
   }
+  if cfg.delta is not None:
+    layers |= {name: (L - A, *shape) for name, shape in cfg.delta.shapes(D).items()}
   layers |= dict.fromkeys(NORMS[cfg.norms], (L, D))
   if cfg.moe is None:
     layers |= {"gate": (L, D, F), "up": (L, D, F), "down": (L, F, D)}
@@ -133,11 +158,11 @@ def shapes(cfg: DecoderConfig) -> Params:
     layers |= {"router": (L, D, E)}
     layers |= {"experts_gate": (L, E, D, F), "experts_up": (L, E, D, F), "experts_down": (L, E, F, D)}
   if cfg.qk_norm:
-    layers |= {"q_norm": (L, N, h), "k_norm": (L, K, h)} if cfg.whole_qk_norm else {"q_norm": (L, h), "k_norm": (L, h)}
+    layers |= {"q_norm": (A, N, h), "k_norm": (A, K, h)} if cfg.whole_qk_norm else {"q_norm": (A, h), "k_norm": (A, h)}
   if cfg.qkv_bias:
-    layers |= {"q_bias": (L, N, h), "k_bias": (L, K, h), "v_bias": (L, K, h)}
+    layers |= {"q_bias": (A, N, h), "k_bias": (A, K, h), "v_bias": (A, K, h)}
   if cfg.out_bias:
-    layers |= {"o_bias": (L, D)}
+    layers |= {"o_bias": (A, D)}
   tree: Params = {"embed": (cfg.vocab, D), "layers": layers, "norm": (D,)}
   if not cfg.tied:
     tree["head"] = (cfg.vocab, D)
@@ -151,11 +176,13 @@ def init(cfg: DecoderConfig, key: jax.Array, scale: float = 0.02) -> Params:
 
   def draw(path, shape, key):
     name = path[-1].key
+    if name in delta_net.DRAWN:
+      return delta_net.DRAWN[name](key, shape)
     if "norm" in name:
       return jnp.full(shape, 0.0 if cfg.zero_centred_norms else 1.0, jnp.float32)
     if "bias" in name:
       return jnp.zeros(shape, jnp.float32)
-    std = scale / math.sqrt(2 * cfg.layers) if name in ("o", "down", "experts_down") else scale
+    std = scale / math.sqrt(2 * cfg.layers) if name in ("o", "down", "experts_down", "delta_out") else scale
     return std * jax.random.normal(key, shape, jnp.float32)
 
   keys = jax.random.split(key, len(leaves))
@@ -198,18 +225,27 @@ def hidden(
   attend = attention_fn if group is None else functools.partial(attention_fn, group=group)
   differ, of_layer = by_layer(cfg, positions, tokens.shape[1] if group is None else group.prompt + group.response)
 
-  def layer(x, w_and_own):
-    w, own = w_and_own
+  def layer(mixer: str, x: Array, w: Params, own: dict[str, Array]) -> Array:
     w, (rope, options) = dense(w, dtype), of_layer(own)
-    q, k, v = qkv(x, w, cfg, rope)
-    with jax.named_scope("attention"):
-      x = x + project_out(attend(q, k, v, mask, **options), w, cfg)
-    return x + feed_forward(x, w, cfg, mask, moe_fn), None
+    with jax.named_scope(mixer):
+      if mixer == "delta":
+        x = x + gated_delta(x, w, cfg, mask, group)
+      else:
+        q, k, v, gate = qkv(x, w, cfg, rope)
+        x = x + project_out(attend(q, k, v, mask, **options), gate, w, cfg)
+    return x + feed_forward(x, w, cfg, mask, moe_fn)
 
-  if remat != "none":
-    layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
+  def block(x: Array, w_and_own: tuple[Params, dict[str, Array]]) -> tuple[Array, None]:
+    for of_one, own, kind in zip(*map(functools.partial(unblocked, cfg), w_and_own), cfg.kinds, strict=False):
+      run = functools.partial(layer, kind.mixer)
+      if remat != "none":
+        run = jax.checkpoint(run, prevent_cse=False, policy=REMAT[remat])
+      x = run(x, of_one, own)
+    return x, None
+
   x = scale_embedding((embed_fn or embed)(params, tokens, dtype), cfg)
-  x, _ = lax.scan(layer, x, (params["layers"], differ), unroll=cfg.layers if cfg.layers <= 4 else 1)
+  blocks = cfg.layers // cfg.block
+  x, _ = lax.scan(block, x, blocked((params["layers"], differ), blocks), unroll=blocks if cfg.layers <= 4 else 1)
   return norm(x, params["norm"], cfg)
 
 
@@ -288,18 +324,33 @@ def scale_embedding(x: Float[Array, "*b D"], cfg: DecoderConfig) -> Float[Array,
   return x * jnp.asarray(math.sqrt(cfg.d_model), x.dtype) if cfg.scaled_embedding else x
 
 
-def unstack(layers: Params, n: int) -> list[Params]:
+def unstack(layers: Params, cfg: DecoderConfig) -> list[Params]:
   """Split stacked layers into one pytree per layer, for loops that would pay for the slice at every token."""
+  return _split(layers, cfg, range(cfg.layers))
 
-  def layer(i: int) -> Params:
-    return jax.tree.map(lambda stacked: stacked[i], layers)
 
-  return [layer(i) for i in range(n)]
+def _split(layers: Params, cfg: DecoderConfig, which: range) -> list[Params]:
+  """Split what is stacked of these layers, the first ones; each has the parameters that its kind has."""
+  found: list[Params] = [{} for _ in which]
+  for name, stacked in layers.items():
+    for place, i in enumerate(i for i in cfg.holders(name) if i in which):
+      found[i][name] = jax.tree.map(lambda a, place=place: a[place], stacked)
+  return found
+
+
+def blocked(tree: Any, blocks: int) -> Any:
+  """Stack by blocks of layers what is stacked by layers, to be scanned."""
+  return jax.tree.map(lambda a: a.reshape(blocks, -1, *a.shape[1:]), tree)
+
+
+def unblocked(cfg: DecoderConfig, of_block: Params) -> list[Params]:
+  """Split one block of what `blocked` has stacked into its layers."""
+  return _split(of_block, cfg, range(cfg.block))
 
 
 def rope_tables(cfg: DecoderConfig, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
   """The cosine and the sine of the rotary angles, f32[B, T, 1, h/2] each, of layers without a base of their own."""
-  return rope.tables(cfg.head_width, cfg.rope_theta, cfg.rope_scaling, positions)
+  return rope.tables(cfg.rotary_width or cfg.head_width, cfg.rope_theta, cfg.rope_scaling, positions)
 
 
 def norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], cfg: DecoderConfig) -> Float[Array, "*b D"]:
@@ -328,29 +379,38 @@ def scale_queries(q: Float[Array, "B T *n h"], cfg: DecoderConfig) -> Float[Arra
   return q * jnp.asarray(math.sqrt(cfg.head_width / cfg.query_scalar), q.dtype)
 
 
-def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*b D"]:
-  """Apply the root-mean-square norm over the last axis, in fp32."""
-  y = x.astype(jnp.float32)
-  y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-  return (y * scale.astype(jnp.float32)).astype(x.dtype)
-
-
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: DecoderConfig, rope: tuple[Array, Array]):
-  """Norm and project x, and rotate the result: queries [B, T, N, h], keys and values [B, T, K, h]."""
+  """Norm and project x, and rotate the result: queries [B, T, N, h], keys and values [B, T, K, h], the gate as queries or None."""
   with jax.named_scope("qkv"):
     x = norm_of_layer(x, w, "attn_norm", cfg)
-    by_head = lambda name: linear(x, w, name, cfg).reshape(*x.shape[:2], -1, cfg.head_width)
+    by_head = lambda name: linear(x, w, name, cfg.adapter_scale).reshape(*x.shape[:2], -1, w[name].shape[-1])
     q, k, v = map(by_head, "qkv")
+    q, gate = jnp.split(q, 2, axis=-1) if cfg.gated_attention else (q, None)
     if cfg.qkv_bias:
       q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if cfg.qk_norm:
       q, k = norm_heads(q, w["q_norm"], cfg), norm_heads(k, w["k_norm"], cfg)
-    return scale_queries(rotate(q, rope), cfg), rotate(k, rope), v
+    return scale_queries(rotate(q, rope), cfg), rotate(k, rope), v, gate
 
 
-def project_out(x: Float[Array, "B T N h"], w: Params, cfg: DecoderConfig) -> Float[Array, "B T D"]:
-  """Join the heads of the attention's output and project them to the model width; a norm behind is applied too."""
-  y = linear(x.reshape(*x.shape[:2], -1), w, "o", cfg)
+def gated_delta(
+  x: Float[Array, "B T D"],
+  w: Params,
+  cfg: DecoderConfig,
+  mask: Bool[Array, "B T"],
+  group: PromptGroup | None = None,
+) -> Float[Array, "B T D"]:
+  """Norm x and apply the gated delta rule, which stands in the place of attention, to whole sequences."""
+  y = norm_of_layer(x, w, "attn_norm", cfg)
+  return delta_net.mix_sequences(y, w, cfg.delta, mask, group, cfg.norm_eps, cfg.adapter_scale)
+
+
+def project_out(
+  x: Float[Array, "B T N h"], gate: Float[Array, "B T N h"] | None, w: Params, cfg: DecoderConfig
+) -> Float[Array, "B T D"]:
+  """Join the heads of the attention's output, gated, and project them to the model width; a norm behind is applied too."""
+  x = x if gate is None else x * jax.nn.sigmoid(gate)
+  y = linear(x.reshape(*x.shape[:2], -1), w, "o", cfg.adapter_scale)
   return norm_of_layer(y + w["o_bias"] if cfg.out_bias else y, w, "attn_out_norm", cfg)
 
 
@@ -362,39 +422,5 @@ def feed_forward(
     x = norm_of_layer(x, w, "mlp_norm", cfg)
     if cfg.moe is not None:
       return moe_fn(x, w, cfg.moe, mask)
-    gated = ACTIVATIONS[cfg.activation](linear(x, w, "gate", cfg)) * linear(x, w, "up", cfg)
-    return norm_of_layer(linear(gated, w, "down", cfg), w, "mlp_out_norm", cfg)
-
-
-def linear(x: Float[Array, "*b d"], w: Params, name: str, cfg: DecoderConfig) -> Float[Array, "*b f"]:
-  """Multiply x with a layer's matrix of that name, heads and their width as one axis, and add its adapter if any."""
-  y = project(x, w[name].reshape(x.shape[-1], -1))
-  if (a := w.get(f"{name}_a")) is None:
-    return y
-  b = w[f"{name}_b"]
-  low_rank = project(x, a.reshape(x.shape[-1], -1))
-  return y + cfg.adapter_scale * project(low_rank, b.reshape(b.shape[0], -1))
-
-
-@jax.custom_vjp
-def project(x: Float[Array, "*b d"], w: Float[Array, "d f"]) -> Float[Array, "*b f"]:
-  """Multiply x @ w, with a backward pass that finishes the gradient of the output before it uses it.
-
-  Otherwise XLA on CPU makes that gradient again, column by column, inside the transposition that the weight's gradient
-  needs, where it costs more than the product.
-  """
-  return x @ w
-
-
-def _project(x, w):
-  return x @ w, (x, w)
-
-
-def _project_back(residuals, d_out):
-  x, w = residuals
-  d_out = lax.optimization_barrier(d_out)
-  rows = lambda a: a.reshape(-1, a.shape[-1])
-  return d_out @ w.T, lax.dot_general(rows(x), rows(d_out), (((0,), (0,)), ((), ())))
-
-
-project.defvjp(_project, _project_back)
+    gated = ACTIVATIONS[cfg.activation](linear(x, w, "gate", cfg.adapter_scale)) * linear(x, w, "up", cfg.adapter_scale)
+    return norm_of_layer(linear(gated, w, "down", cfg.adapter_scale), w, "mlp_out_norm", cfg)

@@ -206,7 +206,7 @@ class Parameter:
     """Read the parameter, its layers stacked."""
     out = np.empty(self.shape, dtype)
     for position in np.ndindex(*self.shape[: self.leaf.stacked]):
-      x = self.file.read(self.name.format(*position))
+      x = self.file.read(self.leaf.tensor(position, self.name))
       out[position] = self.leaf.from_file(_halves(x, self.leaf.shape[-1]) if self.interleaved else x).astype(dtype)
     return out
 
@@ -247,7 +247,7 @@ def parameters(file: File, cfg: DecoderConfig) -> Params:
 
 
 def _names(name: str, leaf: weights.Leaf) -> Iterator[str]:
-  yield from (name.format(*position) for position in np.ndindex(*leaf.shape[: leaf.stacked]))
+  yield from (leaf.tensor(position, name) for position in np.ndindex(*leaf.shape[: leaf.stacked]))
 
 
 def token_id(file: File, key: str) -> int | None:

@@ -161,7 +161,7 @@ def write(
       hf_config.copy(pathlib.Path(like), part, dtype)
     if part is not None and card:
       (part / directories.CARD).write_text(card, encoding="utf-8")
-    weights.write(part, cfg, params, kinds[dtype], max_shard_bytes)
+    weights.write(part, cfg, params, kinds[dtype], max_shard_bytes, like)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"wrote {directory}")
 

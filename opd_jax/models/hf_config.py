@@ -7,9 +7,18 @@ from typing import Any
 
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
-from opd_jax.models import hf_llada
+from opd_jax.models import hf_llada, hf_rope
 from opd_jax.models.decoder import DecoderConfig
-from opd_jax.models.hf_layers import PLAIN, Alternating, Layers, NoRopeInSome, WindowEverywhere, WindowWhereSwitched
+from opd_jax.models.delta_net import DeltaNet
+from opd_jax.models.hf_layers import (
+  PLAIN,
+  Alternating,
+  Hybrid,
+  Layers,
+  NoRopeInSome,
+  WindowEverywhere,
+  WindowWhereSwitched,
+)
 from opd_jax.models.hf_values import Json, number, positive_int, switch
 from opd_jax.models.layer_kinds import shortest_period
 from opd_jax.models.moe import MoE
@@ -27,6 +36,7 @@ class Architecture:
   attention_bias: bool = False  # config.json's switch of that name is followed: biases of q, k, v and o
   norms: str = "before"  # where those of a layer stand, see decoder.NORMS
   gemma: bool = False  # norms about zero, a scaled embedding, query_pre_attn_scalar, and hidden_activation, a GELU
+  hybrid: bool = False  # layers of the gated delta rule; attention is gated and rotated in part, norms are about zero
   moe: bool = False  # every layer has experts
   head_width: int | None = None  # where config.json has no head_dim; None: d_model / heads
   tied: bool = False  # defaults of config.json, as the next two
@@ -82,6 +92,18 @@ ARCHITECTURES = {
     layers=Alternating(6, 10_000.0),
     off=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
   ),
+  "Qwen3_5ForCausalLM": Architecture(
+    "qwen3_5_text", qk_norm=True, hybrid=True, head_width=256, layers=Hybrid(), off=("attention_bias",)
+  ),
+  "Qwen3_5ForConditionalGeneration": Architecture(
+    "qwen3_5",
+    qk_norm=True,
+    hybrid=True,
+    head_width=256,
+    layers=Hybrid(),
+    off=("attention_bias",),
+    tensor_names="language_model",
+  ),
   "LLaDAModelLM": Architecture("llada", norm_eps=1e-5, causal=False, tensor_names="llada"),
   "DreamModel": Architecture("Dream", qkv_bias=True, causal=False, shifted=True, off=("use_sliding_window",)),
 }
@@ -117,6 +139,8 @@ def described(raw: Json) -> DecoderConfig:
       )
   if arch.tensor_names == "llada":
     raw = hf_llada.as_llama(raw)
+  if arch.tensor_names == "language_model":
+    raw = _text_part(raw)
   for key in arch.off:
     if value := raw.get(key):
       raise ValueError(f"{key} is {'true' if value is True else brief(value)}, which is not supported for {found}")
@@ -152,7 +176,7 @@ def described(raw: Json) -> DecoderConfig:
     out_bias=biases,
     whole_qk_norm=arch.whole_qk_norm,
     norms=arch.norms,
-    zero_centred_norms=arch.gemma,
+    zero_centred_norms=arch.gemma or arch.hybrid,
     activation=activation,
     scaled_embedding=arch.gemma,
     query_scalar=None if query_scalar == head_width else query_scalar,
@@ -160,7 +184,40 @@ def described(raw: Json) -> DecoderConfig:
     causal=arch.causal,
     mask_id=None if arch.causal else _mask_id(raw),
     shifted=arch.shifted,
+    rotary_width=_rotary_width(raw, head_width) if arch.hybrid else None,
+    gated_attention=arch.hybrid,
+    delta=_delta(raw) if any(kind.mixer == "delta" for kind in kinds) else None,
     tensor_names=arch.tensor_names,
+  )
+
+
+def _text_part(raw: Json) -> Json:
+  """Take the decoder out of the config of a model that sees images; whether its head is its embedding is said outside of it."""
+  text = raw.get("text_config")
+  if not isinstance(text, dict):
+    raise ValueError(f"text_config is {brief(text)}; it has to be an object")
+  return text | {"tie_word_embeddings": raw.get("tie_word_embeddings")}
+
+
+def _rotary_width(raw: Json, head_width: int) -> int | None:
+  width = hf_rope.rotary_width(raw, head_width, 0.25)
+  return None if width == head_width else width
+
+
+def _delta(raw: Json) -> DeltaNet:
+  """Read the sizes of the layers of the gated delta rule."""
+  key_heads = positive_int(raw, "linear_num_key_heads", 16)
+  value_heads = positive_int(raw, "linear_num_value_heads", 32)
+  if value_heads % key_heads:
+    raise ValueError(
+      f"linear_num_value_heads is {value_heads}, which is no multiple of linear_num_key_heads, {key_heads}; mend the one that is wrong"
+    )
+  return DeltaNet(
+    key_heads,
+    value_heads,
+    key_width=positive_int(raw, "linear_key_head_dim", 128),
+    value_width=positive_int(raw, "linear_value_head_dim", 128),
+    conv=positive_int(raw, "linear_conv_kernel_dim", 4),
   )
 
 
@@ -263,6 +320,8 @@ def _keys(cfg: DecoderConfig, arch: Architecture) -> Json:
   """The keys of a config.json of this architecture that says what the model is, if it can."""
   if arch.tensor_names == "llada":
     return {"model_type": arch.model_type} | hf_llada.as_llada(cfg)
+  if arch.tensor_names == "language_model":
+    raise ValueError("a model that sees images is written like the directory that it comes from alone")
   key, activation = arch.activation
   config = {
     "model_type": arch.model_type,

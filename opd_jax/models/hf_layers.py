@@ -8,7 +8,7 @@ import dataclasses
 
 from opd_jax.models import hf_rope, layer_kinds
 from opd_jax.models.decoder import DecoderConfig
-from opd_jax.models.hf_rope import FULL, SLIDING
+from opd_jax.models.hf_rope import FULL, LINEAR, SLIDING
 from opd_jax.models.hf_values import Json, entries, positive_int, switch
 from opd_jax.models.layer_kinds import LayerKind
 from opd_jax.models.rope import Scaling
@@ -126,6 +126,34 @@ class Alternating(Layers):
     nested = {FULL: full, SLIDING: {"rope_theta": local, "rope_type": "default"}}
     base = {} if self.local_theta is None else {"rope_local_base_freq": local}
     return super().write(cfg) | base | {"rope_parameters": nested} | _windows(cfg, {})
+
+
+class Hybrid(Layers):
+  """Qwen3.5: layers of the gated delta rule, and of full attention every full_attention_interval layers, or as layer_types says."""
+
+  def read(self, raw: Json, layers: int, max_positions: int, theta: float) -> tuple[Rope, list[LayerKind]]:
+    _check_number(layers)
+    interval = positive_int(raw, "full_attention_interval", 4)
+    default = [FULL if (i + 1) % interval == 0 else LINEAR for i in range(layers)]
+    types = entries(raw, "layer_types", (FULL, LINEAR), layers) or default
+    if FULL not in types:
+      raise ValueError(f"no layer is '{FULL}', which is not supported")
+    rope = hf_rope.read(raw, max_positions, theta, partial=True)
+    return rope, [LayerKind(mixer="delta" if kind == LINEAR else "attention") for kind in types]
+
+  def write(self, cfg: DecoderConfig) -> Json:
+    if cfg.delta is None:
+      return super().write(cfg)
+    net, types = cfg.delta, [LINEAR if kind.mixer == "delta" else FULL for kind in cfg.kinds]
+    return super().write(cfg) | {
+      "layer_types": types,
+      "partial_rotary_factor": (cfg.rotary_width or cfg.head_width) / cfg.head_width,
+      "linear_num_key_heads": net.key_heads,
+      "linear_num_value_heads": net.value_heads,
+      "linear_key_head_dim": net.key_width,
+      "linear_value_head_dim": net.value_width,
+      "linear_conv_kernel_dim": net.conv,
+    }
 
 
 MOST_LAYERS = 4096  # of models whose layers differ; they are listed, and no list should fill the memory

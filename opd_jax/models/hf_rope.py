@@ -12,15 +12,16 @@ from opd_jax.models.rope import LinearScaling, RopeScaling, Scaling, YarnScaling
 from opd_jax.runtime.json_files import is_whole
 
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 
 def read(
-  raw: Json, max_positions: int, default_theta: float, layer_type: str | None = None
+  raw: Json, max_positions: int, default_theta: float, layer_type: str | None = None, *, partial: bool = False
 ) -> tuple[float, Scaling | None]:
   """Read base and scaling.
 
   Args:
+    partial: whether the model may rotate a part of each head alone, see `rotary_width`.
     layer_type: FULL or SLIDING where the two have settings of their own, as in OLMo-3 and Gemma-3; in transformers 4's
       form those are of the full layers.
   """
@@ -32,9 +33,9 @@ def read(
   if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
     raise ValueError(f"the rope scaling has settings for {brief(nested[0])} alone, which is not supported")
   theta = number({"rope_theta": rope.get("rope_theta") or raw.get("rope_theta")}, "rope_theta", default_theta)
-  partial = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
-  if partial != 1.0:
-    raise ValueError(f"partial_rotary_factor is {brief(partial)}; only 1 is supported")
+  factor = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+  if factor != 1.0 and not partial:
+    raise ValueError(f"partial_rotary_factor is {brief(factor)}; only 1 is supported")
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind not in KINDS:
     raise ValueError(f"rope type {brief(kind)} is not supported; {', '.join(map(repr, KINDS))} are")
@@ -55,6 +56,23 @@ def read(
   if not low < high:
     raise ValueError(f"low_freq_factor is {low} and high_freq_factor {high}; it has to be the larger")
   return theta, RopeScaling(factor, low, high, original)
+
+
+def rotary_width(raw: Json, head_width: int, default: float) -> int:
+  """Read how many of a head's numbers are rotated.
+
+  Args:
+    default: share of them, where config.json has none.
+  """
+  rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+  share = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or default
+  share = number({"partial_rotary_factor": share}, "partial_rotary_factor")
+  width = int(head_width * share)
+  if share > 1 or width < 2 or width % 2:
+    raise ValueError(
+      f"partial_rotary_factor is {share}, which rotates {width} of a head's {head_width} numbers; that has to be even, and at least 2"
+    )
+  return width
 
 
 def _yarn(rope: Json, theta: float, factor: float, original: int) -> YarnScaling:

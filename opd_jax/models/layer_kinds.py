@@ -17,11 +17,12 @@ from jaxtyping import Array
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-  """The attention of one layer, as far as it may differ from that of its neighbours."""
+  """The mixer of one layer, as far as it may differ from that of its neighbours."""
 
   window: int | None = None  # tokens that a token sees, itself included; None: all
   rotary: bool = True  # False: no rotary positions (NoPE)
   theta: float | None = None  # base of its rotary angles, which are not scaled then; None: the model's
+  mixer: str = "attention"  # or "delta", the gated delta rule, which knows neither windows nor positions
 
 
 def shortest_period(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:

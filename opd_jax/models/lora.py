@@ -39,6 +39,11 @@ INPUTS = {  # how many of a matrix's axes a product contracts; the others are ou
   "gate": 1,
   "up": 1,
   "down": 1,
+  "delta_qkv": 1,
+  "delta_gate": 1,
+  "delta_rate": 1,
+  "delta_decay": 1,
+  "delta_out": 2,
 }
 PEFT = {  # a matrix's module within a layer; the last part is its name in PEFT's target_modules
   "q": "self_attn.q_proj",
@@ -48,6 +53,11 @@ PEFT = {  # a matrix's module within a layer; the last part is its name in PEFT'
   "gate": "mlp.gate_proj",
   "up": "mlp.up_proj",
   "down": "mlp.down_proj",
+  "delta_qkv": "linear_attn.in_proj_qkv",
+  "delta_gate": "linear_attn.in_proj_z",
+  "delta_rate": "linear_attn.in_proj_b",
+  "delta_decay": "linear_attn.in_proj_a",
+  "delta_out": "linear_attn.out_proj",
 }
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -136,7 +146,12 @@ def merge_layer(layer: Params, scale: float) -> Params:
 
 def merge(params: Params, scale: float) -> Params:
   """Add A B into W in all layers, which makes an ordinary model."""
-  return params | {"layers": jax.vmap(lambda layer: merge_layer(layer, scale))(params["layers"])}
+  layers = params["layers"]
+  own = {
+    name: {n: layers[n] for n in (name, f"{name}_a", f"{name}_b") if n in layers} for name in INPUTS if name in layers
+  }
+  merged = {name: jax.vmap(lambda layer: merge_layer(layer, scale))(of_one)[name] for name, of_one in own.items()}
+  return params | {"layers": {name: w for name, w in layers.items() if name[-2:] not in ("_a", "_b")} | merged}
 
 
 def read_config(directory: pathlib.Path) -> Lora:
@@ -208,7 +223,8 @@ def load(directory: pathlib.Path, cfg: DecoderConfig, lora: Lora) -> Params:
   """
   tensors, layers = check(directory, cfg, lora), {}
   for name, shape in shapes(cfg, lora)["layers"].items():
-    by_layer = [tensors[tensor].map().astype(np.float32).T for tensor in _peft_tensors(cfg, lora)[name]]
+    order, by_tensor = _outputs(cfg, name), _peft_tensors(cfg, lora)[name]
+    by_layer = [tensors[tensor].map().astype(np.float32).T[:, order] for tensor in by_tensor]
     layers[name] = np.stack(by_layer).reshape(shape)
   if broken := finite.first_broken(layers):
     raise InputError(
@@ -278,7 +294,9 @@ def write(
   for name, by_layer in _peft_tensors(cfg, lora).items():
     layers = np.asarray(adapter["layers"][name], np.float32)
     for layer, (tensor, shape) in zip(layers, by_layer.items(), strict=True):
-      tensors[tensor] = np.ascontiguousarray(layer.reshape(shape[::-1]).T)
+      in_file = np.empty(shape[::-1], np.float32)
+      in_file[:, _outputs(cfg, name)] = layer.reshape(shape[::-1])
+      tensors[tensor] = np.ascontiguousarray(in_file.T)
   save_file(tensors, directory / WEIGHTS, {"format": "pt"})
   adapter_config: dict[str, Any] = {
     "peft_type": "LORA",
@@ -302,14 +320,20 @@ def write(
 def _peft_tensors(cfg: DecoderConfig, lora: Lora) -> dict[str, dict[str, tuple[int, int]]]:
   """List each parameter's tensors by layer, with shapes: PEFT has A as [r, inputs] and B as [outputs, r]."""
   tensors = {}
-  for name, (L, *axes) in shapes(cfg, lora)["layers"].items():
+  for name, (_, *axes) in shapes(cfg, lora)["layers"].items():
     matrix, side = name[:-2], name[-1].upper()
     tensor = weights.tensor_name(
       f"base_model.model.model.layers.{{}}.{PEFT[matrix]}.lora_{side}.weight", cfg.tensor_names
     )
     shape = (lora.rank, math.prod(axes[:-1])) if side == "A" else (math.prod(axes[1:]), lora.rank)
-    tensors[name] = {tensor.format(layer): shape for layer in range(L)}
+    tensors[name] = {tensor.format(layer): shape for layer in cfg.holders(matrix)}
   return tensors
+
+
+def _outputs(cfg: DecoderConfig, name: str) -> Any:
+  """Where in a file the outputs of an adapter's B stand: as the matrix's own, see `weights.by_head`; A has none."""
+  parts = cfg.delta.parts_of(name.removesuffix("_b")) if cfg.delta else ()
+  return weights.by_head(cfg.delta.key_heads, parts) if cfg.delta and parts else slice(None)
 
 
 def _module(module: str, names: str) -> str:

@@ -29,6 +29,11 @@ def uneven(mesh: Mesh, name: str, cfg: decoder.DecoderConfig) -> list[str]:
   parts = {"query heads": cfg.heads, "feed-forward columns": cfg.ff_width, "vocabulary ids": cfg.vocab}
   if not shares_heads(mesh, cfg) and cfg.kv_heads % tensor:
     parts["key/value heads"] = cfg.kv_heads
+  if cfg.delta is not None:
+    parts |= {
+      "key heads of the delta rule": cfg.delta.key_heads,
+      "value heads of the delta rule": cfg.delta.value_heads,
+    }
   if cfg.moe and cfg.moe.experts % mesh.shape["expert"]:
     notes.append(
       f"config.mesh.expert={mesh.shape['expert']} does not divide the {cfg.moe.experts} experts of {name}, so each "

@@ -27,6 +27,9 @@ CONTRACTED = {  # the axes that a product sums over; every other one keeps its s
   "experts_gate": (2,),  # L E D F
   "experts_up": (2,),  # L E D F
   "experts_down": (2,),  # L E F D
+  "delta_qkv": (1,),  # L D C
+  "delta_gate": (1,),  # L D H v
+  "delta_out": (1, 2),  # L H v D
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from opd_jax.models import decoder
+from opd_jax.models import decoder, delta_net
 from opd_jax.models.decoder import DecoderConfig
 
 FP32 = 4  # bytes
@@ -73,16 +73,22 @@ def parameter_count(cfg: DecoderConfig) -> int:
 def layer_parameters(cfg: DecoderConfig, *, every_expert: bool = True) -> int:
   """The number of parameters in the matrices of all layers: L (D h (N + 2 K) + N h D + 3 D F).
 
-  With a mixture of experts the last term is D E + E 3 D F.
+  With a mixture of experts the last term is D E + E 3 D F; gated attention has 2 N h D of queries, and layers of the gated delta rule
+  have their own matrices in the place of attention's.
 
   Args:
     every_expert: False counts what one token goes through, k experts in the place of E.
   """
-  D, N, K, h, moe = cfg.d_model, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.moe
+  D, N, K, h, moe, A = cfg.d_model, cfg.heads, cfg.kv_heads, cfg.head_width, cfg.moe, len(cfg.holders("q"))
   feed_forward = 3 * D * cfg.ff_width
   if moe is not None:
     feed_forward = D * moe.experts + feed_forward * (moe.experts if every_expert else moe.per_token)
-  return cfg.layers * (D * h * (N + 2 * K) + N * h * D + feed_forward)
+  queries = 2 * N if cfg.gated_attention else N
+  mixers = A * (D * h * (queries + 2 * K) + N * h * D)
+  if cfg.delta is not None:
+    of_one = cfg.delta.shapes(D)
+    mixers += (cfg.layers - A) * sum(math.prod(of_one[name]) for name in delta_net.MATRICES)
+  return mixers + cfg.layers * feed_forward
 
 
 def layer_flops(cfg: DecoderConfig, tokens: int, pairs: float) -> float:
@@ -90,7 +96,19 @@ def layer_flops(cfg: DecoderConfig, tokens: int, pairs: float) -> float:
 
   The 4 are two products, scores and weighted values, of 2 FLOPs each. Of a mixture the weights of the chosen experts.
   """
-  return 2 * layer_parameters(cfg, every_expert=False) * tokens + 4 * cfg.layers * cfg.heads * cfg.head_width * pairs
+  A = len(cfg.holders("q"))
+  flops = 2 * layer_parameters(cfg, every_expert=False) * tokens + 4 * A * cfg.heads * cfg.head_width * pairs
+  return flops + (cfg.layers - A) * rule_flops(cfg) * tokens
+
+
+def rule_flops(cfg: DecoderConfig) -> int:
+  """Count the FLOPs of the gated delta rule of a layer for a token, as the recurrence has them; 0 without it.
+
+  Of each of H states [k, v]: decay, what k reads, the correction and what q reads, 7 k v. Chunks of 64 do about 64 (3 k + 2 v) / 2 more for
+  each head, and in products, which is what makes them fast.
+  """
+  net = cfg.delta
+  return 0 if net is None else 7 * net.value_heads * net.key_width * net.value_width
 
 
 def causal_pairs(T: int) -> int:
@@ -104,8 +122,18 @@ def head_flops(cfg: DecoderConfig, tokens: int, V: int) -> int:
 
 
 def cache_bytes(cfg: DecoderConfig, rows: int, prefix: float, itemsize: int) -> float:
-  """Count the bytes of keys and values of `prefix` filled slots in every row: 2 L K h i per slot."""
-  return rows * prefix * 2 * cfg.layers * cfg.kv_heads * cfg.head_width * itemsize
+  """Count the bytes of keys and values of `prefix` filled slots in every row: 2 L K h i per slot.
+
+  Of layers of the gated delta rule the state, H k v numbers of fp32, and the tail of the convolution, whatever the prefix.
+  """
+  A = len(cfg.holders("q"))
+  slots = rows * prefix * 2 * A * cfg.kv_heads * cfg.head_width * itemsize
+  if (net := cfg.delta) is None:
+    return slots
+  state = (
+    FP32 * net.value_heads * net.key_width * net.value_width + (net.conv - 1) * net.key_heads * net.channels * itemsize
+  )
+  return slots + rows * (cfg.layers - A) * state
 
 
 def weight_bytes(cfg: DecoderConfig, V: int, itemsize: int) -> int:

@@ -73,8 +73,13 @@ def tables(h: int, theta: float, scaling: Scaling | None, positions: Int[Array, 
 
 
 def rotate(x: Float[Array, "B T *n h"], rope: tuple[Array, Array]) -> Float[Array, "B T *n h"]:
-  """Apply the rotary position embedding in fp32, where the first half of a head pairs with the second."""
+  """Apply the rotary position embedding in fp32, where the first half of a head pairs with the second.
+
+  Where the tables are of less than a head, its first numbers are rotated and the others stay.
+  """
   cos, sin = rope
+  if (width := 2 * cos.shape[-1]) < x.shape[-1]:
+    return jnp.concatenate([rotate(x[..., :width], rope), x[..., width:]], axis=-1)
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 

@@ -4,10 +4,11 @@ Weights go from the pages of the files straight into the shards of the devices: 
 hold, and keeps no more than one device's slice of one parameter (its layers stacked) in host memory at a time.
 
 Dimensions, one letter each in `_LEAVES`: v vocabulary, d model width, n heads, h head width, f feed-forward width,
-e experts.
+e experts; of layers of the delta rule c channels of a head, w the width of the convolution.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ NAMES = {  # by DecoderConfig.tensor_names, what other names are made of these, 
     ".mlp.down_proj.": ".ff_out.",
     ".mlp.": ".",
   },
+  "language_model": {"model.": "model.language_model."},  # of a model that sees images too
 }
 
 
@@ -56,14 +58,20 @@ def check(directory: pathlib.Path, cfg: DecoderConfig) -> None:
   tensors = _find_parameters(directory, cfg)
   _check_tensors(directory, cfg, tensors)
   if cfg.tied and _HEAD in tensors:
-    _check_tied(tensors[_EMBED], tensors[_HEAD])
+    _check_tied(tensors[tensor_name(_EMBED, cfg.tensor_names)], tensors[_HEAD])
 
 
 def _find_parameters(directory: pathlib.Path, cfg: DecoderConfig) -> dict[str, Tensor]:
   """Find the tensors; embedding and head of a tied model are one, which some programs save under the head's name."""
   tensors = safetensors_io.find_tensors(directory)
-  if cfg.tied and _HEAD in tensors and _EMBED not in tensors:
-    tensors[_EMBED] = tensors.pop(_HEAD)
+  prefix, embed = NAMES["language_model"]["model."], tensor_name(_EMBED, cfg.tensor_names)
+  if cfg.tensor_names == "transformers" and _EMBED not in tensors and tensor_name(_EMBED, "language_model") in tensors:
+    # The text part of a model that sees images, saved by itself: transformers leaves its names as they were.
+    tensors = {
+      f"model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name: t for name, t in tensors.items()
+    }
+  if cfg.tied and _HEAD in tensors and embed not in tensors:
+    tensors[embed] = tensors.pop(_HEAD)
   return tensors
 
 
@@ -82,7 +90,7 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
       hint = "if the model's head is its embedding, config.json has to say tie_word_embeddings true"
     raise InputError(f"{where} has no tensor {some(missing)}, which config.json implies: {hint}.")
   harmless = {_HEAD} if cfg.tied else set()
-  harmless |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+  harmless |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")} | others(cfg, tensors).keys()
   if unknown := [name for name in tensors if name not in expected and name not in harmless]:
     raise InputError(
       f"{where} has unknown tensors {some(unknown)}: config.json and the weights are of different models."
@@ -99,6 +107,13 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
       )
     if t.dtype not in DTYPES:
       raise InputError(f"{t.file}: tensor {name} has dtype {some([t.dtype])}; supported are {', '.join(DTYPES)}.")
+
+
+def others(cfg: DecoderConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+  """The tensors of a model that sees images which are not its decoder's: what sees, and what guesses several tokens at once."""
+  if cfg.delta is None:
+    return {}
+  return {name: t for name, t in tensors.items() if name.startswith(("model.visual.", "mtp."))}
 
 
 def _check_tied(embed: Tensor, head: Tensor) -> None:
@@ -162,14 +177,19 @@ def read_slice(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, index:
   wanted = [range(n)[s] for n, s in zip(leaf.shape, index, strict=True)]
   out = np.empty([len(w) for w in wanted], dtype)
   for position in np.ndindex(*out.shape[: leaf.stacked]):
-    layer_and_expert = [w[i] for w, i in zip(wanted, position, strict=False)]
-    tensor = tensors[leaf.name.format(*layer_and_expert)]
+    place = tuple(w[i] for w, i in zip(wanted, position, strict=False))
+    tensor = tensors[leaf.tensor(place)]
     out[position] = leaf.from_file(tensor.map())[index[leaf.stacked :]].astype(dtype)
   return out
 
 
 def write(
-  directory: pathlib.Path | None, cfg: DecoderConfig, params: Params, kind: str, max_shard_bytes: float
+  directory: pathlib.Path | None,
+  cfg: DecoderConfig,
+  params: Params,
+  kind: str,
+  max_shard_bytes: float,
+  like: pathlib.Path | None = None,
 ) -> None:
   """Write the safetensors files, gathering one parameter at a time.
 
@@ -177,13 +197,16 @@ def write(
     directory: None in a process that only takes part in gathering.
     kind: a key of `safetensors_io.DTYPES`.
     max_shard_bytes: a file larger than this is split between tensors.
+    like: the directory that the model comes from, whose tensors beside the decoder's (`others`) are copied as they are.
   """
   arrays = _gathered(cfg, params, DTYPES[kind])
   if directory is None:
     for _ in arrays:
       pass
     return
-  files = _files(cfg, DTYPES[kind].itemsize, max_shard_bytes)
+  copied = others(cfg, safetensors_io.find_tensors(like)) if like is not None and cfg.delta is not None else {}
+  kinds = sorted({t.dtype for t in copied.values()})
+  files = _files(cfg, DTYPES[kind].itemsize, max_shard_bytes, more=len(kinds))
   total = 0
   for file, tensors in files.items():
     with (directory / file).open("wb") as f:
@@ -193,13 +216,26 @@ def write(
         assert name == wanted
         f.write(array.reshape(-1).view(np.uint8).data)
         total += array.nbytes
+  of_all = len(files) + len(kinds)
+  for i, of_kind in enumerate(kinds, len(files) + 1):
+    tensors = {name: t for name, t in copied.items() if t.dtype == of_kind}
+    files[file := _numbered(i, of_all)] = {name: t.shape for name, t in tensors.items()}
+    with (directory / file).open("wb") as f:
+      f.write(safetensors_io.make_header(files[file], of_kind))
+      for t in tensors.values():
+        f.write(np.ascontiguousarray(t.map()).reshape(-1).view(np.uint8).data)
+        total += math.prod(t.shape) * DTYPES[of_kind].itemsize
   if len(files) > 1:
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     directories.write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _files(cfg: DecoderConfig, itemsize: int, max_shard_bytes: float) -> dict[str, dict[str, Shape]]:
-  """Share the tensors out over files: file -> its tensors and their shapes, in the order of `_expected`."""
+def _files(cfg: DecoderConfig, itemsize: int, max_shard_bytes: float, more: int = 0) -> dict[str, dict[str, Shape]]:
+  """Share the tensors out over files: file -> its tensors and their shapes, in the order of `_expected`.
+
+  Args:
+    more: files that come behind these.
+  """
   shards: list[dict[str, Shape]] = [{}]
   room = max_shard_bytes
   for name, shape in _expected(cfg).items():
@@ -209,9 +245,13 @@ def _files(cfg: DecoderConfig, itemsize: int, max_shard_bytes: float) -> dict[st
       room = max_shard_bytes
     shards[-1][name] = shape
     room -= size
-  if len(shards) == 1:
+  if len(shards) + more == 1:
     return {FILE: shards[0]}
-  return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+  return {_numbered(i, len(shards) + more): shard for i, shard in enumerate(shards, 1)}
+
+
+def _numbered(i: int, files: int) -> str:
+  return f"model-{i:05d}-of-{files:05d}.safetensors"
 
 
 def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
@@ -249,6 +289,15 @@ _LEAVES: Placed = {
   "o_bias": ("model.layers.{}.self_attn.o_proj.bias", ("d",), "d"),
   "q_norm": ("model.layers.{}.self_attn.q_norm.weight", ("h",), "h"),
   "k_norm": ("model.layers.{}.self_attn.k_norm.weight", ("h",), "h"),
+  "delta_qkv": ("model.layers.{}.linear_attn.in_proj_qkv.weight", ("nc", "d"), "dnc"),
+  "delta_gate": ("model.layers.{}.linear_attn.in_proj_z.weight", ("nh", "d"), "dnh"),
+  "delta_rate": ("model.layers.{}.linear_attn.in_proj_b.weight", ("n", "d"), "dn"),
+  "delta_decay": ("model.layers.{}.linear_attn.in_proj_a.weight", ("n", "d"), "dn"),
+  "delta_conv": ("model.layers.{}.linear_attn.conv1d.weight", ("nc", "", "w"), "ncw"),
+  "delta_log_decay": ("model.layers.{}.linear_attn.A_log", ("n",), "n"),
+  "delta_bias": ("model.layers.{}.linear_attn.dt_bias", ("n",), "n"),
+  "delta_norm": ("model.layers.{}.linear_attn.norm.weight", ("h",), "h"),
+  "delta_out": ("model.layers.{}.linear_attn.out_proj.weight", ("d", "nh"), "nhd"),
   "gate": ("model.layers.{}.mlp.gate_proj.weight", ("f", "d"), "df"),
   "up": ("model.layers.{}.mlp.up_proj.weight", ("f", "d"), "df"),
   "down": ("model.layers.{}.mlp.down_proj.weight", ("d", "f"), "fd"),
@@ -264,12 +313,16 @@ _WHOLE_QK_NORM: Placed = {name: (_LEAVES[name][0], ("nh",), "nh") for name in ("
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One parameter of `decoder.shapes` and the tensors that hold it in a directory; the last three as in `_LEAVES`."""
+  """One parameter of `decoder.shapes` and the tensors that hold it in a directory; `name` and axes as in `_LEAVES`."""
 
   shape: Shape  # of the parameter
   name: str
   file_axes: tuple[str, ...]
   axes: str
+  layers: tuple[int, ...] = ()  # that have it, in the order in which it is stacked
+  parts: tuple[
+    int, ...
+  ] = ()  # of a head, where a file has those of all heads together, part after part; (): heads are whole there
 
   @property
   def stacked(self) -> int:
@@ -288,19 +341,41 @@ class Leaf:
   def _file_shape(self) -> Shape:
     return tuple(math.prod(self._sizes[letter] for letter in axis) for axis in self.file_axes)
 
+  def tensor(self, position: tuple[int, ...], name: str = "") -> str:
+    """The name of the tensor at a place of the stacked axes.
+
+    Args:
+      name: with {} for the layer, and the expert; "": its own.
+    """
+    layer, experts = position[:1], position[1:]
+    return (name or self.name).format(*(self.layers[i] for i in layer), *experts)
+
   def tensors(self) -> dict[str, Shape]:
     """The names and shapes of its tensors in the file."""
-    names = [self.name.format(*position) for position in np.ndindex(*self.shape[: self.stacked])]
+    names = [self.tensor(position) for position in np.ndindex(*self.shape[: self.stacked])]
     return dict.fromkeys(names, self._file_shape)
 
   def from_file(self, x: np.ndarray) -> np.ndarray:
     """View one tensor of a file with the parameter's axes."""
+    if self.parts:
+      x = x[by_head(self._sizes["n"], self.parts)]
     split = x.reshape([self._sizes[letter] for letter in self._file_order])
     return split.transpose([self._file_order.index(letter) for letter in self.axes])
 
   def to_file(self, x: np.ndarray) -> np.ndarray:
     """Turn one layer of the parameter, or one expert, into its tensor in a file."""
-    return x.transpose([self.axes.index(letter) for letter in self._file_order]).reshape(self._file_shape)
+    x = x.transpose([self.axes.index(letter) for letter in self._file_order]).reshape(self._file_shape)
+    return x[np.argsort(by_head(self._sizes["n"], self.parts))] if self.parts else x
+
+
+@functools.cache
+def by_head(heads: int, parts: tuple[int, ...]) -> np.ndarray:
+  """Where in a file the rows of heads stand that are kept part by part there, such as all queries, all keys, all values; in our order."""
+  place, found = 0, []
+  for width in parts:
+    found.append(np.arange(place, place + heads * width).reshape(heads, width))
+    place += heads * width
+  return np.concatenate(found, axis=1).reshape(-1)
 
 
 def parameter_leaves(cfg: DecoderConfig) -> dict[str, Any]:
@@ -309,7 +384,8 @@ def parameter_leaves(cfg: DecoderConfig) -> dict[str, Any]:
 
   def make_leaf(path: Any, shape: Shape) -> Leaf:
     name, file_axes, axes = leaves[path[-1].key]
-    return Leaf(shape, tensor_name(name, cfg.tensor_names), file_axes, axes)
+    holders, parts = tuple(cfg.holders(path[-1].key)), cfg.delta.parts_of(path[-1].key) if cfg.delta else ()
+    return Leaf(shape, tensor_name(name, cfg.tensor_names), file_axes, axes, holders, parts)
 
   return jax.tree_util.tree_map_with_path(make_leaf, shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))
 

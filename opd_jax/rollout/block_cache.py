@@ -65,9 +65,9 @@ def hidden(
 
     def layer(x: Array, w_and_kept: tuple[Params, Array, Array]):
       w, k_kept, v_kept = w_and_kept
-      q, k, v = decoder.qkv(x, w, cfg, ropes[0])
+      q, k, v, gate = decoder.qkv(x, w, cfg, ropes[0])
       k, v = (lax.dynamic_update_slice_in_dim(kept, new, begin, axis=1) for kept, new in ((k_kept, k), (v_kept, v)))
-      x = x + decoder.project_out(attend(q, k, v, visible), w, cfg)
+      x = x + decoder.project_out(attend(q, k, v, visible), gate, w, cfg)
       return x + decoder.feed_forward(x, w, cfg, here(mask)), (k, v)
 
     x = decoder.scale_embedding(embed_fn(w, here(tokens), dtype), cfg)

@@ -1,7 +1,8 @@
 """Key/value caches and the decoder steps that read and write them.
 
 A prompt's keys and values are kept once, for all of its rollouts, and each rollout has a cache of its own behind them; a
-decode step attends to both. The only rollout of a prompt has one cache for both. Keys are stored transposed, [B, K, h, S], so that a decode step is two plain batched matrix products; one array per
+decode step attends to both. The only rollout of a prompt has one cache for both. A layer of the gated delta rule has a state instead, which each
+rollout takes over from its prompt. Keys are stored transposed, [B, K, h, S], so that a decode step is two plain batched matrix products; one array per
 layer, so that writing one token never copies another layer's cache. What the token loop would compute again at every
 token is computed before it: the weights in the compute type, layer by layer and joined where they have the same input,
 and the rotary angles of every position.
@@ -19,8 +20,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import decoder, layer_kinds, lora, moe
+from opd_jax.models import decoder, delta_net, delta_rule, layer_kinds, lora, moe
 from opd_jax.models.attention import NEVER, attend_causal
+from opd_jax.models.delta_net import DeltaState
 from opd_jax.types import Params
 
 
@@ -35,11 +37,10 @@ class LayerCache(NamedTuple):
     """The number of slots, S."""
     return self.v.shape[2]
 
-  @classmethod
-  def empty(cls, like: "LayerCache", rows: int) -> "LayerCache":
-    """Make a cache without slots, of as many key/value heads of the same width."""
-    K, h = like.k.shape[1:3]
-    return cls(jnp.zeros((rows, K, h, 0), like.k.dtype), jnp.zeros((rows, K, 0, h), like.v.dtype))
+  def of_rows(self, n: int) -> "LayerCache":
+    """Make a cache without slots for n rows behind each: they read this one besides."""
+    (rows, K, h), dtypes = self.k.shape[:3], (self.k.dtype, self.v.dtype)
+    return LayerCache(jnp.zeros((n * rows, K, h, 0), dtypes[0]), jnp.zeros((n * rows, K, 0, h), dtypes[1]))
 
   def grow(self, length: int) -> "LayerCache":
     """Append empty slots up to `length`. This copies the cache: call it between token loops, never inside one."""
@@ -49,11 +50,14 @@ class LayerCache(NamedTuple):
     )
 
 
+Cache = LayerCache | DeltaState  # of one layer
+
+
 class PromptCaches(NamedTuple):
   """The part of a rollout's context that it shares with the other rollouts of its prompt."""
 
   mask: Bool[Array, "p P"]  # true on real tokens
-  layers: list[LayerCache]  # of P slots, one per layer; none where the rows' own caches begin with them
+  layers: list[Cache]  # of P slots, one per layer; none where the rows' own caches begin with them
 
 
 class DecodeParams(NamedTuple):
@@ -72,9 +76,7 @@ def prepare_decode_params(params: Params, cfg: decoder.DecoderConfig, dtype: DTy
     embed=cast(params["embed"]),
     head=cast(decoder.head(params)),
     norm=params["norm"],
-    layers=[
-      join(cast(lora.merge_layer(w, cfg.adapter_scale)), cfg) for w in decoder.unstack(params["layers"], cfg.layers)
-    ],
+    layers=[join(cast(lora.merge_layer(w, cfg.adapter_scale)), cfg) for w in decoder.unstack(params["layers"], cfg)],
   )
 
 
@@ -84,15 +86,19 @@ def join(w: Params, cfg: decoder.DecoderConfig) -> Params:
   Where `cfg` has more key/value heads than the weights, each of them is repeated (mesh.for_rollout).
 
   Returns:
-    The layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D].
+    The layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D]; gates stand beside their queries, 2 G in the place
+    of G. A layer of the delta rule has `gate_up` alone.
   """
   K, h = cfg.kv_heads, cfg.head_width
   by_group = lambda a: jnp.repeat(a, K // min(a.shape[-2], K), axis=-2).reshape(*a.shape[:-2], K, -1, h)
   join_qkv = lambda suffix: jnp.concatenate([by_group(w[name + suffix]) for name in "qkv"], axis=-2)
-  layer = {name: a for name, a in w.items() if "norm" in name or name in ("down", *moe.PARAMETERS)}
-  layer |= {"qkv": join_qkv(""), "out": w["o"].reshape(K, -1, h, cfg.d_model)}
+  kept = ("down", *moe.PARAMETERS)
+  layer = {name: a for name, a in w.items() if "norm" in name or name in kept or name.startswith("delta_")}
   if cfg.moe is None:
     layer["gate_up"] = jnp.stack([w["gate"], w["up"]], axis=1)
+  if "q" not in w:
+    return layer
+  layer |= {"qkv": join_qkv(""), "out": w["o"].reshape(K, -1, h, cfg.d_model)}
   if cfg.qkv_bias:
     layer["qkv_bias"] = join_qkv("_bias")
   if cfg.out_bias:
@@ -121,14 +127,19 @@ def prefill(
   """
   ropes = cfg.ropes(decoder.positions_of(mask))
   x = decoder.scale_embedding(w.embed[tokens], cfg)
-  caches = []
+  caches: list[Cache] = []
   for layer, kind, i in zip(w.layers, cfg.kinds, cfg.rope_of, strict=True):
-    q, k, v = qkv(x, layer, cfg, ropes[i])
+    if kind.mixer == "delta":
+      y, state = mix(x, layer, cfg, mask=mask)
+      caches.append(state)
+      x = feed_forward(x + y, layer, cfg, moe_fn, mask)
+      continue
+    q, k, v, gate = qkv(x, layer, cfg, ropes[i])
     caches.append(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
     window = layer_kinds.binding_window(kind, tokens.shape[1])
     options = {} if window is None else {"window": window}
     heads = attention_fn(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask, **options)
-    x = finish_layer(x, heads, layer, cfg, moe_fn, mask)
+    x = feed_forward(x + project_out(heads, gate, layer, cfg), layer, cfg, moe_fn, mask)
   return decoder.norm(x[:, -1], w.norm, cfg), PromptCaches(mask, caches)
 
 
@@ -139,9 +150,9 @@ def decode(
   ropes: list[tuple[Array, Array]],
   slot: Int[Array, ""],
   prompts: PromptCaches,
-  caches: list[LayerCache],
+  caches: list[Cache],
   moe_fn=moe.reference,
-) -> tuple[Float[Array, "B D"], list[LayerCache]]:
+) -> tuple[Float[Array, "B D"], list[Cache]]:
   """Run the model on one token per row, which takes slot `slot` of the row's own cache.
 
   Args:
@@ -154,23 +165,31 @@ def decode(
     The final hidden state, which predicts the next token, and the caches with this one.
   """
   x = decoder.scale_embedding(w.embed[tokens][:, None], cfg)
-  length, P = caches[0].length, prompts.mask.shape[1]
+  length, P = max(cache.length for cache in caches), prompts.mask.shape[1]
   visible = filled = jnp.arange(length) <= slot
   if not prompts.layers:  # a row's own cache begins with the prompt, and its padding
     visible = filled & jnp.pad(prompts.mask, ((0, 0), (0, length - P)), constant_values=True)
   longest = length + (P if prompts.layers else 0)
-  written, rope_of = [], cfg.rope_of
+  written: list[Cache] = []
+  rope_of = cfg.rope_of
   for i, (layer, cache, kind) in enumerate(zip(w.layers, caches, cfg.kinds, strict=True)):
-    q, k, v = qkv(x, layer, cfg, ropes[rope_of[i]])
+    if isinstance(cache, DeltaState):
+      y, state = mix(x, layer, cfg, before=cache, rule=delta_rule.recurrent)
+      written.append(state)
+      x = feed_forward(x + y, layer, cfg, moe_fn)
+      continue
+    q, k, v, gate = qkv(x, layer, cfg, ropes[rope_of[i]])
     k = lax.dynamic_update_slice_in_dim(cache.k, k.transpose(0, 2, 3, 1), slot, axis=3)
     v = lax.dynamic_update_slice_in_dim(cache.v, v.transpose(0, 2, 1, 3), slot, axis=2)
-    written.append(LayerCache(k, v))
+    written.append(own := LayerCache(k, v))
     near = window_of_slots(layer_kinds.binding_window(kind, longest), slot)
     if prompts.layers:
-      heads = attend_to_both(q[:, 0], prompts.layers[i], near(prompts.mask, -P), written[-1], near(filled, 0))
+      of_prompt = prompts.layers[i]
+      assert isinstance(of_prompt, LayerCache)
+      heads = attend_to_both(q[:, 0], of_prompt, near(prompts.mask, -P), own, near(filled, 0))
     else:
-      heads = attend_cached(q[:, 0], written[-1], near(visible, 0))
-    x = finish_layer(x, heads[:, None], layer, cfg, moe_fn)
+      heads = attend_cached(q[:, 0], own, near(visible, 0))
+    x = feed_forward(x + project_out(heads[:, None], gate, layer, cfg), layer, cfg, moe_fn)
   return decoder.norm(x[:, 0], w.norm, cfg), written
 
 
@@ -230,32 +249,46 @@ def _weighted(weights: Float[Array, "b K g S"], cache: LayerCache) -> Float[Arra
 
 
 def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: tuple[Array, Array]):
-  """Compute what `decoder.qkv` does by one matrix product: queries [B, T, K, G, h], keys and values [B, T, K, h]."""
+  """Compute what `decoder.qkv` does by one matrix product: queries and gate [B, T, K, G, h], keys and values [B, T, K, h]."""
   with jax.named_scope("qkv"):
     x = decoder.norm_of_layer(x, w, "attn_norm", cfg)
     y = jnp.matmul(x, w["qkv"].reshape(cfg.d_model, -1)).reshape(*x.shape[:2], *w["qkv"].shape[1:])
     if cfg.qkv_bias:
       y = y + w["qkv_bias"]
-    q, k, v = y[..., :-2, :], y[..., -2, :], y[..., -1, :]
+    q, k, v, gate = y[..., :-2, :], y[..., -2, :], y[..., -1, :], None
+    if cfg.gated_attention:
+      q, gate = q[..., ::2, :], q[..., 1::2, :]
     if cfg.qk_norm:
       q, k = decoder.norm_heads(q, w["q_norm"], cfg), decoder.norm_heads(k, w["k_norm"], cfg)
     cos, sin = rope
     q = decoder.rotate(q, (cos[..., None, :], sin[..., None, :]))
-    return decoder.scale_queries(q, cfg), decoder.rotate(k, rope), v
+    return decoder.scale_queries(q, cfg), decoder.rotate(k, rope), v, gate
 
 
-def finish_layer(
+def project_out(
+  heads: Float[Array, "B T *heads h"], gate: Float[Array, "B T K G h"] | None, w: Params, cfg: decoder.DecoderConfig
+) -> Float[Array, "B T D"]:
+  """Compute what `decoder.project_out` does with the joined weights."""
+  heads = heads if gate is None else heads * jax.nn.sigmoid(gate).reshape(heads.shape)
+  y = jnp.matmul(heads.reshape(*heads.shape[:2], -1), w["out"].reshape(-1, cfg.d_model))
+  return decoder.norm_of_layer(y + w["o_bias"] if cfg.out_bias else y, w, "attn_out_norm", cfg)
+
+
+def mix(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, **options) -> tuple[Array, DeltaState]:
+  """Apply the gated delta rule of a layer behind its norm; `options` are those of `delta_net.mix`."""
+  assert cfg.delta is not None
+  with jax.named_scope("delta"):
+    return delta_net.mix(decoder.norm_of_layer(x, w, "attn_norm", cfg), w, cfg.delta, cfg.norm_eps, **options)
+
+
+def feed_forward(
   x: Float[Array, "B T D"],
-  heads: Float[Array, "B T *heads h"],
   w: Params,
   cfg: decoder.DecoderConfig,
   moe_fn=moe.reference,
   mask: Bool[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
-  """Apply the output projection and the feed-forward of a layer, each added to its input."""
-  D = cfg.d_model
-  y = jnp.matmul(heads.reshape(*x.shape[:2], -1), w["out"].reshape(-1, D))
-  x = x + decoder.norm_of_layer(y + w["o_bias"] if cfg.out_bias else y, w, "attn_out_norm", cfg)
+  """Apply the feed-forward of a layer, added to its input."""
   with jax.named_scope("feed_forward"):
     y = decoder.norm_of_layer(x, w, "mlp_norm", cfg)
     if cfg.moe is not None:

@@ -30,13 +30,16 @@ class Prefix(NamedTuple):
   """What rows have read and written, for others to go on from."""
 
   mask: Bool[Array, "B S"]  # the slots that hold a token
-  layers: list[cache.LayerCache]  # of S slots, one per layer
+  layers: list[cache.Cache]  # of S slots, one per layer
   token: Int[Array, " B"]  # the last one, which is in no slot yet
 
 
 def supports(cfg: decoder.DecoderConfig, longest: int) -> bool:
-  """Tell whether rollouts of a model can go on from caches: in none of its layers does a window hide one of `longest` tokens."""
-  return all(layer_kinds.binding_window(kind, longest) is None for kind in cfg.kinds)
+  """Tell whether rollouts of a model can go on from caches: no layer has a state, nor a window that hides one of `longest` tokens.
+
+  A state holds the tokens that rows with a longer step have read since, and cannot go back.
+  """
+  return cfg.delta is None and all(layer_kinds.binding_window(kind, longest) is None for kind in cfg.kinds)
 
 
 def rollout_and_prefix(
@@ -97,7 +100,7 @@ def _kept(context: Context, rows: DecodeRow) -> Prefix:
   slots = context.first_slot + written
   mask = jnp.arange(written) < rows.length[:, None] - 1
   token = jnp.take_along_axis(rows.response, rows.length[:, None] - 1, axis=1)[:, 0]
-  layers = [
+  layers: list[cache.Cache] = [
     cache.LayerCache(*(lax.slice_in_dim(a, 0, slots, axis=axis) for a, axis in zip(layer, (3, 2), strict=True)))
     for layer in rows.caches
   ]

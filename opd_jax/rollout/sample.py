@@ -55,7 +55,7 @@ class DecodeRow:
   logprob: jax.Array  # f32[B, H]
   length: jax.Array  # int32[B], tokens generated
   ended: jax.Array  # bool[B], a stop token was drawn
-  caches: list[cache.LayerCache]  # one per layer, of the response alone; of prompt and response where n is 1
+  caches: list[cache.Cache]  # one per layer, of the response alone; of prompt and response where n is 1
   recorded_ids: jax.Array | None  # int32[B, H, k], the `sampling.recorded` most likely ids of each draw
   recorded_logprob: jax.Array | None  # f32[B, H, k]
 
@@ -120,7 +120,7 @@ def rollout(
   prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
   if expand is not None:
     x, prompts, prompt_len = chosen_rows((x, prompts, prompt_len), expand)
-  caches, first_slot = [cache.LayerCache.empty(layer, B) for layer in prompts.layers], 0
+  caches, first_slot = [layer.of_rows(n) for layer in prompts.layers], 0
   if n == 1:  # a token reads one cache in the place of two
     caches, prompts, first_slot = prompts.layers, prompts._replace(layers=[]), P
   x, prompt_len = (jnp.repeat(a, n, axis=0) for a in (x, prompt_len))
@@ -147,7 +147,7 @@ class Context(NamedTuple):
 
   x: Float[Array, "B D"]  # the hidden state that predicts it
   prompts: cache.PromptCaches
-  caches: list[cache.LayerCache]  # the rows' own
+  caches: list[cache.Cache]  # the rows' own
   length: Int[Array, " B"]  # real tokens before it
   first_slot: int  # of the rows' own caches, for it
 

@@ -10,7 +10,7 @@ import sys
 import jax
 
 from opd_jax.models import blockwise
-from opd_jax.models.decoder import LayerKind
+from opd_jax.models.decoder import DeltaNet, LayerKind
 from opd_jax.runtime import mesh as meshes
 from tests.conftest import STUDENT
 from tests.helpers.prompt_groups import run
@@ -27,6 +27,13 @@ MODELS = {
     "layer_kinds": KINDS,
     "qkv_bias": True,
     "out_bias": True,
+  },
+  "qwen3.5": {
+    "rotary_width": 4,
+    "zero_centred_norms": True,
+    "gated_attention": True,
+    "layer_kinds": (LayerKind(mixer="delta"), LayerKind(), LayerKind(mixer="delta")),
+    "delta": DeltaNet(key_heads=4, value_heads=8, key_width=8, value_width=6),
   },
 }
 

@@ -28,6 +28,13 @@ FAMILIES = {
   "qwen2": {"qk_norm": False, "qkv_bias": True, "rope_theta": 1e6},
   "llama": {"qk_norm": False, "rope_scaling": decoder.RopeScaling(8.0, 1.0, 4.0, 16)},
   "smollm3": {"qk_norm": False, "layer_kinds": (decoder.LayerKind(), decoder.LayerKind(rotary=False))},
+  "qwen3.5": {
+    "zero_centred_norms": True,
+    "gated_attention": True,
+    "rotary_width": 4,
+    "layer_kinds": (decoder.LayerKind(mixer="delta"), decoder.LayerKind()),
+    "delta": decoder.DeltaNet(key_heads=2, value_heads=4, key_width=4, value_width=6),
+  },
   "olmo3": {"whole_qk_norm": True, "norms": "after", "layer_kinds": (decoder.LayerKind(5), decoder.LayerKind())},
 }
 

@@ -3,6 +3,7 @@
 And it is one model in all of its forms here: prompts with responses behind them, in blocks, and token by token from caches.
 """
 
+import copy
 import dataclasses
 import functools
 import pathlib
@@ -35,7 +36,13 @@ SIZES = {
 }
 HEADS = {"head_dim": 16}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "rope_theta": 500.0}
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+DELTA = {
+  "linear_num_key_heads": 2,
+  "linear_num_value_heads": 6,
+  "linear_key_head_dim": 8,
+  "linear_value_head_dim": 12,
+}
 CASES = {  # family of transformers, and what its config is given
   "mistral": ("Mistral", HEADS | {"sliding_window": 7}),
   "mistral-without-windows": ("Mistral", HEADS | {"sliding_window": None}),
@@ -91,10 +98,32 @@ CASES = {  # family of transformers, and what its config is given
       },
     },
   ),
+  "qwen3.5": (
+    "Qwen3_5",
+    HEADS
+    | DELTA
+    | {
+      "num_hidden_layers": 4,
+      "full_attention_interval": 2,
+      "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
+    },
+  ),
+  "qwen3.5-in-any-order": (
+    "Qwen3_5",
+    HEADS
+    | DELTA
+    | {
+      "num_hidden_layers": 5,
+      "layer_types": [FULL, LINEAR, LINEAR, FULL, LINEAR],
+      "linear_num_value_heads": 2,
+      "linear_conv_kernel_dim": 3,
+      "rope_parameters": {"rope_theta": 500.0, "rope_type": "default", "partial_rotary_factor": 0.5},
+    },
+  ),
 }
 
 # All are compared whole at every run of the tests; these are token by token too, and the others in the long tests.
-CORE = ("mistral", "smollm3", "olmo3-yarn", "gemma3-scaled")
+CORE = ("mistral", "smollm3", "olmo3-yarn", "gemma3-scaled", "qwen3.5")
 EACH = pytest.mark.parametrize(
   "case", [name if name in CORE else pytest.param(name, marks=pytest.mark.long) for name in CASES], indirect=True
 )
@@ -120,13 +149,14 @@ def case(request, pt, tmp_path_factory) -> PyTorch:
   family, changes = CASES[request.param]
   directory = tmp_path_factory.mktemp(request.param)
   torch.manual_seed(0)
-  text = "Text" if family == "Gemma3" else ""
+  about_zero = family in ("Gemma3", "Qwen3_5")
+  text = "Text" if about_zero else ""
   model = getattr(transformers, f"{family}ForCausalLM")(
     getattr(transformers, f"{family}{text}Config")(**SIZES | changes)
   )
   with torch.no_grad():
     for name, p in model.named_parameters():
-      mean = 1.0 if "norm" in name and family != "Gemma3" else 0.0
+      mean = 1.0 if "norm" in name and (not about_zero or "linear_attn" in name) else 0.0
       p.copy_(torch.randn_like(p) * 0.2 + mean)
   model.eval().save_pretrained(directory)
   return PyTorch(directory, model, torch_logits(pt, model))
@@ -134,11 +164,16 @@ def case(request, pt, tmp_path_factory) -> PyTorch:
 
 def torch_logits(pt, model) -> np.ndarray:
   torch, _ = pt
+  with torch.no_grad():
+    return model(**torch_inputs(pt)).logits.numpy()
+
+
+def torch_inputs(pt):
+  torch, _ = pt
   tokens, mask = left_padded()
   positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
   arrays = {"input_ids": tokens, "attention_mask": mask.astype(int), "position_ids": positions}
-  with torch.no_grad():
-    return model(**{name: torch.tensor(a) for name, a in arrays.items()}).logits.numpy()
+  return {name: torch.tensor(a) for name, a in arrays.items()}
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -170,11 +205,37 @@ def test_every_parameter_and_every_trait_is_seen_by_that(case):
   for i, (path, x) in enumerate(leaves):
     swapped = treedef.unflatten([*arrays[:i], jnp.flip(x, -1), *arrays[i + 1 :]])
     assert error(cfg, swapped, case) > 1e-3, jax.tree_util.keystr(path)
-  for trait in ("rope_scaling", "layer_kinds", "query_scalar", "activation", "scaled_embedding"):
+  traits = ["rope_scaling", "query_scalar", "activation", "scaled_embedding", "rotary_width"]
+  for trait in traits if cfg.delta else [*traits, "layer_kinds"]:
     default = next(f.default for f in dataclasses.fields(cfg) if f.name == trait)
     if getattr(cfg, trait) != default:
       without = dataclasses.replace(cfg, **{trait: default})
       assert error(without, treedef.unflatten(arrays), case) > 1e-3, trait
+
+
+@pytest.mark.few(3)
+@EACH
+def test_gradients_are_those_of_pytorch(case, pt, tmp_path, record_property):
+  """PyTorch's are written as the weights of a model, and read as such."""
+  torch, _ = pt
+  tokens, mask = left_padded()
+  cotangent = np.random.default_rng(2).standard_normal(case.logits.shape).astype(np.float32) * mask[..., None]
+  model = copy.deepcopy(case.model)
+  (model(**torch_inputs(pt)).logits * torch.tensor(cotangent)).sum().backward()
+  with torch.no_grad():
+    for p in model.parameters():
+      p.copy_(p.grad)
+  model.save_pretrained(tmp_path)
+  cfg = hf_config.read(case.directory)
+
+  def loss(params):
+    return jnp.sum(our_logits(params, cfg, tokens, mask) * cotangent)
+
+  found, expected = jax.grad(loss)(hf.load(case.directory, cfg)), hf.load(tmp_path, cfg)
+  largest = max(float(np.abs(a).max()) for a in jax.tree.leaves(expected))
+  errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()) / largest, found, expected)
+  record_property("error", max(jax.tree.leaves(errors)))
+  assert max(jax.tree.leaves(errors)) < 1e-4
 
 
 def test_pytorch_loads_the_model_written_from_its_sizes_alone(case, pt, tmp_path):

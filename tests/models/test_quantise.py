@@ -45,7 +45,7 @@ def distance(a, b) -> float:
 @pytest.mark.parametrize("role", MODELS)
 def test_no_weight_moves_by_more_than_half_the_scale_of_its_output_channel(role, request):
   """Only matrices change; their scales are 127ths of the largest weight over the axes a product sums over."""
-  params = request.getfixturevalue(role)
+  params, cfg = request.getfixturevalue(role), MODELS[role]
   int8 = jax.jit(quantise.quantise)(params)
   for name, w in params["layers"].items():
     got = int8["layers"][name]
@@ -56,7 +56,7 @@ def test_no_weight_moves_by_more_than_half_the_scale_of_its_output_channel(role,
     assert got.qvalue.shape == w.shape
     scale = np.abs(w).max(quantise.CONTRACTED[name], keepdims=True) / 127
     np.testing.assert_allclose(got.scale, scale, rtol=1e-6)
-    back = np.stack([quantise.dense(layer, jnp.float32)[name] for layer in decoder.unstack(int8["layers"], len(w))])
+    back = np.stack([quantise.dense(layer, jnp.float32)[name] for layer in decoder.unstack(int8["layers"], cfg)])
     assert np.all(np.abs(back - w) <= 0.5001 * scale)
     assert np.abs(back - w).max() > 0, "nothing was rounded"
 
@@ -111,7 +111,7 @@ def test_broken_weights_stay_broken():
 
 
 def test_plain_weights_are_only_cast(student):
-  layer = decoder.unstack(student["layers"], 2)[0]
+  layer = decoder.unstack(student["layers"], STUDENT)[0]
   for dtype in (jnp.float32, jnp.bfloat16):
     cast = {name: w.astype(dtype) for name, w in layer.items()}
     jax.tree.map(np.testing.assert_array_equal, quantise.dense(layer, dtype), cast)
@@ -125,7 +125,7 @@ def test_hidden_states_of_int8_weights_are_near_the_dense_ones(role, request):
   int8 = jax.jit(quantise.quantise)(params)
   states = jax.jit(functools.partial(hidden_states, cfg=cfg))
   assert 1e-4 < distance(states(int8), states(params)) < 0.05
-  layers = [quantise.dense(w, jnp.float32) for w in decoder.unstack(int8["layers"], cfg.layers)]
+  layers = [quantise.dense(w, jnp.float32) for w in decoder.unstack(int8["layers"], cfg)]
   stood_for = params | {"layers": jax.tree.map(lambda *a: jnp.stack(a), *layers)}
   for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.02)):
     states = jax.jit(functools.partial(hidden_states, cfg=cfg, dtype=dtype))

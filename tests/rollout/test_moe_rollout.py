@@ -56,7 +56,7 @@ def test_prefill_and_decode_take_any_moe_fn(model, prompts, monkeypatch):
   prefill = jax.jit(lambda *a: cache.prefill(w, EXPERTS, *a, moe_fn=blocks))
   decode = jax.jit(lambda *a: cache.decode(w, EXPERTS, *a, moe_fn=blocks))
   x, of_prompts = prefill(prompts.prompt, prompts.prompt_mask)
-  states, caches = [x], [cache.LayerCache.empty(c, B).grow(3) for c in of_prompts.layers]
+  states, caches = [x], [c.of_rows(1).grow(3) for c in of_prompts.layers]
   length = prompts.prompt_mask.sum(axis=1)[:, None]
   for t in range(2):
     ropes = EXPERTS.ropes(length + t)

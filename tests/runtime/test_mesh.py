@@ -103,7 +103,7 @@ def test_the_rollouts_of_a_prompt_stay_on_its_device():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("model", ["olmo3", "gemma3"])
+@pytest.mark.parametrize("model", ["olmo3", "gemma3", "qwen3.5"])
 def test_models_whose_layers_differ_are_the_same_on_eight_devices(model):
   """Which share each key/value head, and norm queries and keys over all of them."""
   found = json_from_eight_devices("tests.helpers.layer_kind_meshes", model)
