@@ -27,10 +27,10 @@ reason to look."""
 LABELS = {arm.name: arm.label for arm in COMPARED}
 STATISTICS: dict[str, tuple[str, str]] = {  # title -> name of the statistic, and how the update is seen
   "weights that do not move": ("zero", ROUNDED),
-  "moved ones among the smallest 10%": ("low_coverage@10%", ROUNDED),
-  "among the principal 10%": ("principal_coverage@10%", ROUNDED),
-  "energy of four singular values": ("top_energy@4", EXACT),
-  "projection on principal 10%": ("projection@10%", EXACT),
+  "moved: smallest 10%": ("low_coverage@10%", ROUNDED),
+  "moved: principal 10%": ("principal_coverage@10%", ROUNDED),
+  "energy of 4 singular values": ("top_energy@4", EXACT),
+  "on the principal 10%": ("projection@10%", EXACT),
 }
 MASKS = {
   "all": "all coordinates",

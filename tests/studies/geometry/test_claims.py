@@ -180,7 +180,7 @@ def test_updates_are_measured_again_with_other_settings_and_with_nulls_of_the_se
 
   assert sorted(options.seed for options in measured()) == [20, 20, 20, 21, 21, 21]
   assert measured() == []
-  monkeypatch.setattr(measures, "TARGET", 0.5)
+  monkeypatch.setattr(measures, "TARGET", measures.TARGET / 2)
   assert len(measured()) == 6
   monkeypatch.setattr(measures, "SHARED", dataclasses.replace(measures.SHARED, draws=5))
   assert [options.draws for options in measured()] == [5, 5]
