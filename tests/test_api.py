@@ -332,6 +332,7 @@ def test_a_run_a_workdir_and_a_model_are_exported_alike(trained, tmp_path):
   assert opd_jax.load_model(tmp_path / "first").origin is None
 
 
+@pytest.mark.long
 def test_an_adapter_is_exported_alone_or_merged(config, tmp_path):
   run = opd_jax.train(configs.override(config, {"steps": 1, "lora.rank": 2, "eval.every": 0}), tmp_path / "run")
   for source, name in ((run, "of_run"), (tmp_path / "run", "of_workdir")):

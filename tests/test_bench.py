@@ -284,6 +284,7 @@ def test_forms_of_the_delta_rule_are_compared(capsys):
   assert all(float(line.split()[-1]) < 1e-5 for line in lines)
 
 
+@pytest.mark.long
 def test_the_error_of_int8_is_measured_against_the_dense_teacher(tiny, monkeypatch):
   pytest.importorskip("qwix")
   from opd_jax.benchmarks import int8

@@ -51,6 +51,7 @@ def resumed(path: pathlib.Path) -> trainer.Run:
   return trainer.train(config.override(workdir.load_config(path), {"steps": 6}), path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_a_former_workdir_goes_on(method, former):
   path = former / "stopped" / method

@@ -101,6 +101,7 @@ def test_two_directories_from_the_command_line_to_the_page(models, tmp_path, cap
   assert str(tmp_path / "index.html") in out
 
 
+@pytest.mark.long
 def test_directories_in_bf16_show_the_rounded_update_alone(models):
   both = [str(models / f"{name}-bfloat16") for name in ("before", "after")]
   record = geometry.compare(*both, **FAST)
@@ -189,6 +190,7 @@ def test_a_head_that_is_the_embedding_counts_once(tmp_path):
 LORA = lora.Lora(rank=2, alpha=4.0, targets=("q", "o", "down"))
 
 
+@pytest.mark.long
 def test_an_adapter_is_what_its_merged_model_is(models, tmp_path):
   params = start()
   adapter = jax.tree.map(
@@ -214,6 +216,7 @@ def test_an_adapter_is_what_its_merged_model_is(models, tmp_path):
   assert one["changed"]["fp32"] == 3 * TINY.layers
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_is_what_its_export_is(tiny, tmp_path, rank):

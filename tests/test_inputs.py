@@ -227,6 +227,7 @@ def test_training_on_a_file_needs_something_to_evaluate_on(refused, tmp_path):
   refused("eval.path is empty", **{"data.path": str(path)})
 
 
+@pytest.mark.long
 def test_workdir_of_another_config(small, tmp_path):
   open_run(small(), tmp_path / "w")
   open_run(small(), tmp_path / "w")  # nothing was saved, so nothing is owned

@@ -314,6 +314,7 @@ def test_a_reward_of_ones_own_killed_between_mini_batches_resumed_and_exported(m
   assert all((a == b).all() for a, b in zip(end, again, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 4], ids=["all weights", "adapter"])
 def test_the_student_teaches_itself_by_reference_solutions(rank, root, tmp_path):
   """OPSD on GSM8K: three steps, resumed after the second, and exported."""

@@ -122,6 +122,7 @@ def test_counts_of_updates_stay_with_the_run(whole):
   checkpoints.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("changes", "why"),
   [

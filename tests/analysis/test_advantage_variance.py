@@ -9,6 +9,8 @@ from opd_jax.analysis.advantage_variance import proposition_1, to_go, variances
 from opd_jax.objectives.kl_estimators import cost_to_go
 from tests.helpers.measurements import by_hand
 
+pytestmark = pytest.mark.long
+
 
 def drawn(sigma, rows: int, seed: int = 0) -> np.ndarray:
   """Independent r with these standard deviations, and means that are not zero."""

@@ -34,6 +34,7 @@ def alone(panel):
   return run
 
 
+@pytest.mark.long
 def test_extremes_are_the_student_and_the_teacher(panel, shaken, measured, alone):
   found = continuation(panel, shaken, (0, 1.0))
   assert found[0] == measured.correct.mean()
@@ -45,6 +46,7 @@ def test_extremes_are_the_student_and_the_teacher(panel, shaken, measured, alone
   assert found[1.0] == own > found[0]
 
 
+@pytest.mark.long
 def test_a_continuation_is_the_students_after_that_prefix(panel, shaken, alone):
   """Prompt and prefix, which another share makes wider in the panel's program, are read as if they were the prompt."""
   n, rollout, teachers = LENGTHS[1], prefixed(panel, shaken, LENGTHS)[1], panel.teacher_rollout

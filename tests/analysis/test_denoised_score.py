@@ -17,7 +17,7 @@ from opd_jax.trainer import train
 from tests.helpers import masked_models
 from tests.helpers.masked_models import CFG, MASK
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = [pytest.mark.usefixtures("shared_programs"), pytest.mark.long]
 PROMPTS, LENGTH = ["58+-++x3=", "12++--x2="], 16
 
 
@@ -40,7 +40,6 @@ def log_probabilities(model: loaded.Model, prompt: list[int], canvas: jax.Array)
   return np.asarray(jax.nn.log_softmax(decoder.unembed(model.params, hidden)))[0]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, {"schedule": "linear", "remasking": "origin", "block": 16, "steps": 6}])
 def test_every_token_has_the_numbers_of_its_own_canvas(changes, student):
   """Also where a step commits several tokens or none."""

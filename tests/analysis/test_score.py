@@ -55,6 +55,7 @@ def test_every_number_is_that_of_the_whole_distributions(student, teacher):
     assert (found.ids, found.prompt, found.kind, found.ended) == (ids, prompt, "reverse_kl", False)
 
 
+@pytest.mark.long
 def test_a_response_has_the_same_numbers_whatever_stands_beside_it(student, teacher):
   many = score(student, teacher, [PROMPTS[1]] * (AT_A_TIME + 2), [*RESPONSES[1:] * (AT_A_TIME + 1), RESPONSES[0]])
   alone = score(student, teacher, PROMPTS[1:], RESPONSES[:1])[0]
@@ -62,6 +63,7 @@ def test_a_response_has_the_same_numbers_whatever_stands_beside_it(student, teac
   np.testing.assert_allclose(array(many[AT_A_TIME].divergence), array(many[0].divergence), atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_sampled_response_keeps_its_stop_token(student, teacher):
   prompts = notebook.render_prompts(student, PROMPTS, None)
   ids = respond(student, prompts, 20, 1.0)

@@ -59,6 +59,7 @@ BAD = {
 }
 
 
+@pytest.mark.long
 def test_every_key_refuses_values_of_another_type_and_numbers_that_are_not_finite():
   """In one sentence that names key, value and what is allowed, whether set by an override or in place."""
   recipe = "ccopd"  # has all keys

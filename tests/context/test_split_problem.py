@@ -79,6 +79,7 @@ def test_fault_sees_what_is_lost_early_or_out_of_order(turns, why):
   assert why in fault(text, turns)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not GSM8K.is_file(), reason="no GSM8K at hand")
 def test_gsm8k_comes_through_whole():
   """Facts preserved, by a count of words that knows nothing of the cut, and none before its turn."""

@@ -259,6 +259,7 @@ def test_the_template_is_applied(with_template):
   assert with_template.decode(ids[0]) == "[system] Be brief.\n[user] apples\n[assistant]"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not GSM8K.is_dir(), reason=f"the GSM8K files are not at {GSM8K}")
 @pytest.mark.parametrize("template", [False, True])
 def test_all_of_gsm8k(with_template, template):

@@ -145,6 +145,7 @@ def test_a_run_tells_it_before_the_first_step(small, mixed):
   assert sum("what ends a response is named differently" in warning for warning in loaded.warnings) == 2
 
 
+@pytest.mark.long
 def test_an_evaluation_and_a_notebook_tell_it(mixed, capsys, monkeypatch):
   evaluate = importlib.import_module("opd_jax.evaluate")
   monkeypatch.setattr(accuracy, "make_evaluator", lambda *_, **__: print("generated") or 1 / 0)

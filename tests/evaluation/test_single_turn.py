@@ -121,6 +121,7 @@ def test_an_evaluation_says_how_many_answers_were_cut(small, capsys):
   assert f"note: {cut}" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_every_problem_is_answered_once_more_by_its_likeliest_tokens(small, capsys):
   """Beside samples at the temperature, which stay what they are; the same as an evaluation that is greedy alone."""
   c = small("opd", **{"eval.k": 2, "eval.max_tokens": 6, "eval.prompts": 4})

@@ -108,6 +108,7 @@ def test_conversations_have_thoughts_as_the_template_shows_them(assistant, opens
     assert " ".join(text.split()) == " ".join(f"<user> Q <bot> {shown} <eos> <user> F <bot> {opens}".split())
 
 
+@pytest.mark.long
 def test_an_evaluation_counts_thoughts_that_are_cut(tmp_path):
   student = write_reciter(tmp_path / "m", THINKS, "Q F", template(DROPS, "<think>"))
   talks = write_lines(tmp_path / "p", *[TALK] * 2)

@@ -29,6 +29,7 @@ def read_or_refused(path, data: bytes, on_bad_line: str) -> None:
       str(example).encode()
 
 
+@pytest.mark.long
 @cases(100)
 @given(data=json_bytes(RECORDS) | json_bytes({"data": RECORDS}) | json_bytes(RECORDS[0]), on_bad_line=ON_BAD_LINE)
 def test_a_json_file_is_read_or_refused_in_one_sentence(tmp_path, data, on_bad_line):

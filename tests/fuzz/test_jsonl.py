@@ -30,6 +30,7 @@ def files(draw):
   return b"\n".join(lines)
 
 
+@pytest.mark.long
 @cases(200)
 @given(data=files(), fields=st.sampled_from((FIELDS, styles.Fields("prompt", "answer"))), mode=st.data())
 def test_a_jsonl_file_is_read_or_refused_in_one_sentence(tmp_path, data, fields, mode):
@@ -54,6 +55,7 @@ def loading(tiny) -> tuple[Config, object, object]:
   return config, tokenizer.load(tiny["student"]), tokenizer.load(hf.resolve("builtin:talker"))
 
 
+@pytest.mark.long
 @cases(150)
 @given(data=files(), held_out=st.booleans(), templated=st.booleans(), on_bad_line=st.sampled_from(("refuse", "skip")))
 def test_problems_of_any_file_are_tokenised_or_refused(tmp_path, loading, data, held_out, templated, on_bad_line):

@@ -83,6 +83,7 @@ FAMILIES = {  # whose layers differ, or are like no others
 }
 
 
+@pytest.mark.long
 @cases(150)
 @given(data=st.data(), which=st.sampled_from(sorted(FAMILIES)))
 def test_any_config_json_of_a_model_whose_layers_differ_is_read_or_refused(tmp_path, data, which):

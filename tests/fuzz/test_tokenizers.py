@@ -83,6 +83,7 @@ def use(path: pathlib.Path, data: str, templated: bool) -> None:
   ReplyForm.of(found, rendering)
 
 
+@pytest.mark.long
 @cases(100)
 @given(draw=st.data(), kind=st.sampled_from(("words", "merged", "merged", "pieces")), templated=st.booleans())
 def test_a_tokenizer_of_any_files_is_loaded_and_used_or_refused(tmp_path, directories, data, draw, kind, templated):

@@ -238,6 +238,7 @@ def test_gradients_are_those_of_pytorch(case, pt, tmp_path, record_property):
   assert max(jax.tree.leaves(errors)) < 1e-4
 
 
+@pytest.mark.few(3)
 def test_pytorch_loads_the_model_written_from_its_sizes_alone(case, pt, tmp_path):
   _, transformers = pt
   cfg = hf_config.read(case.directory)

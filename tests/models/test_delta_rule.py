@@ -39,6 +39,7 @@ def by_numpy(inputs, state=None):
   return out, S
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [recurrent, functools.partial(chunked, chunk=8), chunked])
 def test_every_form_is_what_the_paper_writes(form):
   inputs = inputs_of(0)
@@ -69,6 +70,7 @@ def test_chunks_are_the_recurrence_in_float64(seed, T, chunk, decay):
       np.testing.assert_allclose(got, expected, atol=1e-10)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("form", [recurrent, functools.partial(chunked, chunk=8)])
 @pytest.mark.parametrize("first", [1, 7, 8, 19])
 def test_a_sequence_goes_on_from_a_state(form, first):
@@ -94,6 +96,7 @@ def test_one_token_by_hand():
   np.testing.assert_allclose(twice, once, atol=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [recurrent, functools.partial(chunked, chunk=8)])
 def test_padding_changes_no_state_on_either_side(form):
   inputs = inputs_of(4, T=12)
@@ -118,6 +121,7 @@ def test_gradients_are_finite_where_decay_underflows_and_those_of_the_recurrence
     np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("C", [1, 2, 5, 8, 64])
 def test_the_inverse_of_a_lower_matrix(C):
   """Also where its powers are as large as can be: with all keys alike."""
@@ -147,6 +151,7 @@ def test_heads_of_keys_serve_their_neighbours():
   np.testing.assert_allclose(keys_and_queries(q, q, 4)[1][0, 0], np.repeat(np.eye(2), 2, axis=0), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cut", [1, 2, 3, 9])
 def test_a_convolution_goes_on_from_its_tail(cut):
   rng = np.random.default_rng(0)
@@ -160,6 +165,7 @@ def test_a_convolution_goes_on_from_its_tail(cut):
   np.testing.assert_array_equal(end, tail)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("T", [256, 512])
 def test_memory_is_linear_in_the_length(T):
   """Of the gradient's program: twice the tokens take about twice the memory."""

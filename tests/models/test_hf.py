@@ -100,6 +100,7 @@ def test_logits_are_those_of_pytorch(pytorch_model):
   assert hf.stop_ids(directory) == (3, 5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "pytorch_model",
   ["qwen3-untied", "qwen3-moe-renormalised-bf16", "qwen2-tied-bf16", "llama3-untied-many-files"],
@@ -137,6 +138,7 @@ def test_pytorch_loads_what_we_wrote(pytorch_model, pt, tmp_path):
   np.testing.assert_allclose(torch_logits(pt, model.eval(), *left_padded(97)), expected, atol=1e-5)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pytorch_loads_a_model_born_here(family, pt, tmp_path):
   _, transformers = pt
@@ -150,6 +152,7 @@ def test_pytorch_loads_a_model_born_here(family, pt, tmp_path):
   np.testing.assert_allclose(torch_logits(pt, model, tokens, mask)[mask], ours[mask], atol=1e-4)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_round_trip(family, tied, tmp_path):

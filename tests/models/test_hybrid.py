@@ -37,6 +37,7 @@ def tokens_of(rows: int, length: int):
   return jax.random.randint(jax.random.key(7), (rows, length), 2, HYBRID.vocab)
 
 
+@pytest.mark.long
 def test_parameters_are_stacked_by_the_layers_that_have_them():
   cfg = dataclasses.replace(HYBRID, layers=4)
   stacked = decoder.init(cfg, jax.random.key(0))["layers"]
@@ -98,6 +99,7 @@ def test_padding_on_the_left_changes_nothing(padding, model):
     np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()), err_msg=name)
 
 
+@pytest.mark.long
 def test_padding_on_the_right_leaves_the_state(model):
   """Of a response that has ended; what stands behind it is not read by anything."""
   x = decoder.embed(model, tokens_of(2, 9), jnp.float32)
@@ -194,6 +196,7 @@ def test_adapters_are_merged_written_and_read(model, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, lora.load(tmp_path, HYBRID, LORA), adapter)
 
 
+@pytest.mark.long
 def test_matrices_of_both_kinds_of_layers_are_quantised(model):
   small = quantise.quantise(model)
   assert {name for name, w in small["layers"].items() if not isinstance(w, jax.Array)} >= {

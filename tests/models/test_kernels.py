@@ -100,6 +100,7 @@ def test_splash_in_one_block_and_in_several(block, monkeypatch):
   assert error(graded(RUNS["splash"])(*inputs), graded(attend_causal)(*inputs), inputs[3]) < 5e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", RUNS)
 def test_half_precision(kind):
   """bfloat16 in, bfloat16 out, and no further from exact attention than three times what XLA is."""

@@ -229,6 +229,7 @@ def test_what_is_not_followed_is_refused_by_name(raw, change, named, tmp_path):
     hf_config.read(directory(tmp_path / "model", raw | change))
 
 
+@pytest.mark.long
 def test_predictions_of_a_shifted_model_stand_one_position_earlier(model):
   name, _, cfg, params = model
   tokens, mask = left_padded()

@@ -71,6 +71,7 @@ def ours(directory):
   return np.asarray(our_logits(hf.load(directory, cfg), cfg, tokens, mask))[mask]
 
 
+@pytest.mark.long
 def test_the_text_is_that_of_pytorch(released):
   directory, expected = released
   _, mask = left_padded(VOCAB)

@@ -132,6 +132,7 @@ def test_same_distribution_gives_zero(objective):
   np.testing.assert_allclose(gradient, 0, atol=1e-7)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("objective", [o for o in OBJECTIVES if not o.entry_clip and o.tail != "reweight"], ids=name)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @SEEDS

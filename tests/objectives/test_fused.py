@@ -162,6 +162,7 @@ def test_only_the_student_gets_a_gradient(module):
   assert not any(np.any(g) for g in jax.tree.leaves(gradients[1:]))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("objective", FUSED + BLOCKED[:3], ids=name)
 def test_same_model_gives_exactly_nothing(objective):
   """Not 1e-8: a student that is its own teacher does not move at all."""

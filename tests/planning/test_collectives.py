@@ -7,6 +7,8 @@ from opd_jax.planning.collectives import Collective
 from tests.helpers.eight_devices import json_from_eight_devices
 from tests.helpers.hlo_texts import FUSED, RING
 
+pytestmark = pytest.mark.long
+
 
 def collective(kind: str, held: int, group: int, times: int = 1) -> Collective:
   return Collective(kind, held, group, "", times, False, True, "")

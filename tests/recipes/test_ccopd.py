@@ -25,7 +25,7 @@ from tests.conftest import STUDENT
 from tests.helpers.conversation_runs import small, write_talker
 from tests.helpers.runs import leaves, read, without_time
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = [pytest.mark.usefixtures("shared_programs"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,6 @@ def test_only_the_adapter_is_trained_and_saved(whole, talker):
   jax.tree.map(np.testing.assert_array_equal, run.frozen.base, on_disk)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("refresh", [0, pytest.param(3, marks=pytest.mark.long)])
 def test_stopped_and_resumed_is_uninterrupted(refresh, talker, whole, tmp_path):
   """Bit for bit; with new conversations every three steps, from a checkpoint inside and at the end of a talk."""
@@ -256,7 +255,6 @@ def test_what_cannot_be_meant_is_refused(changes, why, talker):
     inputs.load(small(talker, **changes))
 
 
-@pytest.mark.long
 def test_evaluate_and_export_an_adapters_run(whole, tmp_path):
   """As a PEFT directory that a run can begin with, and as a whole model that says the same."""
   path, run = whole

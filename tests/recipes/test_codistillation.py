@@ -124,6 +124,7 @@ def test_killed_and_resumed_is_uninterrupted(adapters, stops, config, tmp_path):
     assert same(whole.state, again.state)
 
 
+@pytest.mark.long
 def test_a_comment_reaches_the_row_that_it_is_about(config, tmp_path, monkeypatch):
   """Row i is shown comment i, another prompt's only with `shuffle`, another of its prompt's with `shuffle_within`."""
   shown = {}

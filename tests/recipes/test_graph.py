@@ -70,6 +70,7 @@ def test_steps_end_at_the_delimiter_and_are_drawn_behind_their_own_prefixes(conf
   assert any(record["grad_norm"] > 0 for record in read(tmp_path / "w", "train"))
 
 
+@pytest.mark.long
 def test_every_step_is_learned_from_once_with_the_credit_of_its_graph(config, tmp_path, monkeypatch):
   c = config(steps=2, **{"graph.weight": 0.5, "graph.efficiency": 0.3, "graph.kappa": 0.5})
   run = open_run(c, tmp_path / "w")
@@ -286,6 +287,7 @@ def test_programs_of_summaries_are_compiled_ahead_and_listed(config, tmp_path):
   ]
 
 
+@pytest.mark.long
 def test_a_tree_has_no_state_in_common_and_random_ones_are_as_many_as_asked_for(config, tmp_path):
   train(config(steps=2, **{"graph.state": "none"}), tmp_path / "tree")
   assert all(record["joined"] == 0 for record in read(tmp_path / "tree", "train"))

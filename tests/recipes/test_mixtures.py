@@ -107,6 +107,7 @@ def test_every_example_has_the_teacher_that_its_line_names(small, tiny, problems
   assert all(r["kl"] > 0 for r in read(tmp_path / "w", "train"))
 
 
+@pytest.mark.long
 def test_mixed_teachers(small, tiny, problems, tmp_path):
   kl = {}
   for weights in ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)):

@@ -13,7 +13,7 @@ from opd_jax.runtime import workdir
 from tests.conftest import small_config
 from tests.helpers.runs import leaves, read
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = [pytest.mark.usefixtures("shared_programs"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,6 @@ def logged(config, tmp_path_factory):
   return path, trainer.train(config, path)
 
 
-@pytest.mark.long
 def test_the_weights_and_the_digest_are_those_of_a_run_that_writes_none(config, logged, tmp_path):
   _, run = logged
   silent = configs.override(config, {"log.rollouts": 0})
@@ -60,7 +59,6 @@ def test_every_token_of_a_logged_step_is_there_once(config, logged):
     assert all(np.array(response.logprob, float).max() <= 0 for response in responses)
 
 
-@pytest.mark.long
 def test_as_many_rollouts_are_written_as_were_asked_for(config, tmp_path):
   trainer.train(configs.override(config, {"log.rollouts": 3, "steps": 2}), tmp_path / "three")
   assert [response.step for response in scored.read(tmp_path / "three" / scored.ROLLOUTS)] == [2, 2, 2]
@@ -80,7 +78,6 @@ def test_a_run_that_is_resumed_has_no_line_twice(config, logged, tmp_path):
   assert (path / scored.ROLLOUTS).read_bytes() == (logged[0] / scored.ROLLOUTS).read_bytes()
 
 
-@pytest.mark.long
 def test_rollouts_that_were_written_stay_where_a_run_goes_on_without(config, tmp_path):
   path = tmp_path / "run"
   trainer.train(configs.override(config, {"steps": 2}), path)
@@ -92,7 +89,6 @@ def test_rollouts_that_were_written_stay_where_a_run_goes_on_without(config, tmp
   assert [response.step for response in scored.read(path / scored.ROLLOUTS)] == [2] * 8 + [6] * 8
 
 
-@pytest.mark.long
 def test_a_reward_alone_has_no_divergence(tiny, tmp_path):
   changes = {"steps": 1, "eval.every": 0, "log.rollouts": 1, "horizon.max": 12, "teacher": "", "reward.workers": 0}
   trainer.train(small_config(tiny, "grpo", **changes), tmp_path / "grpo")

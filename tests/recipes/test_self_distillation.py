@@ -112,6 +112,7 @@ def test_rows_are_told_what_others_of_their_group_found(config, tmp_path):
   assert told["with_context"] == told["with_demonstration"] == np.asarray(context.taught).mean()
 
 
+@pytest.mark.long
 def test_where_nothing_can_be_told_nothing_moves_and_it_is_counted(config, tmp_path, monkeypatch):
   monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: False)
   run = train(config(steps=2, **of_rollouts()), tmp_path / "w")

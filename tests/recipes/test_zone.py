@@ -90,6 +90,7 @@ def test_a_step_has_new_prompts_those_of_the_buffer_and_prompts_with_candidates(
   assert any(record["grad_norm"] > 0 for record in records)
 
 
+@pytest.mark.long
 def test_three_groups_never_share_a_baseline(config, tmp_path, monkeypatch):
   """The advantage of every row, by hand: against its own group, and over the deviation of all groups that are not equal."""
   run = opened(config(), tmp_path / "w", Scripted())

@@ -67,6 +67,7 @@ def test_a_run_survives_a_verifier_that_hangs_and_ends(small, tmp_path, monkeypa
   assert not [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.long
 def test_processes_change_no_bit_of_a_run(small, tmp_path, monkeypatch, programs):
   name = own_verifiers.write(tmp_path, monkeypatch, "own_even", EVEN)
   both = {"reward.verifiers": (f"{name}:verify", f"{name}:brief"), "reward.weights": (1.0, 0.25)}

@@ -124,6 +124,7 @@ def test_the_template_renders_what_the_model_was_pretrained_on(tmp_path):
   assert np.array(tokens[0]).max() < len(relay.SYMBOLS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("role", ["talker", "talker-2"])
 def test_shipped_talkers_know_the_task_and_fall_back_in_conversations(role):
   """By what they find likeliest, symbol by symbol, behind right replies (FULL) and behind wrong guesses (RAW)."""

@@ -38,6 +38,7 @@ def test_the_same_words_under_the_same_prompt_teach_nothing(student, prompts, ro
   assert not any(g.any() for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [pytest.param(1, marks=pytest.mark.long), 5])
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_padding_of_either_prompt_changes_nothing(side, more, student, teacher, prompts, rollout):

@@ -56,6 +56,7 @@ def wider_prompts(batch: Batch) -> Batch:
   return Batch(prompt=pad(batch.prompt, 11), prompt_mask=pad(batch.prompt_mask, False))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
   "change",
   [
@@ -137,6 +138,7 @@ def test_the_stop_token_itself_is_trained(student, teacher, prompts, rollout):
   assert any(np.any(g) for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.long
 def test_rollouts_of_one_prompt_share_it(student, teacher, prompts):
   """n = 2 gives the loss of the same rows with every prompt written twice."""
   step = dataclasses.replace(STEP, n=2)
@@ -168,6 +170,7 @@ def test_batch_without_a_token_moves_nothing(student, teacher, prompts, rollout)
   assert not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.long
 def test_counts_are_exact_beyond_what_bf16_can_hold(student, teacher, prompts, rollout):
   """bfloat16 compute: 300 tokens are counted as 300, and the loss is a number near the fp32 one."""
   many = jax.tree.map(lambda a: jnp.repeat(a, 16, axis=0), (prompts, rollout))
@@ -220,6 +223,7 @@ def without(judged: dict, step: DistillationStep) -> dict:
   return {name: value for name, value in judged.items() if wanted[name]}
 
 
+@pytest.mark.long
 @EACH
 def test_no_loss_depends_on_how_the_batch_is_split(loss, student, teacher, prompts, rollout, judged):
   outcomes = []
@@ -341,6 +345,7 @@ def test_each_row_can_have_a_teacher_of_its_own(student, teacher, prompts, rollo
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * scale, rtol=1e-3, atol=2e-5), grads, want_grads)
 
 
+@pytest.mark.long
 def test_the_probe_is_the_gradient_of_a_map_before_the_head(student, teacher, prompts):
   """Cosines by differentiating the whole loss of every shorter rollout by a map M = 1 between states and head."""
   widths = (3, 6, H)

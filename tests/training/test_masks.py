@@ -188,6 +188,7 @@ def test_where_a_weight_lies_between_two_that_can_be_stored_does_not_matter():
   assert int((seen != there).sum()) <= 1  # off + update is rounded to fp32, which may pass a boundary
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["top", "lowest", "stratified", "layer", "tensor", "global"])
 def test_every_kind_has_exactly_the_visible_density(kind):
   mask = found(kind)

@@ -61,6 +61,7 @@ def updated(step, student, prompts, rollout, advantage=ADVANTAGE):
   return learn(step, student, (), prompts, rollout, advantage=advantage)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SURROGATES)
 def test_the_loss_does_not_depend_on_how_the_rows_are_split(name, student, prompts, drawn):
   outcomes = []
@@ -75,6 +76,7 @@ def test_the_loss_does_not_depend_on_how_the_rows_are_split(name, student, promp
   np.testing.assert_allclose(got["sums"]["moved_by_mu"], want["sums"]["moved_by_mu"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["drpo", "dppo, top-K"])
 def test_the_gradient_is_that_of_the_surrogate_of_the_drawn_tokens(name, student, prompts, drawn):
   """By JAX, through the log-probabilities of the drawn tokens alone."""
@@ -103,6 +105,7 @@ def test_the_gradient_is_that_of_the_surrogate_of_the_drawn_tokens(name, student
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=3e-5), got, want)
 
 
+@pytest.mark.long
 def test_the_first_update_of_a_rollout_is_the_same_for_every_surrogate(student, prompts):
   """Nothing has moved yet."""
   step = dataclasses.replace(ALONE, loss=rewarded(None))

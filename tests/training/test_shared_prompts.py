@@ -104,6 +104,7 @@ def test_an_adapter_learns_the_same(student, teacher, rows):
   assert_same(found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("micro_batches", "buckets"), [pytest.param(4, 2, marks=pytest.mark.long), (8, 1)])
 def test_micro_batches_are_of_whole_prompts_and_change_nothing(micro_batches, buckets, student, teacher, rows):
   """Beyond one for every prompt, a prompt stands in each that has rows of it."""

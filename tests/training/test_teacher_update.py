@@ -76,6 +76,7 @@ def test_a_current_teacher_that_reads_more_teaches_and_has_no_gradient_of_its_ow
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, frozen.params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rate", "same"), [(0.0, "frozen"), (1.0, "current")])
 def test_a_mix_has_the_two_as_its_ends(student, prompts, rollout, rate, same):
   initial = jax.tree.map(lambda a: 0.9 * a, student)
@@ -124,6 +125,7 @@ def test_an_average_follows_updates_that_moved_the_weights_and_no_others(student
   jax.tree.map(np.testing.assert_array_equal, broken.teacher, behind)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "kind", ["ema", pytest.param("current", marks=pytest.mark.long), pytest.param("mix", marks=pytest.mark.long)]
 )

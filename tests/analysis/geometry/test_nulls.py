@@ -26,6 +26,7 @@ def test_rounding_to_seven_bits_is_bfloat16():
   np.testing.assert_array_equal(np.asarray(nulls.round_mantissa(jnp.array([1.3, 1.2]), 1)), [1.5, 1.0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("std", "sparsity", "low"), [(1e-5, 0.92, 0.43), (2e-5, 0.80, 0.31)])
 def test_stored_updates_without_structure_look_sparse_and_biased(std, sparsity, low):
   """The ends of the ranges that the review of arXiv:2606.13657 gives, within three points."""
@@ -46,6 +47,7 @@ def test_stored_updates_without_structure_look_sparse_and_biased(std, sparsity, 
     assert draw["relative_norm"] == pytest.approx(found["relative_norm"], rel=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("std", "sparsity"), [(1e-5, 0.68), (2e-5, 0.38)])
 def test_the_same_updates_before_rounding(std, sparsity):
   after = (BEFORE + std * np.random.default_rng(1).standard_normal(SHAPE)).astype(np.float32)
@@ -178,6 +180,7 @@ def without_structure(seed, shape=(96, 64), std=1e-6):
   return before, (before + std * rng.standard_normal(shape)).astype(np.float32)
 
 
+@pytest.mark.long
 def test_an_update_without_structure_is_within_its_nulls_in_both_kinds():
   """Weights of fp32 show an update of 1e-6 rounded too, in steps of up to 4e-9: some stay, mostly large ones."""
   found = beyond(lambda seed: pair(*without_structure(seed)))

@@ -41,6 +41,7 @@ def test_the_randomised_is_within_a_hundredth_of_the_exact(name):
     assert getattr(found, statistic) == pytest.approx(getattr(exact, statistic), rel=0.01), statistic
 
 
+@pytest.mark.long
 def test_blocks_of_rows_have_the_values_of_the_whole():
   a = decaying()[:, :200]
   spans = blocks.ranges(M, 200, 200 * 128)

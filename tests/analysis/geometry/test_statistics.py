@@ -74,6 +74,7 @@ def test_all_are_those_of_numpy(name):
     assert found[key] == pytest.approx(value, rel=5e-4, abs=tolerance), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHAPES)
 def test_blocks_give_what_the_whole_gives(name):
   before, after = made(SHAPES[name])
