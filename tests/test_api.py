@@ -107,6 +107,7 @@ def test_a_model_that_is_not_there_is_refused(tiny):
     opd_jax.load_model(tiny["student"], step=3)
 
 
+@pytest.mark.long
 def test_generation_follows_the_seed_and_not_the_other_prompts(student):
   first = opd_jax.generate(student, PROMPTS, max_tokens=24, seed=1)
   assert [len(first.texts), *first.lengths.shape, *first.ended.shape] == [2, 2, 2]

@@ -238,6 +238,7 @@ def test_many_sizes_make_one_picture():
   assert len({(line.get_color(), line.get_marker()) for line in measured}) == 6, "none is drawn as another one"
 
 
+@pytest.mark.long
 def test_against_transformers(one_layer, tmp_path):
   pytest.importorskip("torch")
   sizes = ["--smallest", f"--student={one_layer}", "--batch=2", "--horizon=16", "--repeat=1"]

@@ -247,6 +247,7 @@ def test_a_run_is_what_its_export_is(tiny, tmp_path, rank):
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("shared_programs")
 def test_a_run_that_began_with_another_model_is_noted(tiny, tmp_path, capsys):
   import shutil

@@ -270,6 +270,7 @@ def test_seed_and_step_give_other_tokens(small, tmp_path):
   assert (responses[0][0] != responses[1][0]).any()
 
 
+@pytest.mark.long
 def test_second_step_traces_and_compiles_nothing(small, tmp_path):
   events = []
   jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
@@ -286,6 +287,7 @@ def test_second_step_traces_and_compiles_nothing(small, tmp_path):
 AHEAD = {"rollout.ahead": True, "mixture.reward": 0.5, "rollouts_per_prompt": 2, "checkpoint.every": 3, "eval.every": 0}
 
 
+@pytest.mark.long
 def test_a_rollout_ahead_is_one_update_old_and_weighted_for_it(small, tmp_path, monkeypatch):
   """Step k + 1 is sampled before update k, but not across a checkpoint: there the student is heard as it is."""
   collected, collect = [], OPD.collect

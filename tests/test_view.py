@@ -24,6 +24,7 @@ def workdir(tmp_path_factory, tiny):
   return path
 
 
+@pytest.mark.long
 def test_a_run_is_seen_before_and_after_training_beside_its_teacher(workdir, capsys):
   run(f"--workdir={workdir}", "--prompts=2", "--max-tokens=12", "--top=2")
   found = scored.read(workdir / scored.VIEW)
@@ -40,6 +41,7 @@ def test_a_run_is_seen_before_and_after_training_beside_its_teacher(workdir, cap
   assert f"wrote {workdir / 'view.html'}" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_chosen_by_its_step_and_a_prompt_by_hand(workdir, tmp_path):
   run(
     f"--workdir={workdir}", "--step=1", "--prompt=58+-++x3=", "--max-tokens=12", "--top=2", f"--out={tmp_path}/x.html"
@@ -91,6 +93,7 @@ def test_a_run_without_a_teacher_is_told_to_name_one(workdir):
     view.run(values, configs.load("grpo"))
 
 
+@pytest.mark.long
 def test_a_run_that_denoises_is_seen_canvas_by_canvas(tmp_path, tiny):
   """A model of no run is refused, since nothing says how it denoises, and so is a teacher that writes from left to right."""
   model = masked_models.write(tmp_path / "model")

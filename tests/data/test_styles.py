@@ -117,6 +117,7 @@ def test_dotted_fields_can_be_named(read):
   assert example.answer == "2"
 
 
+@pytest.mark.long
 def test_a_run_says_so_before_its_first_step(small, tmp_path):
   path = tmp_path / "train.jsonl"
   path.write_text(json.dumps({"question": "1+1=", "answer": "#### 2"}))

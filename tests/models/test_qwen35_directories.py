@@ -87,6 +87,7 @@ def test_whether_the_head_is_the_embedding_is_said_outside_of_the_text(released,
   assert hf_config.read(tmp_path).tied == ("untied" not in directory.name)
 
 
+@pytest.mark.long
 def test_what_is_no_decoder_stays_as_it_is(released, pt, tmp_path):
   _, transformers = pt
   directory, expected = released

@@ -176,6 +176,7 @@ def test_same_model_gives_exactly_nothing(objective):
   assert not any(np.any(g) for g in gradient)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("objective", FUSED + BLOCKED[:1], ids=name)
 def test_masked_tokens_give_nothing_even_where_they_are_not_finite(objective):
   student, inputs, coefficients = arguments(objective)

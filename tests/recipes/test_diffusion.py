@@ -91,6 +91,7 @@ def test_a_teacher_that_is_shown_nothing_and_is_the_student_teaches_exactly_noth
   assert int(run.state.empty) == 1
 
 
+@pytest.mark.long
 def test_where_nothing_is_accepted_nothing_moves_and_it_is_counted(config, tmp_path, monkeypatch):
   monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: False)
   run = train(config(steps=2), tmp_path / "w")

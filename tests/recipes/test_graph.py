@@ -314,6 +314,7 @@ def test_a_length_penalty_takes_from_long_responses(config, tmp_path, monkeypatc
     assert (np.diff(advantage[order]) <= 1e-5).all()
 
 
+@pytest.mark.long
 def test_written_graphs_are_drawn_and_change_nothing(config, tmp_path):
   runs = {n: train(config(steps=2, **{"log.rollouts": n}), tmp_path / str(n)) for n in (0, 3)}
   for a, b in zip(leaves(runs[0].state), leaves(runs[3].state), strict=True):

@@ -143,6 +143,7 @@ def test_responses_are_scored_under_the_prompt_that_they_were_drawn_for(config, 
     assert prompt.tolist() == each.ids
 
 
+@pytest.mark.long
 def test_a_teachers_words_stand_in_prompts_and_its_weights_in_no_update(config, tmp_path, monkeypatch):
   run = opened(config(steps=2), tmp_path / "w", teacher := Scripted())
   found = collected(run, monkeypatch)

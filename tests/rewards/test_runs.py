@@ -83,6 +83,7 @@ def test_processes_change_no_bit_of_a_run(small, tmp_path, monkeypatch, programs
   assert 0 < step[f"reward/{name}:verify"] < 1
 
 
+@pytest.mark.long
 def test_masked_rows_are_left_out_of_the_mean_of_the_reward(small, tmp_path, monkeypatch, programs):
   name = own_verifiers.write(tmp_path, monkeypatch, "own_even", EVEN)
   changes = {"data.verifier": f"{name}:verify", "reward.overlong": "mask", "eval.every": 0}

@@ -351,6 +351,7 @@ def test_looking_for_such_references_ends_in_time():
   assert time.perf_counter() - begun < 2
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
   "response",
   [

@@ -31,6 +31,7 @@ def rollout(student, prompts):
   return programs(STEP)[0](student, prompts, jax.random.key(4), H)
 
 
+@pytest.mark.long
 def test_the_same_words_under_the_same_prompt_teach_nothing(student, prompts, rollout):
   """CCOPD's first test: c = h and the initial weights. Exactly zero, loss and gradient."""
   stats, grads = learn(SELF, student, student, with_teacher_prompts(prompts, prompts), rollout)
@@ -55,6 +56,7 @@ def test_padding_of_either_prompt_changes_nothing(side, more, student, teacher, 
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, wanted)
 
 
+@pytest.mark.long
 def test_each_side_reads_its_own_prompt(student, teacher, prompts, rollout):
   """Against one row and one token at a time, each model under its own prompt and nothing else."""
   stats, _ = learn(STEP, student, teacher, with_teacher_prompts(prompts, CANONICAL), rollout)
@@ -75,6 +77,7 @@ def test_the_student_never_sees_the_canonical_prompt(student, teacher, prompts, 
   np.testing.assert_array_equal(first.response, second.response)
 
 
+@pytest.mark.long
 def test_micro_batches_take_their_own_prompts(student, teacher, prompts, rollout):
   batch = with_teacher_prompts(prompts, CANONICAL)
   whole = learn(STEP, student, teacher, batch, rollout)[0]["loss"]
@@ -91,6 +94,7 @@ def through():
   return jax.jit(THROUGH.update)
 
 
+@pytest.mark.long
 def test_an_adapter_is_all_that_moves_and_the_base_teaches(student, prompts, rollout):
   """The teacher is the base itself: zero where both read the same, not where they do not; and only B moves at first."""
   new = lora.init(STUDENT, ADAPTER, jax.random.key(0))
@@ -104,6 +108,7 @@ def test_an_adapter_is_all_that_moves_and_the_base_teaches(student, prompts, rol
   assert moved == {n: n.endswith("_b") for n in moved}
 
 
+@pytest.mark.long
 def test_the_gradient_of_an_adapter_is_that_of_the_merged_weights(student, prompts, rollout):
   """By the chain rule: dA = scale dW B^T and dB = scale A^T dW."""
   new = lora.init(STUDENT, ADAPTER, jax.random.key(0))

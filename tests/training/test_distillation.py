@@ -236,6 +236,7 @@ def test_no_loss_depends_on_how_the_batch_is_split(loss, student, teacher, promp
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), got_grads, want_grads)
 
 
+@pytest.mark.long
 @EACH
 def test_no_loss_moves_anything_without_a_token(loss, student, teacher, prompts, rollout, judged):
   step = with_loss(loss)
@@ -253,6 +254,7 @@ def test_segment_that_no_row_reaches_moves_nothing(student, teacher, prompts, ro
   assert not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.long
 def test_nothing_left_to_learn_is_left_out_and_what_is_left_is_not(student, teacher, prompts, rollout):
   """All tokens clipped: the momentum must not move the weights. No token for the teacher, but a reward: it does."""
   clipped, _ = learn(with_loss({"token_clip": 1e-9}), student, teacher, prompts, rollout)
@@ -280,6 +282,7 @@ def test_random_tokens_are_others_at_the_next_step(student, teacher, prompts, ro
   assert len({float(at(step)) for step in range(3)}) == 3
 
 
+@pytest.mark.long
 def test_first_tokens_as_a_weight_are_a_short_horizon(student, teacher, prompts, rollout):
   """Loss and gradient of TOPD at 4 tokens, from a full rollout of which the rest is masked."""
 
@@ -303,6 +306,7 @@ def test_importance_is_one_on_the_rollout_that_was_just_sampled(student, teacher
   np.testing.assert_allclose(stats["sums"]["importance"].sum() / stats["tokens"], 1, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_reward_alone_raises_what_was_rewarded(student, teacher, prompts, rollout):
   """One small step of pure policy gradient: the rewarded row becomes more likely, the punished one less."""
   step = with_loss({"divergence": 0.0, "reward": 1.0}, optimizer=optax.sgd(1e-3))
@@ -333,6 +337,7 @@ def test_staying_near_the_initial_student(student, teacher, prompts, rollout, ju
   assert float(away["grad_norm"]) > 1e-3
 
 
+@pytest.mark.long
 def test_each_row_can_have_a_teacher_of_its_own(student, teacher, prompts, rollout):
   """Two teachers, the second the student itself: rows that choose it add nothing, the others what they added alone."""
   step = dataclasses.replace(STEP, teachers=(TEACHER, STUDENT))

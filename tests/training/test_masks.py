@@ -197,6 +197,7 @@ def test_every_kind_has_exactly_the_visible_density(kind):
   assert bit_equal(mask, found(kind)), "the same every time"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("kind", "density"),
   [("top", 0.01), ("lowest", 0.9), ("stratified", 0.5), ("layer", 0.01), ("tensor", 0.7), ("global", 1.0)],

@@ -120,6 +120,7 @@ def test_sgd_is_its_formula(momentum):
     np.testing.assert_allclose(state.params[name], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("masked", [False, True])
 def test_how_the_optimiser_goes_with_the_gradient(masked):
   """Against NumPy in float64; frozen coordinates do not count."""

@@ -47,6 +47,7 @@ def test_groups_stand_before_empty_places_each_with_its_own_prompt_and_responses
   assert rollout.mask.sum() == 3 * N * H, "nothing of an empty place counts"
 
 
+@pytest.mark.long
 def test_mini_batches_have_whole_groups_and_as_many_of_each_kind():
   import dataclasses
 

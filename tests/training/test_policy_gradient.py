@@ -156,6 +156,7 @@ def test_rows_that_do_not_count_are_left_out_of_the_mean(student, prompts, drawn
   np.testing.assert_allclose(some["loss"], alone["loss"], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_the_null_makes_unlikely_tokens_less_likely_and_asks_no_teacher(student, prompts):
   loss = Loss(
     Objective(37, kind="suppress", support="sampled"),
@@ -179,6 +180,7 @@ def test_the_null_makes_unlikely_tokens_less_likely_and_asks_no_teacher(student,
   assert likelihood(stepped) < likelihood(student)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_most_likely_ids_are_recorded_with_what_they_were_drawn_from(temperature, student, prompts):
   sampling = dataclasses.replace(RECORDED, temperature=temperature)

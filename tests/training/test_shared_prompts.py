@@ -94,6 +94,7 @@ def test_value_gradient_and_metrics_are_those_of_copies(case, student, teacher, 
   assert_same(found, expected)
 
 
+@pytest.mark.long
 def test_an_adapter_learns_the_same(student, teacher, rows):
   cfg = dataclasses.replace(STUDENT, adapter_scale=LORA.scale)
   adapter = jax.tree.map(lambda a: a + 0.1, lora.init(STUDENT, LORA, jax.random.key(2)))
@@ -121,6 +122,7 @@ def test_micro_batches_are_of_whole_prompts_and_change_nothing(micro_batches, bu
   assert shapes.rollout.mask.shape[:2] == (micro_batches, len(rows[1].mask) // micro_batches)
 
 
+@pytest.mark.long
 def test_the_rows_of_a_prompt_stay_with_it(rows):
   """Sorted by the longest of its rows, where micro-batches are to be of like length."""
   step = dataclasses.replace(STEP, n=N, micro_batches=2, buckets=2)
@@ -143,6 +145,7 @@ def test_a_prompt_stands_as_often_as_it_has_to(prompts, n, micro_batches, copies
   assert microbatch.prompt_copies(prompts, n, micro_batches) == copies
 
 
+@pytest.mark.long
 def test_an_update_holds_no_copies_of_prompts():
   """Compiled memory of eight rollouts behind a long prompt: less than a third of what rows of their own would take."""
   step = dataclasses.replace(STEP, teachers=(STUDENT,))

@@ -65,6 +65,7 @@ def test_a_current_teacher_that_reads_the_same_teaches_nothing(student, prompts,
   jax.tree.map(np.testing.assert_array_equal, state.params, student)
 
 
+@pytest.mark.long
 def test_a_current_teacher_that_reads_more_teaches_and_has_no_gradient_of_its_own(student, prompts, rollout):
   other = dataclasses.replace(
     prompts, teacher_prompt=prompts.prompt[::-1], teacher_prompt_mask=prompts.prompt_mask[::-1]
@@ -107,6 +108,7 @@ def test_an_average_has_gone_its_share_of_the_way_after_k_updates():
   assert state.teacher["w"].dtype == jnp.float32
 
 
+@pytest.mark.long
 def test_an_average_follows_updates_that_moved_the_weights_and_no_others(student, prompts, rollout):
   step, behind = step_of("ema"), jax.tree.map(lambda a: 0.9 * a, student)
   state, stats = update(step, student, prompts, rollout, teacher=behind)
