@@ -36,6 +36,17 @@ LLAMA3: Config = {
   "vocab_size": 128256,
 }
 
+QWEN35: Config = {  # the decoder of released models, which see images too
+  "architectures": ["Qwen3_5ForCausalLM"],
+  "head_dim": 256,
+  "hidden_act": "silu",
+  "linear_num_key_heads": 16,
+  "max_position_embeddings": 262144,
+  "rms_norm_eps": 1e-6,
+  "rope_theta": 10_000_000,
+  "vocab_size": 248320,
+}
+
 
 def _sizes(d_model: int, layers: int, heads: int, feed_forward: int, tied: bool) -> Config:
   return {
@@ -50,6 +61,10 @@ def _sizes(d_model: int, layers: int, heads: int, feed_forward: int, tied: bool)
 def _rope(factor: float) -> Config:
   scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
   return {"rope_scaling": scaling | {"original_max_position_embeddings": 8192}}
+
+
+def _qwen35(kv_heads: int, value_heads: int, *sizes: int | bool) -> Config:
+  return QWEN35 | _sizes(*sizes) | {"num_key_value_heads": kv_heads, "linear_num_value_heads": value_heads}
 
 
 QWEN2_1B = QWEN2 | _sizes(1536, 28, 12, 8960, True) | {"num_key_value_heads": 2, "vocab_size": 151936}
@@ -74,6 +89,10 @@ MODELS: dict[str, Config] = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
   },
+  "Qwen3.5-0.8B": _qwen35(2, 16, 1024, 24, 8, 3584, True),
+  "Qwen3.5-4B": _qwen35(4, 32, 2560, 32, 16, 9216, True),
+  "Qwen3.5-9B": _qwen35(4, 32, 4096, 32, 16, 12288, False),
+  "Qwen3.5-27B": _qwen35(4, 48, 5120, 64, 24, 17408, False),
   "Qwen2.5-1.5B": QWEN2_1B,
   "Qwen2.5-7B": QWEN2 | _sizes(3584, 28, 28, 18944, False) | {"num_key_value_heads": 4, "vocab_size": 152064},
   "Qwen2.5-32B": QWEN2 | _sizes(5120, 64, 40, 27648, False) | {"num_key_value_heads": 8, "vocab_size": 152064},

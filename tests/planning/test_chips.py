@@ -84,6 +84,10 @@ def test_without_libtpu(monkeypatch):
     ("Qwen3-14B", 14.8),
     ("Qwen3-32B", 32.8),
     ("Qwen3-30B-A3B", 30.5),
+    ("Qwen3.5-0.8B", 0.752),
+    ("Qwen3.5-4B", 4.21),
+    ("Qwen3.5-9B", 8.95),
+    ("Qwen3.5-27B", 26.9),
     ("Qwen2.5-1.5B", 1.54),
     ("Qwen2.5-7B", 7.62),
     ("Qwen2.5-32B", 32.8),
@@ -98,7 +102,7 @@ def test_public_models_have_the_published_number_of_parameters(name, parameters)
 
 
 def test_every_public_model_is_in_the_test_above():
-  assert len(architectures.MODELS) == 14
+  assert len(architectures.MODELS) == 18
 
 
 def test_a_public_model_by_its_names():
