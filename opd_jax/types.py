@@ -1,6 +1,7 @@
 """The records that travel between the packages of the library.
 
-Dimensions: B rows, P prompt width, Q prompt width of the teachers, H horizon (response width), K teachers.
+Dimensions: B rows, P prompt width, Q prompt width of the teachers, H horizon (response width), K teachers or taps, M features of a row's images, D model
+width.
 """
 
 from typing import Any
@@ -13,6 +14,17 @@ Params = dict[str, Any]  # a model's parameter pytree, see models/decoder.py
 
 
 @flax.struct.dataclass
+class Images:
+  """The images of prompts, encoded, and where they stand in them; one row per prompt, see models/images.py."""
+
+  features: Float[Array, "B M D"]  # of all of a prompt's images, in order
+  taps: Float[Array, "B K M D"]  # added to the hidden states behind each of the decoder's first K layers
+  index: Int[Array, "B P"]  # which feature stands in the place of a token; -1: none
+  positions: Int[Array, "B P 3"]  # of every token, see models/mrope.py
+  next_position: Int[Array, " B"]  # of the first token of a response
+
+
+@flax.struct.dataclass
 class Batch:
   """Prompts of one step, one row per prompt; a prompt stands once for its n rollouts."""
 
@@ -22,13 +34,16 @@ class Batch:
   number: Int[Array, " B"] | None = None  # what a prompt's random numbers follow; None: its place in the batch
   teacher_prompt: Int[Array, "B Q"] | None = None  # what teachers read instead, left-padded to a width of its own
   teacher_prompt_mask: Bool[Array, "B Q"] | None = None
+  images: Images | None = None  # None: no prompt of the run has any
+  teacher_images: Images | None = None  # of the teachers' own prompts
 
   @property
   def of_teacher(self) -> "Batch":
     """Returns the same rows with the teachers' prompts."""
     if self.teacher_prompt is None:
       return self
-    return self.replace(prompt=self.teacher_prompt, prompt_mask=self.teacher_prompt_mask)  # pyright: ignore[reportAttributeAccessIssue]
+    own = {"prompt": self.teacher_prompt, "prompt_mask": self.teacher_prompt_mask, "images": self.teacher_images}
+    return self.replace(**own)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @flax.struct.dataclass

@@ -105,7 +105,7 @@ def attend_causal(
       seen = seen & in_window(window, jnp.take(at, positions, axis=1, mode="clip"), at)
     return seen
 
-  return _attend_in_blocks(q, k, v, visible, block)
+  return attend_in_blocks(q, k, v, visible, block)
 
 
 def attend_bidirectional(
@@ -116,10 +116,10 @@ def attend_bidirectional(
   block: int = 1024,
 ) -> Float[Array, "B T N h"]:
   """Attend from every token to all real tokens, before it and behind it; arguments as of `attend_causal`."""
-  return _attend_in_blocks(q, k, v, lambda positions: jnp.repeat(mask[:, None, :], len(positions), axis=1), block)
+  return attend_in_blocks(q, k, v, lambda positions: jnp.repeat(mask[:, None, :], len(positions), axis=1), block)
 
 
-def _attend_in_blocks(
+def attend_in_blocks(
   q: Float[Array, "B T N h"],
   k: Float[Array, "B T K h"],
   v: Float[Array, "B T K h"],

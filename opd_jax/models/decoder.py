@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import delta_net, layer_kinds, moe, rope
+from opd_jax.models import images as placed
 from opd_jax.models.attention import PromptGroup, attend_bidirectional, attend_causal, positions_of
 from opd_jax.models.delta_net import DeltaNet
 from opd_jax.models.layer_kinds import LayerKind
@@ -27,7 +28,7 @@ from opd_jax.models.linear import linear, rms_norm
 from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
 from opd_jax.models.rope import RopeScaling, rotate
-from opd_jax.types import Params
+from opd_jax.types import Images, Params
 
 __all__ = ["DeltaNet", "LayerKind", "RopeScaling", "positions_of", "rotate"]
 
@@ -81,6 +82,9 @@ class DecoderConfig:
   gated_attention: bool = False  # what a head has attended to is multiplied by the sigmoid of a gate as wide
   delta: DeltaNet | None = None  # of the layers whose kind says so
   tensor_names: str = "transformers"  # how its files call their tensors, a key of weights.NAMES
+  rope_axes: tuple[
+    int, ...
+  ] = ()  # of a model that sees images: which position of a token each rotary frequency turns by
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -119,13 +123,13 @@ class DecoderConfig:
     """The index in `ropes` of every layer."""
     return [self._rope_kinds.index(_rotary_kind(kind)) for kind in self.kinds]
 
-  def ropes(self, positions: Int[Array, "B T"]) -> list[tuple[Array, Array]]:
+  def ropes(self, positions: Int[Array, "B T"] | Int[Array, "B T 3"]) -> list[tuple[Array, Array]]:
     """The tables of rotary angles, as `rope_tables`, of every kind of layer; one where layers do not differ in it."""
     own = lambda kind: rope_tables(self, positions) if kind.theta is None else self._unscaled(kind.theta, positions)
     return [own(kind) if kind.rotary else rope.nowhere(own(kind)) for kind in self._rope_kinds]
 
-  def _unscaled(self, theta: float, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
-    return rope.tables(self.rotary_width or self.head_width, theta, None, positions)
+  def _unscaled(self, theta: float, positions: Int[Array, "B T"] | Int[Array, "B T 3"]) -> tuple[Array, Array]:
+    return rope.tables(self.rotary_width or self.head_width, theta, None, positions, self.rope_axes)
 
 
 def _rotary_kind(kind: LayerKind) -> LayerKind:
@@ -201,6 +205,7 @@ def hidden(
   moe_fn=moe.reference,
   embed_fn=None,
   group: PromptGroup | None = None,
+  images: Images | None = None,
 ) -> Float[Array, "B T D"]:
   """Compute the final normed hidden states; `unembed` turns the positions of interest into logits.
 
@@ -213,6 +218,7 @@ def hidden(
     moe_fn: the mixture of experts, where there is one, see moe.py.
     embed_fn: the embedding; None: `embed`, and on a mesh see lookup.py.
     group: how the sequences are laid out, where they are prompts with several responses each.
+    images: those of the prompts, which the sequences begin with; None: there are none.
 
   Raises:
     ValueError: a `group` of a model that is not causal, whose prompts read their responses.
@@ -221,9 +227,14 @@ def hidden(
     if group is not None:
       raise ValueError("a prompt that reads its response stands once for one response only")
     attention_fn = attend_bidirectional
-  positions = positions_of(mask) if group is None else group.positions(mask)
+  if images is not None:
+    positions = placed.positions(images, tokens.shape[1], group)
+  else:
+    positions = positions_of(mask) if group is None else group.positions(mask)
   attend = attention_fn if group is None else functools.partial(attention_fn, group=group)
   differ, of_layer = by_layer(cfg, positions, tokens.shape[1] if group is None else group.prompt + group.response)
+  if images is not None and images.taps.shape[1]:
+    differ["number"] = jnp.arange(cfg.layers, dtype=jnp.int32)
 
   def layer(mixer: str, x: Array, w: Params, own: dict[str, Array]) -> Array:
     w, (rope, options) = dense(w, dtype), of_layer(own)
@@ -233,7 +244,8 @@ def hidden(
       else:
         q, k, v, gate = qkv(x, w, cfg, rope)
         x = x + project_out(attend(q, k, v, mask, **options), gate, w, cfg)
-    return x + feed_forward(x, w, cfg, mask, moe_fn)
+    x = x + feed_forward(x, w, cfg, mask, moe_fn)
+    return placed.add_tap(x, images, own["number"]) if images is not None and "number" in own else x
 
   def block(x: Array, w_and_own: tuple[Params, dict[str, Array]]) -> tuple[Array, None]:
     for of_one, own, kind in zip(*map(functools.partial(unblocked, cfg), w_and_own), cfg.kinds, strict=False):
@@ -244,12 +256,13 @@ def hidden(
     return x, None
 
   x = scale_embedding((embed_fn or embed)(params, tokens, dtype), cfg)
+  x = x if images is None else placed.insert(x, images)
   blocks = cfg.layers // cfg.block
   x, _ = lax.scan(block, x, blocked((params["layers"], differ), blocks), unroll=blocks if cfg.layers <= 4 else 1)
   return norm(x, params["norm"], cfg)
 
 
-def by_layer(cfg: DecoderConfig, positions: Int[Array, "B T"], longest: int):
+def by_layer(cfg: DecoderConfig, positions: Int[Array, "B T"] | Int[Array, "B T 3"], longest: int):
   """The rotary tables of each layer and how far it sees, as `layer_kinds.scanned` returns it."""
   return layer_kinds.scanned(cfg.kinds, cfg.ropes(positions), cfg.rope_of, longest)
 
@@ -348,9 +361,9 @@ def unblocked(cfg: DecoderConfig, of_block: Params) -> list[Params]:
   return _split(of_block, cfg, range(cfg.block))
 
 
-def rope_tables(cfg: DecoderConfig, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
+def rope_tables(cfg: DecoderConfig, positions: Int[Array, "B T"] | Int[Array, "B T 3"]) -> tuple[Array, Array]:
   """The cosine and the sine of the rotary angles, f32[B, T, 1, h/2] each, of layers without a base of their own."""
-  return rope.tables(cfg.rotary_width or cfg.head_width, cfg.rope_theta, cfg.rope_scaling, positions)
+  return rope.tables(cfg.rotary_width or cfg.head_width, cfg.rope_theta, cfg.rope_scaling, positions, cfg.rope_axes)
 
 
 def norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], cfg: DecoderConfig) -> Float[Array, "*b D"]:

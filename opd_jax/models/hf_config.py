@@ -7,7 +7,7 @@ from typing import Any
 
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
-from opd_jax.models import hf_llada, hf_rope
+from opd_jax.models import hf_llada, hf_rope, mrope
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.delta_net import DeltaNet
 from opd_jax.models.hf_layers import (
@@ -47,6 +47,8 @@ class Architecture:
   causal: bool = True  # False: a masked diffusion model, whose own code is not in transformers
   shifted: bool = False  # of masked diffusion models, see DecoderConfig
   tensor_names: str = "transformers"  # a key of weights.NAMES; "llada" has keys of config.json of its own too
+  sees: tuple[int, ...] = ()  # of models that see images: how many rotary frequencies turn by time, height and width
+  interleaved: bool = True  # whether these take turns, see mrope.py
 
   @property
   def activation(self) -> tuple[str, str]:
@@ -103,6 +105,25 @@ ARCHITECTURES = {
     layers=Hybrid(),
     off=("attention_bias",),
     tensor_names="language_model",
+    sees=(11, 11, 10),
+  ),
+  "Qwen3VLForConditionalGeneration": Architecture(
+    "qwen3_vl",
+    qk_norm=True,
+    attention_bias=True,
+    head_width=128,
+    theta=500_000.0,
+    tensor_names="language_model",
+    sees=(24, 20, 20),
+  ),
+  "Qwen2_5_VLForConditionalGeneration": Architecture(
+    "qwen2_5_vl",
+    qkv_bias=True,
+    theta=1_000_000.0,
+    norm_eps=1e-5,
+    layers=WindowWhereSwitched(),
+    sees=(16, 24, 24),
+    interleaved=False,
   ),
   "LLaDAModelLM": Architecture("llada", norm_eps=1e-5, causal=False, tensor_names="llada"),
   "DreamModel": Architecture("Dream", qkv_bias=True, causal=False, shifted=True, off=("use_sliding_window",)),
@@ -139,7 +160,7 @@ def described(raw: Json) -> DecoderConfig:
       )
   if arch.tensor_names == "llada":
     raw = hf_llada.as_llama(raw)
-  if arch.tensor_names == "language_model":
+  if arch.sees:
     raw = _text_part(raw)
   for key in arch.off:
     if value := raw.get(key):
@@ -188,15 +209,40 @@ def described(raw: Json) -> DecoderConfig:
     gated_attention=arch.hybrid,
     delta=_delta(raw) if any(kind.mixer == "delta" for kind in kinds) else None,
     tensor_names=arch.tensor_names,
+    rope_axes=_rope_axes(raw, arch, head_width) if arch.sees else (),
   )
 
 
 def _text_part(raw: Json) -> Json:
   """Take the decoder out of the config of a model that sees images; whether its head is its embedding is said outside of it."""
   text = raw.get("text_config")
+  if text is None and raw.get("model_type") == "qwen2_5_vl":  # before transformers 5 its keys stood outside
+    text = raw
   if not isinstance(text, dict):
     raise ValueError(f"text_config is {brief(text)}; it has to be an object")
-  return text | {"tie_word_embeddings": raw.get("tie_word_embeddings")}
+  tied = raw.get("tie_word_embeddings")
+  if not tied and raw.get("model_type") == "qwen2_5_vl":
+    tied = text.get("tie_word_embeddings")
+  found = text | {"tie_word_embeddings": tied}
+  for key in ("rope_scaling", "rope_parameters"):  # that there are three positions is no scaling
+    rope = found.get(key)
+    if isinstance(rope, dict) and "mrope" in (rope.get("rope_type"), rope.get("type")):
+      found[key] = rope | {"rope_type": "default", "type": "default"}
+  return found
+
+
+def _rope_axes(raw: Json, arch: Architecture, head_width: int) -> tuple[int, ...]:
+  """Read which of a token's three positions each rotary frequency turns by."""
+  rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+  sections = rope.get("mrope_section") or arch.sees
+  pairs = ((_rotary_width(raw, head_width) if arch.hybrid else None) or head_width) // 2
+  whole = isinstance(sections, list | tuple) and len(sections) == mrope.AXES and all(is_whole(n) for n in sections)
+  if not whole:
+    raise ValueError(f"mrope_section is {brief(sections)}; it has to be three whole numbers")
+  interleaved = switch(rope, "mrope_interleaved", arch.interleaved)
+  if interleaved != arch.interleaved:
+    raise ValueError(f"mrope_interleaved is {brief(interleaved)}, which is not supported for {arch.model_type}")
+  return mrope.axes(sections, interleaved, pairs)
 
 
 def _rotary_width(raw: Json, head_width: int) -> int | None:
@@ -320,7 +366,7 @@ def _keys(cfg: DecoderConfig, arch: Architecture) -> Json:
   """The keys of a config.json of this architecture that says what the model is, if it can."""
   if arch.tensor_names == "llada":
     return {"model_type": arch.model_type} | hf_llada.as_llada(cfg)
-  if arch.tensor_names == "language_model":
+  if arch.sees:
     raise ValueError("a model that sees images is written like the directory that it comes from alone")
   key, activation = arch.activation
   config = {

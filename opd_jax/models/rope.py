@@ -62,10 +62,21 @@ def frequencies(h: int, theta: float, scaling: Scaling | None) -> Float[Array, "
       return freq / factor * stretched + freq * (1 - stretched)
 
 
-def tables(h: int, theta: float, scaling: Scaling | None, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
-  """The cosine and the sine of the rotary angles, f32[B, T, 1, h/2] each."""
+def tables(
+  h: int,
+  theta: float,
+  scaling: Scaling | None,
+  positions: Int[Array, "B T"] | Int[Array, "B T 3"],
+  axes: tuple[int, ...] = (),
+) -> tuple[Array, Array]:
+  """The cosine and the sine of the rotary angles, f32[B, T, 1, h/2] each.
+
+  Args:
+    axes: where a token has three positions, the one that each frequency turns by, see mrope.py.
+  """
   freq = frequencies(h, theta, scaling)
-  angle = positions[:, :, None, None].astype(jnp.float32) * freq
+  by_frequency = positions[..., None] if positions.ndim == 2 else positions[..., jnp.array(axes)]
+  angle = by_frequency[:, :, None, :].astype(jnp.float32) * freq
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   if isinstance(scaling, YarnScaling) and scaling.attention_factor != 1:
     return cos * scaling.attention_factor, sin * scaling.attention_factor

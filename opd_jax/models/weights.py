@@ -111,9 +111,9 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
 
 def others(cfg: DecoderConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
   """The tensors of a model that sees images which are not its decoder's: what sees, and what guesses several tokens at once."""
-  if cfg.delta is None:
+  if cfg.delta is None and not cfg.rope_axes:
     return {}
-  return {name: t for name, t in tensors.items() if name.startswith(("model.visual.", "mtp."))}
+  return {name: t for name, t in tensors.items() if name.startswith(("model.visual.", "visual.", "mtp."))}
 
 
 def _check_tied(embed: Tensor, head: Tensor) -> None:
@@ -204,7 +204,8 @@ def write(
     for _ in arrays:
       pass
     return
-  copied = others(cfg, safetensors_io.find_tensors(like)) if like is not None and cfg.delta is not None else {}
+  more = like is not None and (cfg.delta is not None or bool(cfg.rope_axes))
+  copied = others(cfg, safetensors_io.find_tensors(like)) if like is not None and more else {}
   kinds = sorted({t.dtype for t in copied.values()})
   files = _files(cfg, DTYPES[kind].itemsize, max_shard_bytes, more=len(kinds))
   total = 0

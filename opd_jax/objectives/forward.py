@@ -53,6 +53,7 @@ class Forward:
       dtype=self.dtype,
       remat=self.remat,
       attention_fn=functools.partial(kernels.attend, self.attention, self.mesh),
+      images=prompt.images,
       **self._on_mesh(layout),
     )
     return HiddenAndHead(hidden, decoder.head(params))

@@ -21,9 +21,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from opd_jax.models import decoder, delta_net, delta_rule, layer_kinds, lora, moe
+from opd_jax.models import images as placed
 from opd_jax.models.attention import NEVER, attend_causal
 from opd_jax.models.delta_net import DeltaState
-from opd_jax.types import Params
+from opd_jax.types import Images, Params
 
 
 class LayerCache(NamedTuple):
@@ -115,31 +116,35 @@ def prefill(
   mask: Bool[Array, "p P"],
   attention_fn=attend_causal,
   moe_fn=moe.reference,
+  images: Images | None = None,
 ) -> tuple[Float[Array, "p D"], PromptCaches]:
   """Run the model on left-padded prompts.
 
   Args:
     attention_fn: attention over whole prompts, see attention.py and kernels.py.
     moe_fn: the mixture of experts, where there is one, see moe.py.
+    images: those of the prompts; None: there are none.
 
   Returns:
     The last position's final hidden state, which predicts the first response token, and the prompts' caches.
   """
-  ropes = cfg.ropes(decoder.positions_of(mask))
+  P = tokens.shape[1]
+  ropes = cfg.ropes(decoder.positions_of(mask) if images is None else placed.positions(images, P, None))
   x = decoder.scale_embedding(w.embed[tokens], cfg)
+  x = x if images is None else placed.insert(x, images)
   caches: list[Cache] = []
-  for layer, kind, i in zip(w.layers, cfg.kinds, cfg.rope_of, strict=True):
+  for number, (layer, kind, i) in enumerate(zip(w.layers, cfg.kinds, cfg.rope_of, strict=True)):
     if kind.mixer == "delta":
       y, state = mix(x, layer, cfg, mask=mask)
       caches.append(state)
-      x = feed_forward(x + y, layer, cfg, moe_fn, mask)
-      continue
-    q, k, v, gate = qkv(x, layer, cfg, ropes[i])
-    caches.append(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
-    window = layer_kinds.binding_window(kind, tokens.shape[1])
-    options = {} if window is None else {"window": window}
-    heads = attention_fn(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask, **options)
-    x = feed_forward(x + project_out(heads, gate, layer, cfg), layer, cfg, moe_fn, mask)
+    else:
+      q, k, v, gate = qkv(x, layer, cfg, ropes[i])
+      caches.append(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
+      window = layer_kinds.binding_window(kind, P)
+      options = {} if window is None else {"window": window}
+      y = project_out(attention_fn(q.reshape(*tokens.shape, cfg.heads, -1), k, v, mask, **options), gate, layer, cfg)
+    x = feed_forward(x + y, layer, cfg, moe_fn, mask)
+    x = x if images is None else placed.add_tap(x, images, number)
   return decoder.norm(x[:, -1], w.norm, cfg), PromptCaches(mask, caches)
 
 

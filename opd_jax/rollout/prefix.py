@@ -67,11 +67,16 @@ def rollout_and_prefix(
     before: prompts, in the first layer; then the prefixes that this function returned.
     expand: of each part of the rows before, which of them r rows go on from.
     Others are those of `sample.rollout`; of models that `supports`.
+
+  Raises:
+    ValueError: the prompts have images.
   """
   w = prepare_decode_params(params, cfg, dtype)
   if isinstance(before, Prefix):
     context = _go_on(w, cfg, chosen_rows(before, expand), moe_fn)
   else:
+    if before.images is not None:
+      raise ValueError("a prefix keeps no positions of images, so nothing goes on from prompts that have any")
     with jax.named_scope("prefill"):
       x, prompts = cache.prefill(w, cfg, before.prompt, before.prompt_mask, attention_fn, moe_fn)
     x, (mask, layers) = chosen_rows((x, prompts), expand)

@@ -49,7 +49,7 @@ class DecodeRow:
   """The token loop's carry for every row: its inputs, and what has been generated so far."""
 
   key: jax.Array  # key[B]
-  prompt_len: jax.Array  # int32[B], real tokens
+  first_position: jax.Array  # int32[B], of the response's first token
   token: jax.Array  # int32[B], the last one, not yet in the cache
   response: jax.Array  # int32[B, H]
   logprob: jax.Array  # f32[B, H]
@@ -116,15 +116,17 @@ def rollout(
   if batch.number is not None:
     numbers = (batch.number[:, None] * n + jnp.arange(n)).reshape(-1)
   with jax.named_scope("prefill"):
-    x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn)
-  prompt_len = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
+    x, prompts = cache.prefill(w, cfg, batch.prompt, batch.prompt_mask, attention_fn, moe_fn, batch.images)
+  first_position = jnp.sum(batch.prompt_mask, axis=1, dtype=jnp.int32)
+  if batch.images is not None:
+    first_position = batch.images.next_position
   if expand is not None:
-    x, prompts, prompt_len = chosen_rows((x, prompts, prompt_len), expand)
+    x, prompts, first_position = chosen_rows((x, prompts, first_position), expand)
   caches, first_slot = [layer.of_rows(n) for layer in prompts.layers], 0
   if n == 1:  # a token reads one cache in the place of two
     caches, prompts, first_slot = prompts.layers, prompts._replace(layers=[]), P
-  x, prompt_len = (jnp.repeat(a, n, axis=0) for a in (x, prompt_len))
-  context = Context(x, prompts, caches, prompt_len, first_slot)
+  x, first_position = (jnp.repeat(a, n, axis=0) for a in (x, first_position))
+  context = Context(x, prompts, caches, first_position, first_slot)
   keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers)
   rows = token_loop(
     w,
@@ -148,7 +150,7 @@ class Context(NamedTuple):
   x: Float[Array, "B D"]  # the hidden state that predicts it
   prompts: cache.PromptCaches
   caches: list[cache.Cache]  # the rows' own
-  length: Int[Array, " B"]  # real tokens before it
+  position: Int[Array, " B"]  # its own; behind text alone the number of real tokens before it
   first_slot: int  # of the rows' own caches, for it
 
 
@@ -172,8 +174,8 @@ def token_loop(
     keys: key[B], of the rows.
   """
   sample_fn, recorded = sample_fn or draw, sampling.recorded
-  _, prompts, caches, prompt_len, first_slot = context
-  B, P = len(prompt_len), prompts.mask.shape[1]
+  _, prompts, caches, first_position, first_slot = context
+  B, P = len(first_position), prompts.mask.shape[1]
 
   def not_done(state: DecodeState) -> jax.Array:
     return (state.t < limit) & ~jnp.all(state.rows.ended)
@@ -209,7 +211,7 @@ def token_loop(
     """Run the model on the last token and draw the next one."""
     rows, last = state.rows, state.t - 1  # the last token's index in the response
     with jax.named_scope("decode"):
-      ropes = jax.tree.map(lambda table: table[rows.prompt_len + last][:, None], angles)
+      ropes = jax.tree.map(lambda table: table[rows.first_position + last][:, None], angles)
       # A row that has ended attends to padding too, and what comes of it is not used.
       x, caches = cache.decode(w, cfg, rows.token, ropes, first_slot + last, prompts, rows.caches, moe_fn)
     return sample_token(DecodeState(state.t, dataclasses.replace(rows, caches=caches)), x)
@@ -228,7 +230,7 @@ def token_loop(
   angles = jax.tree.map(lambda a: a[0], cfg.ropes(jnp.arange(P + response_len)[None]))
   empty = DecodeRow(
     key=keys,
-    prompt_len=prompt_len,
+    first_position=first_position,
     token=jnp.full((B,), sampling.pad_id, jnp.int32),
     response=jnp.full((B, response_len), sampling.pad_id, jnp.int32),
     logprob=jnp.zeros((B, response_len), jnp.float32),
