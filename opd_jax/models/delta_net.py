@@ -27,6 +27,7 @@ from opd_jax.models.delta_rule import Inputs, State
 from opd_jax.models.linear import linear
 from opd_jax.types import Params
 
+EXACT = ("delta_log_decay", "delta_norm")  # written in fp32 whatever the other weights are
 MATRICES = ("delta_qkv", "delta_gate", "delta_rate", "delta_decay", "delta_out")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -141,13 +142,18 @@ def _is_file_name(name: Any) -> bool:
   return isinstance(name, str) and 0 < len(name) < 256 and pathlib.PurePath(name).name == name
 
 
-def make_header(tensors: dict[str, Shape], kind: str) -> bytes:
-  """Make the first bytes of a safetensors file with these tensors: the header's length, and the header."""
+def make_header(tensors: dict[str, Shape], kind: str, of: Mapping[str, str] | None = None) -> bytes:
+  """Make the first bytes of a safetensors file with these tensors: the header's length, and the header.
+
+  Args:
+    kind: of all tensors but those that `of` names with another.
+  """
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
   end = 0
   for name, shape in tensors.items():
-    begin, end = end, end + math.prod(shape) * DTYPES[kind].itemsize
-    header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    own = (of or {}).get(name, kind)
+    begin, end = end, end + math.prod(shape) * DTYPES[own].itemsize
+    header[name] = {"dtype": own, "shape": shape, "data_offsets": [begin, end]}
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)  # tensors begin at a multiple of their item size
   return len(text).to_bytes(8, "little") + text

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
-from opd_jax.models import safetensors_io
+from opd_jax.models import delta_net, safetensors_io
 from opd_jax.models.decoder import DecoderConfig, shapes
 from opd_jax.models.safetensors_io import DTYPES, FILE, INDEX, Shape, Tensor
 from opd_jax.types import Params
@@ -199,7 +199,7 @@ def write(
     max_shard_bytes: a file larger than this is split between tensors.
     like: the directory that the model comes from, whose tensors beside the decoder's (`others`) are copied as they are.
   """
-  arrays = _gathered(cfg, params, DTYPES[kind])
+  arrays, exact = _gathered(cfg, params, DTYPES[kind]), _exact(cfg)
   if directory is None:
     for _ in arrays:
       pass
@@ -210,11 +210,18 @@ def write(
   files = _files(cfg, DTYPES[kind].itemsize, max_shard_bytes, more=len(kinds))
   total = 0
   for file, tensors in files.items():
+    placed = dict(sorted(tensors.items(), key=lambda item: item[0] not in exact))  # those of four bytes first
+    of = dict.fromkeys(exact & tensors.keys(), "F32")
+    place = len(header := safetensors_io.make_header(placed, kind, of))
+    places = {}
+    for name, shape in placed.items():
+      places[name], place = place, place + math.prod(shape) * DTYPES[of.get(name, kind)].itemsize
     with (directory / file).open("wb") as f:
-      f.write(safetensors_io.make_header(tensors, kind))
+      f.write(header)
       for wanted in tensors:
         name, array = next(arrays)
         assert name == wanted
+        f.seek(places[name])
         f.write(array.reshape(-1).view(np.uint8).data)
         total += array.nbytes
   of_all = len(files) + len(kinds)
@@ -229,6 +236,12 @@ def write(
   if len(files) > 1:
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     directories.write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _exact(cfg: DecoderConfig) -> set[str]:
+  """The tensors that are written in fp32 whatever the others are, as in released files."""
+  leaves = parameter_leaves(cfg)["layers"]
+  return {tensor for name in delta_net.EXACT if name in leaves for tensor in leaves[name].tensors()}
 
 
 def _files(cfg: DecoderConfig, itemsize: int, max_shard_bytes: float, more: int = 0) -> dict[str, dict[str, Shape]]:
@@ -258,10 +271,11 @@ def _numbered(i: int, files: int) -> str:
 def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
   """Gather every tensor with its name, as it stands in a file, in the order of `_expected`."""
   leaves, treedef = jax.tree.flatten(parameter_leaves(cfg))
+  exact = _exact(cfg)
   for leaf, x in zip(leaves, treedef.flatten_up_to(params), strict=True):
     if x.shape != leaf.shape:
       raise ValueError(f"{leaf.name}: the parameter has shape {x.shape}, the config implies {leaf.shape}")
-    x = x.astype(dtype)  # where it lies, so that no more than the written type is moved
+    x = x.astype(np.float32 if exact & leaf.tensors().keys() else dtype)  # where it lies, so that no more than the written type is moved
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       x = multihost_utils.process_allgather(x, tiled=True)
     x = np.asarray(x)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from opd_jax.analysis import attention_ratio
-from opd_jax.models import decoder, delta_net, hf, lora, quantise, roofline
+from opd_jax.models import decoder, delta_net, hf, lora, quantise, roofline, safetensors_io
 from opd_jax.rollout import cache, prefix, sample
 from opd_jax.rollout.segments import PLAIN, Segments
 from opd_jax.types import Batch
@@ -237,3 +238,17 @@ def test_parameters_and_states_are_counted():
 def test_a_model_born_here_is_read_back(model, tmp_path):
   hf.write(tmp_path / "out", HYBRID, model, pad_id=0, eos_id=1, dtype="float32")
   jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "out", HYBRID), model)
+
+
+def test_decays_and_norms_of_the_rule_are_written_exactly(model, tmp_path):
+  hf.write(tmp_path / "out", HYBRID, model, pad_id=0, eos_id=1, dtype="bfloat16", max_shard_bytes=4000)
+  kinds = {name: t.dtype for name, t in safetensors_io.find_tensors(tmp_path / "out").items()}
+  exact = {name for name, kind in kinds.items() if kind == "F32"}
+  assert exact == {name for name in kinds if name.endswith(("linear_attn.A_log", "linear_attn.norm.weight"))}
+  assert exact
+  again = hf.load(tmp_path / "out", HYBRID)
+  for name in ("delta_log_decay", "delta_norm"):
+    np.testing.assert_array_equal(again["layers"][name], model["layers"][name])
+  np.testing.assert_array_equal(again["embed"], model["embed"].astype(jnp.bfloat16))
+  for file in (tmp_path / "out").glob("*.safetensors"):
+    assert safetensors.numpy.load_file(file)
