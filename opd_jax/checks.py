@@ -69,6 +69,15 @@ def check(config: Config) -> None:
     )
   for key in MAPPINGS:
     rendering.check_args(f"config.{key}", get(config, key).to_dict())
+  if config.data.image_field and config.context.kind not in ("same", "crop"):
+    raise InputError(
+      f"config.context.kind is {config.context.kind!r}, which shows text alone, and config.data.image_field is {config.data.image_field!r}; take "
+      "another context, such as crop of the recipe 'self_distillation', or leave the field empty."
+    )
+  if config.data.box_field and not config.data.image_field:
+    raise InputError(
+      f"config.data.box_field is {config.data.box_field!r}, and no field has images; set config.data.image_field."
+    )
   if config.context.kind == "canonical" and not configs.has(config, "context.turn_tokens"):
     raise InputError(
       f"config.context.kind is 'canonical', and the recipe {config.recipe!r} has none of its keys; give --config.recipe=ccopd."

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,12 @@ from jaxtyping import Float, Int
 from opd_jax import checks, tasks
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.context import canonical, privileged
+from opd_jax.context import canonical, crop, privileged
 from opd_jax.data import pipeline, problems, stop_tokens
 from opd_jax.data import tokenizer as tokenizers
+from opd_jax.data.image_prompts import ImagePrompts
+from opd_jax.data.image_refs import ImageRef
+from opd_jax.data.images import ImageProcessor
 from opd_jax.data.problems import Problems
 from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError, brief
@@ -29,6 +33,7 @@ from opd_jax.rollout.sample import Sampling
 from opd_jax.runtime import mesh as meshes
 from opd_jax.tasks.problem import AnswerExtractor
 from opd_jax.training import specs
+from opd_jax.training.prompt_images import ModelImages, PromptImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Inputs(specs.Specs):
   verifiers: VerifierPool = dataclasses.field(
     default_factory=VerifierPool
   )  # where those of training and evaluation run
+  prompt_images: PromptImages | None = None  # None: no prompt has any
   warnings: tuple[str, ...] = ()
 
   def prompts(self, rows: Int[np.ndarray, " b"]) -> pipeline.Prompts:
@@ -130,6 +136,7 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
   vocab = min(m.cfg.vocab for m in (student, *teachers))
   check_vocabulary(tokenizer, student.stop_ids, vocab)
   train = load_training(config, tokenizer, rendering)
+  prompt_images = load_images(config, student, teachers, train, mesh)
   if config.rollout.by == "data":
     problems.check_solutions(train)
   teacher_weight = frozen.teacher_weights(names, config.teacher_weights, train.teachers, len(train.ids))
@@ -176,6 +183,8 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     extract_answer=tasks.ANSWER_EXTRACTORS.get(verifier_name(config, config.data.path)),
     verifiers=verifiers,
     segments=specs.segments(config, mesh),
+    prompt_images=prompt_images,
+    images=() if prompt_images is None else prompt_images.sizes,
     warnings=checks.warnings(config, mesh, sampling, (student, *teachers), train, evaluation),
   )
 
@@ -204,8 +213,15 @@ def load_training(config: Config, tokenizer, rendering: Rendering) -> Problems:
 
 def load_problems(config: Config, path: str, tokenizer, rendering: Rendering, *, held_out: bool) -> Problems:
   """Loads problems as `config.context` shows them to the student: as prompts, or turn by turn."""
-  load = canonical.load if config.context.kind == "canonical" else problems.load
-  found = load(config, path, tokenizer, rendering, held_out=held_out)
+  if config.context.kind == "canonical":
+    found = canonical.load(config, path, tokenizer, rendering, held_out=held_out)
+  else:
+    images = (
+      ImagePrompts.from_config(config, hf.resolve(config.student), tokenizer) if config.data.image_field else None
+    )
+    found = problems.load(config, path, tokenizer, rendering, held_out=held_out, images=images)
+    if images is not None and configs.has(config, "context.marks"):
+      found = crop.with_crops(found, config, tokenizer, rendering, images, held_out=held_out)
   if config.context.kind == "privileged" and not held_out:
     found = privileged.with_solutions(found, config, tokenizer, rendering)
   verified = held_out or configs.verifies_rollouts(config)
@@ -213,6 +229,39 @@ def load_problems(config: Config, path: str, tokenizer, rendering: Rendering, *,
   if not any(map(tasks.reads_record, verifiers)):
     found = dataclasses.replace(found, records=())  # all that is told of a problem may be much
   return problems.read_references(found, verifier_name(config, path), path, verified=verified)
+
+
+def load_images(
+  config: Config, student: ModelSpec, teachers: Sequence[ModelSpec], train: Problems, mesh: jax.sharding.Mesh
+) -> PromptImages | None:
+  """Finds how every model sees the images of the prompts; None where these have none.
+
+  Raises:
+    InputError: a teacher would see other features than the student has places for.
+  """
+  if not train.images:
+    return None
+  dtype, limit = specs.compute_dtype(config.precision, mesh), config.data.image_cache * 2**30
+
+  def seen(model: ModelSpec, refs: Sequence[Sequence[ImageRef]]) -> ModelImages:
+    processor = ImageProcessor.from_directory(model.path, config.data.min_pixels, config.data.max_pixels)
+    return ModelImages.of(model, processor, refs, limit, dtype)
+
+  own = seen(student, train.images)
+  teacher_refs = train.teacher_images or train.images
+  if not train.teacher_images and all(teacher.path == student.path for teacher in teachers):
+    return PromptImages(own)
+  found = tuple(
+    own.for_prompts(teacher_refs) if teacher.path == student.path else seen(teacher, teacher_refs)
+    for teacher in teachers or (student,)
+  )
+  for teacher, each in zip(teachers, found, strict=False):
+    if each.processor.places != own.processor.places:
+      raise InputError(
+        f"The teacher {teacher.name} cuts images into other features than the student does, so that their prompts have other places; take one "
+        "whose patch_size, spatial_merge_size, image_token_id and limits of pixels are the same, or set data.min_pixels and data.max_pixels."
+      )
+  return PromptImages(own, found)
 
 
 def load_evaluation(
@@ -267,7 +316,19 @@ def load_evaluation(
     dtype=specs.compute_dtype(config.precision, mesh),
     rendering=rendering,
     extract_answer=tasks.ANSWER_EXTRACTORS.get(verifier_name(config, path)),
+    images=_evaluation_images(config, model, held_out, mesh),
   )
+
+
+def _evaluation_images(
+  config: Config, model: ModelSpec, held_out: Problems, mesh: jax.sharding.Mesh
+) -> ModelImages | None:
+  """Finds how a model sees the images of held-out problems; None where these have none."""
+  if not held_out.images:
+    return None
+  processor = ImageProcessor.from_directory(model.path, config.data.min_pixels, config.data.max_pixels)
+  dtype, limit = specs.compute_dtype(config.precision, mesh), config.data.image_cache * 2**30
+  return ModelImages.of(model, processor, held_out.images, limit, dtype)
 
 
 def _delimiters(config: Config, tokenizer: Any, vocab: int) -> tuple[int, ...]:

@@ -35,15 +35,20 @@ class Batch:
   teacher_prompt: Int[Array, "B Q"] | None = None  # what teachers read instead, left-padded to a width of its own
   teacher_prompt_mask: Bool[Array, "B Q"] | None = None
   images: Images | None = None  # None: no prompt of the run has any
-  teacher_images: Images | None = None  # of the teachers' own prompts
+  teacher_images: tuple[Images, ...] | None = None  # as each teacher sees them; None: as the student does
 
   @property
   def of_teacher(self) -> "Batch":
     """Returns the same rows with the teachers' prompts."""
     if self.teacher_prompt is None:
       return self
-    own = {"prompt": self.teacher_prompt, "prompt_mask": self.teacher_prompt_mask, "images": self.teacher_images}
-    return self.replace(**own)  # pyright: ignore[reportAttributeAccessIssue]
+    return self.replace(prompt=self.teacher_prompt, prompt_mask=self.teacher_prompt_mask)  # pyright: ignore[reportAttributeAccessIssue]
+
+  def seen_by(self, teacher: int) -> "Batch":
+    """Returns the same rows with their images as a teacher sees them."""
+    if self.teacher_images is None:
+      return self
+    return self.replace(images=self.teacher_images[teacher])  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @flax.struct.dataclass

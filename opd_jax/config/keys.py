@@ -9,6 +9,8 @@ The bounds above are what no run means: beyond them a start takes hours, or a co
 
 from typing import Any
 
+from opd_jax.config.data_keys import DATA
+
 KEYS: dict[str, tuple[Any, str, str]] = {
   "recipe": ("opd", "the method: a file of opd_jax/recipes, or the dotted path of a module", "text"),
   "steps": (100, "rollout batches", "[1, 10**6]"),
@@ -98,83 +100,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "[0, 2**31)",
   ),
   "buckets": (1, "response widths of an update: each slice runs at the least that holds its longest row", "[1, 1000]"),
-  "data.path": (
-    "task:chain",
-    "a file (JSONL, JSON, CSV, Parquet, Arrow), a saved data set, hub:NAME:SPLIT, or task:NAME",
-    "path",
-  ),
-  "data.paths": ((), "several sources, instead of `data.path`, each as that", "paths"),
-  "data.weights": (
-    (),
-    "how often each of data.paths is drawn from, in proportion; (): all prompts equally often",
-    "numbers in (0, 10**6]",
-  ),
-  "data.prompt_field": ("prompt", "a string, or a list of chat messages", "text"),
-  "data.answer_field": (
-    "answer",
-    "of what a verifier compares with; dots lead into objects: reward_model.ground_truth",
-    "text",
-  ),
-  "data.solution_field": ("", "of a file, with rollout.by=data: the response that is learned", "text"),
-  "data.domain_field": ("", "of a file: a problem's domain, by which evaluations count too", "text"),
-  "data.canonical_field": (
-    "",
-    'of conversations: the prompt that says everything at once; "": all turns as one',
-    "text",
-  ),
-  "data.teacher_field": (
-    "",
-    "of a file: the example's teacher, as an index into `teachers` or a directory's last name",
-    "text",
-  ),
-  "data.max_prompt": (1024, "tokens", "[1, 2**24]"),
-  "data.on_bad_line": (
-    "refuse",
-    "refuse, skip (with a count), or truncate (too long prompts lose their beginning)",
-    "one of refuse, skip, truncate",
-  ),
-  "data.widths": (
-    1.5,
-    "largest step between two compiled prompt widths, so that at most 1/3 is padding; 0: one width",
-    "0 or (1, 1000]",
-  ),
-  "data.chat_template": (
-    True,
-    "wrap prompts in the student's chat template where its tokenizer has one",
-    "True or False",
-  ),
-  "data.system": ("", "a system message put before every prompt, with a chat template only", "text"),
-  "data.suffix": (
-    "",
-    "text put behind what the user says last, on a line of its own unless it begins with white space",
-    "text",
-  ),
-  "data.teacher_system": (
-    "same",
-    'the system message of teachers\' prompts; same: data.system; "": none',
-    "text",
-  ),
-  "data.teacher_suffix": ("same", 'the suffix of teachers\' prompts; same: data.suffix; "": none', "text"),
-  "data.template_args": (
-    {},
-    "arguments of the chat template, e.g. enable_thinking: True, numbers, text",
-    "object",
-  ),
-  "data.teacher_template_args": (
-    {},
-    "the same for teachers' prompts, besides",
-    "object",
-  ),
-  "data.verifier": (
-    "auto",
-    "auto (the task's own; gsm8k for files), a name in opd_jax/tasks, or your function: my_module:verify, FILE.py:verify",
-    "text",
-  ),
-  "data.answer_pattern": (
-    "",
-    "verifier regex: finds the answer in a response; the last match's first group, or all of it",
-    "text",
-  ),
+  **DATA,
   # how long the student speaks, horizon/
   "horizon.kind": (
     "full",

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from opd_jax.data import chat
+from opd_jax.data.image_prompts import ImagePrompts
 from opd_jax.data.order import Epochs, Mixture, proportions
 from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
@@ -230,10 +231,12 @@ def tokenise(
   *,
   max_prompt: int,
   on_bad_line: str,
+  images: ImagePrompts | None = None,
 ) -> tuple[list[list[int]], list[Example], int]:
   """Tokenise the usable prompts; returns their token ids, their examples, and the number of examples left out.
 
   Args:
+    images: makes room for the examples' images in their prompts; None: they have none.
     max_prompt: tokens.
     on_bad_line: what becomes of a prompt that is too long: "refuse" stops, "skip" leaves it out, "truncate" keeps its
       last `max_prompt` tokens, and its example says so. A prompt that cannot be rendered, or has no tokens, is left out
@@ -243,7 +246,10 @@ def tokenise(
     InputError: a prompt that may not be left out, or no usable prompt at all.
   """
   ids, usable, faults = [], [], []
-  rows, refusals = chat.render_each([e.prompt for e in examples], tokenizer, rendering)
+  if images is None:
+    rows, refusals = chat.render_each([e.prompt for e in examples], tokenizer, rendering)
+  else:
+    rows, refusals = images.render_each([(e.prompt, e.images) for e in examples], tokenizer, rendering)
   longest = max((len(row) for row in rows if row is not None), default=0)
   for example, row, refusal in zip(examples, rows, refusals, strict=True):
     if row is None:

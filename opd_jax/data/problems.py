@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +14,8 @@ from opd_jax.data import chat, lost_text, pipeline, sources, stop_tokens
 from opd_jax.data import rendering as renderings
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.conversation import Conversation
+from opd_jax.data.image_prompts import ImagePrompts
+from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.order import proportions
 from opd_jax.data.rendering import SAME, Rendering
 from opd_jax.data.styles import Fields
@@ -52,6 +55,7 @@ class Problems:
     sources: where there are several, in the order of their prompts.
     prompts: what `ids` are rendered from; () of conversations.
     domains: of each problem, where the data tell them.
+    images: those of each prompt, where the data have any; `teacher_images` those of teachers' own prompts.
   """
 
   ids: list[list[int]]
@@ -68,6 +72,8 @@ class Problems:
   sources: tuple[Source, ...] = ()
   prompts: tuple[chat.Prompt, ...] = ()
   domains: tuple[str, ...] = ()
+  images: tuple[tuple[ImageRef, ...], ...] = ()
+  teacher_images: tuple[tuple[ImageRef, ...], ...] = ()
 
   @property
   def mixture(self) -> tuple[tuple[int, float], ...]:
@@ -97,14 +103,25 @@ class Problems:
       records=tuple(of(self.records)),
       prompts=tuple(of(self.prompts)),
       domains=tuple(of(self.domains)),
+      images=tuple(of(self.images)),
+      teacher_images=tuple(of(self.teacher_images)),
     )
 
 
-def load(config: Config, path: str, tokenizer, rendering: Rendering | None = None, *, held_out: bool) -> Problems:
+def load(
+  config: Config,
+  path: str,
+  tokenizer,
+  rendering: Rendering | None = None,
+  *,
+  held_out: bool,
+  images: ImagePrompts | None = None,
+) -> Problems:
   """Load and tokenise the problems of a file or of a built-in task.
 
   Args:
     rendering: how the run renders its prompts; None: as its config says, today.
+    images: how prompts show their images; None: they have none.
     held_out: load problems to evaluate on, which need answers: the first `eval.prompts` of them.
   """
   rendering = rendering or Rendering.from_config(config)
@@ -117,6 +134,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     rendering,
     max_prompt=config.data.max_prompt,
     on_bad_line=config.data.on_bad_line,
+    images=images,
   )
   teacher_ids: list[list[int]] = []
   if rendering.teacher_differs and not held_out:
@@ -126,6 +144,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
       rendering.for_teacher(),
       max_prompt=config.data.max_prompt,
       on_bad_line=config.data.on_bad_line,
+      images=images,
     )
     places = {e.where for e in readable}
     ids = [row for row, e in zip(ids, usable, strict=True) if e.where in places]
@@ -148,6 +167,8 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     origin=origin(examples, tokenizer, rendering),
     prompts=tuple(e.prompt for e in chosen),
     domains=tuple(e.domain for e in chosen) if any(e.domain for e in chosen) else (),
+    images=() if images is None else tuple(e.images for e in chosen),
+    teacher_images=tuple(e.images for e in chosen) if images is not None and teacher_ids else (),
   )
 
 
@@ -159,6 +180,7 @@ def joined(paths: Sequence[str], parts: Sequence[Problems], weights: Sequence[fl
     widths: see config.data.widths.
   """
   names = ("answers", "teachers", "solutions", "conversations", "teacher_ids", "records", "prompts", "domains", "notes")
+  names += ("images", "teacher_images")
   together = {name: [each for part in parts for each in getattr(part, name)] for name in names}
   ids, answers = [row for part in parts for row in part.ids], together.pop("answers")
   lens = [range(part.prompt_lens[end]) for part in parts for end in (0, -1)] if together["conversations"] else ids
@@ -258,6 +280,9 @@ def origin(examples: Sequence[sources.Example], tokenizer, rendering: Rendering)
   data = hashlib.sha256()
   for example in examples:
     data.update(json.dumps([example.prompt, example.canonical, example.turns]).encode())
+    for image in example.images:
+      data.update(image.source if isinstance(image.source, bytes) else pathlib.PurePath(image.source).name.encode())
+      data.update(repr(image[1:]).encode())
   parts = {"data file": data.hexdigest()[:16], "tokenizer": tokenizers.digest(tokenizer)}
   if rendering.suffix:
     parts["suffix"] = hashlib.sha256(rendering.suffix.encode(errors="replace")).hexdigest()[:16]
@@ -299,6 +324,8 @@ def load_examples(config: Config, path: str, *, held_out: bool) -> sources.Readi
     data.answer_field,
     canonical=data.canonical_field,
     domain=data.domain_field,
+    image=data.image_field,
+    box=data.box_field,
     json_answers="json" in (data.verifier, *config.reward.verifiers),
   )
   if not held_out:

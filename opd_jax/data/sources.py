@@ -4,6 +4,7 @@ A record that cannot be meant is never repaired. It stops the run with its place
 config says so, is left out and counted. How files are read is in formats.py.
 """
 
+import io
 import json
 import math
 import pathlib
@@ -13,8 +14,10 @@ from typing import Any, NamedTuple
 
 from opd_jax.data import formats, styles
 from opd_jax.data.formats import Entry
+from opd_jax.data.image_refs import Box, ImageRef
 from opd_jax.data.styles import Fields
 from opd_jax.errors import InputError, brief, some
+from opd_jax.runtime.json_files import is_number
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -33,6 +36,7 @@ class Example:
   claims: tuple[str, str] | None = None  # how an answer is claimed in a task's conversation, see conversation.py
   cut: bool = False  # its prompt was longer than data.max_prompt, and lost its beginning
   domain: str = ""  # of several, by which evaluations count too
+  images: tuple[ImageRef, ...] = ()
   record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all that the file has of it
 
 
@@ -64,10 +68,11 @@ def _examples(
 ) -> tuple[list[Example], int]:
   examples: list[Example] = []
   skipped, first, unit = 0, None, "line"
+  folder = pathlib.Path(path).expanduser().parent
   for entry in entries:
     unit = entry.unit
     try:
-      examples.append(_example(entry, fields, need_answer))
+      examples.append(_example(entry, fields, need_answer, folder))
     except _BadLine as e:
       fault = f"{entry.where}: {e}"
       if on_bad_line != "skip":
@@ -85,7 +90,7 @@ class _BadLine(ValueError):
   """The fault of a line and its mend; `on_bad_line` decides what follows."""
 
 
-def _example(entry: Entry, fields: Fields, need_answer: bool) -> Example:
+def _example(entry: Entry, fields: Fields, need_answer: bool, folder: pathlib.Path) -> Example:
   if entry.fault:
     raise _BadLine(entry.fault)
   record, unit = entry.record, entry.unit
@@ -106,7 +111,45 @@ def _example(entry: Entry, fields: Fields, need_answer: bool) -> Example:
   canonical = _string(record, fields.canonical, "canonical", unit) if fields.canonical else ""
   solution = _string(record, fields.solution, "solution", unit) if fields.solution else ""
   domain = _answer(_field(record, fields.domain, "domain", unit), fields.domain) if fields.domain else ""
-  return Example(prompt, answer, entry.where, teacher, canonical, solution, domain=domain, record=record)
+  images = ()
+  if fields.image and styles.find(record, fields.image) not in (styles.MISSING, None, []):
+    images = _images(
+      record[fields.image] if fields.image in record else styles.find(record, fields.image), fields.image, folder
+    )
+  if fields.box:
+    boxes = _boxes(_field(record, fields.box, "box", unit), fields.box)
+    if not images:
+      raise _BadLine(f"the field {fields.box!r} has a box, and there is no image; set data.image_field")
+    images = (images[0]._replace(boxes=boxes), *images[1:])
+  more = {"domain": domain, "images": images, "record": record}
+  return Example(prompt, answer, entry.where, teacher, canonical, solution, **more)
+
+
+def _images(value: Any, name: str, folder: pathlib.Path) -> tuple[ImageRef, ...]:
+  """Read paths, bytes, or what `datasets` makes of images: an object with one of the two."""
+  found = []
+  for one in value if isinstance(value, list | tuple) else [value]:
+    if isinstance(one, dict):
+      one = one.get("bytes") or one.get("path")
+    if isinstance(one, bytes):
+      found.append(ImageRef(one))
+    elif isinstance(one, str) and one.strip():
+      found.append(ImageRef(str(folder / pathlib.Path(one).expanduser())))
+    elif hasattr(one, "getexif"):  # decoded by `datasets`
+      written = io.BytesIO()
+      one.save(written, "PNG")
+      found.append(ImageRef(written.getvalue()))
+    else:
+      raise _BadLine(f"the field {name!r} has {_kind(one)} for an image; write a path or the file's bytes")
+  return tuple(found)
+
+
+def _boxes(value: Any, name: str) -> tuple[Box, ...]:
+  boxes = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+  for box in boxes:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+      raise _BadLine(f"the field {name!r} has {brief(box)} for a box; write [left, top, right, bottom] in pixels")
+  return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
 
 
 def _string(record: dict, field: str, role: str, unit: str) -> str:

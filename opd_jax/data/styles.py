@@ -35,6 +35,8 @@ class Fields:
     canonical: the key of a string, which every record then needs.
     solution: the key of a string, which every record then needs.
     domain: the key of a string or a number, which every record then needs.
+    image: the key of a path, of bytes, or of a list of such.
+    box: the key of four numbers, or of a list of such, which every record then needs.
     json_answers: answers that are no text are taken as JSON, of any kind.
   """
 
@@ -44,6 +46,8 @@ class Fields:
   canonical: str = ""
   solution: str = ""
   domain: str = ""
+  image: str = ""
+  box: str = ""
   json_answers: bool = False
 
 

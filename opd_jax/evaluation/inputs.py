@@ -13,6 +13,7 @@ from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import GeneratorConfig
 from opd_jax.rollout.sample import Sampling
 from opd_jax.rollout.segments import Segments
+from opd_jax.training.prompt_images import ModelImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class EvaluationInputs:
   mesh: jax.sharding.Mesh
   dtype: jnp.dtype
   rendering: Rendering = dataclasses.field(default_factory=Rendering)  # of prompts that are made meanwhile
+  images: ModelImages | None = None  # how the model sees the problems' images; None: they have none
   extract_answer: tasks.AnswerExtractor | None = None  # where the verifier's task can tell which answer a reply claims
 
   @property

@@ -51,6 +51,7 @@ class Evaluator:
     self._pass_at, self._samples = tuple(config.eval.pass_at), config.log.samples
     self._key = keys.of_seed(config.seed, keys.Use.EVALUATION)
     prompt_len = pipeline.padded_len(inputs.problems.ids)
+    seen = {} if inputs.images is None else {"images": inputs.images}
     self._generate = make_generator(
       inputs.generator_config,
       inputs.tokenizer,
@@ -59,6 +60,7 @@ class Evaluator:
       max_tokens=inputs.max_tokens,
       k=config.eval.k,
       program_cache=program_cache,
+      **seen,
     )
     self._generate.prepare(params, prompt_len)
 
@@ -70,7 +72,8 @@ class Evaluator:
   def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
     """Returns the record of metrics.jsonl (without step and time) and a few responses as text."""
     ids, k = self._inputs.problems.ids, self._generate.k
-    completions = self._generate(params, ids, self._key)
+    seen = {} if self._inputs.images is None else {"images": self._inputs.problems.images}
+    completions = self._generate(params, ids, self._key, **seen)
     answers = [a for a in self._inputs.problems.answers for _ in range(k)]
     responses = self._inputs.problems.with_records(completions.responses, [i // k for i in range(len(answers))])
     correct, failures = verify_all(self._inputs.verify, responses, answers)

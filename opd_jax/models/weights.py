@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
 from opd_jax.errors import InputError, brief, some
-from opd_jax.models import directory as directories
 from opd_jax.models import delta_net, safetensors_io
+from opd_jax.models import directory as directories
 from opd_jax.models.decoder import DecoderConfig, shapes
 from opd_jax.models.safetensors_io import DTYPES, FILE, INDEX, Shape, Tensor
 from opd_jax.types import Params
@@ -275,7 +275,9 @@ def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[t
   for leaf, x in zip(leaves, treedef.flatten_up_to(params), strict=True):
     if x.shape != leaf.shape:
       raise ValueError(f"{leaf.name}: the parameter has shape {x.shape}, the config implies {leaf.shape}")
-    x = x.astype(np.float32 if exact & leaf.tensors().keys() else dtype)  # where it lies, so that no more than the written type is moved
+    x = x.astype(
+      np.float32 if exact & leaf.tensors().keys() else dtype
+    )  # where it lies, so that no more than the written type is moved
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       x = multihost_utils.process_allgather(x, tiled=True)
     x = np.asarray(x)

@@ -57,6 +57,8 @@ KEYS = {
 class CCOPD(OPD):
   """OPD on conversations, whose earlier replies are the student's own."""
 
+  reads_images = False
+
   def __init__(self, specs: Specs):
     super().__init__(specs)
     self._histories: Histories | None = None

@@ -390,6 +390,8 @@ class Student(SelfDistillation):
     owner: the student whose programs this one runs: itself, or one of the same architecture.
   """
 
+  reads_images = False
+
   def __init__(self, specs: Specs, name: str, ask: Ask):
     """Makes the student.
 

@@ -141,6 +141,7 @@ KEYS = {
 class Diffusion(OPD):
   """The loop above; what a run holds and how it is evaluated is OPD's."""
 
+  reads_images = False
   denoises, cuts_rollouts = True, False
 
   def __init__(self, specs: Specs):

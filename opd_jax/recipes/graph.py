@@ -125,6 +125,7 @@ KEYS = {
 class Graph(OPD):
   """The loop above; the update is a policy gradient's, with an advantage for each token."""
 
+  reads_images = False
   cuts_rollouts = False  # the horizon is always full
 
   def __init__(self, specs: Specs):

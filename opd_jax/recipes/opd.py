@@ -64,6 +64,7 @@ class OPD(Recipe):
   """The loop above, on the host; `DistillationStep` has the computations that are compiled."""
 
   denoises = False  # whether its models are masked diffusion models
+  reads_images = True  # whether its prompts may have images
 
   def __init__(self, specs: specs.Specs):
     super().__init__(specs)
@@ -71,6 +72,11 @@ class OPD(Recipe):
       raise InputError(
         f"{other[0]} is a masked diffusion model, whose tokens are not written from left to right, and the recipe {self.config.recipe!r} trains "
         "models that do; take a config of the recipe 'diffusion', such as configs/d_opsd.py."
+      )
+    if self.config.data.image_field and not self.reads_images:
+      raise InputError(
+        f"config.data.image_field is {self.config.data.image_field!r}, and the recipe {self.config.recipe!r} reads text alone; leave it empty, or "
+        "take opd, self_distillation or policy_gradient."
       )
     self.horizon = horizons.from_config(self.config.horizon)
     self._solutions: list[list[int]] = []  # token ids of the data's responses, where they are learned
@@ -109,6 +115,8 @@ class OPD(Recipe):
     batch, index = self._next_prompts(run, step)
     if run.inputs.teacher_weight is not None:
       batch = dataclasses.replace(batch, teacher_weight=run.inputs.teacher_weight[index])  # pyright: ignore[reportArgumentType]: numpy
+    if run.inputs.prompt_images is not None:
+      batch = run.inputs.prompt_images.attach(batch, index, run.inputs.train)
     batch = run.to_devices(batch)
     run.clock.lap("other")
     return batch, index
@@ -321,7 +329,8 @@ class OPD(Recipe):
   def static(self) -> Hashable:
     c = self.config
     trained = lora.from_config(c.lora), c.subnetwork.mask != "none"
-    return self.step, c.batch, trained, c.teacher_offload, c.teacher_precision, self._probe, self._scored_prompts
+    seen = self.specs.images
+    return self.step, c.batch, trained, c.teacher_offload, c.teacher_precision, self._probe, self._scored_prompts, seen
 
   def shapes(self, run: Run, step: int) -> list[StepShape]:
     return self._shapes_between(run, step, self.config.steps)
@@ -366,6 +375,13 @@ class OPD(Recipe):
       return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=meshes.rows(self.specs.mesh))
 
     K, Q = len(self.specs.teachers), shape.teacher_prompt
+    if self.specs.images:
+      student, *teachers = self.specs.images
+      settings = self.specs.dtype, meshes.rows(self.specs.mesh)
+      seen = tuple(sizes.abstract(rows, Q or shape.prompt, *settings) for sizes in teachers)
+      batch = dataclasses.replace(
+        batch, images=student.abstract(rows, shape.prompt, *settings), teacher_images=seen or None
+      )
     if K > 1:
       batch = dataclasses.replace(batch, teacher_weight=array(K, jnp.float32))
     if Q:

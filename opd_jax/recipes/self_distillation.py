@@ -5,6 +5,7 @@
       c_i = x and what row i's teacher is shown (context.kind):                                learn
         privileged   the reference solution of the data, the same for all rows of x               OPSD
         feedback     the first right one of the other y_j, or what the verifier says of y_i       SDPO
+        crop         the region of the image that x asks about, in the image's place              Vision-OPD (arXiv:2605.18740)
       theta <- AdamW(theta, grad of the mean over the tokens of the rows that have a c_i of
                      D(student_theta(. | x, y_<n), teacher(. | c_i, y_<n)))
 
@@ -42,9 +43,15 @@ from opd_jax.types import Credit, RowContext
 KEYS = {
   "context.kind": (
     "privileged",
-    "what the teacher is shown beside the prompt: privileged, the reference solution of the data (OPSD); feedback, right responses of "
-    "the same group and what the verifier says (SDPO)",
-    "one of privileged, feedback",
+    "what the teacher is shown: privileged, beside the prompt the reference solution of the data (OPSD); feedback, right responses of "
+    "the same group and what the verifier says (SDPO); crop, the box of the image alone (Vision-OPD)",
+    "one of privileged, feedback, crop",
+  ),
+  "context.zoom": (2.0, "crop: by which the region is enlarged", "(0, 16]"),
+  "context.marks": (
+    "training",
+    "of images with a box: where the student's have it drawn in red, in training, in evaluations too (all), or nowhere (none)",
+    "one of training, all, none",
   ),
   "context.template": (
     "{prompt}{solution}{feedback}\n\nSolve the problem yourself, step by step.",
@@ -83,6 +90,10 @@ class SelfDistillation(OPD):
   def __init__(self, specs: Specs):
     super().__init__(specs)
     c = self.config
+    if c.context.kind == "crop" and not (c.data.image_field and c.data.box_field):
+      raise InputError(
+        "config.context.kind is 'crop', and the data name no images or no boxes; set config.data.image_field and config.data.box_field."
+      )
     self._privileged = Privileged.from_config(c)
     self._feedback = Feedback.from_config(c) if c.context.kind == "feedback" else None
     if self._feedback and c.rollouts_per_prompt < 2 and self._feedback.demonstration and not self._feedback.own:

@@ -196,6 +196,8 @@ class Zone(OPD):
     teacher: what writes candidates; made with the first step unless it is given.
   """
 
+  reads_images = False
+
   def __init__(self, specs: Specs):
     super().__init__(specs)
     _check(specs)

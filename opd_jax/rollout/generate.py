@@ -20,7 +20,7 @@ from opd_jax.runtime import hosts
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import ProgramCache, StepShape, record
 from opd_jax.tasks.problem import Response
-from opd_jax.types import Batch, Params, Rollout
+from opd_jax.types import Batch, Images, Params, Rollout
 
 
 class Completions(NamedTuple):
@@ -98,7 +98,14 @@ class GeneratorConfig:
     }
 
   def lower(
-    self, params: Params, batch: int, prompt_len: int, response_len: int, n: int, numbered: bool = False
+    self,
+    params: Params,
+    batch: int,
+    prompt_len: int,
+    response_len: int,
+    n: int,
+    numbered: bool = False,
+    images: Images | None = None,
   ) -> jax.stages.Lowered:
     """Lower the program that samples n responses to each of `batch` prompts.
 
@@ -106,10 +113,11 @@ class GeneratorConfig:
       params: arrays, or their shapes and shardings, that the program's parameters will lie as.
       prompt_len, response_len: the compiled widths, tokens.
       numbered: prompts come with numbers, see `Generator.__call__`.
+      images: the shapes of the prompts' images; None: there are none.
     """
     if not self.cfg.causal:
       raise InputError(NOT_CAUSAL)
-    return lower_rollout(self.rollout, self.mesh, params, batch, prompt_len, response_len, n, numbered)
+    return lower_rollout(self.rollout, self.mesh, params, batch, prompt_len, response_len, n, numbered, images)
 
 
 NOT_CAUSAL = (
@@ -127,6 +135,7 @@ def lower_rollout(
   response_len: int,
   n: int,
   numbered: bool = False,
+  images: Images | None = None,
 ) -> jax.stages.Lowered:
   """Lower the program that samples n responses to each of `batch` prompts; arguments as of `GeneratorConfig.lower`.
 
@@ -142,6 +151,7 @@ def lower_rollout(
     prompt=abstract((batch, prompt_len), jnp.int32, rows),
     prompt_mask=abstract((batch, prompt_len), jnp.bool_, rows),
     number=abstract((batch,), jnp.int32, rows) if numbered else None,
+    images=images,
   )
   params = jax.tree.map(lambda a: abstract(a.shape, a.dtype, a.sharding), params)
   limit = abstract((), jnp.int32, everywhere)
@@ -160,10 +170,26 @@ class AnyGeneratorConfig(Protocol):
   @property
   def mesh(self) -> jax.sharding.Mesh: ...
 
-  def lower(
-    self, params: Params, batch: int, prompt_len: int, response_len: int, n: int, numbered: bool = False
-  ) -> jax.stages.Lowered:
+  @property
+  def lower(self) -> Callable[..., jax.stages.Lowered]:
     """Lower the program that answers, see `GeneratorConfig.lower`."""
+    ...
+
+
+class SeenImages(Protocol):
+  """How a model sees the images of prompts: a training.prompt_images.ModelImages."""
+
+  @property
+  def sizes(self) -> Any:
+    """What is static about them; its `abstract` makes their shapes."""
+    ...
+
+  @property
+  def dtype(self) -> Any: ...
+
+  @property
+  def place(self) -> Callable[..., Images]:
+    """Put the images of prompts into arrays on the host."""
     ...
 
 
@@ -179,6 +205,7 @@ class Generator:
     k: responses to each prompt.
     name: the name of the programs in `compiled`.
     numbered: prompts come with numbers, see `__call__`, and each runs at the width that holds it.
+    images: how the model sees the images of prompts; None: these have none.
     program_cache: compiled programs, which runs of one process can share, see programs.py.
 
   Attributes:
@@ -197,6 +224,7 @@ class Generator:
     k: int = 1,
     name: str = "evaluate",
     numbered: bool = False,
+    images: SeenImages | None = None,
     program_cache: ProgramCache | None = None,
   ):
     shards = meshes.row_shards(generator_config.mesh)
@@ -209,6 +237,7 @@ class Generator:
     self._tokenizer = tokenizer
     self._name = name
     self._numbered = numbered
+    self._images = images
     self._program_cache = {} if program_cache is None else program_cache
     self._programs: dict[Any, Any] = {}
 
@@ -217,7 +246,8 @@ class Generator:
     layout = (jax.tree.structure(params), *((a.dtype, a.sharding) for a in jax.tree.leaves(params)))
     if (prompt_len, layout) not in self._programs:
       began = time.perf_counter()
-      key = (self._name, self.config, self.max_tokens, self.k, self.batch, prompt_len, self._numbered, layout)
+      seen = self._images and self._images.sizes
+      key = (self._name, self.config, self.max_tokens, self.k, self.batch, prompt_len, self._numbered, seen, layout)
       if key not in self._program_cache:
         self._program_cache[key] = self.lower(params, prompt_len).compile()
       self._programs[prompt_len, layout] = program = self._program_cache[key]
@@ -227,10 +257,20 @@ class Generator:
 
   def lower(self, params: Params, prompt_len: int) -> jax.stages.Lowered:
     """Lower the program of a prompt length for parameters that lie as these, which may be their shapes alone."""
-    return self.config.lower(params, self.batch, prompt_len, self.max_tokens, self.k, self._numbered)
+    sizes = (self.batch, prompt_len, self.max_tokens, self.k, self._numbered)
+    if self._images is None:
+      return self.config.lower(params, *sizes)
+    rows = meshes.rows(self.config.mesh)
+    seen = self._images.sizes.abstract(self.batch, prompt_len, self._images.dtype, rows)
+    return self.config.lower(params, *sizes, seen)
 
   def __call__(
-    self, params: Params, ids: Sequence[Sequence[int]], key: jax.Array, numbers: Sequence[int] | None = None
+    self,
+    params: Params,
+    ids: Sequence[Sequence[int]],
+    key: jax.Array,
+    numbers: Sequence[int] | None = None,
+    images: Sequence[Sequence[Any]] | None = None,
   ) -> Completions:
     """Sample k responses to every prompt; each process gets all of the responses.
 
@@ -239,6 +279,7 @@ class Generator:
       numbers: for a `numbered` generator, a number of each prompt, from 0. The responses to a prompt then depend on the
         prompt, the key and its number, and not on the other prompts of the call. Without them a batch has the key of
         its place, and a row that of its place in the batch.
+      images: those of each prompt, for a generator that sees them.
     """
     texts: list[str] = [""] * (len(ids) * self.k)
     lengths = np.zeros(len(texts), np.int64)
@@ -253,6 +294,9 @@ class Generator:
         if numbers is not None:
           number: Any = np.array([numbers[i] for i in padded], np.int32)
           batch = dataclasses.replace(batch, number=number)
+        if self._images is not None:
+          of_rows = [images[i] if images else () for i in padded]
+          batch = dataclasses.replace(batch, images=self._images.place(batch.prompt, batch.prompt_mask, of_rows))
         batch = hosts.to_global(batch, meshes.rows(self.config.mesh))
         batch_key = jax.random.fold_in(key, first) if numbers is None else key
         rollout = program(params, batch, batch_key, np.int32(self.max_tokens))

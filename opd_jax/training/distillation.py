@@ -116,7 +116,7 @@ class DistillationStep:
     """Samples n responses to every prompt, of at most `limit` <= `response_len` tokens; params are `behavior_params`."""
     teacher_writes = self.behavior == "teacher"
     params = rounding.round_weights(params, self.sampler_precision)
-    cfg, prompts = (self.teachers[0], batch.of_teacher) if teacher_writes else (self.student, batch)
+    cfg, prompts = (self.teachers[0], batch.of_teacher.seen_by(0)) if teacher_writes else (self.student, batch)
     generator = GeneratorConfig(cfg, self.sampling, self.segments, self.attention, self.mesh, self.dtype)
     return generator.rollout(params, prompts, key, limit, response_len=response_len, n=self.n)
 
@@ -207,12 +207,12 @@ class DistillationStep:
     rollout = part.rollout
     forward = functools.partial(self.forward, rollout=rollout, layout=self.teacher_layout)
     teachers = tuple(
-      forward(params, cfg, part.of_teacher)
-      for params, cfg in zip(frozen_models.teacher_params, self.teachers, strict=True)
+      forward(params, cfg, part.of_teacher.seen_by(i))
+      for i, (params, cfg) in enumerate(zip(frozen_models.teacher_params, self.teachers, strict=True))
     )
     if frozen_models.moving is not None:
       layout = self.trained_layout(frozen_models)
-      current = self.forward(frozen_models.moving, self.student, part.of_teacher, rollout, layout)
+      current = self.forward(frozen_models.moving, self.student, part.of_teacher.seen_by(0), rollout, layout)
       teachers = (self.teacher_update.predict(next(iter(teachers), None), current),)
     reference = None
     if frozen_models.reference is not None:

@@ -21,6 +21,7 @@ from opd_jax.rollout.sample import Sampling
 from opd_jax.rollout.segments import Segments
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training import state
+from opd_jax.training.prompt_images import ImageSizes
 from opd_jax.types import Params
 
 SMALLEST = DecoderConfig(vocab=64, d_model=32, layers=2, heads=4, kv_heads=2, head_width=8, ff_width=64, qk_norm=True)
@@ -42,6 +43,9 @@ class Specs:
   attention: str  # see models/kernels.py
   segments: Segments  # of the token loop
   random_weights: bool = False  # models are initialised at random rather than read from their directories
+  images: tuple[
+    ImageSizes, ...
+  ] = ()  # of the student's prompts, then of each teacher's that sees otherwise; (): there are none
 
   @property
   def models(self) -> tuple[ModelSpec, ...]:

@@ -91,3 +91,110 @@ def prompt_of(sizes, merge=2, seed=0):
   for h, w in sizes:
     ids += [START, *[IMAGE] * (h * w // merge**2), END, *words(2)]
   return ids + words(2)
+
+
+WORDS = ("<pad>", "<eos>", *"0123456789", *"abcdefghijklmnopqrstuvwxyz", *" ?:,.\n#")
+SMALL_TEXT = {
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_attention_heads": 2,
+  "num_key_value_heads": 1,
+  "head_dim": 16,
+  "max_position_embeddings": 512,
+  "num_hidden_layers": 2,
+  "rope_parameters": {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "mrope_section": [4, 2, 2],
+    "mrope_interleaved": True,
+  },
+}
+SMALL_TOWER = {
+  "depth": 2,
+  "hidden_size": 16,
+  "num_heads": 2,
+  "intermediate_size": 24,
+  "patch_size": 4,
+  "num_position_embeddings": 25,
+  "deepstack_visual_indexes": [0],
+}
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+def tokenizer():
+  """A tokenizer of single characters with the tokens of images, and a chat template."""
+  from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  model = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(WORDS)}, unk_token=" "))
+  model.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+  fast = PreTrainedTokenizerFast(tokenizer_object=model, unk_token=" ", pad_token="<pad>", eos_token="<eos>")
+  names = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+  fast.add_special_tokens({"additional_special_tokens": [AddedToken(name, special=True) for name in names]})
+  fast.chat_template = TEMPLATE
+  return fast
+
+
+def write_small(directory, seed=0, **text):
+  """Write a Qwen3-VL of a few thousand random weights with its tokenizer, without PyTorch.
+
+  Args:
+    text: changes of the decoder's config.
+  """
+  import json
+
+  import jax
+  import safetensors.numpy
+
+  from opd_jax.models import decoder, hf_config, hf_vision, vision, weights
+
+  directory.mkdir(parents=True)
+  fast = tokenizer()
+  ids = fast.convert_tokens_to_ids(["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
+  text = SMALL_TEXT | {"vocab_size": len(fast)} | text
+  config = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "model_type": "qwen3_vl",
+    "text_config": text | {"model_type": "qwen3_vl_text"},
+    "vision_config": SMALL_TOWER | {"out_hidden_size": text["hidden_size"]},
+    "tie_word_embeddings": True,
+    "eos_token_id": 1,
+    **dict(zip(("vision_start_token_id", "image_token_id", "vision_end_token_id"), ids, strict=True)),
+  }
+  (directory / "config.json").write_text(json.dumps(config))
+  (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 0}))
+  size = {"shortest_edge": 8 * 8, "longest_edge": 48 * 48}
+  (directory / "preprocessor_config.json").write_text(json.dumps({"size": size, "patch_size": 4, "merge_size": 2}))
+  fast.save_pretrained(directory)
+  cfg, seeing = hf_config.read(directory), hf_vision.read(directory)
+  weights.write(directory, cfg, decoder.init(cfg, jax.random.key(seed), scale=0.5), "F32", 5e9)
+  tensors = safetensors.numpy.load_file(directory / "model.safetensors")
+  tower = vision.init(seeing.tower, jax.random.key(seed + 1), scale=0.5)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
+    keys = tuple(key.key for key in path)
+    parts = np.asarray(leaf) if keys[0] in ("layers", "taps") else np.asarray(leaf)[None]
+    for i, part in enumerate(parts):
+      name = f"model.visual.{hf_vision.tensor_name(seeing.tower, keys).format(i)}"
+      tensors[name] = np.ascontiguousarray(hf_vision.to_file(part, keys, seeing.tower))
+  safetensors.numpy.save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+  return directory
+
+
+def write_scenes(folder, number=6, size=(40, 24), seed=0):
+  """Write pictures of coloured squares, and questions about a region of each: a JSONL file of image, box, prompt and answer."""
+  import json
+
+  from PIL import Image, ImageDraw
+
+  folder.mkdir(parents=True, exist_ok=True)
+  rng, lines = np.random.default_rng(seed), []
+  for i in range(number):
+    image = Image.new("RGB", size, "white")
+    draw, box = ImageDraw.Draw(image), [8, 4, 24, 20]
+    for _ in range(5):
+      x, y = int(rng.integers(0, size[0] - 8)), int(rng.integers(0, size[1] - 8))
+      draw.rectangle((x, y, x + 7, y + 7), fill=tuple(int(c) for c in rng.integers(0, 255, 3)))
+    image.save(folder / f"scene{i}.png")
+    lines.append({"image": f"scene{i}.png", "box": box, "prompt": "what is in the box?", "answer": str(i)})
+  (folder / "scenes.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+  return folder / "scenes.jsonl"

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opd_jax.data import image_rows, pipeline
-from opd_jax.data.image_rows import Encoding, Picture
-from opd_jax.models import decoder, hf, hf_config, hf_vision, vision
+from opd_jax.data import pipeline
+from opd_jax.models import decoder, hf, hf_config, hf_vision, image_rows, vision
+from opd_jax.models.image_rows import Encoding, Picture
 from opd_jax.objectives.forward import Forward
 from opd_jax.rollout import sample
 from opd_jax.rollout.sample import Sampling

@@ -1,0 +1,163 @@
+"""The images of a run's prompts: encoded once for every model that reads them, and put into batches.
+
+Dimensions: p prompts, P prompt width, M features of a prompt's images at the most.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax.data import pipeline
+from opd_jax.data.image_refs import ImageFault, ImageRef
+from opd_jax.data.images import ImageProcessor
+from opd_jax.data.problems import Problems
+from opd_jax.errors import InputError
+from opd_jax.models import image_rows, mrope
+from opd_jax.models.image_encoder import ImageEncoder
+from opd_jax.models.image_rows import Encoding, Picture
+from opd_jax.models.spec import ModelSpec
+from opd_jax.types import Batch, Images
+
+
+class ImageSizes(NamedTuple):
+  """What is static about the images of one model's prompts."""
+
+  room: int  # M
+  taps: int
+  d_model: int
+
+  def within(self, width: int) -> "ImageSizes":
+    """The sizes in prompts of a width, which cannot have more features than tokens."""
+    return self._replace(room=min(self.room, width))
+
+  def abstract(self, prompts: int, width: int, dtype: Any, sharding: Any) -> Images:
+    """The shapes of a batch's images."""
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+      return jax.ShapeDtypeStruct((prompts, *shape), dtype, sharding=sharding)
+
+    room = self.within(width).room
+    return Images(
+      features=array(room, self.d_model, dtype=dtype),
+      taps=array(self.taps, room, self.d_model, dtype=dtype),
+      index=array(width),
+      positions=array(width, mrope.AXES),
+      next_position=array(),
+    )
+
+
+def _room(counts: Sequence[Sequence[int]]) -> int:
+  """The most features of a prompt, rounded up so that a changed file seldom means a new compile."""
+  return max(16, math.ceil(max((sum(row) for row in counts), default=0) / 16) * 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelImages:
+  """How one model sees the images of prompts."""
+
+  processor: ImageProcessor
+  encoder: ImageEncoder
+  sizes: ImageSizes
+  dtype: Any
+
+  @classmethod
+  def of(
+    cls, model: ModelSpec, processor: ImageProcessor, refs: Sequence[Sequence[ImageRef]], limit: float, dtype: Any
+  ) -> "ModelImages":
+    """Make the encoder of a model for the images of these prompts.
+
+    Args:
+      limit: bytes of features that are kept.
+
+    Raises:
+      InputError: the tower's features are not as wide as the decoder.
+    """
+    tower = processor.tower
+    if tower.out_width != model.cfg.d_model:
+      raise InputError(
+        f"{model.name}: the features of its vision tower have {tower.out_width} numbers, and its decoder is {model.cfg.d_model} wide; "
+        "mend config.json."
+      )
+    counts = [[processor.features(ref, decode=False) for ref in row] for row in refs]
+    features = [n for row in counts for n in row] or [1]
+    widths = pipeline.rising_widths(max(features), 2.0, min(features), 1)
+    encoder = ImageEncoder(model.path, tower, [n * tower.merged for n in widths], limit, dtype)
+    return cls(processor, encoder, ImageSizes(_room(counts), len(tower.taps), model.cfg.d_model), dtype)
+
+  def for_prompts(self, refs: Sequence[Sequence[ImageRef]]) -> "ModelImages":
+    """The same model, for the images of other prompts: its encoder goes on with those too."""
+    counts = [[self.processor.features(ref, decode=False) for ref in row] for row in refs]
+    self.encoder.widen(max((n for row in counts for n in row), default=1) * self.encoder.cfg.merged)
+    return dataclasses.replace(self, sizes=self.sizes._replace(room=_room(counts)))
+
+  def encode(self, rows: Sequence[Sequence[ImageRef]]) -> list[list[Encoding]]:
+    """The features of every image of each row.
+
+    Raises:
+      InputError: an image cannot be read any more.
+    """
+    flat = [ref for row in rows for ref in row]
+    try:
+      found = iter(self.encoder([(ref.key, lambda ref=ref: self._picture(ref)) for ref in flat]))
+    except (ImageFault, OSError) as e:
+      raise InputError(f"An image cannot be read: {e}.") from None
+    return [[next(found) for _ in row] for row in rows]
+
+  def _picture(self, ref: ImageRef) -> Picture:
+    return self.processor.picture(ref)
+
+  def place(self, prompt: np.ndarray, mask: np.ndarray, rows: Sequence[Sequence[ImageRef]]) -> Images:
+    """The images of prompts, int[p, P] and bool[p, P], as arrays on the host."""
+    ids = [row[m] for row, m in zip(np.asarray(prompt), np.asarray(mask), strict=True)]
+    width = prompt.shape[1]
+    sizes = self.sizes.within(width)
+    return image_rows.placed(
+      ids,
+      self.encode(rows),
+      width=width,
+      room=sizes.room,
+      image_id=self.processor.image_id,
+      taps=sizes.taps,
+      d_model=sizes.d_model,
+      dtype=np.dtype(self.dtype),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptImages:
+  """The images of the prompts that are trained on, for the student and its teachers.
+
+  Attributes:
+    student: how the student sees them.
+    teachers: how each teacher does; () where all see as the student does, and read what it reads.
+  """
+
+  student: ModelImages
+  teachers: tuple[ModelImages, ...] = ()
+
+  @property
+  def sizes(self) -> tuple[ImageSizes, ...]:
+    """The student's sizes, and then each teacher's."""
+    return (self.student.sizes, *(teacher.sizes for teacher in self.teachers))
+
+  def attach(self, batch: Batch, index: np.ndarray, train: Problems) -> Batch:
+    """Put the images of prompts beside them, on the host.
+
+    Args:
+      index: which of the problems the prompts are.
+    """
+    of_student = [train.images[i] for i in index]
+    images = self.student.place(batch.prompt, batch.prompt_mask, of_student)  # pyright: ignore[reportArgumentType]: numpy
+    if not self.teachers:
+      return dataclasses.replace(batch, images=images)
+    prompt, mask, rows = batch.prompt, batch.prompt_mask, of_student
+    if batch.teacher_prompt is not None:
+      prompt, mask = batch.teacher_prompt, batch.teacher_prompt_mask
+      rows = [train.teacher_images[i] for i in index]
+    of_teachers = tuple(teacher.place(prompt, mask, rows) for teacher in self.teachers)  # pyright: ignore[reportArgumentType]: numpy
+    return dataclasses.replace(batch, images=images, teacher_images=of_teachers)

@@ -1,0 +1,223 @@
+"""Methods on prompts with images: Vision-OPD's crop, OPD with another teacher's eyes, a verifier's reward; encoded once, resumed, on a mesh."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from opd_jax import config as configs
+from opd_jax.context import crop
+from opd_jax.data.image_refs import ImageRef
+from opd_jax.errors import InputError
+from opd_jax.models import hf, hf_config
+from opd_jax.trainer import open_run, train, train_run
+from tests.helpers import seeing_models
+from tests.helpers.eight_devices import json_from_eight_devices
+from tests.helpers.runs import leaves, read, without_time
+from tests.helpers.seeing_runs import crop_config, opd_config
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  return seeing_models.write_small(tmp_path_factory.mktemp("student") / "model")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+  return seeing_models.write_scenes(tmp_path_factory.mktemp("scenes"), number=12)
+
+
+def first_batch(run):
+  """The prompts of the first step, with their images, on the host."""
+  batch, index = run.next_prompts(0)
+  return run.inputs.prompt_images.attach(batch, index, run.inputs.train), index
+
+
+def test_the_teacher_sees_the_crop_and_the_student_the_whole(model, scenes, tmp_path):
+  run = open_run(crop_config(model, scenes), tmp_path / "w")
+  batch, index = first_batch(run)
+  (teacher,) = batch.teacher_images
+  assert [(row >= 0).sum() for row in batch.images.index] == [15] * 8  # 40 x 24 pixels
+  assert [(row >= 0).sum() for row in teacher.index] == [16] * 8  # 16 x 16, doubled
+  views = {ref.view for (ref,) in run.inputs.train.images}, {ref.view for (ref,) in run.inputs.train.teacher_images}
+  assert views == ({"marked"}, {"crop"})
+  words = run.inputs.tokenizer.decode
+
+  def text(ids, mask):
+    return words(ids[mask]).replace(" ", "").replace("<|image_pad|>", "")
+
+  for i in range(len(index)):
+    assert text(batch.prompt[i], batch.prompt_mask[i]) == text(batch.teacher_prompt[i], batch.teacher_prompt_mask[i])
+
+
+def test_boxes_are_drawn_where_the_config_says_so():
+  ref = (ImageRef("a.png", ((1, 2, 3, 4),)), ImageRef("b.png"))
+  assert [r.view for r in crop.whole(ref, drawn=True)] == ["marked", "whole"]
+  assert [r.view for r in crop.whole(ref, drawn=False)] == ["whole", "whole"]
+  assert [(r.view, r.zoom) for r in crop.crops(ref, 2.0)] == [("crop", 2.0), ("whole", 1.0)]
+
+
+def test_a_run_learns_encodes_each_image_once_and_resumes(model, scenes, tmp_path):
+  whole = train(crop_config(model, scenes), tmp_path / "whole")
+  records = [without_time(r) for r in read(tmp_path / "whole", "train")]
+  assert all(r["loss"] > 0 for r in records)
+  images = whole.inputs.prompt_images
+  assert images.student.encoder is images.teachers[0].encoder
+  assert images.student.encoder.encoded <= 24  # twelve images, whole and cut
+  train(crop_config(model, scenes, steps=2), tmp_path / "parts")
+  again = open_run(crop_config(model, scenes), tmp_path / "parts")
+  assert again.resumed_from == 2
+  train_run(again)
+  assert [without_time(r) for r in read(tmp_path / "parts", "train")] == records
+  for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.long
+def test_encoded_once_is_encoded_every_time(model, scenes, tmp_path):
+  train(crop_config(model, scenes), tmp_path / "kept")
+  forgetful = train(crop_config(model, scenes, **{"data.image_cache": 0.0}), tmp_path / "not")
+  assert forgetful.inputs.prompt_images.student.encoder.encoded > 24
+  kept, not_kept = ([without_time(r) for r in read(tmp_path / name, "train")] for name in ("kept", "not"))
+  assert kept == not_kept
+
+
+def test_the_same_image_on_both_sides_and_a_current_teacher_is_exactly_zero(model, scenes, tmp_path):
+  """Of a model that is its own teacher, now, and sees what it sees."""
+  run = open_run(opd_config(model, scenes), tmp_path / "w")
+  assert run.inputs.prompt_images.teachers == ()
+  train_run(run)
+  records = read(tmp_path / "w", "train")
+  assert records[0]["loss"] == 0
+  assert records[-1]["empty"] == 3, "updates without a gradient are left out"
+
+
+@pytest.mark.long
+def test_other_images_have_another_loss_and_padding_has_not(model, scenes, tmp_path):
+  run = open_run(crop_config(model, scenes), tmp_path / "w")
+  batch, _ = first_batch(run)
+  step, state = run.recipe.step, run.state
+  batch = jax.tree.map(jnp.asarray, batch)
+  rollout = step.rollout(state.params, batch, jax.random.key(0), jnp.int32(6), response_len=6)
+
+  @jax.jit
+  def loss_of(batch):
+    return step.update(state, run.frozen, batch, rollout)[1]["loss"]
+
+  loss = loss_of(batch)
+  (teacher,) = batch.teacher_images
+
+  def rolled(images):
+    return dataclasses.replace(images, features=jnp.roll(images.features, 1, axis=0))
+
+  def more(a):
+    return jnp.pad(a, ((0, 0), (0, 8), (0, 0)), constant_values=3.0)
+
+  assert abs(loss_of(dataclasses.replace(batch, teacher_images=(rolled(teacher),))) - loss) > 1e-4
+  padded = dataclasses.replace(teacher, features=more(teacher.features), taps=jax.vmap(more, 1, 1)(teacher.taps))
+  np.testing.assert_allclose(loss_of(dataclasses.replace(batch, teacher_images=(padded,))), loss, rtol=1e-6)
+
+
+@pytest.mark.long
+def test_a_larger_teacher_sees_with_its_own_eyes(model, scenes, tmp_path):
+  large = seeing_models.write_small(tmp_path / "large", seed=5, hidden_size=32, intermediate_size=40)
+  run = train(opd_config(model, scenes, large), tmp_path / "w")
+  (teacher,) = run.inputs.prompt_images.teachers
+  assert (run.inputs.prompt_images.student.sizes.d_model, teacher.sizes.d_model) == (16, 32)
+  assert all(r["loss"] > 0 for r in read(tmp_path / "w", "train"))
+
+
+@pytest.mark.long
+def test_a_verifiers_reward_needs_no_teacher(model, scenes, tmp_path):
+  config = configs.load("drpo")
+  keys = {name: opd_config(model, scenes)[name] for name in ("student", "steps", "batch", "compile_cache")}
+  wanted = opd_config(model, scenes)
+  keys |= {
+    key: configs.get(wanted, key) for key in ("data.path", "data.image_field", "data.box_field", "data.verifier")
+  }
+  keys |= {"horizon.max": 6, "eval.every": 0, "rollouts_per_prompt": 2, "log.tensorboard": False, "batch": 4}
+  train(configs.override(config, keys), tmp_path / "w")
+  assert len(read(tmp_path / "w", "train")) == 3
+
+
+def test_held_out_problems_are_answered_with_their_images(model, scenes, tmp_path):
+  changes = {"eval.every": 3, "eval.path": str(scenes), "eval.prompts": 5, "eval.batch": 4, "eval.max_tokens": 4}
+  run = train(crop_config(model, scenes, **changes), tmp_path / "w")
+  first, last = read(tmp_path / "w", "eval")
+  assert (first["prompts"], last["step"]) == (5, 3)
+  views = {ref.view for (ref,) in run.inputs.evaluation.problems.images}
+  assert views == {"whole"}, "boxes are drawn in training alone"
+  (evaluator,) = run.evaluators.values()
+  seen = run.inputs.evaluation.images
+  assert seen.encoder.encoded == 5
+  params = run.models()["student"]
+  ids, images = run.inputs.evaluation.problems.ids, run.inputs.evaluation.problems.images
+  generate = evaluator._generate
+  answers = generate(params, ids, jax.random.key(0), images=images).texts
+  others = generate(params, ids, jax.random.key(0), images=images[::-1]).texts
+  assert answers != others
+
+
+@pytest.mark.long
+def test_text_alone_trains_such_a_model_and_leaves_its_tower(model, tmp_path):
+  path = tmp_path / "words.jsonl"
+  path.write_text('{"prompt": "what is 1?", "answer": "1"}\n' * 8)
+  changes = {"data.image_field": "", "data.box_field": "", "data.path": str(path)}
+  large = seeing_models.write_small(tmp_path / "large", seed=5, hidden_size=32, intermediate_size=40)
+  run = train(opd_config(model, path, large, **changes), tmp_path / "w")
+  cfg = hf_config.read(model)
+  hf.write(tmp_path / "out", cfg, run.models()["student"], like=model, dtype="float32")
+  before = safetensors.numpy.load_file(model / "model.safetensors")
+  after = {}
+  for file in (tmp_path / "out").glob("*.safetensors"):
+    after |= safetensors.numpy.load_file(file)
+  assert after.keys() == before.keys()
+  for name, tensor in before.items():
+    same = np.array_equal(tensor, after[name])
+    assert same == name.startswith("model.visual."), name
+
+
+@pytest.mark.long
+def test_eight_devices_are_one(model, scenes, tmp_path):
+  train(crop_config(model, scenes), tmp_path / "one")
+  one = [r["loss"] for r in read(tmp_path / "one", "train")]
+  many = json_from_eight_devices("tests.helpers.seeing_runs", model, scenes, tmp_path / "many")
+  for losses in many.values():
+    np.testing.assert_allclose(losses, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("changes", "why"),
+  [
+    ({"context.kind": "privileged"}, "shows text alone"),
+    ({"data.box_field": ""}, "no images or no boxes"),
+    ({"data.image_field": ""}, "no field has images"),
+    ({"context.max_tokens": 20}, "more than context.max_tokens=20"),
+    ({"data.max_prompt": 20}, "more than data.max_prompt=20"),
+  ],
+)
+def test_what_does_not_go_together_is_refused(changes, why, model, scenes, tmp_path):
+  with pytest.raises(InputError, match=why):
+    open_run(crop_config(model, scenes, **changes), tmp_path / "w")
+
+
+@pytest.mark.parametrize("method", ["graphpo", "zppo", "ccopd", "d_opsd", "opcod"])
+def test_methods_that_read_text_alone_say_so(method, model, scenes, tmp_path):
+  config = configs.override(
+    configs.load(method),
+    {"student": str(model), "data.path": str(scenes), "data.image_field": "image", "eval.every": 0},
+  )
+  with pytest.raises(InputError):
+    open_run(config, tmp_path / "w")
+
+
+def test_a_teacher_of_other_patches_is_refused(model, scenes, tmp_path):
+  other = seeing_models.write_small(tmp_path / "other", seed=5)
+  (other / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 64, "longest_edge": 400}}')
+  with pytest.raises(InputError, match="cuts images into other features"):
+    open_run(opd_config(model, scenes, other), tmp_path / "w")
