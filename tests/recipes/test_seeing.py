@@ -1,6 +1,9 @@
 """Methods on prompts with images: Vision-OPD's crop, OPD with another teacher's eyes, a verifier's reward; encoded once, resumed, on a mesh."""
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -221,3 +224,32 @@ def test_a_teacher_of_other_patches_is_refused(model, scenes, tmp_path):
   (other / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 64, "longest_edge": 400}}')
   with pytest.raises(InputError, match="cuts images into other features"):
     open_run(opd_config(model, scenes, other), tmp_path / "w")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scale", ["hf", "paper"])
+def test_the_config_through_the_command_line(scale, model, scenes, tmp_path):
+  """The method's own config, but for sizes: trained, resumed, evaluated and exported."""
+  root = pathlib.Path(__file__).resolve().parents[2]
+  sizes = {"steps": 2, "batch": 4, "rollouts_per_prompt": 2, "horizon.max": 6, "data.max_prompt": 200}
+  sizes |= {"context.max_tokens": 200, "checkpoint.every": 1, "data.suffix": " ?", "data.verifier": "exact"}
+  flags = [f"--config.{key}={value}" for key, value in sizes.items()]
+  named = [f"--config.student={model}", f"--config.data.path={scenes}", f"--workdir={tmp_path / 'w'}"]
+  command = [
+    sys.executable,
+    "-m",
+    "opd_jax.train",
+    f"--config={root / 'configs' / 'vision_opd.py'}:{scale}",
+    *named,
+    *flags,
+  ]
+  for more in ([], ["--config.steps=3"]):
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+  assert len(read(tmp_path / "w", "train")) == 3
+  evaluated = [f"--config.eval.path={scenes}", "--config.eval.prompts=4", "--config.eval.max_tokens=4"]
+  export = ["opd_jax.export", f"--workdir={tmp_path / 'w'}", f"--out={tmp_path / 'out'}"]
+  for arguments in (["opd_jax.evaluate", f"--workdir={tmp_path / 'w'}", *evaluated], export):
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+  assert (tmp_path / "out" / "preprocessor_config.json").is_file()
