@@ -135,9 +135,9 @@ def _images(value: Any, name: str, folder: pathlib.Path) -> tuple[ImageRef, ...]
       found.append(ImageRef(one))
     elif isinstance(one, str) and one.strip():
       found.append(ImageRef(str(folder / pathlib.Path(one).expanduser())))
-    elif hasattr(one, "getexif"):  # decoded by `datasets`
+    elif callable(save := getattr(one, "save", None)):  # decoded by `datasets`
       written = io.BytesIO()
-      one.save(written, "PNG")
+      save(written, "PNG")
       found.append(ImageRef(written.getvalue()))
     else:
       raise _BadLine(f"the field {name!r} has {_kind(one)} for an image; write a path or the file's bytes")

@@ -72,7 +72,7 @@ class Evaluator:
   def __call__(self, params: Params) -> tuple[dict[str, Any], list[dict]]:
     """Returns the record of metrics.jsonl (without step and time) and a few responses as text."""
     ids, k = self._inputs.problems.ids, self._generate.k
-    seen = {} if self._inputs.images is None else {"images": self._inputs.problems.images}
+    seen: dict[str, Any] = {} if self._inputs.images is None else {"images": self._inputs.problems.images}
     completions = self._generate(params, ids, self._key, **seen)
     answers = [a for a in self._inputs.problems.answers for _ in range(k)]
     responses = self._inputs.problems.with_records(completions.responses, [i // k for i in range(len(answers))])

@@ -63,8 +63,8 @@ def _rope(factor: float) -> Config:
   return {"rope_scaling": scaling | {"original_max_position_embeddings": 8192}}
 
 
-def _qwen35(kv_heads: int, value_heads: int, *sizes: int | bool) -> Config:
-  return QWEN35 | _sizes(*sizes) | {"num_key_value_heads": kv_heads, "linear_num_value_heads": value_heads}
+def _qwen35(kv_heads: int, value_heads: int, sizes: Config) -> Config:
+  return QWEN35 | sizes | {"num_key_value_heads": kv_heads, "linear_num_value_heads": value_heads}
 
 
 QWEN2_1B = QWEN2 | _sizes(1536, 28, 12, 8960, True) | {"num_key_value_heads": 2, "vocab_size": 151936}
@@ -89,10 +89,10 @@ MODELS: dict[str, Config] = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
   },
-  "Qwen3.5-0.8B": _qwen35(2, 16, 1024, 24, 8, 3584, True),
-  "Qwen3.5-4B": _qwen35(4, 32, 2560, 32, 16, 9216, True),
-  "Qwen3.5-9B": _qwen35(4, 32, 4096, 32, 16, 12288, False),
-  "Qwen3.5-27B": _qwen35(4, 48, 5120, 64, 24, 17408, False),
+  "Qwen3.5-0.8B": _qwen35(2, 16, _sizes(1024, 24, 8, 3584, True)),
+  "Qwen3.5-4B": _qwen35(4, 32, _sizes(2560, 32, 16, 9216, True)),
+  "Qwen3.5-9B": _qwen35(4, 32, _sizes(4096, 32, 16, 12288, False)),
+  "Qwen3.5-27B": _qwen35(4, 48, _sizes(5120, 64, 24, 17408, False)),
   "Qwen2.5-1.5B": QWEN2_1B,
   "Qwen2.5-7B": QWEN2 | _sizes(3584, 28, 28, 18944, False) | {"num_key_value_heads": 4, "vocab_size": 152064},
   "Qwen2.5-32B": QWEN2 | _sizes(5120, 64, 40, 27648, False) | {"num_key_value_heads": 8, "vocab_size": 152064},

@@ -87,12 +87,13 @@ def join(w: Params, cfg: decoder.DecoderConfig) -> Params:
   Where `cfg` has more key/value heads than the weights, each of them is repeated (mesh.for_rollout).
 
   Returns:
-    The layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D]; gates stand beside their queries, 2 G in the place
+    The layer with `qkv` [D, K, G + 2, h], `gate_up` [D, 2, F] and `out` [K, G, h, D]; gates stand behind the queries, 2 G in the place
     of G. A layer of the delta rule has `gate_up` alone.
   """
   K, h = cfg.kv_heads, cfg.head_width
   by_group = lambda a: jnp.repeat(a, K // min(a.shape[-2], K), axis=-2).reshape(*a.shape[:-2], K, -1, h)
-  join_qkv = lambda suffix: jnp.concatenate([by_group(w[name + suffix]) for name in "qkv"], axis=-2)
+  parts = lambda name: jnp.split(w[name], 2, axis=-1) if name == "q" and cfg.gated_attention else [w[name]]
+  join_qkv = lambda suffix: jnp.concatenate([by_group(a) for name in "qkv" for a in parts(name + suffix)], axis=-2)
   kept = ("down", *moe.PARAMETERS)
   layer = {name: a for name, a in w.items() if "norm" in name or name in kept or name.startswith("delta_")}
   if cfg.moe is None:
@@ -262,7 +263,7 @@ def qkv(x: Float[Array, "B T D"], w: Params, cfg: decoder.DecoderConfig, rope: t
       y = y + w["qkv_bias"]
     q, k, v, gate = y[..., :-2, :], y[..., -2, :], y[..., -1, :], None
     if cfg.gated_attention:
-      q, gate = q[..., ::2, :], q[..., 1::2, :]
+      q, gate = jnp.split(q, 2, axis=-2)
     if cfg.qk_norm:
       q, k = decoder.norm_heads(q, w["q_norm"], cfg), decoder.norm_heads(k, w["k_norm"], cfg)
     cos, sin = rope

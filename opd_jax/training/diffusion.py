@@ -275,7 +275,8 @@ class DiffusionStep:
     """Puts the finished answer, to its stop token, behind the prompt, and all padding in front of both."""
     both = jnp.concatenate([prompts.prompt, tokens], axis=1), jnp.concatenate([prompts.prompt_mask, mask], axis=1)
     order = jnp.argsort(both[1], axis=1, stable=True)
-    return Batch(*(jnp.take_along_axis(a, order, axis=1) for a in both))
+    prompt, prompt_mask = (jnp.take_along_axis(a, order, axis=1) for a in both)
+    return Batch(prompt, prompt_mask)
 
   def score(
     self,

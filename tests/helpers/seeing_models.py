@@ -130,7 +130,7 @@ def tokenizer():
   model.pre_tokenizer = pre_tokenizers.Split("", "isolated")
   fast = PreTrainedTokenizerFast(tokenizer_object=model, unk_token=" ", pad_token="<pad>", eos_token="<eos>")
   names = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-  fast.add_special_tokens({"additional_special_tokens": [AddedToken(name, special=True) for name in names]})
+  fast.add_tokens([AddedToken(name, special=True) for name in names], special_tokens=True)  # pyright: ignore[reportArgumentType]
   fast.chat_template = TEMPLATE
   return fast
 
@@ -150,7 +150,7 @@ def write_small(directory, seed=0, **text):
 
   directory.mkdir(parents=True)
   fast = tokenizer()
-  ids = fast.convert_tokens_to_ids(["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
+  ids = [fast.get_vocab()[name] for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")]
   text = SMALL_TEXT | {"vocab_size": len(fast)} | text
   config = {
     "architectures": ["Qwen3VLForConditionalGeneration"],
