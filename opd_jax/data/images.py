@@ -199,6 +199,11 @@ class ImageProcessor:
     )
 
   @property
+  def most_features(self) -> int:
+    """The features of the largest image."""
+    return self.max_pixels // (self.tower.patch * self.tower.merge) ** 2
+
+  @property
   def places(self) -> tuple[int, ...]:
     """What decides how many features an image has, and which token stands for one."""
     return self.tower.patch, self.tower.merge, self.image_id, self.min_pixels, self.max_pixels

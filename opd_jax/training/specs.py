@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from opd_jax import config as configs
 from opd_jax.config import Config
+from opd_jax.data.images import ImageProcessor
 from opd_jax.errors import InputError
 from opd_jax.models import architectures, decoder, frozen, hf, hf_config, kernels, lora, model_sharding
 from opd_jax.models.decoder import DecoderConfig
@@ -139,7 +140,27 @@ def from_architectures(
     attention=attention(config, mesh, cfgs),
     segments=segments(config, mesh),
     random_weights=True,
+    images=planned_images(config, student),
   )
+
+
+def planned_images(config: Config, student: ModelSpec) -> tuple[ImageSizes, ...]:
+  """Sizes the images of prompts that nobody has read: one to a prompt, of as many pixels as there may be.
+
+  Raises:
+    InputError: prompts have images, and the student sees none.
+  """
+  if not config.data.image_field:
+    return ()
+  directory = student.path.parent if student.path.name == "config.json" else student.path
+  if not (directory / "config.json").is_file() and not student.name.startswith(configs.BUILTIN):
+    raise InputError(
+      f"config.data.image_field is {config.data.image_field!r}, and of {student.name} only the sizes of its decoder are known; name its directory, or "
+      "its config.json."
+    )
+  processor = ImageProcessor.from_directory(hf.resolve(str(directory)), config.data.min_pixels, config.data.max_pixels)
+  sizes = ImageSizes(processor.most_features, len(processor.tower.taps), student.cfg.d_model)
+  return (sizes, sizes) if config.context.kind == "crop" else (sizes,)
 
 
 def with_adapter(model: ModelSpec, config: Config) -> ModelSpec:

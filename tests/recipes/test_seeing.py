@@ -16,7 +16,9 @@ from opd_jax.context import crop
 from opd_jax.data.image_refs import ImageRef
 from opd_jax.errors import InputError
 from opd_jax.models import hf, hf_config
+from opd_jax.recipes import base as recipes
 from opd_jax.trainer import open_run, train, train_run
+from opd_jax.training import specs
 from tests.helpers import seeing_models
 from tests.helpers.eight_devices import json_from_eight_devices
 from tests.helpers.runs import leaves, read, without_time
@@ -192,6 +194,17 @@ def test_eight_devices_are_one(model, scenes, tmp_path):
   many = json_from_eight_devices("tests.helpers.seeing_runs", model, scenes, tmp_path / "many")
   for losses in many.values():
     np.testing.assert_allclose(losses, one, rtol=1e-5)
+
+
+def test_a_plan_has_room_for_the_largest_image(model, scenes):
+  planned = specs.from_architectures(crop_config(model, scenes, **{"data.max_prompt": 64}))
+  assert [sizes.room for sizes in planned.images] == [36, 36]  # 48 x 48 pixels
+  recipe = recipes.make(planned)
+  batch = recipe.abstract_prompts(recipe.planned_shape(64, 6))
+  assert batch.images.features.shape == (8, 36, 16)
+  assert batch.teacher_images[0].index.shape[1] == recipe.config.context.max_tokens
+  names = [name for name, _ in recipe.lower(recipe.planned_shape(64, 6)._replace(teacher_prompt=64))]
+  assert names == ["update", "rollout"]
 
 
 @pytest.mark.parametrize(
