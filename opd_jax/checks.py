@@ -74,6 +74,10 @@ def check(config: Config) -> None:
       f"config.context.kind is {config.context.kind!r}, which shows text alone, and config.data.image_field is {config.data.image_field!r}; take "
       "another context, such as crop of the recipe 'self_distillation', or leave the field empty."
     )
+  if config.vision.train and not config.data.image_field:
+    raise InputError(
+      "config.vision.train is True, and the data have no images for the tower to see; set config.data.image_field, or vision.train=False."
+    )
   if config.data.box_field and not config.data.image_field:
     raise InputError(
       f"config.data.box_field is {config.data.box_field!r}, and no field has images; set config.data.image_field."

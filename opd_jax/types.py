@@ -1,7 +1,7 @@
 """The records that travel between the packages of the library.
 
 Dimensions: B rows, P prompt width, Q prompt width of the teachers, H horizon (response width), K teachers or taps, M features of a row's images, D model
-width.
+width, I rows of S patches of c numbers.
 """
 
 from typing import Any
@@ -14,14 +14,29 @@ Params = dict[str, Any]  # a model's parameter pytree, see models/decoder.py
 
 
 @flax.struct.dataclass
-class Images:
-  """The images of prompts, encoded, and where they stand in them; one row per prompt, see models/images.py."""
+class Patches:
+  """Images cut into patches; several may stand behind each other in a row, and padding behind them."""
 
-  features: Float[Array, "B M D"]  # of all of a prompt's images, in order
-  taps: Float[Array, "B K M D"]  # added to the hidden states behind each of the decoder's first K layers
+  pixels: Float[Array, "I S c"]
+  row: Int[Array, "I S"]  # in its image, patches from above
+  column: Int[Array, "I S"]
+  size: Int[Array, "I S 2"]  # of its image, rows and columns
+  image: Int[Array, "I S"]  # which of the row's images; -1: padding
+
+
+@flax.struct.dataclass
+class Images:
+  """The images of prompts, and where they stand in them; one row per prompt, see models/images.py.
+
+  They are encoded, or cut into patches where the model that reads them has its vision tower with it.
+  """
+
+  features: Float[Array, "B M D"] | None  # of all of a prompt's images, in order
+  taps: Float[Array, "B K M D"] | None  # added to the hidden states behind each of the decoder's first K layers
   index: Int[Array, "B P"]  # which feature stands in the place of a token; -1: none
   positions: Int[Array, "B P 3"]  # of every token, see models/mrope.py
   next_position: Int[Array, " B"]  # of the first token of a response
+  patches: Patches | None = None  # None: they are encoded
 
 
 @flax.struct.dataclass

@@ -16,7 +16,7 @@ import pytest
 from opd_jax import convert
 from opd_jax.data import tokenizer as tokenizers_of
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, gguf_files, hf, hf_config, weights
+from opd_jax.models import decoder, gguf_files, hf, hf_config, tensor_places
 from tests.helpers.model_directories import randomised
 
 TEXT = "It is 12 past 3, isn't it?\n  She'd said: naïve Ærø — 1234567.\t\n\nYes <|im_end|> and <|tool|> no"
@@ -89,7 +89,9 @@ def write_gguf(gguf, path: pathlib.Path, arch: str, *, changes=(), tensors=(), q
   writer.add_eos_token_id(2)
   writer.add_pad_token_id(0)
   writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
-  leaves = jax.tree_util.tree_leaves_with_path(weights.parameter_leaves(cfg), is_leaf=lambda x: hasattr(x, "to_file"))
+  leaves = jax.tree_util.tree_leaves_with_path(
+    tensor_places.parameter_leaves(cfg), is_leaf=lambda x: hasattr(x, "to_file")
+  )
   for (tree_path, leaf), x in zip(leaves, jax.tree.leaves(params), strict=True):
     name = tree_path[-1].key
     for position in np.ndindex(*leaf.shape[: leaf.stacked]):

@@ -2,6 +2,7 @@
 
     python -m opd_jax.bench delta-rule                              the heads of Qwen3.5-0.8B, 512 to 8192 tokens
     python -m opd_jax.bench delta-rule --tokens=64,128 --chunk=16,64 --key-width=16 --value-width=16
+    python -m opd_jax.bench delta-rule --tokens=8192 --no-recurrence   3 MB a token are more than 24 GB
 
 For value and gradient with respect to all inputs, of one row. Memory is what the compiled program allocates beside its arguments and
 results.
@@ -31,19 +32,20 @@ def made_up(tokens: int, heads: int, key_width: int, value_width: int) -> Inputs
 
 
 def measure(
-  tokens: int, chunks: Sequence[int], heads: int, widths: tuple[int, int], repeat: int
+  tokens: int, chunks: Sequence[int], heads: int, widths: tuple[int, int], repeat: int, recurrence: bool = True
 ) -> list[dict[str, Any]]:
   """Measure every form of the rule at one length.
 
   Args:
     widths: of a key and of a value.
+    recurrence: measure the recurrence too.
 
   Returns:
-    for each form its name, `seconds` (the least of the repeats), `bytes` and `error`, how far its gradient is from the recurrence's as a
+    for each form its name, `seconds` (the least of the repeats), `bytes` and `error`, how far its gradient is from the first form's as a
     share of the largest number in that.
   """
   inputs = made_up(tokens, heads, *widths)
-  forms = {"recurrence": delta_rule.recurrent}
+  forms: dict[str, Any] = {"recurrence": delta_rule.recurrent} if recurrence else {}
   forms |= {f"chunks of {chunk}": functools.partial(delta_rule.chunked, chunk=chunk) for chunk in chunks}
 
   def loss(form: Any, inputs: Inputs) -> jax.Array:
@@ -55,7 +57,8 @@ def measure(
     for name, form in forms.items()
   }
   gradients = {name: program(inputs)[1] for name, program in programs.items()}
-  largest = max(float(jnp.abs(a).max()) for a in gradients["recurrence"])
+  first = next(iter(gradients.values()))
+  largest = max(float(jnp.abs(a).max()) for a in first)
   spent = timing.interleaved({name: functools.partial(program, inputs) for name, program in programs.items()}, repeat)
   return [
     {
@@ -63,8 +66,7 @@ def measure(
       "tokens": tokens,
       "seconds": min(spent[name]),
       "bytes": program.memory_analysis().temp_size_in_bytes,
-      "error": max(float(jnp.abs(a - b).max()) for a, b in zip(gradients[name], gradients["recurrence"], strict=True))
-      / largest,
+      "error": max(float(jnp.abs(a - b).max()) for a, b in zip(gradients[name], first, strict=True)) / largest,
     }
     for name, program in programs.items()
   ]
@@ -81,10 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--key-width", type=int, default=128)
   parser.add_argument("--value-width", type=int, default=128)
   parser.add_argument("--repeat", type=int, default=3)
+  parser.add_argument("--recurrence", action=argparse.BooleanOptionalAction, default=True)
   args = parser.parse_args(argv)
   with cli.reporting_the_end():
     for tokens in args.tokens:
-      for r in measure(tokens, args.chunk, args.heads, (args.key_width, args.value_width), args.repeat):
+      for r in measure(
+        tokens, args.chunk, args.heads, (args.key_width, args.value_width), args.repeat, args.recurrence
+      ):
         print(
           f"{r['tokens']:6d} tokens  {r['form']:14s} {r['seconds']:8.3f} s  {r['bytes'] / 2**20:9.1f} MiB  gradient off by {r['error']:.1e}",
           flush=True,

@@ -58,6 +58,11 @@ KEYS: dict[str, tuple[Any, str, str]] = {
     "some of q, k, v, o, gate, up, down, delta_qkv, delta_gate, delta_rate, delta_decay, delta_out",
   ),
   "lora.path": ("", "a PEFT directory to begin with; its rank, alpha and targets count", "path"),
+  "vision.train": (
+    False,
+    "train the vision tower too; False: it stays, and each image is encoded once",
+    "True or False",
+  ),
   # which coordinates of the weights move, training/subnetwork.py
   "subnetwork.mask": (
     "none",
@@ -330,6 +335,7 @@ KEYS: dict[str, tuple[Any, str, str]] = {
   "reward.overlong_penalty": (1.0, "soft: by how much it falls, at the limit", "[0, 10**6]"),
   "optimizer.kind": ("adamw", "adamw, or sgd", "one of adamw, sgd"),
   "optimizer.lr": (1e-4, "learning rate", "(0, 1000]"),
+  "optimizer.vision_lr": (1.0, "of the vision tower where it is trained, in multiples of optimizer.lr", "[0, 10**6]"),
   "optimizer.warmup": (0, "updates from 0 to lr, then constant", "[0, 10**9]"),
   "optimizer.clip": (1.0, "global norm; 0: off", "[0, 10**6]"),
   "optimizer.b1": (0.9, "adamw: decay of the mean of gradients", "[0, 0.999999]"),

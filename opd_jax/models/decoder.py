@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from opd_jax.models import delta_net, layer_kinds, moe, rope
+from opd_jax.models import delta_net, layer_kinds, moe, rope, vision
 from opd_jax.models import images as placed
 from opd_jax.models.attention import PromptGroup, attend_bidirectional, attend_causal, positions_of
 from opd_jax.models.delta_net import DeltaNet
@@ -28,6 +28,7 @@ from opd_jax.models.linear import linear, rms_norm
 from opd_jax.models.moe import MoE
 from opd_jax.models.quantise import dense
 from opd_jax.models.rope import RopeScaling, rotate
+from opd_jax.models.vision import VisionConfig
 from opd_jax.types import Images, Params
 
 __all__ = ["DeltaNet", "LayerKind", "RopeScaling", "positions_of", "rotate"]
@@ -81,10 +82,11 @@ class DecoderConfig:
   rotary_width: int | None = None  # how much of a head is rotated, from its first number on; None: all of it
   gated_attention: bool = False  # what a head has attended to is multiplied by the sigmoid of a gate as wide
   delta: DeltaNet | None = None  # of the layers whose kind says so
-  tensor_names: str = "transformers"  # how its files call their tensors, a key of weights.NAMES
+  tensor_names: str = "transformers"  # how its files call their tensors, a key of tensor_places.NAMES
   rope_axes: tuple[
     int, ...
   ] = ()  # of a model that sees images: which position of a token each rotary frequency turns by
+  tower: VisionConfig | None = None  # the vision tower, where it is part of the parameters; None: images come encoded
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -170,11 +172,16 @@ def shapes(cfg: DecoderConfig) -> Params:
   tree: Params = {"embed": (cfg.vocab, D), "layers": layers, "norm": (D,)}
   if not cfg.tied:
     tree["head"] = (cfg.vocab, D)
+  if cfg.tower is not None:
+    tree["vision"] = vision.shapes(cfg.tower)
   return tree
 
 
 def init(cfg: DecoderConfig, key: jax.Array, scale: float = 0.02) -> Params:
   """Draw random fp32 parameters: normal(0, scale), output projections scaled down by sqrt(2 L), norms at one."""
+  if cfg.tower is not None:
+    blind, of_tower = dataclasses.replace(cfg, tower=None), jax.random.fold_in(key, 1)
+    return init(blind, key, scale) | {"vision": vision.init(cfg.tower, of_tower, scale)}
   is_shape = lambda x: isinstance(x, tuple)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes(cfg), is_leaf=is_shape)
 
@@ -228,12 +235,13 @@ def hidden(
       raise ValueError("a prompt that reads its response stands once for one response only")
     attention_fn = attend_bidirectional
   if images is not None:
+    images = placed.encoded(params.get("vision"), cfg.tower, images, dtype, remat != "none")
     positions = placed.positions(images, tokens.shape[1], group)
   else:
     positions = positions_of(mask) if group is None else group.positions(mask)
   attend = attention_fn if group is None else functools.partial(attention_fn, group=group)
   differ, of_layer = by_layer(cfg, positions, tokens.shape[1] if group is None else group.prompt + group.response)
-  if images is not None and images.taps.shape[1]:
+  if images is not None and images.taps is not None and images.taps.shape[1]:
     differ["number"] = jnp.arange(cfg.layers, dtype=jnp.int32)
 
   def layer(mixer: str, x: Array, w: Params, own: dict[str, Array]) -> Array:

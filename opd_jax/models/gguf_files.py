@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from opd_jax.errors import InputError, brief, first_line, some
-from opd_jax.models import hf_config, weights
+from opd_jax.models import hf_config, tensor_places
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.runtime.json_files import is_whole
 from opd_jax.types import Params
@@ -195,7 +195,7 @@ class Parameter:
 
   file: File
   name: str  # of its tensors; {}: the layer
-  leaf: weights.Leaf
+  leaf: tensor_places.Leaf
   interleaved: bool  # the rotary pairs of a head are neighbours
 
   @property
@@ -224,7 +224,7 @@ def parameters(file: File, cfg: DecoderConfig) -> Params:
   """
   used = {ROPE_FACTORS}
 
-  def parameter(path, leaf: weights.Leaf) -> Parameter:
+  def parameter(path, leaf: tensor_places.Leaf) -> Parameter:
     name = path[-1].key
     tensors = list(_names(TENSORS[name], leaf))
     if missing := [tensor for tensor in tensors if tensor not in file]:
@@ -240,13 +240,13 @@ def parameters(file: File, cfg: DecoderConfig) -> Params:
     interleaved = file.get("general.architecture") == "llama" and name in ("q", "k", "q_bias", "k_bias")
     return Parameter(file, TENSORS[name], leaf, interleaved)
 
-  tree = jax.tree_util.tree_map_with_path(parameter, weights.parameter_leaves(cfg))
+  tree = jax.tree_util.tree_map_with_path(parameter, tensor_places.parameter_leaves(cfg))
   if unknown := [name for name in file.names if name not in used]:
     raise InputError(f"{file.path} has tensors {some(unknown)}, which are not followed.")
   return tree
 
 
-def _names(name: str, leaf: weights.Leaf) -> Iterator[str]:
+def _names(name: str, leaf: tensor_places.Leaf) -> Iterator[str]:
   yield from (leaf.tensor(position, name) for position in np.ndindex(*leaf.shape[: leaf.stacked]))
 
 

@@ -4,6 +4,7 @@ hf_config.py does their config.json, weights.py their tensors.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
@@ -151,7 +152,7 @@ def write(
     raise InputError(
       f"The weights of {broken!r} have a NaN or Inf, so nothing is written to {directory}; export an earlier checkpoint."
     )
-  if like is not None and hf_config.read(like) != cfg:
+  if like is not None and hf_config.read(like) != dataclasses.replace(cfg, tower=None):
     raise ValueError(f"{like} does not describe the model that is to be written")
   first = jax.process_index() == 0
   with directories.appearing_whole(directory) if first else contextlib.nullcontext() as part:

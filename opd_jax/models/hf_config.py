@@ -46,7 +46,7 @@ class Architecture:
   off: tuple[str, ...] = ()  # switches of config.json that change the model in a way decoder.py does not follow
   causal: bool = True  # False: a masked diffusion model, whose own code is not in transformers
   shifted: bool = False  # of masked diffusion models, see DecoderConfig
-  tensor_names: str = "transformers"  # a key of weights.NAMES; "llada" has keys of config.json of its own too
+  tensor_names: str = "transformers"  # a key of tensor_places.NAMES; "llada" has keys of config.json of its own too
   sees: tuple[int, ...] = ()  # of models that see images: how many rotary frequencies turn by time, height and width
   interleaved: bool = True  # whether these take turns, see mrope.py
 

@@ -1,24 +1,18 @@
-"""The vision tower of a Hugging Face directory: its part of config.json, and its tensors."""
+"""The vision tower of a Hugging Face directory: its part of config.json."""
 
 import dataclasses
 import pathlib
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
-from opd_jax.errors import InputError, brief, some
+from opd_jax.errors import InputError, brief
 from opd_jax.models import directory as directories
-from opd_jax.models import safetensors_io, vision
+from opd_jax.models import weights
 from opd_jax.models.hf_values import Json, positive_int
-from opd_jax.models.safetensors_io import DTYPES, Tensor
 from opd_jax.models.vision import VisionConfig
 from opd_jax.runtime.json_files import is_whole
 from opd_jax.types import Params
-
-PREFIXES = ("model.visual.", "visual.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,113 +120,8 @@ def _layers(own: Json, key: str, default: tuple[int, ...], layers: int) -> tuple
   return tuple(i for i in found if i < layers)
 
 
-_NORMS = {"vision_norm": "blocks.{}.norm1", "vision_mlp_norm": "blocks.{}.norm2"}
-_MATRICES = {"vision_qkv": "blocks.{}.attn.qkv", "vision_o": "blocks.{}.attn.proj"}
-_GATED = {
-  "vision_gate": "blocks.{}.mlp.gate_proj",
-  "vision_up": "blocks.{}.mlp.up_proj",
-  "vision_down": "blocks.{}.mlp.down_proj",
-}
-_PLAIN = {"vision_up": "blocks.{}.mlp.linear_fc1", "vision_down": "blocks.{}.mlp.linear_fc2"}
-_MERGERS = {  # by whether the tower is gated
-  True: {"merge_norm": "ln_q", "merge_in": "mlp.0", "merge_out": "mlp.2"},
-  False: {"merge_norm": "norm", "merge_in": "linear_fc1", "merge_out": "linear_fc2"},
-}
-
-
-def tensor_name(cfg: VisionConfig, path: tuple[str, ...]) -> str:
-  """The name, behind the prefix, of the tensor of a parameter; {} stands for the place on its stacked axis.
-
-  Args:
-    path: the parameter's in `vision.shapes`.
-  """
-  room, name = path[0], path[-1]
-  kind = "bias" if name.endswith("_bias") else "weight"
-  name = name.removesuffix("_bias")
-  if room in ("patch", "patch_bias"):
-    return f"patch_embed.proj.{kind}"
-  if room == "position":
-    return "pos_embed.weight"
-  if room in ("merger", "taps"):
-    where = "merger" if room == "merger" else "deepstack_merger_list.{}"
-    return f"{where}.{_MERGERS[cfg.gated][name]}.{kind}"
-  return f"{(_NORMS | _MATRICES | (_GATED if cfg.gated else _PLAIN))[name]}.{kind}"
-
-
 def load(
   directory: pathlib.Path, cfg: VisionConfig, shardings: Params | None = None, dtype: DTypeLike = jnp.float32
 ) -> Params:
-  """Read the tower's parameters, each into its sharding.
-
-  Args:
-    shardings: a jax.sharding.Sharding for every parameter, in the tree of `vision.shapes`; None: the default device.
-
-  Raises:
-    InputError: the tensors are not what `cfg` implies.
-  """
-  tensors = _find(directory)
-  if unknown := sorted(tensors.keys() - set(expected(cfg))):
-    raise InputError(f"{directory} has unknown tensors {some(unknown)} in its vision tower: it is of another model.")
-
-  def read_leaf(path: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None = None) -> jax.Array:
-    keys = tuple(key.key for key in path)
-    name, stacked = tensor_name(cfg, keys), keys[0] in ("layers", "taps")
-    parts = [
-      _from_file(tensors, name.format(i), shape[stacked:], keys, directory) for i in range(shape[0] if stacked else 1)
-    ]
-    array = (np.stack(parts) if stacked else parts[0]).astype(jnp.dtype(dtype))
-    return jax.block_until_ready(jax.device_put(array, sharding))
-
-  wanted, is_shape = vision.shapes(cfg), lambda x: isinstance(x, tuple)
-  rest = [] if shardings is None else [shardings]
-  return jax.tree_util.tree_map_with_path(read_leaf, wanted, *rest, is_leaf=is_shape)
-
-
-def expected(cfg: VisionConfig) -> list[str]:
-  """The names of all tensors of a tower, behind the prefix."""
-  found = []
-  for path, shape in jax.tree_util.tree_leaves_with_path(vision.shapes(cfg), is_leaf=lambda x: isinstance(x, tuple)):
-    keys = tuple(key.key for key in path)
-    found += [tensor_name(cfg, keys).format(i) for i in range(shape[0] if keys[0] in ("layers", "taps") else 1)]
-  return found
-
-
-def _find(directory: pathlib.Path) -> dict[str, Tensor]:
-  """The tower's tensors, by their names behind the prefix."""
-  found = {}
-  for name, tensor in safetensors_io.find_tensors(pathlib.Path(directory)).items():
-    for prefix in PREFIXES:
-      if name.startswith(prefix):
-        found[name.removeprefix(prefix)] = tensor
-  if not found:
-    raise InputError(f"{directory} has no tensors of a vision tower (model.visual.*): download it again.")
-  return found
-
-
-def _from_file(
-  tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], keys: tuple[str, ...], directory: pathlib.Path
-) -> np.ndarray:
-  """Read a tensor as our parameter: matrices stand as [out, in] in a file, and the table of positions as it is."""
-  if name not in tensors:
-    raise InputError(f"{directory} has no tensor {some([name])} of its vision tower: it is not complete.")
-  tensor = tensors[name]
-  if tensor.dtype not in DTYPES or int(np.prod(tensor.shape)) != int(np.prod(shape)):
-    raise InputError(
-      f"{tensor.file}: tensor {some([name])} has shape {brief(list(tensor.shape))}, which config.json does not imply."
-    )
-  found = np.asarray(tensor.map(), np.float32)
-  if len(shape) > 1 and keys[-1] != "position" and not keys[-1].endswith("bias"):
-    found = found.reshape(found.shape[0], -1).T
-  return found.reshape(shape)
-
-
-def to_file(array: np.ndarray, keys: tuple[str, ...], cfg: VisionConfig) -> np.ndarray:
-  """Undo what `load` does with one tensor; of `array` without its stacked axis."""
-  if array.ndim == 1 or keys[-1] == "position":
-    return array
-  if keys[-1].endswith("bias"):
-    return array.reshape(-1)
-  if keys[-1] == "patch":
-    return array.T.reshape(cfg.width, cfg.channels, cfg.frames, cfg.patch, cfg.patch)
-  inner = array.shape[0] if keys[-1] != "vision_o" else array.shape[0] * array.shape[1]
-  return np.ascontiguousarray(array.reshape(inner, -1).T)
+  """Read the tower's parameters, in the tree of `vision.shapes`; arguments and errors as of `weights.read`."""
+  return weights.read_tower(pathlib.Path(directory), cfg, shardings, dtype)

@@ -3,14 +3,15 @@
 Dimensions: I rows, S patches, c numbers of a patch; B prompts, P prompt width, M features, K taps, D model width.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from opd_jax.models import mrope
-from opd_jax.models.vision import Patches, VisionConfig
-from opd_jax.types import Images
+from opd_jax.models.vision import VisionConfig
+from opd_jax.types import Images, Patches
 
 
 class Picture(NamedTuple):
@@ -74,32 +75,55 @@ def placed(
   d_model: int,
   dtype: np.dtype | type = np.float32,
 ) -> Images:
-  """Say where the features of each prompt's images stand.
+  """Put the features of each prompt's images where they stand.
+
+  Args:
+    encodings: of each prompt's images, in order.
+    Others are those of `places_of`.
+  """
+  B = len(ids)
+  found = places_of(
+    ids, [[image.size for image in row] for row in encodings], width=width, room=room, image_id=image_id
+  )
+  features = np.zeros((B, room, d_model), dtype)
+  tapped = np.zeros((B, taps, room, d_model), dtype)
+  for i, images in enumerate(encodings):
+    if images:
+      n = sum(len(image.features) for image in images)
+      features[i, :n] = np.concatenate([image.features for image in images])
+      tapped[i, :, :n] = np.concatenate([image.taps for image in images], axis=1)
+  return dataclasses.replace(found, features=features, taps=tapped)
+
+
+def places_of(
+  ids: Sequence[Sequence[int] | np.ndarray],
+  sizes: Sequence[Sequence[tuple[int, int]]],
+  *,
+  width: int,
+  room: int,
+  image_id: int,
+) -> Images:
+  """Say where the features of each prompt's images stand; there are none yet.
 
   Args:
     ids: of prompts, which are padded on the left to `width`.
-    encodings: of their images, in order.
+    sizes: of their images in order, rows and columns of features.
     room: features that the arrays have room for, M.
 
   Raises:
     ValueError: a prompt's images do not fit its places for them, or `room`.
   """
   B = len(ids)
-  features = np.zeros((B, room, d_model), dtype)
-  tapped = np.zeros((B, taps, room, d_model), dtype)
   index = np.full((B, width), -1, np.int32)
   positions = np.zeros((B, width, mrope.AXES), np.int32)
   following = np.zeros((B,), np.int32)
-  for i, (row, images) in enumerate(zip(ids, encodings, strict=True)):
+  for i, (row, of_images) in enumerate(zip(ids, sizes, strict=True)):
     tokens = np.asarray(row, np.int32)
     first = width - len(tokens)
-    positions[i, first:] = found = mrope.positions(tokens, image_id, [image.size for image in images])
+    positions[i, first:] = found = mrope.positions(tokens, image_id, of_images)
     following[i] = mrope.following(found)
     here = tokens == image_id
     if here.sum() > room:
       raise ValueError(f"prompt {i} has {here.sum()} features of images, and there is room for {room}")
     index[i, first:][here] = np.arange(here.sum())
-    if images:
-      features[i, : here.sum()] = np.concatenate([image.features for image in images])
-      tapped[i, :, : here.sum()] = np.concatenate([image.taps for image in images], axis=1)
-  return Images(features, tapped, index, positions, following)  # pyright: ignore[reportArgumentType]: numpy until it is put on devices
+  return Images(None, None, index, positions, following)  # pyright: ignore[reportArgumentType]: numpy until it is put on devices

@@ -3,15 +3,40 @@
 Dimensions: p prompts, P prompt width, S positions of a sequence, M features of a prompt, K taps, D model width.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from opd_jax.models import vision
 from opd_jax.models.attention import PromptGroup
-from opd_jax.types import Images
+from opd_jax.models.vision import VisionConfig
+from opd_jax.types import Images, Params
+
+
+def encoded(
+  params: Params | None, tower: VisionConfig | None, images: Images, dtype: DTypeLike, remat: bool = False
+) -> Images:
+  """Encode images that come as patches by a model's own tower; others are as they are.
+
+  Args:
+    params: the tower's.
+
+  Raises:
+    ValueError: the model has no tower with it.
+  """
+  if images.patches is None:
+    return images
+  if params is None or tower is None:
+    raise ValueError("images come as patches, and the model that reads them has no vision tower with it")
+  found = vision.encode(params, tower, images.patches, dtype=dtype, remat=remat)
+  return dataclasses.replace(images, features=found.features, taps=found.taps, patches=None)
 
 
 def insert(x: Float[Array, "p S D"], images: Images) -> Float[Array, "p S D"]:
   """Put the features in the place of the embeddings of the tokens that stand for them, which are in the prompt."""
+  assert images.features is not None
   P = images.index.shape[1]
   here = (images.index >= 0)[..., None]
   return x.at[:, :P].set(jnp.where(here, _spread(images.features, images).astype(x.dtype), x[:, :P]))
@@ -23,6 +48,7 @@ def add_tap(x: Float[Array, "p S D"], images: Images, layer: Int[Array, ""] | in
   Args:
     layer: of the decoder; the first K have taps.
   """
+  assert images.taps is not None
   taps, (K, P) = images.taps, (images.taps.shape[1], images.index.shape[1])
   if K == 0 or (isinstance(layer, int) and layer >= K):
     return x

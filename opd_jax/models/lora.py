@@ -25,7 +25,7 @@ import numpy as np
 from opd_jax.config import expanded_path
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
-from opd_jax.models import finite, safetensors_io, weights
+from opd_jax.models import finite, safetensors_io, tensor_places
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.decoder import shapes as shapes_of
 from opd_jax.runtime.json_files import is_number, is_whole
@@ -177,7 +177,7 @@ def read_config(directory: pathlib.Path) -> Lora:
   if initial not in (None, True, False, *_BASE_UNCHANGED):
     raise refuse(f"init_lora_weights is {brief(initial)}, which changes the base model too, or is not known")
   modules = raw.get("target_modules")
-  by_module = {_module(module, names): name for names in weights.NAMES for name, module in PEFT.items()}
+  by_module = {_module(module, names): name for names in tensor_places.NAMES for name, module in PEFT.items()}
   if not isinstance(modules, list) or not modules or any(str(module) not in by_module for module in modules):
     raise refuse(f"target_modules is {brief(modules)}; it has to be a list of some of {', '.join(by_module)}")
   rank, alpha, rank_stabilised = raw.get("r"), raw.get("lora_alpha"), raw.get("use_rslora") or False
@@ -322,7 +322,7 @@ def _peft_tensors(cfg: DecoderConfig, lora: Lora) -> dict[str, dict[str, tuple[i
   tensors = {}
   for name, (_, *axes) in shapes(cfg, lora)["layers"].items():
     matrix, side = name[:-2], name[-1].upper()
-    tensor = weights.tensor_name(
+    tensor = tensor_places.tensor_name(
       f"base_model.model.model.layers.{{}}.{PEFT[matrix]}.lora_{side}.weight", cfg.tensor_names
     )
     shape = (lora.rank, math.prod(axes[:-1])) if side == "A" else (math.prod(axes[1:]), lora.rank)
@@ -331,11 +331,11 @@ def _peft_tensors(cfg: DecoderConfig, lora: Lora) -> dict[str, dict[str, tuple[i
 
 
 def _outputs(cfg: DecoderConfig, name: str) -> Any:
-  """Where in a file the outputs of an adapter's B stand: as the matrix's own, see `weights.by_head`; A has none."""
+  """Where in a file the outputs of an adapter's B stand: as the matrix's own, see `tensor_places.by_head`; A has none."""
   parts = cfg.delta.parts_of(name.removesuffix("_b")) if cfg.delta else ()
-  return weights.by_head(cfg.delta.key_heads, parts) if cfg.delta and parts else slice(None)
+  return tensor_places.by_head(cfg.delta.key_heads, parts) if cfg.delta and parts else slice(None)
 
 
 def _module(module: str, names: str) -> str:
   """The last part of a module's name, as PEFT's target_modules have it, in models of these tensor names."""
-  return weights.tensor_name(f".{module}.", names).rpartition(".")[0].rpartition(".")[2]
+  return tensor_places.tensor_name(f".{module}.", names).rpartition(".")[0].rpartition(".")[2]

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from opd_jax.models import rope
 from opd_jax.models.attention import attend_in_blocks
 from opd_jax.models.linear import project, rms_norm
-from opd_jax.types import Params
+from opd_jax.types import Params, Patches
 
 EPS = 1e-6  # of all norms
 THETA = 10_000.0  # of the rotary angles
@@ -72,16 +72,6 @@ class VisionConfig:
     return self.merge**2
 
 
-class Patches(NamedTuple):
-  """Images cut into patches; several may stand behind each other in a row, and padding behind them."""
-
-  pixels: Float[Array, "I S c"]
-  row: Int[Array, "I S"]  # in its image, patches from above
-  column: Int[Array, "I S"]
-  size: Int[Array, "I S 2"]  # of its image, rows and columns
-  image: Int[Array, "I S"]  # which of the row's images; -1: padding
-
-
 class Encoded(NamedTuple):
   """What the decoder reads of images."""
 
@@ -108,7 +98,11 @@ def shapes(cfg: VisionConfig) -> Params:
     layers |= {"vision_gate": (L, E, F), "vision_gate_bias": (L, F)}
   else:
     layers |= {"vision_norm_bias": (L, E), "vision_mlp_norm_bias": (L, E)}
-  tree = {"patch": (cfg.pixels * cfg.frames, E), "layers": layers, "merger": _merger(cfg, (), E)}
+  tree: Params = {
+    "patch": (cfg.channels, cfg.frames, cfg.patch, cfg.patch, E),
+    "layers": layers,
+    "merger": _merger(cfg, (), E),
+  }
   if not cfg.gated:
     tree["patch_bias"] = (E,)
   if cfg.grid is not None:
@@ -188,7 +182,7 @@ def encode(
 
 
 def _embed(params: Params, cfg: VisionConfig, patches: Patches, dtype: DTypeLike) -> Float[Array, "I S E"]:
-  weight = params["patch"].reshape(cfg.channels, cfg.frames, -1, cfg.width).sum(axis=1).reshape(-1, cfg.width)
+  weight = params["patch"].sum(axis=1).reshape(-1, cfg.width)
   x = project(patches.pixels.astype(dtype), weight.astype(dtype))
   if "patch_bias" in params:
     x = x + params["patch_bias"].astype(dtype)

@@ -1,14 +1,9 @@
-"""The weights of a model directory: which parameter of decoder.py stands in which tensor of its safetensors files.
+"""The weights of a model directory, in its safetensors files: checked, read and written.
 
 Weights go from the pages of the files straight into the shards of the devices: a process reads what its devices
 hold, and keeps no more than one device's slice of one parameter (its layers stacked) in host memory at a time.
-
-Dimensions, one letter each in `_LEAVES`: v vocabulary, d model width, n heads, h head width, f feed-forward width,
-e experts; of layers of the delta rule c channels of a head, w the width of the convolution.
 """
 
-import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Iterator
@@ -23,30 +18,11 @@ from jax.typing import DTypeLike
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import delta_net, safetensors_io
 from opd_jax.models import directory as directories
-from opd_jax.models.decoder import DecoderConfig, shapes
+from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.safetensors_io import DTYPES, FILE, INDEX, Shape, Tensor
+from opd_jax.models.tensor_places import EMBED, HEAD, NAMES, Leaf, expected, parameter_leaves, tensor_name, tower_leaves
+from opd_jax.models.vision import VisionConfig
 from opd_jax.types import Params
-
-Placed = dict[str, tuple[str, tuple[str, ...], str]]  # a parameter's tensors, see `_LEAVES`
-
-_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-NAMES = {  # by DecoderConfig.tensor_names, what other names are made of these, part by part
-  "transformers": {},
-  "llada": {
-    "model.embed_tokens.": "model.transformer.wte.",
-    "model.norm.": "model.transformer.ln_f.",
-    "lm_head.": "model.transformer.ff_out.",
-    "model.layers.": "model.transformer.blocks.",
-    ".input_layernorm.": ".attn_norm.",
-    ".post_attention_layernorm.": ".ff_norm.",
-    ".self_attn.o_proj.": ".attn_out.",
-    ".self_attn.": ".",
-    ".mlp.gate_proj.": ".ff_proj.",
-    ".mlp.down_proj.": ".ff_out.",
-    ".mlp.": ".",
-  },
-  "language_model": {"model.": "model.language_model."},  # of a model that sees images too
-}
 
 
 def check(directory: pathlib.Path, cfg: DecoderConfig) -> None:
@@ -57,22 +33,33 @@ def check(directory: pathlib.Path, cfg: DecoderConfig) -> None:
   """
   tensors = _find_parameters(directory, cfg)
   _check_tensors(directory, cfg, tensors)
-  if cfg.tied and _HEAD in tensors:
-    _check_tied(tensors[tensor_name(_EMBED, cfg.tensor_names)], tensors[_HEAD])
+  if cfg.tied and HEAD in tensors:
+    _check_tied(tensors[tensor_name(EMBED, cfg.tensor_names)], tensors[HEAD])
 
 
 def _find_parameters(directory: pathlib.Path, cfg: DecoderConfig) -> dict[str, Tensor]:
   """Find the tensors; embedding and head of a tied model are one, which some programs save under the head's name."""
   tensors = safetensors_io.find_tensors(directory)
-  prefix, embed = NAMES["language_model"]["model."], tensor_name(_EMBED, cfg.tensor_names)
-  if cfg.tensor_names == "transformers" and _EMBED not in tensors and tensor_name(_EMBED, "language_model") in tensors:
+  prefix, embed = NAMES["language_model"]["model."], tensor_name(EMBED, cfg.tensor_names)
+  if cfg.tensor_names == "transformers" and EMBED not in tensors and tensor_name(EMBED, "language_model") in tensors:
     # The text part of a model that sees images, saved by itself: transformers leaves its names as they were.
     tensors = {
       f"model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name: t for name, t in tensors.items()
     }
-  if cfg.tied and _HEAD in tensors and embed not in tensors:
-    tensors[embed] = tensors.pop(_HEAD)
-  return tensors
+  if cfg.tied and HEAD in tensors and embed not in tensors:
+    tensors[embed] = tensors.pop(HEAD)
+  return _tower_renamed(tensors, cfg.tensor_names) if cfg.tower is not None else tensors
+
+
+def _tower_renamed(tensors: dict[str, Tensor], names: str) -> dict[str, Tensor]:
+  """Call a tower's tensors as NAMES does, which some directories have under another prefix."""
+  wanted = tensor_name("visual.", names)
+  known = [prefix for prefix in ("model.visual.", "visual.") if prefix != wanted]
+  renamed = {}
+  for name, tensor in tensors.items():
+    prefix = next((prefix for prefix in known if name.startswith(prefix)), "")
+    renamed[wanted + name.removeprefix(prefix) if prefix else name] = tensor
+  return renamed
 
 
 def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[str, Tensor]) -> None:
@@ -83,23 +70,23 @@ def _check_tensors(directory: pathlib.Path, cfg: DecoderConfig, tensors: dict[st
     raise InputError(
       f"{where} has {len(tensors)} tensors, and config.json implies more than {least}: they are of different models."
     )
-  expected = _expected(cfg)
-  if missing := [name for name in expected if name not in tensors]:
+  wanted = expected(cfg)
+  if missing := [name for name in wanted if name not in tensors]:
     hint = "it belongs to another model, or is not complete"
-    if missing == [_HEAD]:
+    if missing == [HEAD]:
       hint = "if the model's head is its embedding, config.json has to say tie_word_embeddings true"
     raise InputError(f"{where} has no tensor {some(missing)}, which config.json implies: {hint}.")
-  harmless = {_HEAD} if cfg.tied else set()
+  harmless = {HEAD} if cfg.tied else set()
   harmless |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")} | others(cfg, tensors).keys()
-  if unknown := [name for name in tensors if name not in expected and name not in harmless]:
+  if unknown := [name for name in tensors if name not in wanted and name not in harmless]:
     raise InputError(
       f"{where} has unknown tensors {some(unknown)}: config.json and the weights are of different models."
     )
-  for name, shape in expected.items():
+  for name, shape in wanted.items():
     t = tensors[name]
     if t.shape != shape:
       mend = "they are of different models"
-      if name == tensor_name(_EMBED, cfg.tensor_names) and t.shape[1:] == shape[1:]:
+      if name == tensor_name(EMBED, cfg.tensor_names) and t.shape[1:] == shape[1:]:
         mend = f"if they are of one model, config.json has to say vocab_size {t.shape[0]}"
         mend = mend.replace("vocab_size", "embedding_size") if cfg.tensor_names == "llada" else mend
       raise InputError(
@@ -113,7 +100,8 @@ def others(cfg: DecoderConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
   """The tensors of a model that sees images which are not its decoder's: what sees, and what guesses several tokens at once."""
   if cfg.delta is None and not cfg.rope_axes:
     return {}
-  return {name: t for name, t in tensors.items() if name.startswith(("model.visual.", "visual.", "mtp."))}
+  beside = ("mtp.",) if cfg.tower is not None else ("model.visual.", "visual.", "mtp.")
+  return {name: t for name, t in tensors.items() if name.startswith(beside)}
 
 
 def _check_tied(embed: Tensor, head: Tensor) -> None:
@@ -144,6 +132,34 @@ def read(
   tensors = _find_parameters(directory, cfg)
   _check_tensors(directory, cfg, tensors)
 
+  return _read_leaves(parameter_leaves(cfg), tensors, shardings, dtype)
+
+
+def read_tower(
+  directory: pathlib.Path, tower: VisionConfig, shardings: Params | None, dtype: DTypeLike = jnp.float32
+) -> Params:
+  """Read the parameters of a vision tower alone; arguments as of `read`.
+
+  Raises:
+    InputError: the tensors are not what `tower` implies.
+  """
+  tensors = _tower_renamed(safetensors_io.find_tensors(directory), "transformers")
+  leaves = tower_leaves(tower, "transformers")
+  wanted = {name: shape for leaf in jax.tree.leaves(leaves) for name, shape in leaf.tensors().items()}
+  if missing := [name for name in wanted if name not in tensors]:
+    raise InputError(f"{directory} has no tensor {some(missing)} of its vision tower: it is not complete.")
+  if unknown := [name for name in tensors if name.startswith("visual.") and name not in wanted]:
+    raise InputError(f"{directory} has unknown tensors {some(unknown)} in its vision tower: it is of another model.")
+  for name, shape in wanted.items():
+    if tensors[name].shape != shape or tensors[name].dtype not in DTYPES:
+      t = tensors[name]
+      raise InputError(
+        f"{t.file}: tensor {name} is {t.dtype} of shape {brief(list(t.shape))}, but config.json implies {list(shape)} of {', '.join(DTYPES)}."
+      )
+  return _read_leaves(leaves, tensors, shardings, dtype)
+
+
+def _read_leaves(leaves: Any, tensors: dict[str, Tensor], shardings: Params | None, dtype: DTypeLike) -> Params:
   def read_leaf(leaf: Leaf, sharding: jax.sharding.Sharding | None = None) -> jax.Array:
     if sharding is None:
       array = jnp.asarray(read_slice(leaf, tensors, np.dtype(dtype), (slice(None),) * len(leaf.shape)))
@@ -152,10 +168,10 @@ def read(
     # Transfers are asynchronous, and the next parameter waits so that two never stand in host memory.
     return jax.block_until_ready(array)
 
-  return jax.tree.map(read_leaf, parameter_leaves(cfg), *([] if shardings is None else [shardings]))
+  return jax.tree.map(read_leaf, leaves, *([] if shardings is None else [shardings]))
 
 
-def _read_sharded(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, sharding: jax.sharding.Sharding):
+def _read_sharded(leaf: Leaf, tensors: dict[str, Tensor], dtype: np.dtype, sharding: jax.sharding.Sharding):
   """Read one parameter into its sharding, of which a process reads the slices that its devices hold, one after the other."""
   holders: dict[tuple, list[jax.Device]] = {}  # devices that hold the same slice share one copy on the host
   for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
@@ -171,7 +187,7 @@ def _read_sharded(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, sha
   return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
-def read_slice(leaf: "Leaf", tensors: dict[str, Tensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+def read_slice(leaf: Leaf, tensors: dict[str, Tensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
   """Read leaf[index] as a host array."""
   # astype keeps the order of the file, so that its pages are read in sequence; the transposition is made in memory.
   wanted = [range(n)[s] for n, s in zip(leaf.shape, index, strict=True)]
@@ -252,7 +268,7 @@ def _files(cfg: DecoderConfig, itemsize: int, max_shard_bytes: float, more: int 
   """
   shards: list[dict[str, Shape]] = [{}]
   room = max_shard_bytes
-  for name, shape in _expected(cfg).items():
+  for name, shape in expected(cfg).items():
     size = math.prod(shape) * itemsize
     if size > room and shards[-1]:
       shards.append({})
@@ -284,136 +300,3 @@ def _gathered(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[t
     for name, position in zip(leaf.tensors(), np.ndindex(*x.shape[: leaf.stacked]), strict=True):
       yield name, np.ascontiguousarray(leaf.to_file(x[position]))
     del x  # before the next one is gathered
-
-
-# Name in the file ({}: the layer, or the layer and the expert), the tensor's axes there ("nh": heads and head width are
-# one axis), and its axes in decoder.py behind those of the layer and the expert.
-_LEAVES: Placed = {
-  "embed": (_EMBED, ("v", "d"), "vd"),
-  "norm": ("model.norm.weight", ("d",), "d"),
-  "head": (_HEAD, ("v", "d"), "vd"),
-  "attn_norm": ("model.layers.{}.input_layernorm.weight", ("d",), "d"),
-  "mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", ("d",), "d"),
-  "attn_out_norm": ("model.layers.{}.post_attention_layernorm.weight", ("d",), "d"),
-  "mlp_out_norm": ("model.layers.{}.post_feedforward_layernorm.weight", ("d",), "d"),
-  "q": ("model.layers.{}.self_attn.q_proj.weight", ("nh", "d"), "dnh"),
-  "k": ("model.layers.{}.self_attn.k_proj.weight", ("nh", "d"), "dnh"),
-  "v": ("model.layers.{}.self_attn.v_proj.weight", ("nh", "d"), "dnh"),
-  "o": ("model.layers.{}.self_attn.o_proj.weight", ("d", "nh"), "nhd"),
-  "q_bias": ("model.layers.{}.self_attn.q_proj.bias", ("nh",), "nh"),
-  "k_bias": ("model.layers.{}.self_attn.k_proj.bias", ("nh",), "nh"),
-  "v_bias": ("model.layers.{}.self_attn.v_proj.bias", ("nh",), "nh"),
-  "o_bias": ("model.layers.{}.self_attn.o_proj.bias", ("d",), "d"),
-  "q_norm": ("model.layers.{}.self_attn.q_norm.weight", ("h",), "h"),
-  "k_norm": ("model.layers.{}.self_attn.k_norm.weight", ("h",), "h"),
-  "delta_qkv": ("model.layers.{}.linear_attn.in_proj_qkv.weight", ("nc", "d"), "dnc"),
-  "delta_gate": ("model.layers.{}.linear_attn.in_proj_z.weight", ("nh", "d"), "dnh"),
-  "delta_rate": ("model.layers.{}.linear_attn.in_proj_b.weight", ("n", "d"), "dn"),
-  "delta_decay": ("model.layers.{}.linear_attn.in_proj_a.weight", ("n", "d"), "dn"),
-  "delta_conv": ("model.layers.{}.linear_attn.conv1d.weight", ("nc", "", "w"), "ncw"),
-  "delta_log_decay": ("model.layers.{}.linear_attn.A_log", ("n",), "n"),
-  "delta_bias": ("model.layers.{}.linear_attn.dt_bias", ("n",), "n"),
-  "delta_norm": ("model.layers.{}.linear_attn.norm.weight", ("h",), "h"),
-  "delta_out": ("model.layers.{}.linear_attn.out_proj.weight", ("d", "nh"), "nhd"),
-  "gate": ("model.layers.{}.mlp.gate_proj.weight", ("f", "d"), "df"),
-  "up": ("model.layers.{}.mlp.up_proj.weight", ("f", "d"), "df"),
-  "down": ("model.layers.{}.mlp.down_proj.weight", ("d", "f"), "fd"),
-  "router": ("model.layers.{}.mlp.gate.weight", ("e", "d"), "de"),
-  "experts_gate": ("model.layers.{}.mlp.experts.{}.gate_proj.weight", ("f", "d"), "df"),
-  "experts_up": ("model.layers.{}.mlp.experts.{}.up_proj.weight", ("f", "d"), "df"),
-  "experts_down": ("model.layers.{}.mlp.experts.{}.down_proj.weight", ("d", "f"), "fd"),
-}
-
-_BETWEEN_NORMS: Placed = {"mlp_norm": ("model.layers.{}.pre_feedforward_layernorm.weight", ("d",), "d")}
-_WHOLE_QK_NORM: Placed = {name: (_LEAVES[name][0], ("nh",), "nh") for name in ("q_norm", "k_norm")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-  """One parameter of `decoder.shapes` and the tensors that hold it in a directory; `name` and axes as in `_LEAVES`."""
-
-  shape: Shape  # of the parameter
-  name: str
-  file_axes: tuple[str, ...]
-  axes: str
-  layers: tuple[int, ...] = ()  # that have it, in the order in which it is stacked
-  parts: tuple[
-    int, ...
-  ] = ()  # of a head, where a file has those of all heads together, part after part; (): heads are whole there
-
-  @property
-  def stacked(self) -> int:
-    """The number of leading axes that count tensors: layers, and experts of a layer."""
-    return len(self.shape) - len(self.axes)
-
-  @property
-  def _sizes(self) -> dict[str, int]:
-    return dict(zip(self.axes, self.shape[-len(self.axes) :], strict=True))
-
-  @property
-  def _file_order(self) -> str:
-    return "".join(self.file_axes)
-
-  @property
-  def _file_shape(self) -> Shape:
-    return tuple(math.prod(self._sizes[letter] for letter in axis) for axis in self.file_axes)
-
-  def tensor(self, position: tuple[int, ...], name: str = "") -> str:
-    """The name of the tensor at a place of the stacked axes.
-
-    Args:
-      name: with {} for the layer, and the expert; "": its own.
-    """
-    layer, experts = position[:1], position[1:]
-    return (name or self.name).format(*(self.layers[i] for i in layer), *experts)
-
-  def tensors(self) -> dict[str, Shape]:
-    """The names and shapes of its tensors in the file."""
-    names = [self.tensor(position) for position in np.ndindex(*self.shape[: self.stacked])]
-    return dict.fromkeys(names, self._file_shape)
-
-  def from_file(self, x: np.ndarray) -> np.ndarray:
-    """View one tensor of a file with the parameter's axes."""
-    if self.parts:
-      x = x[by_head(self._sizes["n"], self.parts)]
-    split = x.reshape([self._sizes[letter] for letter in self._file_order])
-    return split.transpose([self._file_order.index(letter) for letter in self.axes])
-
-  def to_file(self, x: np.ndarray) -> np.ndarray:
-    """Turn one layer of the parameter, or one expert, into its tensor in a file."""
-    x = x.transpose([self.axes.index(letter) for letter in self._file_order]).reshape(self._file_shape)
-    return x[np.argsort(by_head(self._sizes["n"], self.parts))] if self.parts else x
-
-
-@functools.cache
-def by_head(heads: int, parts: tuple[int, ...]) -> np.ndarray:
-  """Where in a file the rows of heads stand that are kept part by part there, such as all queries, all keys, all values; in our order."""
-  place, found = 0, []
-  for width in parts:
-    found.append(np.arange(place, place + heads * width).reshape(heads, width))
-    place += heads * width
-  return np.concatenate(found, axis=1).reshape(-1)
-
-
-def parameter_leaves(cfg: DecoderConfig) -> dict[str, Any]:
-  """Make a `Leaf` for every parameter, in the tree of `decoder.shapes`."""
-  leaves = _LEAVES | (_BETWEEN_NORMS if cfg.norms == "both" else {}) | (_WHOLE_QK_NORM if cfg.whole_qk_norm else {})
-
-  def make_leaf(path: Any, shape: Shape) -> Leaf:
-    name, file_axes, axes = leaves[path[-1].key]
-    holders, parts = tuple(cfg.holders(path[-1].key)), cfg.delta.parts_of(path[-1].key) if cfg.delta else ()
-    return Leaf(shape, tensor_name(name, cfg.tensor_names), file_axes, axes, holders, parts)
-
-  return jax.tree_util.tree_map_with_path(make_leaf, shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))
-
-
-def tensor_name(name: str, names: str) -> str:
-  """Say what is the tensor that transformers' decoders call `name`, by a key of NAMES."""
-  for part, other in NAMES[names].items():
-    name = name.replace(part, other)
-  return name
-
-
-def _expected(cfg: DecoderConfig) -> dict[str, Shape]:
-  """The shape of every tensor by name, in the order in which jax flattens the parameters."""
-  return {name: shape for leaf in jax.tree.leaves(parameter_leaves(cfg)) for name, shape in leaf.tensors().items()}

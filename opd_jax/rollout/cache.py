@@ -68,6 +68,7 @@ class DecodeParams(NamedTuple):
   head: Float[Array, "V D"]
   norm: Float[Array, " D"]
   layers: list[Params]
+  vision: Params | None = None  # the tower's, where the model has it with it
 
 
 def prepare_decode_params(params: Params, cfg: decoder.DecoderConfig, dtype: DTypeLike) -> DecodeParams:
@@ -78,6 +79,7 @@ def prepare_decode_params(params: Params, cfg: decoder.DecoderConfig, dtype: DTy
     head=cast(decoder.head(params)),
     norm=params["norm"],
     layers=[join(cast(lora.merge_layer(w, cfg.adapter_scale)), cfg) for w in decoder.unstack(params["layers"], cfg)],
+    vision=cast(params["vision"]) if "vision" in params else None,
   )
 
 
@@ -130,6 +132,8 @@ def prefill(
     The last position's final hidden state, which predicts the first response token, and the prompts' caches.
   """
   P = tokens.shape[1]
+  if images is not None:
+    images = placed.encoded(w.vision, cfg.tower, images, w.embed.dtype)
   ropes = cfg.ropes(decoder.positions_of(mask) if images is None else placed.positions(images, P, None))
   x = decoder.scale_embedding(w.embed[tokens], cfg)
   x = x if images is None else placed.insert(x, images)

@@ -51,6 +51,15 @@ DIMENSIONS = {  # of each parameter by name, without the leading layer axis
   "delta_log_decay": ("heads",),
   "delta_bias": ("heads",),
   "delta_out": ("heads", None, "width"),
+  # of a vision tower, see models/vision.py
+  "vision_qkv": ("width", None, "heads", None),
+  "vision_qkv_bias": (None, "heads", None),
+  "vision_o": ("heads", None, "width"),
+  "vision_gate": ("width", "ff"),
+  "vision_up": ("width", "ff"),
+  "vision_down": ("ff", "width"),
+  "merge_in": ("width", "ff"),
+  "merge_out": ("ff", "width"),
   # low-rank adapters, see models/lora.py
   "q_a": ("width", None),
   "k_a": ("width", None),

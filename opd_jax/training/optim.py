@@ -31,8 +31,23 @@ def make(config) -> optax.GradientTransformation:
   """
   rate = config.lr, config.warmup, config.clip
   if config.kind == "sgd":
-    return _sgd(*rate, config.momentum, config.weight_decay)
-  return _adamw(*rate, config.b1, config.b2, config.eps, config.weight_decay)
+    optimizer = _sgd(*rate, config.momentum, config.weight_decay)
+  else:
+    optimizer = _adamw(*rate, config.b1, config.b2, config.eps, config.weight_decay)
+  return optimizer if config.vision_lr == 1 else _with_vision_lr(optimizer, config.vision_lr)
+
+
+@functools.cache
+def _with_vision_lr(optimizer: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
+  """Gives the vision tower a rate of its own, a multiple of the others'; without state, so that checkpoints are the same."""
+
+  def update(updates, state, params=None):
+    updates, state = optimizer.update(updates, state, params)
+    if "vision" in updates:
+      updates = updates | {"vision": jax.tree.map(lambda u: scale * u, updates["vision"])}
+    return updates, state
+
+  return optax.GradientTransformation(optimizer.init, update)
 
 
 @functools.cache

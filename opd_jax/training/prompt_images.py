@@ -21,7 +21,7 @@ from opd_jax.models import image_rows, mrope
 from opd_jax.models.image_encoder import ImageEncoder
 from opd_jax.models.image_rows import Encoding, Picture
 from opd_jax.models.spec import ModelSpec
-from opd_jax.types import Batch, Images
+from opd_jax.types import Batch, Images, Patches
 
 
 class ImageSizes(NamedTuple):
@@ -30,6 +30,7 @@ class ImageSizes(NamedTuple):
   room: int  # M
   taps: int
   d_model: int
+  patches: tuple[int, int] = (0, 0)  # of a feature, and the numbers of each; where the model encodes them itself
 
   def within(self, width: int) -> "ImageSizes":
     """The sizes in prompts of a width, which cannot have more features than tokens."""
@@ -41,13 +42,17 @@ class ImageSizes(NamedTuple):
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
       return jax.ShapeDtypeStruct((prompts, *shape), dtype, sharding=sharding)
 
-    room = self.within(width).room
+    room, (merged, numbers) = self.within(width).room, self.patches
+    S, patches = room * merged, None
+    if merged:
+      patches = Patches(array(S, numbers, dtype=jnp.float32), array(S), array(S), array(S, 2), array(S))
     return Images(
-      features=array(room, self.d_model, dtype=dtype),
-      taps=array(self.taps, room, self.d_model, dtype=dtype),
+      features=None if merged else array(room, self.d_model, dtype=dtype),
+      taps=None if merged else array(self.taps, room, self.d_model, dtype=dtype),
       index=array(width),
       positions=array(width, mrope.AXES),
       next_position=array(),
+      patches=patches,
     )
 
 
@@ -87,7 +92,8 @@ class ModelImages:
     features = [n for row in counts for n in row] or [1]
     widths = pipeline.rising_widths(max(features), 2.0, min(features), 1)
     encoder = ImageEncoder(model.path, tower, [n * tower.merged for n in widths], limit, dtype)
-    return cls(processor, encoder, ImageSizes(_room(counts), len(tower.taps), model.cfg.d_model), dtype)
+    patches = (0, 0) if model.cfg.tower is None else (tower.merged, tower.pixels)
+    return cls(processor, encoder, ImageSizes(_room(counts), len(tower.taps), model.cfg.d_model, patches), dtype)
 
   def for_prompts(self, refs: Sequence[Sequence[ImageRef]]) -> "ModelImages":
     """The same model, for the images of other prompts: its encoder goes on with those too."""
@@ -102,20 +108,26 @@ class ModelImages:
       InputError: an image cannot be read any more.
     """
     flat = [ref for row in rows for ref in row]
-    try:
-      found = iter(self.encoder([(ref.key, lambda ref=ref: self._picture(ref)) for ref in flat]))
-    except (ImageFault, OSError) as e:
-      raise InputError(f"An image cannot be read: {e}.") from None
+    found = iter(self.encoder([(ref.key, lambda ref=ref: self._picture(ref)) for ref in flat]))
     return [[next(found) for _ in row] for row in rows]
 
   def _picture(self, ref: ImageRef) -> Picture:
-    return self.processor.picture(ref)
+    try:
+      return self.processor.picture(ref)
+    except (ImageFault, OSError) as e:
+      raise InputError(f"An image cannot be read: {e}.") from None
 
   def place(self, prompt: np.ndarray, mask: np.ndarray, rows: Sequence[Sequence[ImageRef]]) -> Images:
     """The images of prompts, int[p, P] and bool[p, P], as arrays on the host."""
     ids = [row[m] for row, m in zip(np.asarray(prompt), np.asarray(mask), strict=True)]
     width = prompt.shape[1]
     sizes = self.sizes.within(width)
+    if sizes.patches[0]:
+      pictures = [[self._picture(ref) for ref in row] for row in rows]
+      features = [[picture.features(self.processor.tower.merge) for picture in row] for row in pictures]
+      found = image_rows.places_of(ids, features, width=width, room=sizes.room, image_id=self.processor.image_id)
+      patches = image_rows.patches(pictures, sizes.room * sizes.patches[0], self.processor.tower)
+      return dataclasses.replace(found, patches=patches)
     return image_rows.placed(
       ids,
       self.encode(rows),

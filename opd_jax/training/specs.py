@@ -14,7 +14,7 @@ from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.data.images import ImageProcessor
 from opd_jax.errors import InputError
-from opd_jax.models import architectures, decoder, frozen, hf, hf_config, kernels, lora, model_sharding
+from opd_jax.models import architectures, decoder, frozen, hf, hf_config, hf_vision, kernels, lora, model_sharding
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import GeneratorConfig
@@ -159,12 +159,16 @@ def planned_images(config: Config, student: ModelSpec) -> tuple[ImageSizes, ...]
       "its config.json."
     )
   processor = ImageProcessor.from_directory(hf.resolve(str(directory)), config.data.min_pixels, config.data.max_pixels)
-  sizes = ImageSizes(processor.most_features, len(processor.tower.taps), student.cfg.d_model)
+  tower = processor.tower
+  patches = (0, 0) if student.cfg.tower is None else (tower.merged, tower.pixels)
+  sizes = ImageSizes(processor.most_features, len(tower.taps), student.cfg.d_model, patches)
   return (sizes, sizes) if config.context.kind == "crop" else (sizes,)
 
 
 def with_adapter(model: ModelSpec, config: Config) -> ModelSpec:
   """Gives a model the scale of the adapter that `config.lora` trains it through, where there is one."""
+  if config.vision.train:
+    return with_tower(model, config)
   adapter = lora.from_config(config.lora)
   if not adapter:
     return model
@@ -172,6 +176,24 @@ def with_adapter(model: ModelSpec, config: Config) -> ModelSpec:
   if config.lora.path:
     lora.check(pathlib.Path(config.lora.path), model.cfg, adapter)
   return dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, adapter_scale=adapter.scale))
+
+
+def with_tower(model: ModelSpec, config: Config) -> ModelSpec:
+  """Gives a model its vision tower, to be trained with it.
+
+  Raises:
+    InputError: it has none, or not all of the model is trained.
+  """
+  if lora.from_config(config.lora) or config.subnetwork.mask != "none":
+    raise InputError(
+      "config.vision.train is True, and config.lora or config.subnetwork trains a part of the weights; set it to False, or train all."
+    )
+  seeing = hf_vision.read(model.path) if (model.path / "config.json").is_file() else None
+  if seeing is None:
+    raise InputError(
+      f"config.vision.train is True, and {model.name} is no directory of a model that sees images; set it to False."
+    )
+  return dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, tower=seeing.tower))
 
 
 def architecture(name: str) -> DecoderConfig:

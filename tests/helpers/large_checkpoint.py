@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from opd_jax.models import architectures, hf, hf_config, model_sharding, safetensors_io, weights
+from opd_jax.models import architectures, hf, hf_config, model_sharding, safetensors_io, tensor_places
 from opd_jax.runtime import mesh as meshes
 
 
@@ -29,7 +29,7 @@ def write_sparse(directory: pathlib.Path) -> int:
   (directory / "config.json").write_text(json.dumps(config))
   (directory / "tokenizer.json").write_text("{}")
   shapes = {}
-  for leaf in jax.tree.leaves(weights.parameter_leaves(hf_config.read(directory))):
+  for leaf in jax.tree.leaves(tensor_places.parameter_leaves(hf_config.read(directory))):
     shapes |= leaf.tensors()
   header = safetensors_io.make_header(shapes, "BF16")
   size = len(header) + 2 * sum(map(math.prod, shapes.values()))

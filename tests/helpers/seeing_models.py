@@ -141,12 +141,12 @@ def write_small(directory, seed=0, **text):
   Args:
     text: changes of the decoder's config.
   """
+  import dataclasses
   import json
 
   import jax
-  import safetensors.numpy
 
-  from opd_jax.models import decoder, hf_config, hf_vision, vision, weights
+  from opd_jax.models import decoder, hf_config, hf_vision, weights
 
   directory.mkdir(parents=True)
   fast = tokenizer()
@@ -167,16 +167,9 @@ def write_small(directory, seed=0, **text):
   (directory / "preprocessor_config.json").write_text(json.dumps({"size": size, "patch_size": 4, "merge_size": 2}))
   fast.save_pretrained(directory)
   cfg, seeing = hf_config.read(directory), hf_vision.read(directory)
-  weights.write(directory, cfg, decoder.init(cfg, jax.random.key(seed), scale=0.5), "F32", 5e9)
-  tensors = safetensors.numpy.load_file(directory / "model.safetensors")
-  tower = vision.init(seeing.tower, jax.random.key(seed + 1), scale=0.5)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
-    keys = tuple(key.key for key in path)
-    parts = np.asarray(leaf) if keys[0] in ("layers", "taps") else np.asarray(leaf)[None]
-    for i, part in enumerate(parts):
-      name = f"model.visual.{hf_vision.tensor_name(seeing.tower, keys).format(i)}"
-      tensors[name] = np.ascontiguousarray(hf_vision.to_file(part, keys, seeing.tower))
-  safetensors.numpy.save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+  whole = dataclasses.replace(cfg, tower=seeing.tower)
+  params = decoder.init(whole, jax.random.key(seed), scale=0.5)
+  weights.write(directory, whole, params, "F32", 5e9)
   return directory
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from opd_jax.errors import InputError
-from opd_jax.models import hf, hf_config, safetensors_io, weights
+from opd_jax.models import hf, hf_config, safetensors_io, tensor_places, weights
 from tests.helpers.eight_devices import json_from_eight_devices, run_on_eight_devices
 from tests.helpers.model_directories import FAMILIES, TINY, assert_same, edit, randomised, refused
 
@@ -146,7 +146,7 @@ def test_a_slice_of_the_experts_opens_their_tensors_alone(tmp_path, monkeypatch)
   hf.write(tmp_path / "out", cfg, params, pad_id=0, eos_id=1, dtype="float32")
   tensors = safetensors_io.find_tensors(tmp_path / "out")
   opened = record_opened(monkeypatch, tmp_path / "out")
-  leaf = weights.parameter_leaves(cfg)["layers"]["experts_down"]
+  leaf = tensor_places.parameter_leaves(cfg)["layers"]["experts_down"]
   index = (slice(None), slice(3, 5), slice(2, 7), slice(None))
   got = weights.read_slice(leaf, tensors, np.dtype(np.float32), index)
   np.testing.assert_array_equal(got, params["layers"]["experts_down"][index])

@@ -16,7 +16,7 @@ from opd_jax import inputs
 from opd_jax.analysis import loaded
 from opd_jax.errors import InputError, some
 from opd_jax.models import directory as directories
-from opd_jax.models import hf, hf_config, lora, safetensors_io, weights
+from opd_jax.models import hf, hf_config, lora, safetensors_io, tensor_places
 from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.safetensors_io import DTYPES, Shape
 from opd_jax.recipes import base as recipes
@@ -212,7 +212,7 @@ def _parameter_tensors(cfg: DecoderConfig, params: Params) -> dict[str, Tensor]:
   import jax
 
   tensors = {}
-  leaves, treedef = jax.tree.flatten(weights.parameter_leaves(cfg))
+  leaves, treedef = jax.tree.flatten(tensor_places.parameter_leaves(cfg))
   for leaf, array in zip(leaves, treedef.flatten_up_to(params), strict=True):
     for (name, shape), position in zip(leaf.tensors().items(), np.ndindex(*array.shape[: leaf.stacked]), strict=True):
 
@@ -246,7 +246,7 @@ def _of_peft(name: str, directory: pathlib.Path, cfg: DecoderConfig) -> Source:
 
 def _adapter_tensors(cfg: DecoderConfig, adapter: lora.Lora, params: Params) -> dict[str, Tensor]:
   """Make the changes scale A B of the matrices that an adapter has, as tensors of their names."""
-  leaves, tensors = weights.parameter_leaves(cfg)["layers"], {}
+  leaves, tensors = tensor_places.parameter_leaves(cfg)["layers"], {}
   for matrix in adapter.targets:
     leaf = leaves[matrix]
     a, b = (params["layers"][f"{matrix}_{side}"] for side in "ab")
