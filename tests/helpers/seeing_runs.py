@@ -40,7 +40,9 @@ def opd_config(model, scenes, teacher="initial", **changes):
 def main():
   model, scenes, directory = sys.argv[1:]
   found = {}
-  for name, mesh in {"fsdp": {"mesh.fsdp": 4}, "tensor": {"mesh.tensor": 2}}.items():
+  meshes = {"fsdp": {"mesh.fsdp": 4}, "tensor": {"mesh.tensor": 2}}
+  meshes["tower"] = {"mesh.fsdp": 2, "mesh.tensor": 2, "vision.train": True}
+  for name, mesh in meshes.items():
     path = pathlib.Path(directory) / name
     trainer.train(crop_config(model, scenes, **mesh), path)
     found[name] = [record["loss"] for record in read(path, "train")]

@@ -15,10 +15,11 @@ from opd_jax import config as configs
 from opd_jax.context import crop
 from opd_jax.data.image_refs import ImageRef
 from opd_jax.errors import InputError
-from opd_jax.models import hf, hf_config
+from opd_jax.models import hf, hf_config, hf_vision
 from opd_jax.recipes import base as recipes
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import specs
+from opd_jax.training.rows import Rows
 from tests.helpers import seeing_models
 from tests.helpers.eight_devices import json_from_eight_devices
 from tests.helpers.runs import leaves, read, without_time
@@ -192,8 +193,10 @@ def test_eight_devices_are_one(model, scenes, tmp_path):
   train(crop_config(model, scenes), tmp_path / "one")
   one = [r["loss"] for r in read(tmp_path / "one", "train")]
   many = json_from_eight_devices("tests.helpers.seeing_runs", model, scenes, tmp_path / "many")
-  for losses in many.values():
-    np.testing.assert_allclose(losses, one, rtol=1e-5)
+  train(crop_config(model, scenes, **{"vision.train": True}), tmp_path / "tower")
+  tower = [r["loss"] for r in read(tmp_path / "tower", "train")]
+  for name, losses in many.items():
+    np.testing.assert_allclose(losses, tower if name == "tower" else one, rtol=1e-5)
 
 
 def test_a_plan_has_room_for_the_largest_image(model, scenes):
@@ -266,3 +269,104 @@ def test_the_config_through_the_command_line(scale, model, scenes, tmp_path):
     done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
   assert (tmp_path / "out" / "preprocessor_config.json").is_file()
+
+
+# The tower, trained with the rest.
+
+
+def tower_of(run):
+  return run.models()["student"]["vision"]
+
+
+def changed(model, run) -> dict[str, float]:
+  """How far each parameter of the tower has moved."""
+  seeing = hf_vision.read(model)
+  assert seeing is not None
+  before = hf_vision.load(model, seeing.tower)
+  paths = jax.tree_util.tree_leaves_with_path(before)
+  moved = [float(jnp.abs(a - b).max()) for (_, a), b in zip(paths, jax.tree.leaves(tower_of(run)), strict=True)]
+  return {jax.tree_util.keystr(path): far for (path, _), far in zip(paths, moved, strict=True)}
+
+
+def test_a_tower_that_is_trained_moves_resumes_and_is_exported(model, scenes, tmp_path):
+  changes = {"vision.train": True, "eval.path": str(scenes), "eval.every": 3, "eval.prompts": 4, "eval.max_tokens": 4}
+  whole = train(crop_config(model, scenes, **changes), tmp_path / "whole")
+  assert min(changed(model, whole).values()) > 0
+  assert whole.inputs.prompt_images.student.encoder.encoded == 0, "features are made where they are read"
+  train(crop_config(model, scenes, steps=2, **changes), tmp_path / "parts")
+  again = open_run(crop_config(model, scenes, **changes), tmp_path / "parts")
+  train_run(again)
+  for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  cfg = whole.recipe.specs.student.cfg
+  hf.write(tmp_path / "out", cfg, whole.models()["student"], like=model, dtype="float32")
+  seeing = hf_vision.read(tmp_path / "out")
+  for a, b in zip(
+    jax.tree.leaves(hf_vision.load(tmp_path / "out", seeing.tower)), jax.tree.leaves(tower_of(whole)), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  assert hf_config.read(tmp_path / "out") == dataclasses.replace(cfg, tower=None)
+
+
+@pytest.mark.long
+def test_a_tower_without_a_rate_stays_and_learns_what_a_frozen_one_does(model, scenes, tmp_path):
+  still = train(
+    crop_config(model, scenes, **{"vision.train": True, "optimizer.vision_lr": 0.0, "optimizer.clip": 0.0}),
+    tmp_path / "still",
+  )
+  assert set(changed(model, still).values()) == {0.0}
+  train(crop_config(model, scenes, **{"optimizer.clip": 0.0}), tmp_path / "frozen")
+  losses = [[r["loss"] for r in read(tmp_path / name, "train")] for name in ("still", "frozen")]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["ema", "mix", "frozen"])
+def test_the_moving_teacher_sees_with_its_own_tower(kind, model, scenes, tmp_path):
+  changes = {"vision.train": True, "teacher_update.kind": kind, "teacher_update.rate": 0.5, "remat": "layer"}
+  train(crop_config(model, scenes, **changes), tmp_path / "w")
+  records = read(tmp_path / "w", "train")
+  assert all(r["loss"] > 0 for r in records)
+  assert all(r["updated"] if "updated" in r else True for r in records)
+
+
+@pytest.mark.long
+def test_the_gradient_of_a_tower_is_that_of_finite_differences(model, scenes, tmp_path):
+  run = open_run(crop_config(model, scenes, **{"vision.train": True}), tmp_path / "w")
+  batch, _ = first_batch(run)
+  step, state = run.recipe.step, run.state
+  batch = jax.tree.map(jnp.asarray, batch)
+  rollout = step.rollout(state.params, batch, jax.random.key(0), jnp.int32(6), response_len=6)
+  weights = step.loss.token_weights(rollout.mask, jax.random.key(0), rollout.behavior_logprob)
+  part = Rows(batch, rollout, weights, None)
+
+  @jax.jit
+  def loss(params):
+    return step.loss_of(params, run.frozen, part)[0]
+
+  gradient = jax.grad(loss)(state.params)["vision"]["merger"]["merge_out_bias"]
+  direction = gradient / jnp.linalg.norm(gradient)
+
+  def at(far):
+    params = jax.tree.map(lambda a: a, state.params)
+    params["vision"]["merger"]["merge_out_bias"] = params["vision"]["merger"]["merge_out_bias"] + far * direction
+    return float(loss(params))
+
+  np.testing.assert_allclose((at(1e-2) - at(-1e-2)) / 2e-2, float(jnp.linalg.norm(gradient)), rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+  ("changes", "why"),
+  [
+    ({"lora.rank": 4}, "trains a part of the weights"),
+    ({"data.image_field": "", "data.box_field": "", "context.kind": "privileged"}, "no images for the tower"),
+  ],
+)
+def test_a_tower_is_trained_with_all_or_not(changes, why, model, scenes, tmp_path):
+  with pytest.raises(InputError, match=why):
+    open_run(crop_config(model, scenes, **{"vision.train": True} | changes), tmp_path / "w")
+
+
+def test_a_model_that_sees_nothing_has_no_tower(tiny, scenes, tmp_path):
+  with pytest.raises(InputError, match="no directory of a model that sees images"):
+    open_run(opd_config(tiny["student"], scenes, **{"vision.train": True}), tmp_path / "w")
