@@ -129,6 +129,11 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
   from opd_jax.runtime.programs import use_cache
 
   checks.check(config)
+  if config.data.image_field:
+    raise InputError(
+      f"The prompts of the run {directory.name} have images, which are shown to no model here; train with log.rollouts=8 to see responses token by "
+      "token, which `python -m opd_jax.report` draws."
+    )
   name = values.teacher or next(iter(configs.teacher_names(config)), "")
   if not name:
     raise InputError(f"The run {directory.name} has no teacher to compare with; name one: --teacher=DIR.")

@@ -5,6 +5,7 @@ or not known.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -181,8 +182,7 @@ def of_rollouts(
     return values[row][found["mask"][row]].astype(float).tolist()
 
   def text(name: str, row: int) -> str:
-    ids = found[name][row][found[f"{name}_mask"][row]]
-    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+    return prompt_text(tokenizer, found[name][row][found[f"{name}_mask"][row]])
 
   own_context = "teacher_prompt" in found
   responses = []
@@ -203,6 +203,23 @@ def of_rollouts(
       )
     )
   return responses
+
+
+REPEATED = 8  # times in a row, from which on a token is written once, with their number
+
+
+def prompt_text(tokenizer: Any, ids: Iterable[int]) -> str:
+  """Decode a prompt with its special tokens; what stands for an image, and all else that is repeated so often, once: "<|image_pad|> x 280"."""
+  parts: list[str] = []
+  words: list[int] = []
+  special = set(getattr(tokenizer, "all_special_ids", ())) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+  for token, group in itertools.groupby(int(i) for i in ids):
+    if (n := len(list(group))) < REPEATED or token not in special:
+      words += [token] * n
+      continue
+    parts.append(tokenizer.decode([*words, token], skip_special_tokens=False) + f" x {n} ")
+    words = []
+  return "".join([*parts, tokenizer.decode(words, skip_special_tokens=False)])
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

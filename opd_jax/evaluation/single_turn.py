@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from opd_jax.config import Config
-from opd_jax.data import pipeline
+from opd_jax.data import pipeline, scored
 from opd_jax.errors import InputError
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.rewards.verdicts import batched
@@ -82,7 +82,7 @@ class Evaluator:
     record |= by_domain(correct_of, self._inputs.problems.domains)
     samples = [
       {
-        "prompt": self._inputs.tokenizer.decode(ids[i // k]),
+        "prompt": scored.prompt_text(self._inputs.tokenizer, ids[i // k]),
         "response": completions.texts[i],
         "answer": answers[i],
         "correct": bool(correct[i]),

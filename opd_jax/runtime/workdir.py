@@ -57,6 +57,7 @@ FREE = (
   "eval.batch",
   "optimizer.max_skipped",
   "allow_mismatch",
+  "data.image_cache",
 )
 BREAKS = ("eval.every", "checkpoint.every")  # with rollout.ahead no rollout begins before these, so they change steps
 SOURCE = ("data.", "batch", "seed")  # with another one of these the prompts begin anew

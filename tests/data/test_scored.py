@@ -9,6 +9,7 @@ import pytest
 from opd_jax.data import scored
 from opd_jax.data.scored import ScoredResponse
 from opd_jax.errors import InputError
+from tests.helpers import seeing_models
 
 ONE = ScoredResponse(
   of="student",
@@ -97,3 +98,11 @@ class Words:
 
 def test_a_token_is_the_text_that_it_adds():
   assert scored.pieces(Words(), [0, 1, 3, 2]) == ["the", " cat", "s", "<0xC3>"]
+
+
+def test_what_stands_for_an_image_is_written_once():
+  fast = seeing_models.tokenizer()
+  (ids,) = fast(["a<|vision_start|>" + "<|image_pad|>" * 12 + "<|vision_end|>" + "b" * 9])["input_ids"]
+  text = scored.prompt_text(fast, ids).replace(" ", "")
+  assert text == "a<|vision_start|><|image_pad|>x12<|vision_end|>" + "b" * 9
+  assert scored.prompt_text(fast, []) == ""
