@@ -127,5 +127,6 @@ def _write(source: _Source, out: pathlib.Path, merge: bool, dtype: str) -> Writt
     hosts.on_first(lambda: lora.write(out, spec.cfg, adapter, params, str(spec.path.resolve()), spec.path, card))
     return Written(source.model, source.step, "adapter", out)
   params = lora.merge(source.whole(), spec.cfg.adapter_scale) if adapter else source.whole()
-  hf.write(out, hf_config.read(spec.path), params, like=spec.path, dtype=dtype, card=card)
+  cfg = dataclasses.replace(hf_config.read(spec.path), tower=spec.cfg.tower)
+  hf.write(out, cfg, params, like=spec.path, dtype=dtype, card=card)
   return Written(source.model, source.step, "student", out)
