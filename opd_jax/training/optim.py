@@ -41,11 +41,12 @@ def make(config) -> optax.GradientTransformation:
 def _with_vision_lr(optimizer: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
   """Gives the vision tower a rate of its own, a multiple of the others'; without state, so that checkpoints are the same."""
 
-  def update(updates, state, params=None):
-    updates, state = optimizer.update(updates, state, params)
-    if "vision" in updates:
-      updates = updates | {"vision": jax.tree.map(lambda u: scale * u, updates["vision"])}
-    return updates, state
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    found: Any
+    found, state = optimizer.update(updates, state, params)
+    if "vision" in found:
+      found = found | {"vision": jax.tree.map(lambda u: scale * u, found["vision"])}
+    return found, state
 
   return optax.GradientTransformation(optimizer.init, update)
 

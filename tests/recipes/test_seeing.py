@@ -205,6 +205,8 @@ def test_a_plan_has_room_for_the_largest_image(model, scenes):
   assert [sizes.room for sizes in planned.images] == [36, 36]  # 48 x 48 pixels
   recipe = recipes.make(planned)
   batch = recipe.abstract_prompts(recipe.planned_shape(64, 6))
+  assert batch.images is not None
+  assert batch.teacher_images is not None
   assert batch.images.features.shape == (8, 36, 16)
   assert batch.teacher_images[0].index.shape[1] == recipe.config.context.max_tokens
   names = [name for name, _ in recipe.lower(recipe.planned_shape(64, 6)._replace(teacher_prompt=64))]
@@ -289,6 +291,7 @@ def changed(model, run) -> dict[str, float]:
   return {jax.tree_util.keystr(path): far for (path, _), far in zip(paths, moved, strict=True)}
 
 
+@pytest.mark.long
 def test_a_tower_that_is_trained_moves_resumes_and_is_exported(model, scenes, tmp_path):
   changes = {"vision.train": True, "eval.path": str(scenes), "eval.every": 3, "eval.prompts": 4, "eval.max_tokens": 4}
   whole = train(crop_config(model, scenes, **changes), tmp_path / "whole")
@@ -369,7 +372,7 @@ def test_a_tower_is_trained_with_all_or_not(changes, why, model, scenes, tmp_pat
 
 def test_a_model_that_sees_nothing_has_no_tower(tiny, scenes, tmp_path):
   with pytest.raises(InputError, match="no directory of a model that sees images"):
-    open_run(opd_config(tiny["student"], scenes, **{"vision.train": True}), tmp_path / "w")
+    open_run(opd_config(tiny["student"], scenes, "initial", **{"vision.train": True}), tmp_path / "w")
 
 
 @pytest.mark.long
