@@ -176,6 +176,7 @@ class AnyGeneratorConfig(Protocol):
     ...
 
 
+@runtime_checkable
 class SeenImages(Protocol):
   """How a model sees the images of prompts: a training.prompt_images.ModelImages."""
 

@@ -85,7 +85,7 @@ def prompt_of(sizes, merge=2, seed=0):
   rng, ids = np.random.default_rng(seed), []
 
   def words(n):
-    return list(rng.integers(1, 50, n))
+    return rng.integers(1, 50, n).tolist()
 
   ids += words(2)
   for h, w in sizes:
