@@ -21,6 +21,7 @@ from opd_jax.analysis.geometry.nulls import rng
 
 TOP = 64  # k: the largest singular values whose energies are kept
 RANK_TOLERANCE = 1e-5  # of the largest value, above which a value counts to the numerical rank
+NOISE = 3e-5  # of the largest value: what fp32 leaves of that in an estimate of the others, 1.1e-5 at the most seen
 GRAM_SIDE = 8192  # n up to which a Gram matrix is made of a matrix that is read from a file
 RESOLVED = 1e-2  # of the largest value, what a Gram matrix in fp32 tells to 1% at least
 BLOCK, STEPS = 96, 6  # b, and products with A'A, of the Krylov space
@@ -126,6 +127,8 @@ def _values(a: Array) -> Array:
 def randomised(matrix: Matrix, seed: int = 0) -> Spectrum | None:
   """Estimate a spectrum from products with A and A' alone; top energies and ranks within about 1%.
 
+  Beyond the largest, what is below `NOISE` counts to no rank.
+
   STEPS + 4 passes over the blocks for the largest values, and 2 QUADRATURE for the others.
   """
   scale = math.sqrt(sum(float(squares(x)) for x in matrix.blocks()))
@@ -154,7 +157,8 @@ def randomised(matrix: Matrix, seed: int = 0) -> Spectrum | None:
   if c > 0:
     entropy += c * tail - left * math.log(c)
   tolerance = RANK_TOLERANCE * values[0] / scale
-  rank = float(np.sum(values[:kept] / scale > tolerance)) + float(np.sum(others[nodes > tolerance]))
+  floor = max(RANK_TOLERANCE, NOISE) * values[0] / scale
+  rank = float(np.sum(values[:kept] / scale > tolerance)) + float(np.sum(others[nodes > floor]))
   return Spectrum(
     energy=np.cumsum(e[:kept]).tolist(),
     stable_rank=float(1 / e[0]),
