@@ -45,8 +45,8 @@ def with_crops(
   if held_out or context.kind != "crop":
     return seen
   refs = tuple(crops(row, context.zoom) for row in found.images)
-  told = list(zip(found.prompts, refs, strict=True))
-  rows, faults = images.render_each(told, tokenizer, rendering.for_teacher())
+  prompts = list(zip(found.prompts, refs, strict=True))
+  rows, faults = images.render_each(prompts, tokenizer, rendering.for_teacher())
   for i, row in enumerate(rows):
     if row is not None and len(row) > context.max_tokens:
       rows[i], faults[i] = (

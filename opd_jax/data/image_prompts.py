@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from opd_jax.data.images import ImageProcessor
 
 MARK = "<image>"
-Told = tuple[chat.Prompt, tuple[ImageRef, ...]]  # a prompt, and the images in it
+PromptWithImages = tuple[chat.Prompt, tuple[ImageRef, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +60,19 @@ class ImagePrompts:
     return cls(processor, "".join(names), data.decode_images)
 
   def render_each(
-    self, told: Sequence[Told], tokenizer: Any, rendering: Rendering
+    self, prompts: Sequence[PromptWithImages], tokenizer: Any, rendering: Rendering
   ) -> tuple[list[list[int] | None], list[str]]:
     """Tokenise prompts as `chat.render_each` does, with room for their images."""
-    prompts, faults = [], []
-    for prompt, images in told:
+    shown, faults = [], []
+    for prompt, images in prompts:
       try:
-        prompts.append(_replaced(with_marks(prompt, len(images)), self.tokens))
+        shown.append(_replaced(with_marks(prompt, len(images)), self.tokens))
         faults.append("")
       except ImageFault as e:
-        prompts.append(prompt)
+        shown.append(prompt)
         faults.append(str(e))
-    rows, refusals = chat.render_each(prompts, tokenizer, rendering)
-    for i, ((_, images), row) in enumerate(zip(told, rows, strict=True)):
+    rows, refusals = chat.render_each(shown, tokenizer, rendering)
+    for i, ((_, images), row) in enumerate(zip(prompts, rows, strict=True)):
       if row is None or faults[i]:
         rows[i], refusals[i] = None, faults[i] or refusals[i]
         continue
