@@ -27,6 +27,8 @@
 
     python -m opd_jax.tasks.pretrain --role=student --task=countdown-4 --rows=128 --lr=2e-3 --steps=1000 --out=DIR
                                                              countdown-4-student; 15 minutes on two busy cores
+    python -m opd_jax.tasks.pretrain --role=teacher --task=countdown-4 --init=$ASSETS/countdown-4-student --rows=128 --lr=1.5e-3 \\
+        --steps=2500 --seed=1 --out=DIR                      countdown-4-teacher, of the student's size; 15 minutes on one core
 
     python -m opd_jax.tasks.pretrain --role=student --task=subset-sum --rows=128 --lr=2e-3 --steps=1200 --out=DIR
                                                              subset-student; half an hour on one busy core
@@ -69,15 +71,10 @@ MODELS = {
     vocab=len(chain.SYMBOLS), d_model=192, layers=2, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
   ),
 }
-COUNTING = {  # of the task countdown-4
-  "student": decoder.DecoderConfig(
-    vocab=len(puzzles.SYMBOLS), d_model=128, layers=3, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
-  ),
-  "teacher": decoder.DecoderConfig(
-    vocab=len(puzzles.SYMBOLS), d_model=192, layers=3, heads=6, kv_heads=2, head_width=32, ff_width=512, qk_norm=True
-  ),
-}
-SUBSETS = dataclasses.replace(COUNTING["student"], vocab=len(subsets.SYMBOLS))
+COUNTING = decoder.DecoderConfig(  # of the task countdown-4, student and teacher
+  vocab=len(puzzles.SYMBOLS), d_model=128, layers=3, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
+)
+SUBSETS = dataclasses.replace(COUNTING, vocab=len(subsets.SYMBOLS))
 ADDER = decoder.DecoderConfig(  # of the task synonyms, student and teacher
   vocab=len(synonyms.SYMBOLS), d_model=128, layers=2, heads=4, kv_heads=2, head_width=32, ff_width=384, qk_norm=True
 )
@@ -380,7 +377,7 @@ def main() -> None:
     beliefs = synonyms.misconceptions() if args.role == "student" else chain.TRUTH
     data = synonym_batches(beliefs, args.rows, args.seed, args.short, args.slips)
   elif args.task == puzzles.COUNTDOWN_4.name:
-    cfg, task = COUNTING[args.role], puzzles
+    cfg, task = COUNTING, puzzles
     data = solved_batches(puzzles.COUNTDOWN_4, puzzles.TOKENIZER, args.rows, f"pretrain countdown {args.seed}")
   elif args.task == subsets.SUBSETS.name:
     cfg, task, data = SUBSETS, subsets, subset_batches(args.rows, args.seed)

@@ -195,6 +195,19 @@ def efficiency_shortens(results: Results) -> Verdict:
   )
 
 
+def worth_a_teacher(results: Results) -> Verdict:
+  found = both(difference, results, "graph", "opd")
+  return verdict(
+    found.decided(at_least, -POINT),
+    "accuracy after training, GraphPO less OPD",
+    *found.points("at as many tokens"),
+    *known(
+      *lazily_both("OPD less before training", gain, results, "opd"),
+      *lazily_both("OPD less GRPO", difference, results, "opd", "grpo-tokens"),
+    ),
+  )
+
+
 Decide = Callable[[Results], Verdict]
 
 
@@ -307,5 +320,11 @@ CLAIMS = (
     "at lambda 1 answers are shorter than at lambda 0 and than a tree's with a length penalty, and accuracy less that at lambda 0 is at least "
     "-1 point",
     efficiency_shortens,
+  ),
+  Claim(
+    "a graph is worth a teacher",
+    "what a verifier says of outcomes, shared on a graph, teaches as much as a teacher's probabilities at every token (ours)",
+    "GraphPO less OPD at as many generated tokens is at least -1 point; what the teacher reads costs FLOPs besides",
+    worth_a_teacher,
   ),
 )

@@ -44,7 +44,8 @@ def test_equal_tokens_are_equal_numbers_of_steps_and_equal_responses_those_of_a_
   assert steps == 28
   responses = {arm.name: arm.config(3).rollouts_per_prompt for arm in arms.ARMS}
   assert abs(len(arms.WIDTHS) * responses["grpo-tokens"] - steps) <= 1
-  assert {n for name, n in responses.items() if name != "grpo-tokens"} == {16}
+  assert {n for name, n in responses.items() if name not in ("grpo-tokens", "opd")} == {16}
+  assert responses["opd"] == responses["grpo-tokens"]
 
 
 def test_the_longest_right_step_and_what_ends_it_fit_a_step():
@@ -72,8 +73,8 @@ def test_an_arm_differs_from_what_it_is_compared_with_in_one_thing():
   assert differing("tree", "length") == {"length_penalty"}
 
 
-def test_nobody_has_a_teacher():
-  assert not any(arm.config(3).teacher for arm in arms.ARMS)
+def test_nobody_but_opd_has_a_teacher():
+  assert [arm.name for arm in arms.ARMS if arm.config(3).teacher] == ["opd"]
 
 
 def test_what_claims_and_pages_name_is_there():
