@@ -1,6 +1,9 @@
 """Vision-OPD: the student looks at the whole image, its own moving average at the region that the question is about (arXiv:2605.18740).
 
-hf     python -m opd_jax.train --config=configs/vision_opd.py --workdir=runs/vision --config.student=DIR --config.data.path=FILE
+cpu    python -m opd_jax.train --config=configs/vision_opd.py --workdir=runs/vision
+       the built-in task scenes, pictures of coloured digits and shapes with a question about a box, and a model of 1.4 million parameters
+       in the layout of Qwen3-VL
+hf     python -m opd_jax.train --config=configs/vision_opd.py:hf --workdir=runs/vision --config.student=DIR --config.data.path=FILE
        a Qwen3.5, Qwen3-VL or Qwen2.5-VL directory, and a file of images, boxes and questions (docs/data.md#images)
 paper  --config=configs/vision_opd.py:paper   the published hyper-parameters for Qwen3.5-4B
 
@@ -15,7 +18,7 @@ back to a policy gradient.
 from opd_jax.config import at_scale
 
 
-def get_config(scale: str = "hf"):
+def get_config(scale: str = "cpu"):
   c = at_scale(scale, recipe="self_distillation")
   c.teacher = "initial"
   c.horizon.kind = "full"
@@ -23,7 +26,6 @@ def get_config(scale: str = "hf"):
   c.context.max_tokens = 8192
   c.data.image_field = "image"
   c.data.box_field = "box"
-  c.data.suffix = "Answer about the objects inside the red box only."
   c.objective.kind = "jsd"
   c.objective.support = "student_topk"
   c.objective.k = 100
@@ -31,6 +33,19 @@ def get_config(scale: str = "hf"):
   c.teacher_update.kind = "ema"
   c.teacher_update.rate = 0.05
   c.data.max_prompt = 8192
+  if scale == "cpu":
+    c.student = "builtin:scenes-student"
+    c.data.path = "task:scenes"
+    c.data.max_prompt = 10
+    c.data.decode_images = False  # they are drawn, and none is damaged
+    c.context.max_tokens = 10
+    c.batch = 32
+    c.rollouts_per_prompt = 4
+    c.horizon.max = 9
+    c.vision.train = True
+    c.eval.greedy = True
+    return c
+  c.data.suffix = "Answer about the objects inside the red box only."
   if scale == "paper":
     c.student = "Qwen3.5-4B"  # a local copy of the hub directory
     c.data.path = "triplets.jsonl"

@@ -103,10 +103,6 @@ def run(values: flags.FlagValues, config: Config, parts: Sequence[str], command:
     raise InputError(
       f"config.rollout.by is {c.rollout.by!r}, but the rollout that is timed is the student's; bench update."
     )
-  if c.data.image_field:
-    raise InputError(
-      f"config.data.image_field is {c.data.image_field!r}, and prompts that are made up have no images; leave it empty."
-    )
   tiny = values.smallest
   default_repeat = 2 if tiny else 5
   repeat = default_repeat if values.repeat is None else values.repeat

@@ -220,8 +220,8 @@ def load_problems(config: Config, path: str, tokenizer, rendering: Rendering, *,
       ImagePrompts.from_config(config, hf.resolve(config.student), tokenizer) if config.data.image_field else None
     )
     found = problems.load(config, path, tokenizer, rendering, held_out=held_out, images=images)
-    if images is not None and configs.has(config, "context.marks"):
-      found = crop.with_crops(found, config, tokenizer, rendering, images, held_out=held_out)
+    if images is not None:
+      found = crop.with_views(found, config, tokenizer, rendering, images, held_out=held_out)
   if config.context.kind == "privileged" and not held_out:
     found = privileged.with_solutions(found, config, tokenizer, rendering)
   verified = held_out or configs.verifies_rollouts(config)

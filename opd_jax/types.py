@@ -11,6 +11,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 Params = dict[str, Any]  # a model's parameter pytree, see models/decoder.py
+Box = tuple[float, float, float, float]  # a region of an image: left, top, right, bottom, in pixels
 
 
 @flax.struct.dataclass

@@ -2,12 +2,13 @@
 
     python -m opd_jax.view --workdir=runs/popd                   before training, after it, and the teacher's own answers
     python -m opd_jax.view --workdir=runs/popd --step=50 --prompt="58+-++x3=" --prompt="12++--x2="
+    python -m opd_jax.view --workdir=runs/vision --prompt="What stands there?" --image=photo.png
     python -m opd_jax.view --student=DIR --teacher=DIR --prompt="What is 2 + 2?"
 
 Point at a token for what each model would have written in its place. The page goes to --out (by default view.html in the
 workdir, or here), and is shown in short on the terminal; the numbers go to view.jsonl in the workdir, where
 `python -m opd_jax.report` finds them. Without --prompt the first held-out problems are answered, or the first of the training data where
-there are none. Student and teacher read the same prompt. A run of a masked diffusion model answers by denoising, and every token is scored
+there are none. Student and teacher read the same prompt, but where the run's teacher sees a crop of the student's image. A run of a masked diffusion model answers by denoising, and every token is scored
 on the canvas to which it was committed.
 """
 
@@ -29,6 +30,9 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("student", None, "without a workdir: a model directory, or builtin:NAME", flag_values=values)
   flags.DEFINE_string("teacher", None, "likewise; of a run, instead of its teacher", flag_values=values)
   flags.DEFINE_multi_string("prompt", [], "a text to answer; may be given several times", flag_values=values)
+  flags.DEFINE_multi_string(
+    "image", [], "of a run whose prompts have images: one for each --prompt", flag_values=values
+  )
   flags.DEFINE_integer("prompts", 3, "how many problems of the run are answered without --prompt", flag_values=values)
   flags.DEFINE_integer("max-tokens", None, "of a response; of a run as in its evaluation, or 256", flag_values=values)
   flags.DEFINE_float("temperature", None, "of a run as in its evaluation, or 1", flag_values=values)
@@ -92,6 +96,7 @@ def _page_path(out: str | None, directory) -> pathlib.Path:
 def _of_models(values: flags.FlagValues) -> tuple[str, list[str], list[Any]]:
   """Scores the answers of a student and a teacher that are named."""
   from opd_jax.analysis import loaded, notebook
+  from opd_jax.analysis.score import Prompts
 
   if not values.teacher or not values.prompt:
     raise InputError("--student needs a teacher and a prompt beside it: --teacher=DIR --prompt=TEXT.")
@@ -101,12 +106,12 @@ def _of_models(values: flags.FlagValues) -> tuple[str, list[str], list[Any]]:
   _check_causal(values.student, student)
   teacher = loaded.load_model(values.teacher, mesh=student.mesh)
   _check_causal(values.teacher, teacher)
-  prompts = notebook.render_prompts(student, values.prompt, None)
+  prompts = (Prompts(notebook.render_prompts(student, values.prompt, None)),) * 2
   temperature = 1.0 if values.temperature is None else values.temperature
   length = values["max-tokens"].value or 256
   found = [
     _answered(student, teacher, student, prompts, length, temperature, values.top, "student"),
-    _answered(teacher, teacher, student, prompts, length, temperature, values.top, "teacher"),
+    _answered(teacher, teacher, student, prompts, length, temperature, values.top, "teacher", own=1),
   ]
   return f"{values.student} and {values.teacher}", [_note(length, temperature)], _by_prompt(found)
 
@@ -129,11 +134,6 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
   from opd_jax.runtime.programs import use_cache
 
   checks.check(config)
-  if config.data.image_field:
-    raise InputError(
-      f"The prompts of the run {directory.name} have images, which are shown to no model here; train with log.rollouts=8 to see responses token by "
-      "token, which `python -m opd_jax.report` draws."
-    )
   name = values.teacher or next(iter(configs.teacher_names(config)), "")
   if not name:
     raise InputError(f"The run {directory.name} has no teacher to compare with; name one: --teacher=DIR.")
@@ -145,15 +145,15 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
   recipe = recipes.make(inputs.load_student(config, after.mesh))
   temperature = config.eval.temperature if values.temperature is None else values.temperature
   length = values["max-tokens"].value or config.eval.max_tokens or configs.response_len(config)
-  prompts, source = _prompts_of(values, config, after)
+  problems, source = _problems_of(values, config, after)
   untrained = recipe.models(recipe.init(), recipe.frozen(teachers=False))["student"]
   before = dataclasses.replace(after, params=untrained)
   teacher = before if name == configs.INITIAL else loaded.load_model(name, mesh=after.mesh)
-  ask = (prompts, length, temperature, values.top)
+  ask = (_prompts_of(config, problems, after, teacher), length, temperature, values.top)
   found = [
     [dataclasses.replace(r, step=0) for r in _answered(before, teacher, before, *ask, "student before training")],
     [dataclasses.replace(r, step=step) for r in _answered(after, teacher, after, *ask, f"student after step {step}")],
-    [dataclasses.replace(r, step=step) for r in _answered(teacher, teacher, after, *ask, "teacher")],
+    [dataclasses.replace(r, step=step) for r in _answered(teacher, teacher, after, *ask, "teacher", own=1)],
   ]
   notes = [f"{source}, teacher {name}. {_note(length, temperature)}"]
   if not after.spec.cfg.causal:
@@ -165,33 +165,96 @@ def _of_run(values: flags.FlagValues, config, directory) -> tuple[str, list[str]
   return f"{directory.name}, step {step}", notes, _by_prompt(found)
 
 
-def _prompts_of(values: flags.FlagValues, config, student) -> tuple[list[list[int]], str]:
-  """Finds the prompts to answer, as the run renders them, and where they come from."""
+def _problems_of(values: flags.FlagValues, config, student) -> tuple[Any, str]:
+  """Finds the problems to answer, as the run renders them, and where they come from."""
   from opd_jax import inputs
   from opd_jax.analysis import notebook
+  from opd_jax.data.problems import Problems
 
+  if values.image and not (config.data.image_field and len(values.image) == len(values.prompt)):
+    raise InputError(
+      "--image is for a run whose prompts have images, and needs a --prompt for each; give as many of the two, or leave it out."
+    )
+  if values.image:
+    return _with_images(values, config, student), "Prompts and images of the command line"
   if values.prompt:
-    return notebook.render_prompts(student, values.prompt, None), "Prompts of the command line"
+    return Problems(notebook.render_prompts(student, values.prompt, None), []), "Prompts of the command line"
   trained_on = configs.data_paths(config)[0]  # of several sources the first
   held_out = config.eval.path or (trained_on if trained_on.startswith(configs.TASK) else "")
   config = configs.override(config, {"eval.prompts": values.prompts})
+  if config.data.draw_boxes != "none":
+    config = configs.override(config, {"data.draw_boxes": "all"})  # as in training
   path = held_out or trained_on
-  found = inputs.load_problems(config, path, student.tokenizer, student.rendering, held_out=bool(held_out))
+
+  def load(config):
+    return inputs.load_problems(config, path, student.tokenizer, student.rendering, held_out=bool(held_out))
+
+  found = load(config)
+  if held_out and config.context.kind == "crop":
+    crops = load(configs.override(config, {"context.eval_view": "crop"}))
+    found = dataclasses.replace(found, teacher_ids=tuple(crops.ids), teacher_images=crops.images)
   kind = "Held-out problems" if held_out else "Problems of the training data"
-  return found.ids[: values.prompts], f"{kind} of {path}"
+  return found.select([i < values.prompts for i in range(len(found.ids))]), f"{kind} of {path}"
 
 
-def _answered(writer, teacher, student, prompts, length: int, temperature: float, top: int, of: str) -> list[Any]:
-  """Lets one of the models answer the prompts, and scores the answers under student and teacher."""
+def _with_images(values: flags.FlagValues, config, student) -> Any:
+  """Renders the prompts and images of the command line."""
+  from opd_jax.data.image_prompts import ImagePrompts
+  from opd_jax.data.image_refs import ImageRef
+  from opd_jax.data.problems import Problems
+
+  refs = tuple((ImageRef(str(configs.expanded_path(path))),) for path in values.image)
+  shown = ImagePrompts.from_config(config, student.spec.path, student.tokenizer)
+  assert shown is not None
+  prompts = list(zip(values.prompt, refs, strict=True))
+  rows, faults = shown.render_each(prompts, student.tokenizer, student.rendering)
+  ids = [row for row in rows if row is not None]
+  if len(ids) < len(rows):
+    number = rows.index(None)
+    raise InputError(f"--prompt={values.prompt[number]!r} cannot be shown: {faults[number]}.")
+  return Problems(ids, [], images=refs)
+
+
+def _prompts_of(config, problems, student, teacher) -> tuple[Any, Any]:
+  """Makes prompts as the student and as the teacher read them, with what each sees of their images."""
+  from opd_jax import inputs
+  from opd_jax.analysis.score import Prompts
+
+  if not problems.images:
+    both = Prompts(problems.ids)  # the teacher reads the same, whatever it is told in training
+    return both, both
+  found = inputs.load_images(config, student.spec, (teacher.spec,), problems, student.mesh)
+  own = Prompts(problems.ids, problems.images, found.student)
+  seen = found.teachers[0] if found.teachers else found.student
+  crops = problems.teacher_images
+  return own, Prompts(problems.teacher_ids if crops else problems.ids, crops or problems.images, seen)
+
+
+def _answered(
+  writer, teacher, student, prompts, length: int, temperature: float, top: int, of: str, own: int = 0
+) -> list[Any]:
+  """Lets one of the models answer the prompts, and scores the answers under student and teacher.
+
+  Args:
+    prompts: those of the student, and those of the teacher.
+    own: which of these the writer reads.
+  """
   from opd_jax.analysis import denoised_score, notebook, score
+  from opd_jax.training.prompt_images import previews_of
 
   if not student.spec.cfg.causal:
     notebook.check_pair(student, teacher, denoised_score.REVERSE_KL, denoise=True)
     denoiser = denoised_score.denoiser_of(student, length, temperature)
-    answers = denoised_score.denoise(writer, denoiser, prompts, length)
-    return denoised_score.score_denoised(student, teacher, denoiser, prompts, answers, k=top, of=of)
+    answers = denoised_score.denoise(writer, denoiser, prompts[0].ids, length)
+    return denoised_score.score_denoised(student, teacher, denoiser, prompts[0].ids, answers, k=top, of=of)
   notebook.check_pair(student, teacher, "reverse_kl")
-  return score.score_ids(student, teacher, prompts, score.respond(writer, prompts, length, temperature), k=top, of=of)
+  answers = score.respond(writer, prompts[own], length, temperature)
+  found = score.score_prompts(student, teacher, prompts, answers, k=top, of=of)
+  seen, by_teacher = (prompts[i].refs or [()] * len(found) for i in range(2))
+  return [
+    dataclasses.replace(each, images=previews_of(refs), teacher_images=previews_of(others) if others != refs else [])
+    for each, refs, others in zip(found, seen, by_teacher, strict=True)
+  ]
 
 
 def _by_prompt(found: list[list[Any]]) -> list[Any]:

@@ -8,6 +8,7 @@ Both models are run over the responses once, as in an update. `opd_jax/reports/t
 Dimensions: n tokens of one response, R rows, H response positions, D width of a model, V vocabulary, k alternatives.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from opd_jax.analysis import notebook
 from opd_jax.analysis.loaded import Model
 from opd_jax.data import pipeline, scored
 from opd_jax.data.chat import Prompt
+from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.scored import ScoredResponse
 from opd_jax.errors import InputError
 from opd_jax.models.decoder import DecoderConfig
@@ -30,10 +32,35 @@ from opd_jax.objectives.divergence import FrozenInputs, HiddenAndHead, Objective
 from opd_jax.objectives.forward import Forward
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime import mesh as meshes
+from opd_jax.training.prompt_images import ModelImages
 from opd_jax.types import Batch, Params, Rollout
 
-AT_A_TIME = 8  # responses; what bounds the memory
 Ids = Sequence[Sequence[int]]
+
+
+class Prompts(NamedTuple):
+  """Prompts as one model reads them.
+
+  Attributes:
+    ids: token ids of each.
+    refs: the images of each; () where there are none.
+    seen: how the model sees them.
+  """
+
+  ids: Ids
+  refs: Sequence[Sequence[ImageRef]] = ()
+  seen: ModelImages | None = None
+
+  def batch(self, rows: Sequence[int], width: int, pad: int) -> Batch:
+    """Make a batch of these prompts, on the host."""
+    batch = pipeline.pad([self.ids[i] for i in rows], width, pad)
+    if self.seen is None:
+      return batch
+    images = self.seen.place(batch.prompt, batch.prompt_mask, [self.refs[i] for i in rows])  # pyright: ignore[reportArgumentType]: numpy
+    return dataclasses.replace(batch, images=images)
+
+
+AT_A_TIME = 8  # responses; what bounds the memory
 
 
 def score(
@@ -73,28 +100,52 @@ def score(
 
 
 def score_ids(
-  student: Model, teacher: Model, prompts: Ids, responses: Ids, *, k: int = 5, kind: str = "reverse_kl", of: str = ""
+  student: Model,
+  teacher: Model,
+  prompts: Ids,
+  responses: Ids,
+  *,
+  k: int = 5,
+  kind: str = "reverse_kl",
+  of: str = "",
 ) -> list[ScoredResponse]:
   """Scores responses like `score`, where prompts and responses are token ids already."""
+  both = (Prompts(prompts), Prompts(prompts))
+  return score_prompts(student, teacher, both, responses, k=k, kind=kind, of=of)
+
+
+def score_prompts(
+  student: Model,
+  teacher: Model,
+  prompts: tuple[Prompts, Prompts],
+  responses: Ids,
+  *,
+  k: int = 5,
+  kind: str = "reverse_kl",
+  of: str = "",
+) -> list[ScoredResponse]:
+  """Scores responses like `score`, each model under prompts of its own, the student's first; the records have the student's."""
   vocab = notebook.check_pair(student, teacher, kind)
   longest = max(map(len, responses))
-  prompt_len = min(notebook.check_length(model, prompts, longest) for model in (student, teacher))
+  widths = [
+    notebook.check_length(model, own.ids, longest) for model, own in zip((student, teacher), prompts, strict=True)
+  ]
   width, pad = (
     pipeline.padded_len(responses, 64),
     notebook.pad_id(student),
   )  # few widths, so that few programs are compiled
   shards = meshes.row_shards(student.mesh)
-  rows = -(-min(AT_A_TIME, len(prompts)) // shards) * shards
+  rows = -(-min(AT_A_TIME, len(responses)) // shards) * shards
   found: list[ScoredResponse] = []
-  for first in range(0, len(prompts), rows):
-    part = range(first, min(first + rows, len(prompts)))
+  for first in range(0, len(responses), rows):
+    part = range(first, min(first + rows, len(responses)))
     padded = [*part, *[first] * (rows - len(part))]
-    batch = pipeline.pad([prompts[i] for i in padded], prompt_len, pad)
+    batches = tuple(own.batch(padded, prompt_len, pad) for own, prompt_len in zip(prompts, widths, strict=True))
     rollout = pipeline.rollout_from_data([responses[i] for i in padded], width, longest, pad)
-    batch, rollout = hosts.to_global((batch, rollout), meshes.rows(student.mesh))
+    batches, rollout = hosts.to_global((batches, rollout), meshes.rows(student.mesh))
     numbers = _scores(
       (student.params, teacher.params),
-      batch,
+      batches,
       rollout,
       cfgs=(student.spec.cfg, teacher.spec.cfg),
       forwards=tuple(Forward(m.mesh, m.dtype, attention=m.attention) for m in (student, teacher)),
@@ -102,7 +153,7 @@ def score_ids(
       k=min(k, vocab),
     )
     numbers = hosts.all_gather_to_host(numbers)
-    found += [record(student, prompts[i], responses[i], numbers, i - first, kind, of) for i in part]
+    found += [record(student, prompts[0].ids[i], responses[i], numbers, i - first, kind, of) for i in part]
   return found
 
 
@@ -153,7 +204,9 @@ def token_divergence(
   )
 
 
-def respond(model: Model, prompts: Ids, max_tokens: int, temperature: float, seed: int = 0) -> list[list[int]]:
+def respond(
+  model: Model, prompts: Ids | Prompts, max_tokens: int, temperature: float, seed: int = 0
+) -> list[list[int]]:
   """Samples a response to each prompt, as token ids with the stop token, which text would lose.
 
   Args:
@@ -163,15 +216,16 @@ def respond(model: Model, prompts: Ids, max_tokens: int, temperature: float, see
   Raises:
     InputError: more tokens than the model has positions.
   """
-  width = notebook.check_length(model, prompts, max_tokens)
-  shards = meshes.row_shards(model.mesh)
-  rows = [*prompts, *[prompts[0]] * (-len(prompts) % shards)]
-  config = notebook.generator_config(model, temperature)
-  program = config.lower(model.params, len(rows), width, max_tokens, 1).compile()
-  batch = hosts.to_global(pipeline.pad(rows, width, config.sampling.pad_id), meshes.rows(model.mesh))
+  own = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
+  number, width = len(own.ids), notebook.check_length(model, own.ids, max_tokens)
+  rows = [*range(number), *[0] * (-number % meshes.row_shards(model.mesh))]
+  config, by_row = notebook.generator_config(model, temperature), meshes.rows(model.mesh)
+  images = own.seen and own.seen.sizes.abstract(len(rows), width, own.seen.dtype, by_row)
+  program = config.lower(model.params, len(rows), width, max_tokens, 1, images=images).compile()
+  batch = hosts.to_global(own.batch(rows, width, config.sampling.pad_id), by_row)
   rollout = program(model.params, batch, keys.of_seed(seed, keys.Use.ANALYSIS), np.int32(max_tokens))
   response, mask = hosts.all_gather_to_host((rollout.response, rollout.mask))
-  return [response[i, mask[i]].tolist() for i in range(len(prompts))]
+  return [response[i, mask[i]].tolist() for i in range(number)]
 
 
 def record(
@@ -205,7 +259,7 @@ def record(
 @functools.partial(jax.jit, static_argnames=("cfgs", "forwards", "objective", "k"))
 def _scores(
   params: tuple[Params, Params],
-  batch: Batch,
+  batches: tuple[Batch, Batch],
   rollout: Rollout,
   *,
   cfgs: tuple[DecoderConfig, DecoderConfig],
@@ -214,7 +268,8 @@ def _scores(
   k: int,
 ) -> dict[str, Any]:
   """Computes the statistics of the tokens, as training does, and of each model the k likeliest ids."""
-  models = [forward(weights, cfg, batch, rollout) for forward, weights, cfg in zip(forwards, params, cfgs, strict=True)]
+  each = zip(forwards, params, cfgs, batches, strict=True)
+  models = [forward(weights, cfg, batch, rollout) for forward, weights, cfg, batch in each]
   compared = FrozenInputs((models[1],), rollout.response, rollout.mask)
   numbers: dict[str, Any] = dict(fused.token_stats(objective, models[0], compared, mesh=forwards[0].mesh))
   for name, model in zip(("student", "teacher"), models, strict=True):

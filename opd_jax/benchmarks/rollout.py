@@ -93,7 +93,8 @@ def limits(horizon: int) -> list[int]:
 
 def token_costs(subject: Subject, case: Case) -> list[roofline.Cost]:
   """Computes the cost of every token of all rows; the first is the prompt's."""
-  sizes = {"vocab": subject.vocab, "itemsize": subject.dtype.itemsize}
+  features = min(subject.most_features, case.prompt)
+  sizes = {"vocab": subject.vocab, "itemsize": subject.dtype.itemsize, "features": features}
   return roofline.rollout(subject.student, case.batch, case.n, case.prompt, case.horizon, **sizes)
 
 

@@ -25,8 +25,9 @@ from opd_jax.runtime.programs import StepShape
 from opd_jax.training import lowering
 from opd_jax.training import specs as all_specs
 from opd_jax.training.distillation import DistillationStep
+from opd_jax.training.prompt_images import ImageSizes
 from opd_jax.training.specs import Specs
-from opd_jax.types import Batch, Credit, Params, Rollout
+from opd_jax.types import Batch, Credit, Images, Params, Patches, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +159,49 @@ class Subject:
       prompt_mask=np.ones((case.batch, case.prompt), bool),  # pyright: ignore[reportArgumentType]
       teacher_weight=mixed,  # pyright: ignore[reportArgumentType]
     )
-    if self.shape(case).teacher_prompt:
-      batch = dataclasses.replace(batch, teacher_prompt=batch.prompt, teacher_prompt_mask=batch.prompt_mask)
+    if self.specs.images:
+      batch = dataclasses.replace(batch, **self._images(case))
+    if Q := self.shape(case).teacher_prompt:
+      own = rng.integers(0, self.vocab, (case.batch, Q), np.int32)
+      batch = dataclasses.replace(batch, teacher_prompt=own, teacher_prompt_mask=np.ones(own.shape, bool))
     return jax.device_put(batch, meshes.rows(self.mesh))
+
+  @property
+  def most_features(self) -> int:
+    """The features of a prompt's image; 0: prompts have none."""
+    return self.specs.images[0].room if self.specs.images else 0
+
+  def _images(self, case: Case) -> dict[str, Any]:
+    """Makes an image of random features, or of random patches where the tower is trained, at the beginning of every prompt."""
+    rng, wanted = np.random.default_rng(3), self.recipe(case).abstract_prompts(self.shape(case))
+
+    def fill(sizes: ImageSizes, images: Images) -> Images:
+      B, P = images.index.shape
+      room = sizes.within(P).room
+
+      def random(a: Any) -> Any:
+        return None if a is None else rng.normal(size=a.shape).astype(a.dtype)
+
+      patches = images.patches
+      if patches is not None:
+        at = np.broadcast_to(np.arange(patches.row.shape[1], dtype=np.int32), patches.row.shape)  # all in one row
+        size = np.stack([np.ones_like(at), np.full_like(at, at.shape[1])], axis=-1)
+        patches = Patches(random(patches.pixels), np.zeros_like(at), at, size, np.zeros_like(at))  # pyright: ignore[reportArgumentType]
+      places = np.arange(P, dtype=np.int32)
+      return Images(
+        random(images.features),
+        random(images.taps),
+        np.broadcast_to(np.where(places < room, places, -1), (B, P)),  # pyright: ignore[reportArgumentType]
+        np.broadcast_to(places[:, None], (B, P, 3)),  # pyright: ignore[reportArgumentType]
+        np.full((B,), P, np.int32),  # pyright: ignore[reportArgumentType]
+        patches,
+      )
+
+    student, *teachers = self.specs.images
+    made: dict[str, Any] = {"images": fill(student, wanted.images)}
+    if wanted.teacher_images is not None:
+      made["teacher_images"] = tuple(map(fill, teachers, wanted.teacher_images))
+    return made
 
   def responses(self, case: Case) -> Rollout:
     """Makes responses of random ids, each as long as the horizon."""

@@ -72,4 +72,5 @@ def update_cost(subject: Subject, case: Case, remat: str) -> roofline.Cost:
     vocab=subject.vocab,
     itemsize=subject.dtype.itemsize,
     remat=remat,
+    features=min(subject.most_features, case.prompt),
   )

@@ -42,6 +42,11 @@ DATA: dict[str, tuple[Any, str, str]] = {
     "of a file: the region of the first image that a question is about, [left, top, right, bottom] in pixels, or a list of such",
     "text",
   ),
+  "data.draw_boxes": (
+    "training",
+    "where the student's images have their boxes drawn in red: in training, in evaluations too (all), or nowhere (none)",
+    "one of training, all, none",
+  ),
   "data.max_pixels": (0, "an image of more is shrunk; 0: as the model's preprocessor_config.json says", "[0, 10**8]"),
   "data.min_pixels": (0, "an image of fewer is enlarged; 0: likewise", "[0, 10**8]"),
   "data.decode_images": (

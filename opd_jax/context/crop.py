@@ -15,6 +15,7 @@ from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.problems import Problems
 from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
+from opd_jax.types import Box
 
 
 def whole(images: Sequence[ImageRef], *, drawn: bool) -> tuple[ImageRef, ...]:
@@ -31,33 +32,61 @@ def crops(images: Sequence[ImageRef], zoom: float) -> tuple[ImageRef, ...]:
   return tuple(image._replace(view="crop", zoom=zoom) if image.boxes else image for image in images)
 
 
-def with_crops(
+def of_others(rows: Sequence[Sequence[ImageRef]]) -> list[tuple[ImageRef, ...]]:
+  """Give each problem's first image the boxes of the next problem that has others: the control of `context.region`."""
+  boxes = [row[0].boxes if row else () for row in rows]
+
+  def another(i: int) -> tuple[Box, ...]:
+    behind = (boxes[(i + j) % len(boxes)] for j in range(1, len(boxes)))
+    return next((found for found in behind if found and found != boxes[i]), boxes[i])
+
+  return [(row[0]._replace(boxes=another(i)), *row[1:]) if boxes[i] else tuple(row) for i, row in enumerate(rows)]
+
+
+def with_views(
   found: Problems, config: Config, tokenizer: Any, rendering: Rendering, images: ImagePrompts, *, held_out: bool
 ) -> Problems:
-  """Draw boxes where `context.marks` says so, and give problems to train on the prompts of a teacher that sees the crops.
+  """Draw boxes where `data.draw_boxes` says so; with crops, give problems to train on the prompts of a teacher that sees these.
+
+  Held-out questions show the whole image, or its crop where `context.eval_view` says so.
 
   Raises:
     InputError: a crop cannot be used, or makes a prompt of more than `context.max_tokens`, unless `data.on_bad_line` is skip.
   """
   context = config.context
-  drawn = context.marks == "all" or (context.marks == "training" and not held_out)
+  where = config.data.draw_boxes
+  drawn = where == "all" or (where == "training" and not held_out)
   seen = dataclasses.replace(found, images=tuple(whole(row, drawn=drawn) for row in found.images))
-  if held_out or context.kind != "crop":
+  if context.kind != "crop" or (held_out and context.eval_view == "whole"):
     return seen
-  refs = tuple(crops(row, context.zoom) for row in found.images)
-  prompts = list(zip(found.prompts, refs, strict=True))
-  rows, faults = images.render_each(prompts, tokenizer, rendering.for_teacher())
+  rows = found.images if held_out or context.region == "question" else of_others(found.images)
+  refs = tuple(crops(row, context.zoom) for row in rows)
+  ids, fits = _rendered(found, refs, config, tokenizer, rendering if held_out else rendering.for_teacher(), images)
+  if held_out:
+    return dataclasses.replace(found, images=refs, ids=ids).select(fits)
+  kept = dataclasses.replace(seen, teacher_images=refs).select(fits)
+  return dataclasses.replace(kept, teacher_ids=tuple(row for row, fit in zip(ids, fits, strict=True) if fit))
+
+
+def _rendered(
+  found: Problems,
+  refs: Sequence[tuple[ImageRef, ...]],
+  config: Config,
+  tokenizer: Any,
+  rendering: Rendering,
+  images: ImagePrompts,
+) -> tuple[list[list[int]], list[bool]]:
+  """Tokenise prompts with their crops, and tell which can be used."""
+  rows, faults = images.render_each(list(zip(found.prompts, refs, strict=True)), tokenizer, rendering)
+  longest = config.context.max_tokens
   for i, row in enumerate(rows):
-    if row is not None and len(row) > context.max_tokens:
-      rows[i], faults[i] = (
-        None,
-        f"the teacher's prompt has {len(row)} tokens, more than context.max_tokens={context.max_tokens}",
-      )
+    if row is not None and len(row) > longest:
+      rows[i] = None
+      faults[i] = f"the teacher's prompt has {len(row)} tokens, more than context.max_tokens={longest}"
   fits = [row is not None for row in rows]
   if not all(fits) and (config.data.on_bad_line != "skip" or not any(fits)):
     first = fits.index(False)
     raise InputError(
       f"{len(fits) - sum(fits)} of {len(fits)} crops cannot be used; of problem {first + 1}: {faults[first]}."
     )
-  kept = dataclasses.replace(seen, teacher_images=refs).select(fits)
-  return dataclasses.replace(kept, teacher_ids=tuple(row for row in rows if row is not None))
+  return [row or [] for row in rows], fits

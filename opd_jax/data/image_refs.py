@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 from typing import NamedTuple
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+from opd_jax.types import Box
 
 
 class ImageFault(ValueError):

@@ -3,28 +3,27 @@
 What is wrong with an image is an `ImageFault`'s sentence without its full stop; the policy for bad lines decides what follows.
 """
 
+import base64
 import dataclasses
 import functools
 import importlib
 import io
-import math
 import pathlib
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from opd_jax.data.image_refs import Box, ImageFault, ImageRef
+from opd_jax.data.image_refs import ImageFault, ImageRef
 from opd_jax.errors import InputError, brief, first_line
 from opd_jax.models import directory as directories
-from opd_jax.models import hf_vision
+from opd_jax.models import hf_vision, image_views
 from opd_jax.models.image_rows import Picture
 from opd_jax.models.vision import VisionConfig
+from opd_jax.types import Box
 
 MOST_PIXELS = 100_000_000  # of an image as it is stored; one that claims more is taken for a decompression bomb
-RED = (255, 0, 0)
 # Where a directory has no preprocessor_config.json: mean and standard deviation of each channel, and least and most pixels.
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 DEFAULTS = {True: (*CLIP, 3136, 12_845_056), False: ((0.5,) * 3, (0.5,) * 3, 65_536, 16_777_216)}  # by tower.gated
@@ -58,9 +57,9 @@ def open_image(ref: ImageRef, *, decode: bool = True) -> Image.Image:
     raise ImageFault(f"{ref.name} is damaged ({first_line(e)}); copy it anew") from None
   match ref.view:
     case "marked":
-      return marked(image, ref.boxes)
+      return image_views.marked(image, ref.boxes)
     case "crop":
-      return cropped(image, ref.boxes, ref.zoom)
+      return image_views.cropped(image, ref.boxes, ref.zoom)
   return image
 
 
@@ -113,36 +112,28 @@ def _check_box(box: Box, width: int, height: int) -> None:
     )
 
 
-def union(boxes: Sequence[Box]) -> tuple[int, int, int, int]:
-  """The whole pixels of the least rectangle that holds all boxes."""
-  left, top, right, bottom = zip(*boxes, strict=True)
-  return math.floor(min(left)), math.floor(min(top)), math.ceil(max(right)), math.ceil(max(bottom))
+PREVIEW = 256  # pixels, the longer side at most
 
 
-def marked(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-  """Draw boxes in red, with a line of a two-hundredth of the longer side, two pixels at least."""
-  image = image.copy()
-  draw, line = ImageDraw.Draw(image), max(2, max(image.size) // 200)
-  for left, top, right, bottom in (union([box]) for box in boxes):
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=RED, width=line)
-  return image
+def preview(ref: ImageRef) -> str:
+  """Make a small copy of what is seen of an image, for pages: a data: address.
 
-
-def cropped(image: Image.Image, boxes: Sequence[Box], zoom: float) -> Image.Image:
-  """Cut out what stands in the boxes, enlarged."""
-  part = image.crop(union(boxes))
-  return part.resize(_zoomed(part.size, zoom), Image.Resampling.BICUBIC) if zoom != 1 else part
-
-
-def _zoomed(size: tuple[int, int], zoom: float) -> tuple[int, int]:
-  return max(1, round(size[0] * zoom)), max(1, round(size[1] * zoom))
+  Raises:
+    ImageFault: it cannot be used.
+  """
+  image, file = open_image(ref), io.BytesIO()
+  large = max(image.size) > PREVIEW
+  image.thumbnail((PREVIEW, PREVIEW))
+  kind = "jpeg" if large else "png"  # drawings stay exact
+  image.save(file, kind, quality=85)
+  return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _size_of_view(ref: ImageRef, width: int, height: int) -> tuple[int, int]:
   if ref.view != "crop":
     return width, height
-  left, top, right, bottom = union(ref.boxes)
-  return _zoomed((right - left, bottom - top), ref.zoom)
+  left, top, right, bottom = image_views.union(ref.boxes)
+  return image_views.zoomed((right - left, bottom - top), ref.zoom)
 
 
 @dataclasses.dataclass(frozen=True)

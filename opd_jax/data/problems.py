@@ -313,6 +313,7 @@ def load_examples(config: Config, path: str, *, held_out: bool) -> sources.Readi
         turns=p.turns,
         claims=p.claims,
         domain=p.domain,
+        images=(ImageRef(p.image, (p.box,) if p.box else ()),) if p.image and config.data.image_field else (),
         record={"prompt": p.prompt, "answer": p.answer, "solution": p.solution},
       )
       for i, p in enumerate(task.problems(number, seed=0, held_out=held_out))

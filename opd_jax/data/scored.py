@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ class ScoredResponse:
     student_top, teacher_top: the likeliest tokens there; None where they were not looked for.
     teacher_prompt: what the teacher read instead of the prompt, where that was made of the rollouts; "": there was nothing to tell
       it, and the response is not trained. None: it reads what the method says of the prompt.
+    images: what was seen of the prompt's images, small and as data: addresses; () where it has none.
+    teacher_images: what the teacher saw of them; () where that is the same.
   """
 
   of: str
@@ -61,10 +64,15 @@ class ScoredResponse:
   teacher_top: Top | None = None
   step: int | None = None
   teacher_prompt: str | None = None
+  images: Sequence[str] = ()
+  teacher_images: Sequence[str] = ()
 
   def to_json(self) -> dict[str, Any]:
     """Returns the record as it is written, numbers rounded."""
     record = dataclasses.asdict(self)
+    for name in IMAGES:
+      if not record[name]:
+        record.pop(name)
     for name in NUMBERS:
       if record[name] is not None:
         record[name] = [None if x is None or not math.isfinite(x) else round(float(x), DIGITS) for x in record[name]]
@@ -77,6 +85,8 @@ class ScoredResponse:
 NUMBERS = ("divergence", "logprob", "teacher_logprob", "student_entropy", "teacher_entropy")
 OF_TEACHER = ("divergence", "teacher_logprob", "teacher_entropy")
 TOPS = ("student_top", "teacher_top")
+IMAGES = ("images", "teacher_images")
+DATA_ADDRESS = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 _FIELDS = {field.name for field in dataclasses.fields(ScoredResponse)}
 
 
@@ -133,7 +143,7 @@ def _parsed(line: str) -> Any:
 
 def _is_scored(record: Any) -> bool:
   """Tell whether a JSON value has the fields of `ScoredResponse`, each of its type and of one length."""
-  if not isinstance(record, dict) or not (_FIELDS - {*TOPS, "step", "teacher_prompt"}) <= record.keys():
+  if not isinstance(record, dict) or not (_FIELDS - {*TOPS, *IMAGES, "step", "teacher_prompt"}) <= record.keys():
     return False
   tokens, ids, step = record["tokens"], record["ids"], record.get("step")
   texts = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
@@ -141,6 +151,10 @@ def _is_scored(record: Any) -> bool:
     return False
   words = (record["of"], record["prompt"], record["kind"], record.get("teacher_prompt") or "")
   if not all(isinstance(word, str) for word in words) or not isinstance(record["ended"], bool):
+    return False
+
+  images = [record.get(name, []) for name in IMAGES]
+  if not all(isinstance(found, list) and all(map(_is_image, found)) for found in images):
     return False
 
   def fits(name: str, each: Any) -> bool:
@@ -156,6 +170,10 @@ def _is_scored(record: Any) -> bool:
   )
 
 
+def _is_image(value: Any) -> bool:
+  return isinstance(value, str) and DATA_ADDRESS.fullmatch(value) is not None
+
+
 def _is_top(value: Any) -> bool:
   return isinstance(value, list) and all(
     isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and is_number(pair[1]) for pair in value
@@ -163,7 +181,13 @@ def _is_top(value: Any) -> bool:
 
 
 def of_rollouts(
-  found: Mapping[str, np.ndarray], tokenizer: Any, n: int, kind: str, of: str, step: int
+  found: Mapping[str, np.ndarray],
+  tokenizer: Any,
+  n: int,
+  kind: str,
+  of: str,
+  step: int,
+  images: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
 ) -> list[ScoredResponse]:
   """Make the records of a training step's rollouts.
 
@@ -171,6 +195,7 @@ def of_rollouts(
     found: of DistillationStep.score, on the host.
     n: rollouts of each prompt, which are neighbours.
     kind: of the objective; where it is no divergence of whole distributions, the reverse KL takes its place.
+    images: of each prompt what the student and what the teacher saw, as in the records; () where there are none.
   """
   divergence = found.get("divergence", found.get("kl"))
   known = "" if divergence is None else kind if "divergence" in found else "reverse_kl"
@@ -199,6 +224,7 @@ def of_rollouts(
         kind=known if taught else "",
         step=step,
         teacher_prompt=text("teacher_prompt", row) if own_context else None,
+        **dict(zip(IMAGES, images[row // n], strict=True) if images else ()),
         **{name: numbers(name, row, taught) for name in NUMBERS},
       )
     )

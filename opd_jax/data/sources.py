@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from opd_jax.data import formats, styles
 from opd_jax.data.formats import Entry
-from opd_jax.data.image_refs import Box, ImageRef
+from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.styles import Fields
 from opd_jax.errors import InputError, brief, some
 from opd_jax.runtime.json_files import is_number
+from opd_jax.types import Box
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

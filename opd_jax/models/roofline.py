@@ -4,11 +4,12 @@ Counted are the matrix products (a product [m, k] x [k, n] is 2 m k n FLOPs) and
 cache by themselves: weights, key/value caches, optimiser state. Norms, rotary angles, softmax, sampling, the gather
 from the embedding, activations and what devices send each other are left out, as are windows (every token is counted as seeing all
 before it, which is what is computed here), and so is work that a program does
-beyond need: masked halves of causal scores, cache slots beyond the filled ones, forward passes made twice.
+beyond need: masked halves of causal scores, cache slots beyond the filled ones, forward passes made twice. A vision tower counts where it is
+one of the parameters (`cfg.tower`); one that stays encodes each image once, outside of these programs.
 
 Dimensions: p prompts, n rollouts of each, B = p n rows, P prompt width, H horizon, R = H - 1 tokens of a response that
 are read, L layers, D model width, N query heads, K key/value heads, h head width, F feed-forward width, E experts of
-which a token goes through k, V shared vocabulary, i bytes of a number in the compute type.
+which a token goes through k, M features of a prompt's images, V shared vocabulary, i bytes of a number in the compute type.
 """
 
 import math
@@ -19,6 +20,7 @@ import jax
 
 from opd_jax.models import decoder, delta_net
 from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.vision import VisionConfig
 
 FP32 = 4  # bytes
 
@@ -116,6 +118,23 @@ def causal_pairs(T: int) -> int:
   return T * (T + 1) // 2
 
 
+def tower_flops(tower: VisionConfig, images: int, features: int) -> float:
+  """Count the FLOPs of a vision tower forward, over images of so many features each.
+
+  2 parameters per patch in its layers, 4 L E per pair of an image's patches, in windows too, and per feature the merger and the taps'.
+  """
+  E, F, m = tower.width, tower.ff_width, tower.merged
+  patches, wide = features * m, m * E
+  layers = tower.layers * (4 * E * E + (3 if tower.gated else 2) * E * F)
+  mergers = (1 + len(tower.taps)) * (wide * wide + wide * tower.out_width)
+  products = patches * (tower.pixels * E + layers) + features * mergers
+  return images * (2 * products + 4 * tower.layers * E * patches**2)
+
+
+def _seen_flops(cfg: DecoderConfig, prompts: int, features: int) -> float:
+  return tower_flops(cfg.tower, prompts, features) if cfg.tower is not None else 0.0
+
+
 def head_flops(cfg: DecoderConfig, tokens: int, V: int) -> int:
   """Count the FLOPs of logits over V ids: 2 V D per token."""
   return 2 * V * cfg.d_model * tokens
@@ -144,13 +163,17 @@ def weight_bytes(cfg: DecoderConfig, V: int, itemsize: int) -> int:
   return (layer_parameters(cfg) + V * cfg.d_model) * itemsize
 
 
-def prefill(cfg: DecoderConfig, prompts: int, n: int, P: int, *, vocab: int, itemsize: int) -> Cost:
+def prefill(cfg: DecoderConfig, prompts: int, n: int, P: int, *, vocab: int, itemsize: int, features: int = 0) -> Cost:
   """The cost of p prompts of P tokens, read once for their n rollouts, and of the logits of the first token.
 
-  FLOPs: layers of p P tokens with causal attention, and the head once per row. Bytes: the weights once, and the
-  caches written, one for each prompt.
+  FLOPs: layers of p P tokens with causal attention, the head once per row, and where the tower is a part of the model an image of
+  `features` features for each prompt. Bytes: the weights once, and the caches written, one for each prompt.
   """
-  flops = layer_flops(cfg, prompts * P, prompts * causal_pairs(P)) + head_flops(cfg, prompts * n, vocab)
+  flops = (
+    _seen_flops(cfg, prompts, features)
+    + layer_flops(cfg, prompts * P, prompts * causal_pairs(P))
+    + head_flops(cfg, prompts * n, vocab)
+  )
   return Cost(flops, weight_bytes(cfg, vocab, itemsize), cache_bytes(cfg, prompts, P, itemsize))
 
 
@@ -166,13 +189,15 @@ def decode_step(cfg: DecoderConfig, prompts: int, n: int, P: int, t: int, *, voc
   return Cost(flops, weight_bytes(cfg, vocab, itemsize), cached)
 
 
-def rollout(cfg: DecoderConfig, prompts: int, n: int, P: int, H: int, *, vocab: int, itemsize: int) -> list[Cost]:
+def rollout(
+  cfg: DecoderConfig, prompts: int, n: int, P: int, H: int, *, vocab: int, itemsize: int, features: int = 0
+) -> list[Cost]:
   """The costs of a rollout in which no row ends early, one after the other.
 
-  First the prompt with the first token, then H - 1 tokens at P + 1 ... P + H - 1.
+  First the prompt with the first token, then H - 1 tokens at P + 1 ... P + H - 1. `features` as of `prefill`.
   """
   sizes = {"vocab": vocab, "itemsize": itemsize}
-  first = prefill(cfg, prompts, n, P, **sizes)
+  first = prefill(cfg, prompts, n, P, features=features, **sizes)
   return [first, *(decode_step(cfg, prompts, n, P, t, **sizes) for t in range(1, H))]
 
 
@@ -204,15 +229,17 @@ def update(
   vocab: int,
   itemsize: int,
   remat: str = "none",
+  features: int = 0,
 ) -> Cost:
   """The cost of a forward pass of every model over p prompts and n responses to each, and of one AdamW update.
 
   A prompt is read once for its responses. The last token of a response predicts nothing and is not read, so R = H - 1 of it
   are; logits are of the H response tokens.
 
-  FLOPs: of each frozen model layers and head, forward; of the student three times that, since the backward pass has
+  FLOPs: of each frozen model layers and head, forward, and the tower where it is a part of the model, for an image of `features` features
+  to a prompt; of the student three times that, since the backward pass has
   two products for each one forward (by the input and by the weight); and what `remat` (decoder.REMAT) asks to be done
-  again, the forward pass of the layers ("layer") or of their attention ("dots").
+  again, the forward pass of the layers ("layer"), the tower's too, or of their attention ("dots").
 
   Bytes: each frozen model once and the student twice (forward and backward), in the compute type, also where a teacher
   is kept in int8; in fp32 the gradient written and read, and parameters and both moments read and written: 8 numbers
@@ -223,9 +250,11 @@ def update(
   pairs = prompts * causal_pairs(P) + rows * (R * P + causal_pairs(R))
 
   def forward(cfg: DecoderConfig) -> float:
-    return layer_flops(cfg, tokens, pairs) + head_flops(cfg, rows * H, vocab)
+    seen = _seen_flops(cfg, prompts, features)
+    return seen + layer_flops(cfg, tokens, pairs) + head_flops(cfg, rows * H, vocab)
 
-  again = {"none": 0, "dots": layer_flops(student, 0, pairs), "layer": layer_flops(student, tokens, pairs)}
+  layers = layer_flops(student, tokens, pairs) + _seen_flops(student, prompts, features)
+  again = {"none": 0, "dots": layer_flops(student, 0, pairs), "layer": layers}
   flops = sum(map(forward, frozen)) + 3 * forward(student) + again[remat]
   frozen_bytes = sum(weight_bytes(cfg, vocab, itemsize) for cfg in frozen)
   student_bytes = weight_bytes(student, vocab, itemsize)

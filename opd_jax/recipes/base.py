@@ -179,7 +179,8 @@ class Recipe(abc.ABC):
       prompt, response: lengths in tokens; of an update the width of its shape.
     """
     s = self.specs
-    sizes = {"vocab": s.sampling.vocab, "itemsize": s.dtype.itemsize}
+    features = s.images[0].within(prompt).room if s.images else 0
+    sizes = {"vocab": s.sampling.vocab, "itemsize": s.dtype.itemsize, "features": features}
     if name == "update":
       update = roofline.update(s.student.cfg, s.scoring, prompts, n, prompt, response, remat=self.config.remat, **sizes)
       return [update]

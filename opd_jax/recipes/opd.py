@@ -41,7 +41,7 @@ from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
 from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
-from opd_jax.training import lowering, optim, specs, state
+from opd_jax.training import lowering, optim, prompt_images, specs, state
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.teacher_update import TeacherUpdate
 from opd_jax.training.update_stats import UpdateStats
@@ -208,9 +208,10 @@ class OPD(Recipe):
     arguments = self._trained(run), self._frozen_on_devices(run), experience.prompts, experience.rollout, context
     found, of = jax.device_get(program(*arguments)), f"{self._writer}, training step {step + 1}"
     if hosts.first():
-      responses = scored.of_rollouts(
-        found, run.inputs.tokenizer, self.step.n, self.step.loss.objective.kind, of, step + 1
-      )
+      train, shown = run.inputs.train, experience.index[: self._scored_prompts]
+      images = [prompt_images.previews(train, i) for i in shown] if train.images else ()
+      kind = self.step.loss.objective.kind
+      responses = scored.of_rollouts(found, run.inputs.tokenizer, self.step.n, kind, of, step + 1, images)
       run.log.rollouts([response.to_json() for response in responses[: self.config.log.rollouts]])
     run.clock.lap("eval")  # it looks at the run, and is no part of training
 

@@ -48,10 +48,15 @@ KEYS = {
     "one of privileged, feedback, crop",
   ),
   "context.zoom": (2.0, "crop: by which the region is enlarged", "(0, 16]"),
-  "context.marks": (
-    "training",
-    "of images with a box: where the student's have it drawn in red, in training, in evaluations too (all), or nowhere (none)",
-    "one of training, all, none",
+  "context.region": (
+    "question",
+    "crop: what the teacher sees of an image: the question's box, or for a control the box of another problem (other)",
+    "one of question, other",
+  ),
+  "context.eval_view": (
+    "whole",
+    "crop: what evaluations show: whole images, or their crops; the difference is the region gap",
+    "one of whole, crop",
   ),
   "context.template": (
     "{prompt}{solution}{feedback}\n\nSolve the problem yourself, step by step.",

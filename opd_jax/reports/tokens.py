@@ -60,13 +60,24 @@ def page(responses: Sequence[ScoredResponse], title: str, notes: Sequence[str] =
 def sections(responses: Sequence[ScoredResponse]) -> str:
   """Write the legend, and a section for each prompt with all responses to it; `STYLE` has to be in the page."""
   parts = [_legend()]
-  for prompt, group in groupby(responses, lambda response: response.prompt):
+  for (prompt, _), group in groupby(responses, lambda response: (response.prompt, tuple(response.images))):
     found = list(group)
     top = max((x for response in found for x in _finite(response.divergence)), default=0.0)
     parts.append(f'<section class="prompt"><h3>Prompt</h3><pre class="response">{html.escape(visible(prompt))}</pre>')
+    parts.append(_images(found[0]))
     parts += [_response(response, top) for response in found]
     parts.append("</section>")
   return "\n".join(parts)
+
+
+def _images(response: ScoredResponse) -> str:
+  """Write what was seen of the prompt's images, and what the teacher saw instead."""
+  parts = []
+  for caption, images in (("seen", response.images), ("seen by the teacher", response.teacher_images)):
+    if images:
+      drawn = "".join(f'<img alt="{caption}" src="{html.escape(address)}">' for address in images)
+      parts.append(f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>")
+  return f'<div class="images">{"".join(parts)}</div>' if parts else ""
 
 
 def _legend() -> str:
@@ -244,6 +255,8 @@ STYLE = """.t { unicode-bidi: isolate; border-radius: 2px; }
 .beside { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
 .beside > .response { flex: 1 1 28rem; min-width: 0; } .beside > svg { flex: 0 0 auto; max-width: 100%; }
 svg text { font: 11px system-ui, sans-serif; fill: #444; } svg line { stroke: #888; }
+.images { display: flex; flex-wrap: wrap; gap: 1rem; } .images figure { margin: .4rem 0; } .images figcaption { font-size: .8rem; color: #444; }
+.images img { display: block; min-width: 144px; image-rendering: pixelated; border: 1px solid #ccc; }
 section.prompt { border-top: 2px solid #888; margin: 1.6rem 0; } h3, h4 { margin: .9rem 0 .2rem; font-size: 1rem; }
 .sum, .legend { font-size: .85rem; color: #444; margin: .1rem 0 .5rem; }
 details td, details th { text-align: left; white-space: pre-wrap; overflow-wrap: break-word; }

@@ -11,6 +11,7 @@ from opd_jax.tasks import answers, chain, expressions, gsm8k, own, puzzles, rela
 from opd_jax.tasks.operators import OPERATORS
 from opd_jax.tasks.problem import AnswerExtractor, Task, Verifier
 from opd_jax.tasks.puzzles import COUNTDOWN, COUNTDOWN_4, SUDOKU
+from opd_jax.tasks.scenes import COUNT, MAJORITY, SCENES
 from opd_jax.tasks.subsets import OTHER_SUBSETS, SUBSETS
 from opd_jax.tasks.synonyms import RUNNING_SUMS
 
@@ -29,6 +30,9 @@ TASKS: tuple[Task, ...] = (
   COUNTDOWN_4,
   SUBSETS,
   OTHER_SUBSETS,
+  SCENES,
+  MAJORITY,
+  COUNT,
 )
 GENERATORS = {task.name: task for task in TASKS}
 

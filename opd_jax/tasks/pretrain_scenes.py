@@ -23,17 +23,17 @@ import numpy as np
 import optax
 from PIL import Image
 
-from opd_jax.data import images as image_files
-from opd_jax.models import decoder, hf, hf_config, hf_vision, image_rows, weights
+from opd_jax.models import decoder, hf, hf_config, hf_vision, image_rows, image_views, weights
 from opd_jax.models.image_rows import Picture
 from opd_jax.models.vision import VisionConfig
 from opd_jax.tasks import scenes
 from opd_jax.types import Images, Params
 
+SCALE = 0.08  # of the random weights: with the usual .02 so narrow a model stays where it is for hundreds of steps
 ZOOM = 2.0  # of crops, as in configs/vision_opd.py
 PATCH, MERGE = scenes.CELL, 2
-ROOM = (scenes.SIDE // MERGE) ** 2  # features of a whole picture
-PROMPT, RESPONSE = 16, scenes.SCENES.max_response
+ROOM = (scenes.SIDE // MERGE) ** 2  # features of a picture, and of a crop, which is as large
+PROMPT, RESPONSE = 10, scenes.SCENES.max_response
 START, IMAGE, END = (scenes.TOKENIZER.ids[token] for token in scenes.IMAGE_TOKENS)
 TEXT = {
   "model_type": "qwen3_vl_text",
@@ -86,6 +86,10 @@ class Rows(NamedTuple):
   tokens: np.ndarray  # int32[rows, PROMPT + RESPONSE], prompts padded on the left and responses on the right
   weights: np.ndarray  # f32[rows, PROMPT + RESPONSE], 1 on what is learned
   images: Images
+  view: np.ndarray  # int32[rows], of VIEWS
+
+
+VIEWS = ("crop", "marked", "whole", "about all of it")
 
 
 def picture(image: Image.Image) -> Picture:
@@ -102,8 +106,8 @@ def shown(question: scenes.Question, view: str) -> Picture:
   image = Image.fromarray(question.scene.pixels())
   if question.box is None or view == "whole":
     return picture(image)
-  boxes = [tuple(map(float, question.box))]
-  return picture(image_files.marked(image, boxes) if view == "marked" else image_files.cropped(image, boxes, ZOOM))  # pyright: ignore[reportArgumentType]
+  boxes = [question.box]
+  return picture(image_views.marked(image, boxes) if view == "marked" else image_views.cropped(image, boxes, ZOOM))
 
 
 def filled(questions: Sequence[tuple[scenes.Question, str]], tower: VisionConfig) -> Rows:
@@ -122,17 +126,19 @@ def filled(questions: Sequence[tuple[scenes.Question, str]], tower: VisionConfig
   sizes = [[seen.features(MERGE)] for seen in pictures]
   places = image_rows.places_of(prompts, sizes, width=PROMPT, room=ROOM, image_id=IMAGE)
   patches = image_rows.patches([[seen] for seen in pictures], ROOM * MERGE**2, tower)
-  return Rows(tokens, learned, places.replace(patches=patches))  # pyright: ignore[reportAttributeAccessIssue]: of flax
+  view = [VIEWS.index(view) if question.box else len(VIEWS) - 1 for question, view in questions]
+  images = places.replace(patches=patches)  # pyright: ignore[reportAttributeAccessIssue]: of flax
+  return Rows(tokens, learned, images, np.array(view, np.int32))
 
 
 def batches(tower: VisionConfig, rows: int, seed: int, views: Sequence[str]) -> Iterator[Rows]:
-  """Yield questions with answers: of five, one is about a whole picture, and the others about a box, each of `views` as often."""
+  """Yield questions with answers: about a box, each of `views` as often, and unless all are crops one of five about a whole picture."""
   rng = random.Random(f"pretrain scenes {seed}")
   others = (scenes.MAJORITY, scenes.COUNT)
   while True:
     questions = []
     for row in range(rows):
-      if row % 5:
+      if row % 5 or set(views) == {"crop"}:
         questions.append((scenes.SCENES.question(rng), views[row % len(views)]))
       else:
         questions.append((others[row // 5 % 2].question(rng), "whole"))
@@ -162,14 +168,15 @@ def train(cfg: decoder.DecoderConfig, params: Params, data: Iterator[Rows], step
 
   began, rights = time.perf_counter(), []
   for i in range(steps):
-    params, state, loss, right = step(params, state, next(data))
-    rights.append(right)
-    if (i + 1) % max(1, steps // 40) == 0:
-      share, rights = np.mean(rights[-10:]), []
-      print(
-        f"step {i + 1:5d}/{steps}  loss {float(loss):.4f}  right, greedy {share:.3f}  {time.perf_counter() - began:.0f} s",
-        flush=True,
-      )
+    rows = next(data)
+    params, state, loss, right = step(params, state, rows)
+    rights.append((rows.view, right))
+    if (i + 1) % max(1, steps // 30) == 0:
+      view, right = (np.concatenate(each) for each in zip(*rights[-10:], strict=True))
+      shares = ", ".join(f"{VIEWS[k]} {right[view == k].mean():.3f}" for k in sorted(set(view.tolist())))
+      seconds = time.perf_counter() - began
+      print(f"step {i + 1:5d}/{steps}  loss {float(loss):.4f}  right: {shares}  {seconds:.0f} s", flush=True)
+      rights = []
   return params
 
 
@@ -189,7 +196,8 @@ def main() -> None:
   parser.add_argument("--init", type=pathlib.Path, help="go on from a model made before")
   parser.add_argument("--steps", type=int, default=1500)
   parser.add_argument("--rows", type=int, default=128)
-  parser.add_argument("--lr", type=float, default=2e-3)
+  parser.add_argument("--lr", type=float, default=1e-3)
+  parser.add_argument("--scale", type=float, default=SCALE)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--views", default="crop,crop,marked,whole", help="of questions about a box, by how often")
   args = parser.parse_args()
@@ -198,7 +206,7 @@ def main() -> None:
   write_description(args.out)
   tower = hf_vision.described(CONFIG).tower
   cfg = dataclasses.replace(hf_config.read(args.out), tower=tower)
-  params = hf.load(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed))
+  params = hf.load(args.init, cfg) if args.init else decoder.init(cfg, jax.random.key(args.seed), args.scale)
   data = batches(tower, args.rows, args.seed, args.views.split(","))
   params = train(cfg, params, data, args.steps, args.lr)
   weights.write(args.out, cfg, params, "BF16", 5e9)

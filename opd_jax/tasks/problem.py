@@ -44,6 +44,7 @@ class Problem:
     turns: the user's messages, the question first, where the task can be told turn by turn.
     claims: how the assistant and the user claim an answer there, which stands for "{}".
     domain: of several in one task, by which evaluations count too; "" where it has one.
+    image: a picture that the prompt is about, as the file's bytes; `box` the region of it, left, top, right and bottom in pixels.
   """
 
   prompt: str
@@ -52,6 +53,8 @@ class Problem:
   turns: tuple[str, ...] = ()
   claims: tuple[str, str] | None = None
   domain: str = ""
+  image: bytes = b""
+  box: tuple[int, int, int, int] | None = None
 
 
 @runtime_checkable

@@ -1,12 +1,12 @@
 """Pictures of coloured digits and shapes, and questions about a part of them: for models that see.
 
-    scenes            s23=   the symbols of the 2 x 2 cells from row 2, column 3 on      7t04       digits, and d disc, s square, t triangle, x cross
-                      h23=   their hues                                                  bgkb       b blue, c cyan, g green, k black, o orange, p purple
-                      b23=   both, a cell after the other                                7btg0k4b
+    scenes            s12=   the symbols of the 2 x 2 cells from row 1, column 2 on      7t04       digits, and d disc, s square, t triangle, x cross
+                      h12=   their hues                                                  bgkb       b blue, c cyan, g green, k black, o orange, p purple
+                      b12=   both, a cell after the other                                7btg0k4b
     scenes-majority   m=     the hue that most cells of the picture have                 g
     scenes-count      n7=    how many of them have a symbol                              3
 
-A picture has 6 x 6 cells of 12 pixels. The box of a question of `scenes` holds its cells: drawn in red it shows where to look, and what
+A picture has 4 x 4 cells of 12 pixels. The box of a question of `scenes` holds its cells: drawn in red it shows where to look, and what
 stands in it, enlarged, is all that is needed (context/crop.py). The other two ask for the whole picture and have no box: what a model must
 not forget while it learns the first. Fonts of libraries differ by version, so that the glyphs are drawn here.
 """
@@ -26,7 +26,7 @@ PAD, EOS = "_", "$"
 IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 SYMBOLS = (PAD, EOS, *"0123456789", *"bcghkmnopstxd", "=")
 TOKENIZER = CharTokenizer(SYMBOLS, PAD, EOS, specials=IMAGE_TOKENS)
-SIDE, CELL, BOX = 6, 12, 2  # cells of a picture, pixels of a cell, cells of a box
+SIDE, CELL, BOX = 4, 12, 2  # cells of a picture, pixels of a cell, cells of a box
 HUES = {"b": (30, 60, 220), "c": (0, 170, 190), "g": (20, 140, 40), "k": (20, 20, 20), "o": (240, 140, 0), "p": (150, 40, 190)}  # fmt: skip
 KINDS = "shb"
 # Seven rows of five pixels each, from above, as numbers whose highest bit is on the left.
@@ -67,7 +67,7 @@ class Scene:
     return cls(cells, places, (rng.randint(225, 255), rng.randint(225, 255), rng.randint(225, 255)))
 
   def pixels(self) -> np.ndarray:
-    """The picture, uint8[72, 72, 3]."""
+    """The picture, uint8[48, 48, 3]."""
     out = np.empty((SIDE * CELL, SIDE * CELL, 3), np.uint8)
     out[:] = self.paper
     for i, ((symbol, hue), (x, y)) in enumerate(zip(self.cells, self.places, strict=True)):

@@ -3,6 +3,7 @@
 Dimensions: p prompts, P prompt width, M features of a prompt's images at the most.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from opd_jax.data import pipeline
 from opd_jax.data.image_refs import ImageFault, ImageRef
-from opd_jax.data.images import ImageProcessor
+from opd_jax.data.images import ImageProcessor, preview
 from opd_jax.data.problems import Problems
 from opd_jax.errors import InputError
 from opd_jax.models import image_rows, mrope
@@ -173,3 +174,18 @@ class PromptImages:
       rows = [train.teacher_images[i] for i in index]
     of_teachers = tuple(teacher.place(prompt, mask, rows) for teacher in self.teachers)  # pyright: ignore[reportArgumentType]: numpy
     return dataclasses.replace(batch, images=images, teacher_images=of_teachers)
+
+
+def previews(problems: Problems, number: int) -> tuple[list[str], list[str]]:
+  """Small copies of what the student sees of a problem's images, and of what its teacher sees, where that is something else."""
+  teacher = problems.teacher_images[number] if problems.teacher_images else ()
+  return previews_of(problems.images[number]), previews_of(teacher)
+
+
+def previews_of(refs: Sequence[ImageRef]) -> list[str]:
+  """Small copies of images, as data: addresses; one that cannot be read any more is left out."""
+  found = []
+  for ref in refs:
+    with contextlib.suppress(ImageFault, OSError):
+      found.append(preview(ref))
+  return found

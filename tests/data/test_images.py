@@ -16,6 +16,7 @@ from opd_jax.data.image_refs import ImageFault, ImageRef
 from opd_jax.data.images import ImageProcessor
 from opd_jax.data.styles import Fields
 from opd_jax.errors import InputError
+from opd_jax.models import image_views
 from opd_jax.models.vision import VisionConfig
 from tests.helpers import seeing_models
 
@@ -138,7 +139,7 @@ def test_a_directory_is_no_image(tmp_path):
 def test_boxes_are_drawn_and_cut_out():
   white = ImageRef(encoded(Image.new("RGB", (40, 30), "white")), ((4, 6, 20, 16),))
   drawn = np.asarray(images.open_image(white._replace(view="marked")))
-  red = np.all(drawn == images.RED, axis=-1)
+  red = np.all(drawn == image_views.RED, axis=-1)
   assert red[6, 4:20].all()
   assert red[6:16, 4].all()
   assert red[15, 19]
@@ -259,3 +260,22 @@ def test_images_in_tables_are_bytes(tmp_path):
   pq.write_table(pa.Table.from_pylist([{"prompt": "?", "answer": "1", "image": {"bytes": data, "path": None}}]), path)
   (example,) = sources.read_examples(path, Fields(image="image"), "refuse", need_answer=False).examples
   assert example.images == (ImageRef(data),)
+
+
+@pytest.mark.parametrize("kept", ["bytes", "path"])
+def test_images_of_a_directory_that_datasets_saved(kept, tmp_path):
+  """Both ways in which `datasets` keeps an image: its bytes in the table, or a path beside it."""
+  datasets = pytest.importorskip("datasets")
+  data, file = encoded(GRADIENT), tmp_path / "one.png"
+  file.write_bytes(data)
+  value = {"bytes": data, "path": None} if kept == "bytes" else {"bytes": None, "path": str(file)}
+  features = datasets.Features(
+    {"prompt": datasets.Value("string"), "image": datasets.Image(), "box": datasets.List(datasets.Value("int32"))}
+  )
+  rows = {"prompt": ["?"], "image": [value], "box": [[1, 2, 6, 7]]}
+  datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+  fields = Fields(image="image", box="box")
+  (example,) = sources.read_examples(tmp_path / "set", fields, "refuse", need_answer=False).examples
+  (ref,) = example.images
+  assert ref.boxes == ((1.0, 2.0, 6.0, 7.0),)
+  assert images.open_image(ref).size == images.open_image(ImageRef(data)).size

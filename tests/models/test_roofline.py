@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from opd_jax.models import decoder, roofline
+from opd_jax.models import decoder, roofline, vision
 from opd_jax.models.moe import MoE
 from opd_jax.models.roofline import Cost
 from opd_jax.rollout import cache
 from opd_jax.runtime.machine import Machine, Rate, ReadRate
+from opd_jax.types import Patches
 
 # D 4, N 2, K 1, h 3, F 5, L 2: a layer has q 24, k 12, v 12, o 24 and three times 20 numbers: 132.
 SMALL = decoder.DecoderConfig(vocab=10, d_model=4, layers=2, heads=2, kv_heads=1, head_width=3, ff_width=5)
@@ -153,3 +154,35 @@ def test_bandwidth_is_that_of_an_array_as_large():
   assert machine.bandwidth(1e9) == machine.bandwidth(10_000) == 10
   assert machine.bandwidth(1) == machine.bandwidth(100) == 40, "a smaller array is read at least as fast"
   assert machine.bandwidth(3162.2776) == pytest.approx(25, rel=1e-3)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_xla_counts_the_same_of_a_tower(gated):
+  tower = vision.VisionConfig(
+    layers=1,
+    width=64,
+    heads=2,
+    ff_width=160,
+    out_width=96,
+    patch=8,
+    gated=gated,
+    grid=None if gated else 4,
+    taps=() if gated else (0,),
+  )
+  params = vision.init(tower, jax.random.key(0))
+  at = jnp.broadcast_to(jnp.arange(64), (3, 64))
+  patches = Patches(jnp.ones((3, 64, tower.pixels)), at // 8, at % 8, jnp.full((3, 64, 2), 8), at * 0)
+  counted = roofline.tower_flops(tower, 3, 16)
+  assert counted == pytest.approx(xla_flops(lambda w: vision.encode(w, tower, patches), params), rel=0.1)
+
+
+def test_a_tower_counts_where_it_is_trained():
+  tower = vision.VisionConfig(layers=2, width=16, heads=2, ff_width=40, out_width=8, patch=4)
+  seeing = dataclasses.replace(SMALL, tower=tower)
+  one = roofline.tower_flops(tower, 2, 6)
+  first, *rest = roofline.rollout(seeing, 2, 4, 8, 3, **SIZES, features=6)
+  blind = roofline.rollout(SMALL, 2, 4, 8, 3, **SIZES, features=6)
+  assert (first.flops, rest) == (blind[0].flops + one, blind[1:]), "an image is seen once for all rollouts"
+  for remat, times in (("none", 3), ("layer", 4)):
+    flops = [roofline.update(cfg, (), 2, 4, 8, 3, **SIZES, features=6, remat=remat).flops for cfg in (seeing, SMALL)]
+    assert flops[0] - flops[1] == pytest.approx(times * one)

@@ -1,6 +1,8 @@
 """Methods on prompts with images: Vision-OPD's crop, OPD with another teacher's eyes, a verifier's reward; encoded once, resumed, on a mesh."""
 
+import base64
 import dataclasses
+import io
 import pathlib
 import subprocess
 import sys
@@ -10,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 from opd_jax import config as configs
+from opd_jax import view as viewer
 from opd_jax.context import crop
 from opd_jax.data import scored
 from opd_jax.data.image_refs import ImageRef
 from opd_jax.errors import InputError
 from opd_jax.models import hf, hf_config, hf_vision
 from opd_jax.recipes import base as recipes
+from opd_jax.runtime import cli
 from opd_jax.trainer import open_run, train, train_run
 from opd_jax.training import specs
 from opd_jax.training.rows import Rows
@@ -376,21 +381,85 @@ def test_a_model_that_sees_nothing_has_no_tower(tiny, scenes, tmp_path):
 
 
 @pytest.mark.long
-def test_rollouts_are_written_and_views_say_why_not(model, scenes, tmp_path):
-  train(crop_config(model, scenes, steps=2, **{"log.rollouts": 2}), tmp_path / "w")
-  first = scored.read(tmp_path / "w" / scored.ROLLOUTS)[0]
+@pytest.mark.parametrize("tower", [False, True])
+def test_rollouts_and_views_show_what_was_seen(tower, model, scenes, tmp_path):
+  config = crop_config(model, scenes, steps=2, **{"log.rollouts": 2, "vision.train": tower})
+  path = tmp_path / "w"
+  train(config, path)
+  first = scored.read(path / scored.ROLLOUTS)[0]
   assert "<|image_pad|> x 15" in first.prompt
   assert first.divergence is not None
+  assert [len(first.images), len(first.teacher_images)] == [1, 1]
+
+  def view(*flags):
+    viewer.run(*cli.parse(["view", f"--workdir={path}", "--prompts=2", *flags], "", viewer.define, cli.of_workdir))
+    return scored.read(path / scored.VIEW)
+
+  found = view()
+  assert [r.of for r in found[:3]] == ["student before training", "student after step 2", "teacher"]
+  assert all(r.images == found[0].images and r.teacher_images == found[0].teacher_images for r in found[:3])
+  assert found[0].images != found[3].images
+  assert shape_of(found[0].images[0]) == (40, 24)
+  assert shape_of(found[0].teacher_images[0]) == (32, 32)
+  assert min(found[0].divergence) > 0, "the crop says something else, though both have the same weights"
+  page = (path / "view.html").read_text()
+  assert page.count("<img") == 4
+  image = scenes.parent / "scene1.png"
+  own = view("--prompt=what is it?", f"--image={image}")
+  assert max(own[0].divergence) < 1e-6, "student and teacher see the same here, and are the same"
+  assert not own[0].teacher_images
   done = subprocess.run(
-    [sys.executable, "-m", "opd_jax.view", f"--workdir={tmp_path / 'w'}"], capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 2
-  assert "log.rollouts" in done.stderr
-  out = tmp_path / "report"
-  done = subprocess.run(
-    [sys.executable, "-m", "opd_jax.report", str(tmp_path / "w"), f"--out={out}"],
+    [sys.executable, "-m", "opd_jax.report", str(path), f"--out={tmp_path / 'report'}"],
     capture_output=True,
     text=True,
     check=False,
   )
   assert done.returncode == 0, done.stderr
+  assert first.images[0] in (tmp_path / "report" / "index.html").read_text()
+
+
+def shape_of(address: str) -> tuple[int, int]:
+  return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).size
+
+
+@pytest.mark.parametrize(
+  ("flags", "why"),
+  [
+    (["--image=a.png"], "needs a --prompt for each"),
+    (["--image=a.png", "--prompt=what?", "--prompt=where?"], "needs a --prompt for each"),
+    (["--image=nowhere.png", "--prompt=what?"], "there is no image"),
+  ],
+)
+@pytest.mark.long
+def test_images_of_the_command_line_are_checked(flags, why, model, scenes, tmp_path):
+  train(crop_config(model, scenes, steps=1), tmp_path / "w")
+  with pytest.raises(InputError, match=why):
+    viewer.run(*cli.parse(["view", f"--workdir={tmp_path / 'w'}", *flags], "", viewer.define, cli.of_workdir))
+
+
+def test_boxes_of_others_are_another_regions():
+  rows = [
+    (ImageRef(f"{i}.png", (box,)), ImageRef("b.png"))
+    for i, box in enumerate([(0, 0, 1, 1), (0, 0, 1, 1), (2, 2, 3, 3)])
+  ]
+  found = crop.of_others([*rows, (ImageRef("c.png"),)])
+  assert [row[0].source for row in found] == ["0.png", "1.png", "2.png", "c.png"]
+  assert [row[0].boxes for row in found] == [((2, 2, 3, 3),), ((2, 2, 3, 3),), ((0, 0, 1, 1),), ()]
+  assert found[0][1] == rows[0][1]
+  assert crop.of_others(rows[:2]) == rows[:2], "there is no other"
+
+
+def test_a_control_shows_another_region_and_evaluations_the_crop(tmp_path):
+  """On the built-in task, whose boxes differ."""
+  config = configs.override(
+    configs.load("vision_opd"),
+    {"batch": 4, "eval.prompts": 4, "eval.batch": 4, "context.region": "other", "context.eval_view": "crop"},
+  )
+  run = open_run(config, tmp_path / "w")
+  train, asked = run.inputs.train, run.inputs.evaluation.problems
+  assert all(a.boxes != b.boxes for (a,), (b,) in zip(train.images, train.teacher_images, strict=True))
+  assert {(a.view, b.view) for (a,), (b,) in zip(train.images, train.teacher_images, strict=True)} == {
+    ("marked", "crop")
+  }
+  assert {ref.view for (ref,) in asked.images} == {"crop"}
+  assert {len(row) for row in asked.ids} == {4 + 2 + 4}

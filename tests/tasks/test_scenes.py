@@ -105,8 +105,8 @@ def test_a_picture_is_cut_as_the_processor_cuts_it(described, view):
 
 def test_the_tokens_of_images_are_whole(described):
   tokenizer = AutoTokenizer.from_pretrained(described)
-  text = "".join(scenes.IMAGE_TOKENS) + "s23="
-  expected = [pretrain_scenes.START, pretrain_scenes.IMAGE, pretrain_scenes.END, *scenes.TOKENIZER.encode("s23=")]
+  text = "".join(scenes.IMAGE_TOKENS) + "s12="
+  expected = [pretrain_scenes.START, pretrain_scenes.IMAGE, pretrain_scenes.END, *scenes.TOKENIZER.encode("s12=")]
   assert tokenizer(text)["input_ids"] == expected
   assert len(tokenizer) == json.loads((described / "config.json").read_text())["text_config"]["vocab_size"]
 
@@ -121,5 +121,5 @@ def test_rows_of_the_pre_training_have_their_answers(described):
     assert answer[-1] == scenes.EOS
     kind = text.strip(scenes.PAD)[0]
     assert len(answer) - 1 == {"s": 4, "h": 4, "b": 8}.get(kind, 1)
-    assert (index >= 0).sum() in (4, 9)
+    assert (index >= 0).sum() == 4
     assert ((index >= 0) == (tokens[: pretrain_scenes.PROMPT] == pretrain_scenes.IMAGE)).all()

@@ -20,7 +20,7 @@ TITLE = "Does the whole picture learn what its crop shows?"
 INTRO = """The study of Vision-OPD on the built-in task scenes (python -m opd_jax.study vision), after arXiv:2605.18740. Seed by seed, all arms start
 from the same student and read the same questions in the same order.
 
-Pictures of 72 pixels with digits and shapes, and a model of 1.4 million parameters in the layout of Qwen3-VL. What holds here is a reason to
+Pictures of 48 pixels with digits and shapes, and a model of 1.4 million parameters in the layout of Qwen3-VL. What holds here is a reason to
 expect it elsewhere, and what does not hold here is a reason to look."""
 
 ASKED = {UNTRAINED: "before training"} | LABELS

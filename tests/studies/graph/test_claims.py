@@ -183,7 +183,7 @@ def test_the_page_has_a_picture_and_a_row_of_every_arm_that_was_run(study_of, si
   assert list(by_arm) == list(arms.LABELS.values())
   assert by_arm["GraphPO"]["joined"] == "40.0%"
   assert by_arm["GraphPO"]["responses a step"] == "250"
-  assert by_arm["GRPO, as many tokens"]["responses a step"] == str(16 * arms.CHAINS)
+  assert by_arm["GRPO, as many tokens"]["responses a step"] == str(arms.PROMPTS * arms.CHAINS)
   assert by_arm["GRPO, as many tokens"]["joined"] == "–"
   shown = decided(results, "it is the states").evidence
   assert {e.label: round(e.estimate.mean, 2) for e in shown if e.label.startswith("joined")} == {

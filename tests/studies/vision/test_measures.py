@@ -25,7 +25,9 @@ def little(monkeypatch):
 
 @pytest.mark.long
 def test_students_are_asked_by_view_and_nothing_is_made_twice(little, tmp_path, monkeypatch):
-  monkeypatch.setattr(sys, "argv", ["study", "vision", "--only=ema,frozen-tower,grpo", "--seeds=1", f"--out={tmp_path}"])
+  monkeypatch.setattr(
+    sys, "argv", ["study", "vision", "--only=ema,frozen-tower,grpo", "--seeds=1", f"--out={tmp_path}"]
+  )
   study.main()
   found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("analysis/*/seed20.json")}
   assert found.keys() == {"asked-untrained", "asked-ema", "asked-frozen-tower", "asked-grpo"}
