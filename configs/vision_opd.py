@@ -36,9 +36,9 @@ def get_config(scale: str = "cpu"):
   if scale == "cpu":
     c.student = "builtin:scenes-student"
     c.data.path = "task:scenes"
-    c.data.max_prompt = 10
+    c.data.max_prompt = 22
     c.data.decode_images = False  # they are drawn, and none is damaged
-    c.context.max_tokens = 10
+    c.context.max_tokens = 22
     c.batch = 32
     c.rollouts_per_prompt = 4
     c.horizon.max = 9

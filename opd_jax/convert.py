@@ -1,8 +1,12 @@
-"""Converts a GGUF file of llama.cpp to a Hugging Face directory, which runs take as a student or a teacher.
+"""Makes a Hugging Face directory, which runs take as a student or a teacher: of a GGUF file of llama.cpp, or a smaller one of another.
 
-python -m opd_jax.convert FILE.gguf DIR [--dtype=bfloat16] [--tokenizer=DIR]
+    python -m opd_jax.convert FILE.gguf DIR [--dtype=bfloat16] [--tokenizer=DIR]
+    python -m opd_jax.convert WHOLE CUT --drop-layers=20-23            without these layers, counted from 0
+    python -m opd_jax.convert WHOLE ROUND --bits=3 [--group=64]        the layers' matrices rounded to 3 bits
 
-For models of Llama and Qwen (architectures llama, qwen2 and qwen3 in the file), of any quantisation that the package gguf
+A model that was cut or rounded is a student to heal from the whole one, docs/healing.md.
+
+GGUF: for models of Llama and Qwen (architectures llama, qwen2 and qwen3 in the file), of any quantisation that the package gguf
 knows: pip install 'opd-jax[gguf]'. Quantised weights are written as the numbers that they stand for.
 """
 
@@ -56,21 +60,51 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog="python -m opd_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("file", help="a GGUF file")
+  parser.add_argument("file", help="a GGUF file, or a model directory to make a smaller one of")
   parser.add_argument("out", help="the directory to write; it must not hold anything yet")
   parser.add_argument(
-    "--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="type of the weights on disk"
+    "--dtype", choices=["bfloat16", "float32"], help="of a GGUF file: type of the weights on disk (bfloat16)"
   )
-  parser.add_argument("--tokenizer", help="a directory that has the model's tokenizer, in place of the file's own")
+  parser.add_argument(
+    "--tokenizer", help="of a GGUF file: a directory that has the model's tokenizer, in place of its own"
+  )
+  parser.add_argument("--drop-layers", default="", help="of a directory: layers to leave out, such as 20-23")
+  parser.add_argument(
+    "--bits", type=int, default=0, help="of a directory: round the layers' matrices to so many bits, 2 to 8"
+  )
+  parser.add_argument("--group", type=int, default=64, help="weights that share a scale there (64)")
   args = parser.parse_args()
   cli.quiet()
   with cli.reporting_the_end():
+    source, out = expanded_path(args.file), expanded_path(args.out)
+    if source.is_dir():
+      _smaller(source, out, args)
+      return
+    if args.drop_layers or args.bits:
+      raise InputError(
+        f"{args.file} is no model directory, of which layers can be left out or rounded; convert it first."
+      )
     tokenizer = expanded_path(args.tokenizer) if args.tokenizer else None
     if tokenizer and not tokenizer.is_dir():
       raise InputError(f"--tokenizer={args.tokenizer} is no directory.")
-    out = expanded_path(args.out)
-    convert(expanded_path(args.file), out, args.dtype, tokenizer)
+    convert(source, out, args.dtype or "bfloat16", tokenizer)
     print(f"wrote {args.file} to {out}")
+
+
+def _smaller(source: pathlib.Path, out: pathlib.Path, args: argparse.Namespace) -> None:
+  """Write a copy of a directory with fewer layers, or with weights of few bits."""
+  from opd_jax.models import pruning
+
+  if args.dtype or args.tokenizer:
+    raise InputError("--dtype and --tokenizer are for GGUF files; a directory keeps its own.")
+  if not args.drop_layers and not args.bits:
+    raise InputError(f"{source} is a model directory; say what to make of it: --drop-layers=20-23, or --bits=3.")
+  if args.group < 1:
+    raise InputError(f"--group is {args.group}; it has to be at least 1.")
+  drop = pruning.layers_of(args.drop_layers) if args.drop_layers else ()
+  pruning.write(source, out, drop=drop, bits=args.bits, group=args.group)
+  done = [f"without {len(drop)} layers"] * bool(drop) + [f"its matrices rounded to {args.bits} bits"] * bool(args.bits)
+  print(f"wrote {source}, {' and '.join(done)}, to {out}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from opd_jax.context import canonical, crop, privileged
 from opd_jax.data import pipeline, problems, stop_tokens
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.image_prompts import ImagePrompts
-from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.images import ImageProcessor
 from opd_jax.data.problems import Problems
 from opd_jax.data.rendering import Rendering
@@ -243,16 +242,16 @@ def load_images(
     return None
   dtype, limit = specs.compute_dtype(config.precision, mesh), config.data.image_cache * 2**30
 
-  def seen(model: ModelSpec, refs: Sequence[Sequence[ImageRef]]) -> ModelImages:
+  def seen(model: ModelSpec, ids: Sequence[Sequence[int]]) -> ModelImages:
     processor = ImageProcessor.from_directory(model.path, config.data.min_pixels, config.data.max_pixels)
-    return ModelImages.of(model, processor, refs, limit, dtype)
+    return ModelImages.of(model, processor, ids, limit, dtype)
 
-  own = seen(student, train.images)
-  teacher_refs = train.teacher_images or train.images
+  own = seen(student, train.ids)
+  teacher_ids = train.teacher_ids if train.teacher_images else train.ids
   if not train.teacher_images and all(teacher.path == student.path for teacher in teachers):
     return PromptImages(own)
   found = tuple(
-    own.for_prompts(teacher_refs) if teacher.path == student.path else seen(teacher, teacher_refs)
+    own.for_prompts(teacher_ids) if teacher.path == student.path else seen(teacher, teacher_ids)
     for teacher in teachers or (student,)
   )
   for teacher, each in zip(teachers, found, strict=False):
@@ -328,7 +327,7 @@ def _evaluation_images(
     return None
   processor = ImageProcessor.from_directory(model.path, config.data.min_pixels, config.data.max_pixels)
   dtype, limit = specs.compute_dtype(config.precision, mesh), config.data.image_cache * 2**30
-  return ModelImages.of(model, processor, held_out.images, limit, dtype)
+  return ModelImages.of(model, processor, held_out.ids, limit, dtype)
 
 
 def _delimiters(config: Config, tokenizer: Any, vocab: int) -> tuple[int, ...]:

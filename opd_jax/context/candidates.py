@@ -21,10 +21,10 @@ import numpy as np
 from opd_jax.config import Config
 from opd_jax.context.privileged import filled, rewritten
 from opd_jax.data import chat
-from opd_jax.data.rendering import Rendering
 from opd_jax.errors import InputError
 from opd_jax.models.spec import ModelSpec
 
+Renderer = Callable[[chat.Prompt], list[int]]
 KINDS = ("bcq", "ncq", "hint", "prefix")
 COMPARED = ("bcq", "ncq")  # those that show whole candidates, made short
 NEEDS_TEACHER = ("bcq", "hint", "prefix")  # those that show a right response
@@ -133,7 +133,7 @@ class Candidates:
     prompt: chat.Prompt,
     texts: Sequence[str],
     tokenizer: Any,
-    rendering: Rendering,
+    render: Renderer,
     answers: Sequence[str] = (),
   ) -> list[int] | None:
     """Tokenises a question with candidates, all shortened alike where it is too long; None where even then it does not fit.
@@ -141,6 +141,7 @@ class Candidates:
     Args:
       kind: bcq or ncq.
       texts: of the candidates, compressed, in their order.
+      render: tokenises a prompt, with its images where it has any.
       answers: of an NCQ, those that are wrong.
     """
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -151,10 +152,10 @@ class Candidates:
       parts = {"candidates": blocks, "answers": ", ".join(answers)}
       return rewritten(prompt, lambda text: filled(self.bcq if kind == "bcq" else self.ncq, prompt=text, **parts))
 
-    return self._fit(write, most, len(texts), tokenizer, rendering)
+    return self._fit(write, most, len(texts), render)
 
   def preview(
-    self, kinds: Sequence[str], prompt: chat.Prompt, answer: str, tokenizer: Any, rendering: Rendering
+    self, kinds: Sequence[str], prompt: chat.Prompt, answer: str, tokenizer: Any, render: Renderer
   ) -> Iterator[tuple[str, list[int]]]:
     """Makes what the student reads in the kinds that show whole candidates: what it is, and its token ids.
 
@@ -163,31 +164,29 @@ class Candidates:
     """
     for kind in (kind for kind in kinds if kind in COMPARED):
       texts = [answer] * (1 + (kind == "bcq"))
-      ids = self.ask(kind, prompt, texts, tokenizer, rendering, [answer])
+      ids = self.ask(kind, prompt, texts, tokenizer, render, [answer])
       if ids:
         yield f"what the student reads in a {kind}, with {answer!r} in the place of each candidate", ids
 
-  def with_hint(self, prompt: chat.Prompt, text: str, tokenizer: Any, rendering: Rendering) -> list[int] | None:
+  def with_hint(self, prompt: chat.Prompt, text: str, tokenizer: Any, render: Renderer) -> list[int] | None:
     """Tokenises a question with a hint; None where it does not fit."""
     asked = rewritten(prompt, lambda of_prompt: filled(self.hint, prompt=of_prompt, text=text))
-    ids = chat.render(asked, tokenizer, rendering)
+    ids = render(asked)
     return ids if len(ids) <= self.max_prompt else None
 
-  def with_prefix(self, prompt: chat.Prompt, text: str, tokenizer: Any, rendering: Rendering) -> list[int] | None:
+  def with_prefix(self, prompt: chat.Prompt, text: str, tokenizer: Any, render: Renderer) -> list[int] | None:
     """Tokenises a question with the beginning of its response; None where it does not fit."""
-    ids = [*chat.render(prompt, tokenizer, rendering), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = [*render(prompt), *tokenizer(text, add_special_tokens=False)["input_ids"]]
     return ids if len(ids) <= self.max_prompt else None
 
   def compression(self, prompt: chat.Prompt, response: str) -> chat.Prompt:
     """Writes what the teacher reads to compress a candidate."""
     return rewritten(prompt, lambda text: filled(self.request, prompt=text, response=response))
 
-  def _fit(
-    self, write: Callable[[int], chat.Prompt], most: int, blocks: int, tokenizer: Any, rendering: Rendering
-  ) -> list[int] | None:
+  def _fit(self, write: Callable[[int], chat.Prompt], most: int, blocks: int, render: Renderer) -> list[int] | None:
     """Shortens what is written until it fits."""
     while most > 0:
-      ids = chat.render(write(most), tokenizer, rendering)
+      ids = render(write(most))
       if len(ids) <= self.max_prompt:
         return ids
       most -= max(1, math.ceil((len(ids) - self.max_prompt) / blocks))

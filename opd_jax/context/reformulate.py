@@ -7,6 +7,7 @@
 A response that was cut is no candidate, since its missing end would tell that it is wrong, and one that says nothing is none either.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opd_jax.context.candidates import COMPARED, Candidates, beginning, chosen, distinct, possible
+from opd_jax.context.candidates import COMPARED, Candidates, Renderer, beginning, chosen, distinct, possible
 from opd_jax.context.replies import control_tokens, final_text, without
 from opd_jax.data import chat
+from opd_jax.data.image_prompts import ImagePrompts
+from opd_jax.data.image_refs import ImageFault, ImageRef
 from opd_jax.data.rendering import Rendering
 from opd_jax.tasks.problem import AnswerExtractor, Response
 
@@ -29,12 +32,14 @@ class HardQuestion(NamedTuple):
     prompt: as the data have it.
     right: responses of the teacher that are right.
     wrong: responses of the student that are wrong.
+    images: of the prompt.
   """
 
   number: int
   prompt: chat.Prompt
   right: Sequence[Response]
   wrong: Sequence[Response]
+  images: tuple[ImageRef, ...] = ()
 
 
 class Candidate(NamedTuple):
@@ -86,6 +91,15 @@ class Reformulated(NamedTuple):
     }
 
 
+def renderer(
+  shown: ImagePrompts | None, images: tuple[ImageRef, ...], tokenizer: Any, rendering: Rendering
+) -> Renderer:
+  """Returns what tokenises prompts with these images."""
+  if shown is None:
+    return lambda prompt: chat.render(prompt, tokenizer, rendering)
+  return lambda prompt: shown.render(prompt, images, tokenizer, rendering)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reformulator:
   """Makes prompts with candidates.
@@ -96,6 +110,7 @@ class Reformulator:
     share: of a solution, that a hint or a prefix shows.
     whole: a candidate is all of a response, its thoughts with it, for a teacher to make it short; False: what stands behind them.
     extract: finds the answer that a response claims; None: it is all that the response says.
+    images: how prompts show theirs; None: they have none.
   """
 
   candidates: Candidates
@@ -105,6 +120,7 @@ class Reformulator:
   tokenizer: Any
   rendering: Rendering
   extract: AnswerExtractor | None
+  images: ImagePrompts | None = None
 
   def claim(self, response: Response) -> str:
     """Returns the answer that a response claims, "" for none."""
@@ -165,21 +181,27 @@ class Reformulator:
     return dict(zip(requests, texts, strict=True))
 
   def write(self, drawn: Sequence[Drawn], short: Mapping[tuple[int, str], str]) -> list[Reformulated]:
-    """Writes the prompts; one that does not fit is left out.
+    """Writes the prompts; one that does not fit is left out, and one whose candidates say what stands for an image.
 
     Args:
       short: candidates that a teacher has made short, by question and text. Where one of a prompt's is not there or "", all of that
         prompt's are cut instead, so that they have one form.
     """
-    found = [self._write(each, short) for each in drawn]
+    found = []
+    for each in drawn:
+      with contextlib.suppress(ImageFault):
+        found.append(self._write(each, short))
     return [each for each in found if each is not None]
+
+  def _renderer(self, question: HardQuestion) -> Renderer:
+    return renderer(self.images, question.images, self.tokenizer, self.rendering)
 
   def _write(self, drawn: Drawn, short: Mapping[tuple[int, str], str]) -> Reformulated | None:
     kind, question, right, shown = drawn
     if kind in ("hint", "prefix"):
       text = beginning(shown[0].text, self.share, self.tokenizer)
       ask = self.candidates.with_hint if kind == "hint" else self.candidates.with_prefix
-      ids = ask(question.prompt, text, self.tokenizer, self.rendering)
+      ids = ask(question.prompt, text, self.tokenizer, self._renderer(question))
       prefix = text if kind == "prefix" else ""
       return None if ids is None else Reformulated(kind, question.number, ids, shown[0].answer, (), prefix)
     texts = [short.get((question.number, each.text), "") for each in shown]
@@ -187,7 +209,8 @@ class Reformulator:
       behind_thoughts = [final_text(Response(each.text), self._control) for each in shown]
       texts = [text or each.text for text, each in zip(behind_thoughts, shown, strict=True)]
     wrong = tuple(each.answer for each in shown if each is not right)
-    ids = self.candidates.ask(kind, question.prompt, texts, self.tokenizer, self.rendering, wrong)
+    render = self._renderer(question)
+    ids = self.candidates.ask(kind, question.prompt, texts, self.tokenizer, render, wrong)
     return None if ids is None else Reformulated(kind, question.number, ids, right.answer if right else "", wrong)
 
   @functools.cached_property

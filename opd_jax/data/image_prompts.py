@@ -83,6 +83,19 @@ class ImagePrompts:
         rows[i], refusals[i] = None, str(e)
     return rows, refusals
 
+  def render(
+    self, prompt: chat.Prompt, images: tuple[ImageRef, ...], tokenizer: Any, rendering: Rendering
+  ) -> list[int]:
+    """Tokenise one prompt.
+
+    Raises:
+      ImageFault: it cannot be shown.
+    """
+    (row,), (fault,) = self.render_each([(prompt, images)], tokenizer, rendering)
+    if row is None:
+      raise ImageFault(fault)
+    return row
+
 
 def with_marks(prompt: chat.Prompt, images: int) -> chat.Prompt:
   """Put a mark for every image before the first words of the user, unless the prompt has its own.

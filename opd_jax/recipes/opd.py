@@ -208,12 +208,16 @@ class OPD(Recipe):
     arguments = self._trained(run), self._frozen_on_devices(run), experience.prompts, experience.rollout, context
     found, of = jax.device_get(program(*arguments)), f"{self._writer}, training step {step + 1}"
     if hosts.first():
-      train, shown = run.inputs.train, experience.index[: self._scored_prompts]
-      images = [prompt_images.previews(train, i) for i in shown] if train.images else ()
-      kind = self.step.loss.objective.kind
+      images, kind = self._seen_images(run, experience), self.step.loss.objective.kind
       responses = scored.of_rollouts(found, run.inputs.tokenizer, self.step.n, kind, of, step + 1, images)
       run.log.rollouts([response.to_json() for response in responses[: self.config.log.rollouts]])
     run.clock.lap("eval")  # it looks at the run, and is no part of training
+
+  def _seen_images(self, run: Run, experience: Experience) -> list[tuple[list[str], list[str]]]:
+    """Makes small copies of what student and teacher see of the first prompts, which are scored; [] where they have no images."""
+    train = run.inputs.train
+    shown = experience.index[: self._scored_prompts] if train.images else ()
+    return [prompt_images.previews(train, i) for i in shown]
 
   @property
   def _writer(self) -> str:

@@ -40,8 +40,10 @@ import numpy as np
 from opd_jax import config as configs
 from opd_jax.context.candidates import COMPARED, NEEDS_TEACHER, Candidates, check_positions, hardest
 from opd_jax.context.privileged import rewritten
-from opd_jax.context.reformulate import HardQuestion, Reformulated, Reformulator
+from opd_jax.context.reformulate import HardQuestion, Reformulated, Reformulator, renderer
 from opd_jax.data import chat
+from opd_jax.data.image_prompts import ImagePrompts
+from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.replay import Replay
 from opd_jax.errors import InputError
 from opd_jax.models.roofline import Cost
@@ -196,8 +198,6 @@ class Zone(OPD):
     teacher: what writes candidates; made with the first step unless it is given.
   """
 
-  reads_images = False
-
   def __init__(self, specs: Specs):
     super().__init__(specs)
     _check(specs)
@@ -224,7 +224,7 @@ class Zone(OPD):
     questions, new = self._questions(run, step)
     width = run.inputs.prompt_widths[-1]
     ids = [run.inputs.train.ids[question] for question in questions]
-    plain = self._answer(run, ids, self._programs.plain(width), run.key(keys.Use.ROLLOUT, step))
+    plain = self._answer(run, ids, questions, self._programs.plain(width), run.key(keys.Use.ROLLOUT, step))
     judged, asked, counts = self._judge(run, ids, questions, plain[1]), [], {}
     parts, of_asked, wide = [plain], None, width
     if self._augmented:
@@ -232,7 +232,8 @@ class Zone(OPD):
       longest = max((len(each.ids) for each in asked), default=0)
       wide = next(w for w in self._programs.wide_widths(width) if w >= longest)
       key = run.key(keys.Use.REFORMULATED, step)
-      parts.append(self._answer(run, [each.ids for each in asked], self._programs.asked(wide), key))
+      numbers = [each.question for each in asked]
+      parts.append(self._answer(run, [each.ids for each in asked], numbers, self._programs.asked(wide), key))
       of_asked = self._judge_asked(run, asked, parts[-1][1]) if asked else None
     order = self._programs.to_devices(self.places.order(len(questions), len(asked)))
     prompts, rollout = run.programs(self._programs.join(width, wide))["join"](parts, *order)
@@ -252,9 +253,12 @@ class Zone(OPD):
     rng = np.random.default_rng(keys.host_seed(run.key(keys.Use.REPLAYED, 2 * step)))
     return new + self.replay.draw(self._replayed, rng, without=set(new)), len(new)
 
-  def _answer(self, run: Run, ids: Sequence[Sequence[int]], shape: StepShape, key: jax.Array) -> tuple[Batch, Rollout]:
-    """Lets the student answer prompts; without one nothing is sampled."""
-    batch = self._programs.prompts(shape, ids)
+  def _answer(
+    self, run: Run, ids: Sequence[Sequence[int]], questions: Sequence[int], shape: StepShape, key: jax.Array
+  ) -> tuple[Batch, Rollout]:
+    """Lets the student answer prompts, with the images of their questions; without one nothing is sampled."""
+    seen = run.inputs.prompt_images and run.inputs.prompt_images.student
+    batch = self._programs.prompts(shape, ids, seen, _images(run, questions))
     if not ids:
       return batch, self._programs.no_rollout(shape)
     params = self.step.behavior_params(self._trained(run).params, self._frozen(run))
@@ -297,7 +301,8 @@ class Zone(OPD):
     numbers = [questions[i] for i in kept]
     right, counts = self._right(run, step, numbers)
     wrong = [[judged.responses[row] for row in range(i * n, i * n + n) if not judged.solved[row]] for i in kept]
-    hard = [HardQuestion(q, train.prompts[q], a, b) for q, a, b in zip(numbers, right, wrong, strict=True)]
+    each = zip(numbers, right, wrong, _images(run, numbers), strict=True)
+    hard = [HardQuestion(q, train.prompts[q], a, b, images) for q, a, b, images in each]
     reformulator = self._reformulator(run)
     drawn = reformulator.draw(hard, self._augmented, seed)
     short, tokens = self._short(run, step, reformulator.requests(drawn))
@@ -316,7 +321,8 @@ class Zone(OPD):
       return [[] for _ in questions], {"teacher_tokens": 0}
     longest, with_suffix = z.teacher_tokens or self.config.horizon.max, run.inputs.rendering.for_teacher().with_suffix
     prompts = [rewritten(train.prompts[question], with_suffix) for question in questions]
-    written, tokens = self._ask_teacher(run, 2 * step, prompts, z.teacher_rollouts, longest, z.teacher_temperature)
+    sizes = z.teacher_rollouts, longest, z.teacher_temperature
+    written, tokens = self._ask_teacher(run, 2 * step, prompts, questions, *sizes)
     run.clock.lap("converse")
     ends = [""] * len(questions)
     if isinstance(self.teacher, MeshTeacher):  # where the chat template may have opened a thought
@@ -333,17 +339,26 @@ class Zone(OPD):
     c = self.config.candidates
     if c.compressor != "teacher" or not requests:
       return {}, 0
-    written, tokens = self._ask_teacher(run, 2 * step + 1, list(requests.values()), 1, c.max_tokens, c.temperature)
+    prompts, questions = list(requests.values()), [question for question, _ in requests]
+    written, tokens = self._ask_teacher(run, 2 * step + 1, prompts, questions, 1, c.max_tokens, c.temperature)
     return self._reformulator(run).short(requests, written), tokens
 
   def _reformulator(self, run: Run) -> Reformulator:
     z, i, whole = self.config.zone, run.inputs, self.config.candidates.compressor == "teacher"
-    return Reformulator(self.candidates, z.kinds, z.share, whole, i.tokenizer, i.rendering, i.extract_answer)
+    shown = ImagePrompts.from_config(self.config, i.student.path, i.tokenizer) if i.prompt_images else None
+    return Reformulator(self.candidates, z.kinds, z.share, whole, i.tokenizer, i.rendering, i.extract_answer, shown)
 
   # The teacher.
 
   def _ask_teacher(
-    self, run: Run, number: int, prompts: Sequence[chat.Prompt], n: int, max_tokens: int, temperature: float
+    self,
+    run: Run,
+    number: int,
+    prompts: Sequence[chat.Prompt],
+    questions: Sequence[int],
+    n: int,
+    max_tokens: int,
+    temperature: float,
   ) -> tuple[list[list[str]], int]:
     """Has the teacher answer prompts n times each; the answers, and their tokens. What it draws follows from the call's number."""
     if self.teacher is None:
@@ -351,7 +366,8 @@ class Zone(OPD):
         run, self.specs, self.config.zone, lambda: _speaker(self._frozen(run)), self.places.asked
       )
     seed = keys.host_seed(run.key(keys.Use.SPEAKER, number))
-    return ask(self.teacher, prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    sizes: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    return ask(self.teacher, prompts, n, images=_images(run, questions), **sizes)
 
   # A step: what is learned.
 
@@ -404,7 +420,9 @@ class Zone(OPD):
   def _programs(self) -> PlacedPrograms:
     c = self.config
     longest = c.candidates.max_prompt if self._augmented else 0
-    return PlacedPrograms(self.step, self.places, c.horizon.max, longest, c.candidates.widths, self._scored_prompts)
+    images = self.specs.images[0] if self.specs.images else None
+    widths = c.candidates.widths
+    return PlacedPrograms(self.step, self.places, c.horizon.max, longest, widths, self._scored_prompts, images)
 
   @property
   def static(self) -> Hashable:
@@ -452,7 +470,9 @@ class Zone(OPD):
   def preview(self, inputs: Any, prompt: int) -> Iterator[tuple[str, list[int]]]:
     kinds, train = self.config.zone.kinds if self._augmented else (), inputs.train
     answer = train.answers[prompt] or "1"
-    yield from self.candidates.preview(kinds, train.prompts[prompt], answer, inputs.tokenizer, inputs.rendering)
+    shown = ImagePrompts.from_config(self.config, inputs.student.path, inputs.tokenizer) if train.images else None
+    render = renderer(shown, train.images[prompt] if train.images else (), inputs.tokenizer, inputs.rendering)
+    yield from self.candidates.preview(kinds, train.prompts[prompt], answer, inputs.tokenizer, render)
 
   def state_dict(self) -> dict[str, Any]:
     return super().state_dict() | {"replay": self.replay.state() | {"prompts_digest": self._prompts_of_buffer}}
@@ -464,6 +484,12 @@ class Zone(OPD):
 
 
 RECIPE = Zone
+
+
+def _images(run: Run, questions: Sequence[int]) -> list[tuple[ImageRef, ...]]:
+  """Lists the images of questions; none of any where prompts have none."""
+  shown = run.inputs.train.images
+  return [shown[question] for question in questions] if shown else [()] * len(questions)
 
 
 def _speaker(frozen: FrozenModels) -> Params:

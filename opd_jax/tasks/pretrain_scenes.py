@@ -31,9 +31,9 @@ from opd_jax.types import Images, Params
 
 SCALE = 0.08  # of the random weights: with the usual .02 so narrow a model stays where it is for hundreds of steps
 ZOOM = 2.0  # of crops, as in configs/vision_opd.py
-PATCH, MERGE = scenes.CELL, 2
-ROOM = (scenes.SIDE // MERGE) ** 2  # features of a picture, and of a crop, which is as large
-PROMPT, RESPONSE = 10, scenes.SCENES.max_response
+PATCH, MERGE = scenes.CELL // 2, 2  # a feature for each cell of a picture, and four for each of a crop
+ROOM = scenes.SIDE**2  # features of a picture, and of a crop, which is as large
+PROMPT, RESPONSE = 22, scenes.SCENES.max_response
 START, IMAGE, END = (scenes.TOKENIZER.ids[token] for token in scenes.IMAGE_TOKENS)
 TEXT = {
   "model_type": "qwen3_vl_text",
@@ -59,7 +59,7 @@ TOWER = {
   "intermediate_size": 288,
   "patch_size": PATCH,
   "spatial_merge_size": MERGE,
-  "num_position_embeddings": scenes.SIDE**2,
+  "num_position_embeddings": (2 * scenes.SIDE) ** 2,
   "deepstack_visual_indexes": [0],
   "out_hidden_size": TEXT["hidden_size"],
 }

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from opd_jax.data import pipeline
+from opd_jax.data.image_refs import ImageRef
 from opd_jax.models import roofline
 from opd_jax.models.roofline import Cost
 from opd_jax.runtime import hosts
@@ -20,6 +21,7 @@ from opd_jax.runtime.programs import StepShape
 from opd_jax.training import lowering
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.places import Places, joined
+from opd_jax.training.prompt_images import ImageSizes, ModelImages
 from opd_jax.types import Batch, FrozenModels, Rollout, TrainState
 
 
@@ -33,6 +35,7 @@ class PlacedPrograms:
     wide_ratio: of the widths W, see pipeline.rising_widths.
     longest: W of all, tokens; 0: there are no prompts of the second kind.
     scored: prompts whose responses are scored for a log; 0: none.
+    images: the sizes of prompts' images; None: they have none.
   """
 
   step: DistillationStep
@@ -41,6 +44,7 @@ class PlacedPrograms:
   longest: int
   wide_ratio: float
   scored: int = 0
+  images: ImageSizes | None = None
 
   def wide_widths(self, prompt: int) -> tuple[int, ...]:
     """The widths W that all prompts of an update are padded to, rising; P alone without prompts of the second kind."""
@@ -71,11 +75,26 @@ class PlacedPrograms:
       found += [self.update(wide)._replace(kind="score", context=0)] if self.scored else []
     return found
 
-  def prompts(self, shape: StepShape, ids: Sequence[Sequence[int]]) -> Batch:
-    """Lays out prompts of a kind on the devices, which every process has all of; the places behind them repeat the first."""
+  def prompts(
+    self,
+    shape: StepShape,
+    ids: Sequence[Sequence[int]],
+    seen: ModelImages | None = None,
+    refs: Sequence[tuple[ImageRef, ...]] = (),
+  ) -> Batch:
+    """Lays out prompts of a kind on the devices, which every process has all of; the places behind them repeat the first.
+
+    Args:
+      seen: how the model sees images; None: the prompts have none.
+      refs: those of each prompt.
+    """
     places = self.places.asked if shape.kind == "asked" else self.places.plain
     rows = [*ids, *[ids[0] if ids else [0]] * (places - len(ids))]
-    return self.to_devices(pipeline.pad(rows, shape.prompt, self.step.sampling.pad_id))
+    batch = pipeline.pad(rows, shape.prompt, self.step.sampling.pad_id)
+    if seen is not None:
+      of_rows = [*refs, *[refs[0] if refs else ()] * (places - len(ids))]
+      batch = dataclasses.replace(batch, images=seen.place(batch.prompt, batch.prompt_mask, of_rows))  # pyright: ignore[reportArgumentType]: numpy
+    return self.to_devices(batch)
 
   def no_rollout(self, shape: StepShape) -> Rollout:
     """Makes the rollout of a kind without a prompt: no row has a token."""
@@ -125,9 +144,14 @@ class PlacedPrograms:
     parts = [(batch, lowering.rollout_program(self.step, shape.width, params, batch)[1]) for batch in batches]
     order = jax.ShapeDtypeStruct((self.places.update,), jnp.int32, sharding=rows)
     live = jax.ShapeDtypeStruct((self.places.update,), jnp.bool_, sharding=rows)
-    program = functools.partial(joined, width=shape.context, pad_id=self.step.sampling.pad_id)
+    features = 0
+    if self.images is not None:
+      sizes_there = self.images.within(shape.context)
+      features = sizes_there.room * max(1, sizes_there.patches[0])
+    program = functools.partial(joined, width=shape.context, pad_id=self.step.sampling.pad_id, features=features)
     return jax.jit(program, out_shardings=rows).lower(parts, order, live)
 
   def _prompts(self, places: int, width: int) -> Batch:
     array = functools.partial(jax.ShapeDtypeStruct, (places, width), sharding=meshes.rows(self.step.mesh))
-    return Batch(array(dtype=jnp.int32), array(dtype=jnp.bool_))  # pyright: ignore[reportArgumentType]
+    images = self.images and self.images.abstract(places, width, self.step.dtype, meshes.rows(self.step.mesh))
+    return Batch(array(dtype=jnp.int32), array(dtype=jnp.bool_), images=images)  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from opd_jax.types import Batch, Rollout
+from opd_jax.types import Batch, Images, Patches, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ def joined(
   *,
   width: int,
   pad_id: int,
+  features: int = 0,
 ) -> tuple[Batch, Rollout]:
   """Lays out groups of several batches as one.
 
@@ -71,8 +72,9 @@ def joined(
     order: of each place the group that stands there, counted over all parts.
     live: false: a place is empty, and none of its tokens counts.
     width: of all prompts, tokens.
+    features: of all prompts' images, at most.
   """
-  wide = [(_widened(batch, width, pad_id), rollout) for batch, rollout in parts]
+  wide = [(_widened(batch, width, pad_id, features), rollout) for batch, rollout in parts]
   groups = [batch.prompt.shape[0] for batch, _ in wide]
 
   def take(*arrays: jax.Array) -> jax.Array:
@@ -85,7 +87,27 @@ def joined(
   return batch, dataclasses.replace(rollout, mask=rollout.mask & jnp.repeat(live, n)[:, None])
 
 
-def _widened(batch: Batch, width: int, pad_id: int) -> Batch:
+def _widened(batch: Batch, width: int, pad_id: int, features: int) -> Batch:
   left = ((0, 0), (width - batch.prompt.shape[1], 0))
   prompt = jnp.pad(batch.prompt, left, constant_values=pad_id)
-  return dataclasses.replace(batch, prompt=prompt, prompt_mask=jnp.pad(batch.prompt_mask, left))
+  images = batch.images and _with_room(batch.images, left, features)
+  return dataclasses.replace(batch, prompt=prompt, prompt_mask=jnp.pad(batch.prompt_mask, left), images=images)
+
+
+def _with_room(images: Images, left: tuple[tuple[int, int], tuple[int, int]], features: int) -> Images:
+  """Widens the prompts of images likewise, and makes room for so many features."""
+
+  def behind(a: jax.Array, axis: int, length: int, fill: int = 0) -> jax.Array:
+    return jnp.pad(a, [(0, length - n if i == axis else 0) for i, n in enumerate(a.shape)], constant_values=fill)
+
+  found = dataclasses.replace(
+    images, index=jnp.pad(images.index, left, constant_values=-1), positions=jnp.pad(images.positions, (*left, (0, 0)))
+  )
+  if (patches := images.patches) is None:
+    assert images.features is not None
+    assert images.taps is not None
+    return dataclasses.replace(
+      found, features=behind(images.features, 1, features), taps=behind(images.taps, 2, features)
+    )
+  fills = Patches(pixels=0, row=0, column=0, size=1, image=-1)  # pyright: ignore[reportArgumentType]
+  return dataclasses.replace(found, patches=jax.tree.map(lambda a, fill: behind(a, 1, features, fill), patches, fills))

@@ -5,6 +5,7 @@ Dimensions: p prompts, P prompt width, M features of a prompt's images at the mo
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -62,6 +63,11 @@ def _room(counts: Sequence[Sequence[int]]) -> int:
   return max(16, math.ceil(max((sum(row) for row in counts), default=0) / 16) * 16)
 
 
+def _features(row: Sequence[int], image_id: int) -> list[int]:
+  """The features of each of a prompt's images: how often the token of an image stands there in a row."""
+  return [sum(1 for _ in group) for here, group in itertools.groupby(token == image_id for token in row) if here]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelImages:
   """How one model sees the images of prompts."""
@@ -73,11 +79,12 @@ class ModelImages:
 
   @classmethod
   def of(
-    cls, model: ModelSpec, processor: ImageProcessor, refs: Sequence[Sequence[ImageRef]], limit: float, dtype: Any
+    cls, model: ModelSpec, processor: ImageProcessor, ids: Sequence[Sequence[int]], limit: float, dtype: Any
   ) -> "ModelImages":
     """Make the encoder of a model for the images of these prompts.
 
     Args:
+      ids: token ids of the prompts, by which the sizes of their images are known.
       limit: bytes of features that are kept.
 
     Raises:
@@ -89,16 +96,16 @@ class ModelImages:
         f"{model.name}: the features of its vision tower have {tower.out_width} numbers, and its decoder is {model.cfg.d_model} wide; "
         "mend config.json."
       )
-    counts = [[processor.features(ref, decode=False) for ref in row] for row in refs]
+    counts = [_features(row, processor.image_id) for row in ids]
     features = [n for row in counts for n in row] or [1]
     widths = pipeline.rising_widths(max(features), 2.0, min(features), 1)
     encoder = ImageEncoder(model.path, tower, [n * tower.merged for n in widths], limit, dtype)
     patches = (0, 0) if model.cfg.tower is None else (tower.merged, tower.pixels)
     return cls(processor, encoder, ImageSizes(_room(counts), len(tower.taps), model.cfg.d_model, patches), dtype)
 
-  def for_prompts(self, refs: Sequence[Sequence[ImageRef]]) -> "ModelImages":
+  def for_prompts(self, ids: Sequence[Sequence[int]]) -> "ModelImages":
     """The same model, for the images of other prompts: its encoder goes on with those too."""
-    counts = [[self.processor.features(ref, decode=False) for ref in row] for row in refs]
+    counts = [_features(row, self.processor.image_id) for row in ids]
     self.encoder.widen(max((n for row in counts for n in row), default=1) * self.encoder.cfg.merged)
     return dataclasses.replace(self, sizes=self.sizes._replace(room=_room(counts)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from opd_jax import config as configs
 from opd_jax.config import Config
+from opd_jax.data.image_prompts import ImagePrompts
 from opd_jax.errors import InputError
 from opd_jax.rollout import function_sampler
 from opd_jax.rollout.endpoint import EndpointOptions, EndpointSampler
@@ -51,6 +52,11 @@ def check(specs: Specs, group: str, needs: Sequence[str], longest: int) -> None:
     raise InputError(
       f"config.teachers names several, and the recipe {config.recipe!r} asks one; name it in config.teacher."
     )
+  if elsewhere and config.data.image_field:
+    raise InputError(
+      f"config.{group}.{elsewhere[0]} names a teacher that is asked in words alone, and prompts have images (config.data.image_field); name a "
+      "directory in config.teacher."
+    )
   if needs and not teachers and not elsewhere:
     raise InputError(
       f"config.teacher is '', and {needs[0]} needs one that writes; name it, or an endpoint in config.{group}.teacher_url, or a function in "
@@ -79,6 +85,8 @@ def make(
   if options.teacher_function:
     return FunctionSampler(options.teacher_function, _function(options), run.inputs.tokenizer)
   (model,), inputs = specs.teachers, run.inputs
+  seen = inputs.prompt_images and (*inputs.prompt_images.teachers, inputs.prompt_images.student)[0]
+  shown = seen and ImagePrompts.from_config(specs.config, model.path, inputs.tokenizer)
   generators = teacher_generators(
     model,
     specs.generator_config,
@@ -88,8 +96,9 @@ def make(
     shortest=inputs.prompt_widths[-1],
     program_cache=run.program_cache,
     on_new=run.count_programs_of,
+    images=seen,
   )
-  return MeshTeacher(generators, params, inputs.tokenizer, inputs.rendering.for_teacher().without_suffix())
+  return MeshTeacher(generators, params, inputs.tokenizer, inputs.rendering.for_teacher().without_suffix(), shown)
 
 
 def _function(options: Config) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from opd_jax.context import candidates
 from opd_jax.context.candidates import Candidates, beginning, chosen, distinct, hardest, possible
+from opd_jax.data import chat
 from opd_jax.data.rendering import Rendering
 from opd_jax.tasks import chain
 
@@ -23,7 +24,10 @@ WRITTEN = Candidates(
   shuffle=True,
   wrong_pair=False,
 )
-RENDERING = Rendering()
+
+
+def rendered(tokenizer):
+  return lambda prompt: chat.render(prompt, tokenizer, Rendering())
 
 
 def rng(seed: int) -> np.random.Generator:
@@ -89,19 +93,19 @@ def test_both_candidates_have_one_form_and_one_length(tokenizer):
   """Cut ones keep their ends, where the answer stands."""
   short, long = "1+2=3", "4+5=9,9+1=0"
   for texts in ((short, long), (long, short)):
-    asked = text_of(WRITTEN.ask("bcq", "12", texts, tokenizer, RENDERING), tokenizer)
+    asked = text_of(WRITTEN.ask("bcq", "12", texts, tokenizer, rendered(tokenizer)), tokenizer)
     blocks = asked.removeprefix("12:").removesuffix("=").split(":")
     assert [len(block) for block in blocks] == [5, 5]
     assert all(text.endswith(block) for text, block in zip(texts, blocks, strict=True))
   own = dataclasses.replace(WRITTEN, same_length=False)
-  assert text_of(own.ask("bcq", "12", (short, long), tokenizer, RENDERING), tokenizer) == "12:1+2=3:,9+1=0="
+  assert text_of(own.ask("bcq", "12", (short, long), tokenizer, rendered(tokenizer)), tokenizer) == "12:1+2=3:,9+1=0="
 
 
 def test_prompts_stay_below_their_cap_by_shortening_all_candidates_alike(tokenizer):
   texts = ("1+2=3", "4+5=9")
   for most in range(5, 16):
     tight = dataclasses.replace(WRITTEN, max_prompt=most)
-    ids = tight.ask("bcq", "12", texts, tokenizer, RENDERING)
+    ids = tight.ask("bcq", "12", texts, tokenizer, rendered(tokenizer))
     if most < 7:
       assert ids is None
       continue
@@ -109,12 +113,12 @@ def test_prompts_stay_below_their_cap_by_shortening_all_candidates_alike(tokeniz
     assert len(ids) <= most
     first, second = text_of(ids, tokenizer).removeprefix("12:").removesuffix("=").split(":")
     assert len(first) == len(second) >= min(5, (most - 5) // 2)
-  assert dataclasses.replace(WRITTEN, max_prompt=4).with_hint("12", "3", tokenizer, RENDERING) is None
-  assert dataclasses.replace(WRITTEN, max_prompt=3).with_prefix("12", "34", tokenizer, RENDERING) is None
+  assert dataclasses.replace(WRITTEN, max_prompt=4).with_hint("12", "3", tokenizer, rendered(tokenizer)) is None
+  assert dataclasses.replace(WRITTEN, max_prompt=3).with_prefix("12", "34", tokenizer, rendered(tokenizer)) is None
 
 
 def test_an_ncq_lists_what_is_wrong_and_how_it_came_about(tokenizer):
-  ids = WRITTEN.ask("ncq", "12", ("1+2=4", "1+2=5"), tokenizer, RENDERING, answers=("4", "5"))
+  ids = WRITTEN.ask("ncq", "12", ("1+2=4", "1+2=5"), tokenizer, rendered(tokenizer), answers=("4", "5"))
   assert text_of(ids, tokenizer).startswith("124,")  # ", " where the tokenizer has a space
   assert text_of(ids, tokenizer).endswith("#:1+2=4:1+2=5=")
 
@@ -123,8 +127,8 @@ def test_hints_and_prefixes_are_beginnings_of_a_solution(tokenizer):
   solution = "1+2=3,3+4=7"
   assert beginning(solution, 0.4, tokenizer) == "1+2="
   assert beginning(solution, 0.0, tokenizer) == ""
-  assert text_of(WRITTEN.with_hint("12", "1+2=", tokenizer, RENDERING), tokenizer) == "12>1+2=="
-  assert text_of(WRITTEN.with_prefix("12=", "1+2=", tokenizer, RENDERING), tokenizer) == "12=1+2="
+  assert text_of(WRITTEN.with_hint("12", "1+2=", tokenizer, rendered(tokenizer)), tokenizer) == "12>1+2=="
+  assert text_of(WRITTEN.with_prefix("12=", "1+2=", tokenizer, rendered(tokenizer)), tokenizer) == "12=1+2="
 
 
 def test_the_order_of_candidates_is_balanced_over_keys_unless_a_control_fixes_it():

@@ -157,6 +157,55 @@ def test_a_verifiers_reward_needs_no_teacher(model, scenes, tmp_path):
   assert len(read(tmp_path / "w", "train")) == 3
 
 
+def zone_config(model, teacher, scenes, folder, **changes):
+  """ZPPO of a small model, by a verifier that both models please half of the time."""
+  (folder / "even.py").write_text("def verify(response, answer):\n  return len(response) % 2 == 0\n")
+  config = configs.override(
+    configs.load("zppo"), {"student": str(model), "data.path": str(scenes), "teacher": str(teacher)}
+  )
+  wanted = {"data.image_field": "image", "data.box_field": "box", "data.verifier": f"{folder}/even.py:verify"}
+  wanted |= {"zone.teacher_function": "", "zone.tau": 1.0, "zone.augment": 1.0, "zone.replay": 0.5}
+  wanted |= {"candidates.compressor": "truncate", "candidates.max_prompt": 192, "candidates.max_tokens": 40}
+  wanted |= {
+    "candidates.bcq": "{prompt}:{candidates}",
+    "candidates.ncq": "{prompt}#{candidates}",
+    "candidates.block": ":{text}",
+  }
+  wanted |= {"batch": 4, "rollouts_per_prompt": 4, "mini_batches": 1, "steps": 2, "horizon.max": 40, "eval.every": 0}
+  return configs.override(
+    config, wanted | {"checkpoint.every": 1, "compile_cache": "off", "log.tensorboard": False} | changes
+  )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tower", [False, True])
+def test_questions_asked_anew_keep_their_images(tower, model, scenes, tmp_path):
+  """ZPPO: what was sampled with an image is scored with it, plain and with candidates, whoever holds the tower."""
+  teacher = seeing_models.write_small(tmp_path / "teacher", seed=5)
+  config = zone_config(model, teacher, scenes, tmp_path, **{"vision.train": tower, "log.rollouts": 2})
+  run = train(config, tmp_path / "w")
+  records = read(tmp_path / "w", "train")
+  for record in records:
+    assert record["reformulated_tokens"] > 0
+    assert record["teacher_tokens"] > 0
+    assert record["ratio_max"] == pytest.approx(1, abs=1e-4)
+  assert run.recipe.teacher.tokens > 0
+  first = scored.read(tmp_path / "w" / scored.ROLLOUTS)[0]
+  assert shape_of(first.images[0]) == (40, 24)
+  parts = tmp_path / "parts"
+  train(configs.override(config, {"steps": 1}), parts)
+  train(config, parts)
+  assert [without_time(r) for r in read(parts, "train")] == [without_time(r) for r in records]
+
+
+def test_a_teacher_elsewhere_is_asked_in_words_alone(model, scenes, tmp_path):
+  config = zone_config(
+    model, "", scenes, tmp_path, **{"zone.teacher_url": "http://127.0.0.1:1/v1", "zone.teacher_model": "x"}
+  )
+  with pytest.raises(InputError, match="in words alone"):
+    open_run(config, tmp_path / "w")
+
+
 def test_held_out_problems_are_answered_with_their_images(model, scenes, tmp_path):
   changes = {"eval.every": 3, "eval.path": str(scenes), "eval.prompts": 5, "eval.batch": 4, "eval.max_tokens": 4}
   run = train(crop_config(model, scenes, **changes), tmp_path / "w")
@@ -233,7 +282,7 @@ def test_what_does_not_go_together_is_refused(changes, why, model, scenes, tmp_p
     open_run(crop_config(model, scenes, **changes), tmp_path / "w")
 
 
-@pytest.mark.parametrize("method", ["graphpo", "zppo", "ccopd", "d_opsd", "opcod"])
+@pytest.mark.parametrize("method", ["graphpo", "ccopd", "d_opsd", "opcod"])
 def test_methods_that_read_text_alone_say_so(method, model, scenes, tmp_path):
   config = configs.override(
     configs.load(method),
@@ -462,4 +511,4 @@ def test_a_control_shows_another_region_and_evaluations_the_crop(tmp_path):
     ("marked", "crop")
   }
   assert {ref.view for (ref,) in asked.images} == {"crop"}
-  assert {len(row) for row in asked.ids} == {4 + 2 + 4}
+  assert {len(row) for row in asked.ids} == {16 + 2 + 4}

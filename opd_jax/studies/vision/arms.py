@@ -26,7 +26,7 @@ BASE: dict[str, Any] = {
   "data.path": f"task:{SCENES.name}",
   "data.image_field": "image",
   "data.box_field": "box",
-  "data.max_prompt": 10,
+  "data.max_prompt": 22,
   "data.decode_images": False,
   "student": "builtin:scenes-student",
   "vision.train": True,
