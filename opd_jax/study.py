@@ -8,6 +8,8 @@
     python -m opd_jax.study diffusion                  does it help to be shown one's own future? likewise
     python -m opd_jax.study graph                      what does a graph of states add to a tree? likewise
     python -m opd_jax.study zone                       does a teacher in the prompt teach hard questions? likewise
+    python -m opd_jax.study vision                     does the whole picture learn what its crop shows? likewise
+    python -m opd_jax.study healing --model=DIR --drop-layers=20-23     a real model is cut and healed; any directory, hours on two cores
     python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
     python -m opd_jax.study drpo --dry-run             what would be trained; checks every config, and runs nothing
@@ -20,6 +22,7 @@ import importlib
 import pathlib
 import time
 from types import ModuleType
+from typing import Any
 
 from etils import epath
 from rich.console import Console
@@ -28,7 +31,7 @@ from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
 
-STUDIES = ("horizon", "ccopd", "drpo", "opcod", "geometry", "diffusion", "graph", "zone")
+STUDIES = ("horizon", "ccopd", "drpo", "opcod", "geometry", "diffusion", "graph", "zone", "vision", "healing")
 
 
 def part(study: str, name: str) -> ModuleType:
@@ -36,8 +39,13 @@ def part(study: str, name: str) -> ModuleType:
   return importlib.import_module(f"opd_jax.studies.{study}.{name}")
 
 
-def run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> None:
+def run(
+  study: str, out: pathlib.Path, names: list[str], seeds: list[int], changes: dict[str, Any] | None = None
+) -> None:
   """Train and measure what is missing of these arms, then decide the claims and write OUT/report.
+
+  Args:
+    changes: to the config of every arm.
 
   Raises:
     InputError: a workdir in `out` belongs to another config.
@@ -51,10 +59,10 @@ def run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> No
 
   began = time.perf_counter()
   every = part(study, "arms").ARMS
-  check_all(every, seeds, out)  # the report reads all of them
+  check_all(every, seeds, out, changes)  # the report reads all of them
   use_cache(str((out / ".jax_cache").resolve()), epath.Path(out))  # for the analyses, where nothing is left to train
-  train_all([arm for arm in every if arm.name in names], seeds, out)
-  part(study, "measures").measure_all(every, seeds, out)
+  train_all([arm for arm in every if arm.name in names], seeds, out, changes)
+  part(study, "measures").measure_all(every, seeds, out, changes)
   results, sections = Results(out, seeds), part(study, "sections")
   verdicts = decide(part(study, "claims").CLAIMS, results)
   page = verdict_page.write(sections.TITLE, sections.INTRO, verdicts, sections.sections(results), out / "report")
@@ -63,8 +71,13 @@ def run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> No
   console.print(f"{time.perf_counter() - began:.0f} s in all, report in {page}", soft_wrap=True)
 
 
-def dry_run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -> None:
+def dry_run(
+  study: str, out: pathlib.Path, names: list[str], seeds: list[int], changes: dict[str, Any] | None = None
+) -> None:
   """Check the configs and workdirs of these arms, and print the runs that `run` would train, in its order.
+
+  Args:
+    changes: to the config of every arm.
 
   Raises:
     InputError: a config is refused, or a workdir in `out` belongs to another config.
@@ -74,8 +87,8 @@ def dry_run(study: str, out: pathlib.Path, names: list[str], seeds: list[int]) -
 
   chosen = [arm for arm in part(study, "arms").ARMS if arm.name in names]
   for arm in chosen:
-    checks.check(config_of(arm, seeds[0], out))
-  check_all(chosen, seeds, out)
+    checks.check(config_of(arm, seeds[0], out, changes))
+  check_all(chosen, seeds, out, changes)
   todo = missing(chosen, seeds, out)
   for arm, seed in todo:
     print(f"{arm.name}, seed {seed}")
@@ -105,7 +118,14 @@ def main() -> None:
   parser.add_argument("--only", default="", help="arms, with commas between")
   parser.add_argument("--list", action="store_true", help="the arms and what each changes; runs nothing")
   parser.add_argument("--dry-run", action="store_true", help="check all configs and list what is missing; runs nothing")
+  healing = parser.add_argument_group("of the study healing")
+  healing.add_argument("--model", default="", help="the directory of the whole model")
+  healing.add_argument("--drop-layers", default="", help="layers that the student lacks, such as 20-23")
+  healing.add_argument("--bits", type=int, default=0, help="bits that the student's matrices are rounded to, 2 to 8")
+  healing.add_argument("--data", default="", help="a file of prompts to train on besides, such as GSM8K's train.jsonl")
   args = parser.parse_args()
+  if args.study != "healing" and (args.model or args.drop_layers or args.bits or args.data):
+    parser.error("--model, --drop-layers, --bits and --data are of the study healing")
   seed_count = args.seeds
   if seed_count is None:
     seed_count = 3 if args.short else 5
@@ -121,10 +141,10 @@ def main() -> None:
       for arm in (arm for arm in study.ARMS if arm.name in names):
         print(f"{arm.name}: {arm.label}; " + ", ".join(f"{key}={value}" for key, value in arm.changes.items()))
       return
-    if args.dry_run:
-      dry_run(args.study, out, names, seeds)
-      return
-    run(args.study, out, names, seeds)
+    changes = None
+    if args.study == "healing":
+      changes = study.prepare(out, args.model, args.drop_layers, args.bits, args.data)
+    (dry_run if args.dry_run else run)(args.study, out, names, seeds, changes)
 
 
 if __name__ == "__main__":

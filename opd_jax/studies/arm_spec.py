@@ -25,6 +25,7 @@ class ArmSpec(NamedTuple):
     changes: to the config of `method`, after the study's own in `base`; dotted keys.
     method: names configs/METHOD.py.
     mask_from: the arm whose run of the same seed is `subnetwork.mask_from`; it is trained before; "": none.
+    keeps: keys that what a study changes in every arm does not change in this one.
   """
 
   name: str
@@ -33,7 +34,9 @@ class ArmSpec(NamedTuple):
   base: dict[str, Any]
   method: str = "opd"
   mask_from: str = ""
+  keeps: tuple[str, ...] = ()
 
   def config(self, seed: int, changes: dict[str, Any] | None = None) -> Config:
     """The config of one run; `changes` come last."""
-    return configs.override(configs.load(self.method), self.base | self.changes | {"seed": seed} | (changes or {}))
+    last = {key: value for key, value in (changes or {}).items() if key not in self.keeps}
+    return configs.override(configs.load(self.method), self.base | self.changes | {"seed": seed} | last)

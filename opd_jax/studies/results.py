@@ -131,6 +131,12 @@ class Results:
     """Sum up what each run has cost in all, in units of `curve`, by seed."""
     return {seed: float(self._x(arm, seed, x)[-1]) for seed in self.runs(arm)}
 
+  def flops_at(self, arm: str, seed: int, steps: Sequence[int]) -> np.ndarray:
+    """Count the FLOPs of a finished run up to and including each of these steps, see flops.py; [steps]."""
+    if (arm, seed) not in self._flops:
+      self._flops[arm, seed] = flops.cumulative(self._runs[arm, seed])
+    return np.interp(steps, *self._flops[arm, seed])
+
   def trained(self, arm: str) -> dict[int, float]:
     """The mean number of tokens that a logged step trained, by seed."""
     return {seed: fmean(r["trained"] for r in run.train) for seed, run in self.runs(arm).items()}
@@ -186,10 +192,7 @@ class Results:
     run = self._runs[arm, seed]
     if x != "flops":
       return np.array([e[x] for e in run.evals], float)
-    if (arm, seed) not in self._flops:
-      self._flops[arm, seed] = flops.cumulative(run)
-    steps, total = self._flops[arm, seed]
-    return np.interp([e["step"] for e in run.evals], steps, total)
+    return self.flops_at(arm, seed, [e["step"] for e in run.evals])
 
 
 def read_measurement(file: pathlib.Path) -> dict[str, Any]:

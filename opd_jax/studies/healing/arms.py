@@ -1,0 +1,156 @@
+"""A real language model is cut, and healed from the whole one: are full rollouts necessary? After arXiv:2605.31490.
+
+The student is the model with some layers left out or its weights rounded (--drop-layers, --bits), the teacher the same model as it was.
+Seed by seed all arms read the same prompts in the same order: instructions of several kinds, easy word problems, and those of --data.
+Lengths are shares of T = 256 tokens.
+
+Every arm has about as many FLOPs: a step's cost goes with the tokens that are read and written, `PROMPT` of a prompt and the horizon, so that
+an arm of short rollouts makes more steps of `ROWS` rollouts each. The page has the FLOPs that were counted. One arm has twice the steps
+at 25%. Only seconds would need a machine of its own, and none are claimed.
+
+The rate is that of a first look (1e-4, one seed), not calibrated. The rules by which claims are judged stand in claims.py.
+"""
+
+import pathlib
+from statistics import fmean
+from typing import Any
+
+from opd_jax import config as configs
+from opd_jax.errors import InputError
+from opd_jax.models import directory as directories
+from opd_jax.models import pruning
+from opd_jax.runtime import json_files
+from opd_jax.studies.arm_spec import NULL, ArmSpec
+from opd_jax.studies.healing import prompts
+
+FIRST_SEED = 20  # those before it are to calibrate on
+T, ROWS, LR = 256, 8, 1e-4
+FULL_STEPS = 16  # of OPD
+PROMPT = 48  # tokens of a prompt, about
+MEASURED = 4  # times in a run
+BASE: dict[str, Any] = {
+  "horizon.max": T,
+  "batch": ROWS,
+  "rollouts_per_prompt": 1,
+  "optimizer.lr": LR,
+  "data.max_prompt": 192,
+  "data.on_bad_line": "skip",
+  "eval.prompts": prompts.NUMBER,
+  "eval.batch": 50,
+  "eval.max_tokens": 64,
+  "eval.greedy": True,
+  "checkpoint.keep": MEASURED,
+  "log.bins": 16,
+  "log.samples": 0,
+  "log.tensorboard": False,
+}
+RATIOS = {0.0625: "6", 0.1: "10", 0.25: "25", 0.5: "50"}
+TO_T: dict[str, Any] = {"horizon.kind": "progressive", "horizon.start": 16, "horizon.growth": 80, "horizon.quantum": 16}
+TO_HALF: dict[str, Any] = {
+  "horizon.kind": "progressive",
+  "horizon.start": 16,
+  "horizon.growth": 32,
+  "horizon.quantum": 16,
+}
+STAIRS = 4  # of both
+LOOK: dict[str, Any] = {"horizon.kind": "look", "horizon.start": 16, "horizon.every": 8}
+
+
+def cost(horizon: float) -> float:
+  """What a step costs, as a share of OPD's."""
+  return (PROMPT + horizon) / (PROMPT + T)
+
+
+def steps_for(mean_horizon: float, times: float = 1.0) -> int:
+  """The steps of an arm with so long a horizon, a multiple of `MEASURED` and of `STAIRS`."""
+  return max(1, round(times * FULL_STEPS / cost(mean_horizon) / MEASURED)) * MEASURED
+
+
+def arm(name: str, label: str, changes: dict[str, Any], steps: int) -> ArmSpec:
+  every = steps // MEASURED
+  return ArmSpec(name, label, changes | {"steps": steps, "eval.every": steps, "checkpoint.every": every}, BASE)
+
+
+def full(name: str, label: str, changes: dict[str, Any]) -> ArmSpec:
+  """An arm whose rollouts may have T tokens."""
+  return arm(name, label, {"horizon.kind": "full"} | changes, steps_for(T))
+
+
+def truncated(name: str, label: str, ratio: float, times: float = 1.0) -> ArmSpec:
+  changes = {"horizon.kind": "truncated", "horizon.ratio": ratio, "horizon.quantum": 1}
+  return arm(name, label, changes, steps_for(ratio * T, times))
+
+
+def stairs(name: str, label: str, changes: dict[str, Any]) -> ArmSpec:
+  """An arm whose horizon grows, a quarter of the steps on each stair."""
+  heights = [min(T, changes["horizon.start"] + i * changes["horizon.growth"]) for i in range(STAIRS)]
+  steps = steps_for(fmean(heights))
+  return arm(name, label, changes | {"horizon.every": steps // STAIRS}, steps)
+
+
+ARMS: tuple[ArmSpec, ...] = (
+  full("opd", "OPD", {}),
+  *(truncated(f"topd-{name}", f"TOPD {name}%", ratio) for ratio, name in RATIOS.items()),
+  truncated("topd-25-long", "TOPD 25%, 2x the steps", 0.25, 2),
+  stairs("popd", "POPD to T", TO_T),
+  stairs("popd-half", "POPD to .44 T", TO_HALF),
+  arm("look", "adaptive: look", LOOK, steps_for(0.25 * T)),
+  full("forward", "forward KL", {"objective.kind": "forward_kl"}),
+  full(
+    "sft",
+    "SFT on the teacher's answers",
+    {
+      "rollout.by": "teacher",
+      "objective.support": "sampled",
+      "objective.kind": "forward_kl",
+      "objective.estimator": "nll",
+    },
+  ),
+  full("null", "the null: rare tokens suppressed", NULL | {"teacher": ""})._replace(keeps=("teacher",)),
+)
+LABELS = {each.name: each.label for each in ARMS}
+SHORT = ("opd", "topd-10", "topd-25", "popd")
+
+
+def prepare(out: pathlib.Path, model: str, drop: str, bits: int, data: str) -> dict[str, Any]:
+  """Make the cut model and the prompts of a study, once, and return what they change in every config.
+
+  Args:
+    model: the directory of the whole one.
+    drop: layers to leave out, "20-23"; "": none.
+    bits: of the rounded matrices; 0: they stay.
+    data: a file of more prompts to train on; "".
+
+  Raises:
+    InputError: nothing is cut, there is no such model, or `out` holds a study of another one.
+  """
+  if not model:
+    raise InputError(
+      "The study healing needs a model: --model=DIR, and what is cut of it, --drop-layers=20-23 or --bits=3."
+    )
+  if not drop and not bits:
+    raise InputError(
+      "Nothing is cut of the model, so that there is nothing to heal: give --drop-layers=20-23, or --bits=3."
+    )
+  whole, cut = configs.expanded_path(model).resolve(), (out / "cut").resolve()
+  more = str(configs.expanded_path(data).resolve()) if data else ""
+  asked = {"model": str(whole), "drop_layers": drop, "bits": bits, "data": more}
+  record = out / "healing.json"
+  if record.is_file() and (before := json_files.load_object(record, "delete it")) != asked:
+    raise InputError(
+      f"{out} holds the study of another model or cut ({before}); give another --out, or the same flags."
+    )
+  if not cut.is_dir():
+    out.mkdir(parents=True, exist_ok=True)
+    pruning.write(whole, cut, drop=pruning.layers_of(drop) if drop else (), bits=bits)
+  prompts.write(out / "data")
+  directories.write_json(record, asked)
+  folder = (out / "data").resolve()
+  paths = (str(folder / prompts.TRAINED), *([more] if more else []))
+  return {
+    "student": str(cut),
+    "teacher": str(whole),
+    "data.paths": paths,
+    "data.path": "",
+    "eval.path": str(folder / prompts.PROBLEMS),
+  }

@@ -1,0 +1,151 @@
+"""What the study measures of its students at every checkpoint: how far they are from the whole model, and how they speak."""
+
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opd_jax import config as configs
+from opd_jax import inputs
+from opd_jax.analysis import loaded, notebook, score
+from opd_jax.analysis.loaded import Model
+from opd_jax.config import Config
+from opd_jax.data.scored import ScoredResponse
+from opd_jax.evaluation import make_evaluator
+from opd_jax.runtime import json_files
+from opd_jax.runtime.programs import ProgramCache
+from opd_jax.studies import students
+from opd_jax.studies.arm_spec import ArmSpec
+from opd_jax.studies.healing import prompts
+from opd_jax.studies.healing.arms import T
+
+ASKED = 24  # held-out instructions, each answered once at temperature 1
+EDGES = (0, 16, 26, 64, 128, 192, T)  # of the bins of positions
+REPEATED = 4  # tokens that are repeated together
+WORD_PROBLEMS: dict[str, Any] = {
+  "eval.prompts": prompts.NUMBER,
+  "eval.batch": 50,
+  "eval.max_tokens": 64,
+  "eval.k": 1,
+  "eval.temperature": 1.0,
+  "eval.greedy": True,
+}
+
+
+def measure_all(
+  arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+) -> None:
+  """Measure the students of all finished runs; arguments as of `students.ask_all`."""
+  settings = [ASKED, EDGES, REPEATED, WORD_PROBLEMS]
+  students.ask_all(measure_student, arms, seeds, out, changes, settings=settings)
+
+
+class Asked(NamedTuple):
+  """The held-out instructions, and the whole model that answered them."""
+
+  teacher: Model
+  prompts: list[list[int]]
+  answers: list[list[int]]  # the teacher's
+
+
+@functools.cache
+def _asked(student: str, teacher: str, path: str, seed: int) -> Asked:
+  """Load the whole model and let it answer, once for all students of a process."""
+  model = loaded.load_model(teacher)
+  records = [json_files.parse(line)["prompt"] for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+  ids = notebook.render_prompts(loaded.load_model(student), records[:ASKED], None)
+  return Asked(model, ids, score.respond(model, ids, T, 1.0, seed))
+
+
+def measure_student(config: Config, path: pathlib.Path | None, program_cache: ProgramCache) -> dict[str, Any]:
+  """Measure one student before training, or at every checkpoint of its run.
+
+  Args:
+    path: the run's workdir; None: the student before training.
+
+  Returns:
+    "steps": of each checkpoint what `of_student` measures, with its "step". "word_problems": after the last step, the share of the word
+    problems that are right, "sampled" at temperature 1 and "greedy".
+  """
+  every = config.checkpoint.every
+  steps = [0] if path is None else list(range(every, config.steps + 1, every))
+  found, last = [], None
+  for step in steps:
+    last = loaded.load_directory(config.student) if path is None else loaded.load_model(path, step=step)
+    found.append({"step": step} | of_student(config, last))
+  assert last is not None
+  return {"steps": found, "word_problems": _word_problems(config, last, program_cache)}
+
+
+def of_student(config: Config, student: Model) -> dict[str, Any]:
+  """Measure one student against the whole model.
+
+  Returns:
+    Means over tokens of its own answers of at most T tokens: "kl", the reverse KL to the teacher in nats, "by_position" the same in the bins of
+    EDGES with "tokens" of each. Of the teacher's answers: "nll", their negative log-probability, in nats a token, and "agreement", the share of
+    tokens at which both models' likeliest is the same. Of its own answers also the mean "length", the share that "ended" by a stop
+    token, and the share of tokens that are "repeated".
+  """
+  folder = pathlib.Path(config.eval.path).parent
+  asked = _asked(config.student, _whole(folder), str(folder / prompts.ASKED), config.seed)
+  own = score.respond(student, asked.prompts, T, 1.0, config.seed)
+  spoken = score.score_ids(student, asked.teacher, asked.prompts, own, k=0)
+  heard = score.score_ids(student, asked.teacher, asked.prompts, asked.answers, k=1)
+  by_position, counts = binned([_numbers(each.divergence) for each in spoken])
+  return {
+    "kl": float(np.mean(np.concatenate([_numbers(each.divergence) for each in spoken]))),
+    "by_position": by_position,
+    "tokens": counts,
+    "nll": -float(np.mean(np.concatenate([_numbers(each.logprob) for each in heard]))),
+    "agreement": float(np.mean([same for each in heard for same in agreeing(each)])),
+    "length": float(np.mean([len(row) for row in own])),
+    "ended": float(np.mean([each.ended for each in spoken])),
+    "repeated": float(np.mean([here for row in own for here in repeats(row)])),
+  }
+
+
+def _whole(folder: pathlib.Path) -> str:
+  """The whole model of a study, whose data lie in this folder."""
+  return json_files.load_object(folder.parent / "healing.json", "run the study again")["model"]
+
+
+def _numbers(values: Any) -> np.ndarray:
+  return np.array(values, float)
+
+
+def binned(rows: Sequence[np.ndarray]) -> tuple[list[float | None], list[int]]:
+  """Average over the tokens of each bin of EDGES, over all rows; None where no row has one. Also the tokens of each."""
+  means: list[float | None] = []
+  counts: list[int] = []
+  for first, end in itertools.pairwise(EDGES):
+    here = np.concatenate([row[first:end] for row in rows])
+    means.append(float(here.mean()) if len(here) else None)
+    counts.append(len(here))
+  return means, counts
+
+
+def agreeing(response: ScoredResponse) -> list[bool]:
+  """Tell of each token whether both models' likeliest there is the same."""
+  pairs = zip(response.student_top or (), response.teacher_top or (), strict=True)
+  return [ours[0][0] == theirs[0][0] for ours, theirs in pairs]
+
+
+def repeats(row: Sequence[int]) -> list[bool]:
+  """Tell of each token whether it ends REPEATED tokens that stood together in the row before."""
+  seen: set[tuple[int, ...]] = set()
+  found = []
+  for end in range(1, len(row) + 1):
+    gram = tuple(row[max(0, end - REPEATED) : end])
+    found.append(len(gram) == REPEATED and gram in seen)
+    seen.add(gram)
+  return found
+
+
+def _word_problems(config: Config, student: Model, program_cache: ProgramCache) -> dict[str, float]:
+  asked = configs.override(config, WORD_PROBLEMS)
+  problems = inputs.load_evaluation(asked, student.spec, student.tokenizer, student.mesh, student.spec.cfg.vocab)
+  record = make_evaluator(asked, problems, student.params, program_cache)(student.params)[0]
+  return {"sampled": record["accuracy"], "greedy": record["greedy"]["accuracy"]}

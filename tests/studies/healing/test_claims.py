@@ -1,0 +1,151 @@
+"""The claims of the study of healing, decided on made-up measurements."""
+
+import json
+from typing import Any
+
+import pytest
+
+from opd_jax.studies.healing import arms, claims, sections
+from opd_jax.studies.healing.measures import EDGES
+from opd_jax.studies.results import Results
+from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, decide
+from tests.helpers import synthetic_study
+
+SEEDS = (20, 21, 22)
+BINS = len(EDGES) - 1
+
+
+@pytest.fixture
+def study_of(tmp_path, monkeypatch):
+  """Write what students are after training: study_of({arm: divergence}, by_position=..., first=..., flops=...) -> its results.
+
+  by_position: of an arm its divergence by bin; first: the divergence at its first checkpoint; flops: of the whole run.
+  """
+  cost: dict[str, float] = {}
+  monkeypatch.setattr(
+    Results,
+    "flops_at",
+    lambda self, arm, seed, steps: claims.np.array([cost.get(arm, 1.0) * step / 8 for step in steps]),
+  )
+  monkeypatch.setattr(Results, "totals", lambda self, arm, x="elapsed": dict.fromkeys(SEEDS, cost.get(arm, 1.0)))
+
+  def write(
+    levels: dict[str, float],
+    *,
+    by_position: dict[str, list[float]] | None = None,
+    first: dict[str, float] | None = None,
+    flops: dict[str, float] | None = None,
+    **of: dict[str, float],
+  ) -> Results:
+    cost.update(flops or {})
+    for name, level in levels.items():
+      for seed in SEEDS:
+        noise = 0.001 * ((seed + sum(name.encode())) % 3)
+        last = _step(8, level + noise, (by_position or {}).get(name))
+        last |= {key: by_arm[name] + noise for key, by_arm in of.items() if name in by_arm}
+        steps = [last] if name == "untrained" else [_step(4, (first or {}).get(name, 1.0), None), last]
+        record: dict[str, Any] = {"steps": steps, "word_problems": {"sampled": 0.2 + noise, "greedy": 0.3}}
+        synthetic_study.write(tmp_path, f"asked-{name}", seed, {"of": "", **record})
+        if name != "untrained":
+          path = tmp_path / "runs" / name / f"seed{seed}"
+          synthetic_study.workdir(path, seed, lambda step: 0.2, steps=8, every=8)
+    return Results(tmp_path, SEEDS)
+
+  return write
+
+
+def _step(step: int, kl: float, by_position: list[float] | None) -> dict[str, Any]:
+  same = {"nll": 1.0, "agreement": 0.7, "length": 100.0, "ended": 0.5, "repeated": 0.1}
+  return {"step": step, "kl": kl, "by_position": by_position or [kl] * BINS, "tokens": [100] * BINS} | same
+
+
+def decided(results: Results, name: str) -> Verdict:
+  (verdict,) = decide([claim for claim in claims.CLAIMS if claim.name == name], results)
+  return verdict
+
+
+def _as_good(name: str, arm: str) -> list[tuple[str, dict[str, float], dict, str]]:
+  return [(name, {arm: 0.5, "opd": 0.5}, {}, SUPPORTED), (name, {arm: 0.6, "opd": 0.5}, {}, NOT_SUPPORTED)]
+
+
+def _better(name: str, a: str, b: str) -> list[tuple[str, dict[str, float], dict, str]]:
+  return [(name, {a: 0.5, b: 0.6}, {}, SUPPORTED), (name, {a: 0.6, b: 0.5}, {}, NOT_SUPPORTED)]
+
+
+FIXED = {"topd-6": 0.7, "topd-10": 0.6, "topd-25": 0.5, "topd-50": 0.6}
+BEFORE = {"untrained": 1.0}
+EVEN, LATE = [0.5] * BINS, [0.4, 0.4, 0.9, 0.9, 0.9, 0.9]
+CASES = [
+  ("OPD heals", {"opd": 0.5} | BEFORE, {}, SUPPORTED),
+  ("OPD heals", {"opd": 1.5} | BEFORE, {}, NOT_SUPPORTED),
+  *(case for name in arms.RATIOS.values() for case in _as_good(f"{name}% of a rollout does", f"topd-{name}")),
+  *_as_good("a horizon that grows does", "popd"),
+  *_as_good("and so does one that grows to less", "popd-half"),
+  ("what is learned early holds late", {"topd-10": 0.5} | BEFORE, {"by_position": {"topd-10": EVEN}}, SUPPORTED),
+  ("what is learned early holds late", {"topd-10": 0.5} | BEFORE, {"by_position": {"topd-10": LATE}}, NOT_SUPPORTED),
+  ("POPD is sooner", {"popd": 0.4, "opd": 0.6} | BEFORE, {"first": {"popd": 0.5}}, SUPPORTED),
+  ("POPD is sooner", {"popd": 0.4, "opd": 0.6} | BEFORE, {"first": {"popd": 0.9}}, NOT_SUPPORTED),
+  ("POPD is sooner", {"popd": 0.8, "opd": 0.6} | BEFORE, {}, UNDECIDED),  # never, of three seeds
+  ("look chooses well", {"look": 0.51} | FIXED, {}, SUPPORTED),
+  ("look chooses well", {"look": 0.6} | FIXED, {}, NOT_SUPPORTED),
+  *_better("own words are better than the teacher's", "opd", "sft"),
+  *_better("reverse KL is better on own words", "opd", "forward"),
+  *_better("more than no teacher", "opd", "null"),
+  ("own words are better than the teacher's", {"opd": 0.5, "sft": 0.5}, {}, UNDECIDED),
+  *_better("twice the steps at a quarter", "topd-25-long", "opd"),
+  (
+    "it speaks again",
+    {"opd": 0.5} | BEFORE,
+    {"repeated": {"opd": 0.1, "untrained": 0.3}, "ended": {"opd": 0.6, "untrained": 0.2}},
+    SUPPORTED,
+  ),
+  (
+    "it speaks again",
+    {"opd": 0.5} | BEFORE,
+    {"repeated": {"opd": 0.1, "untrained": 0.3}, "ended": {"opd": 0.2, "untrained": 0.6}},
+    NOT_SUPPORTED,
+  ),
+]
+
+
+@pytest.mark.parametrize(("claim", "levels", "of", "status"), CASES)
+def test_a_claim_is_decided_by_its_rule(claim, levels, of, status, study_of):
+  assert decided(study_of(levels, **of), claim).status == status
+
+
+def test_every_claim_is_decided_both_ways():
+  for claim in claims.CLAIMS:
+    found = {status for name, _, _, status in CASES if name == claim.name}
+    assert {SUPPORTED, NOT_SUPPORTED} <= found, claim.name
+
+
+def test_flops_to_a_divergence_are_interpolated_between_checkpoints(study_of):
+  results = study_of({"popd": 0.4, "opd": 0.6} | BEFORE, first={"popd": 0.8}, flops={"popd": 2.0})
+  found = claims.flops_to(results, "popd", dict.fromkeys(SEEDS, 0.6))
+  noise = {seed: 0.001 * ((seed + sum(b"popd")) % 3) for seed in SEEDS}
+  for seed, at in found.items():
+    assert at == pytest.approx(1.0 + (0.8 - 0.6) / (0.4 - noise[seed]))
+
+
+def test_nothing_is_decided_without_runs(tmp_path):
+  results = Results(tmp_path, SEEDS)
+  assert {verdict.status for verdict in decide(claims.CLAIMS, results)} == {MISSING}
+  for section in sections.sections(results):
+    assert section.figure is None
+    assert not section.rows
+
+
+def test_one_seed_decides_nothing_that_needs_an_interval(study_of, tmp_path):
+  study_of({"opd": 0.5} | BEFORE)
+  assert decided(Results(tmp_path, SEEDS[:1]), "OPD heals").status == UNDECIDED
+
+
+def test_the_page_has_a_picture_and_a_row_of_every_arm(study_of):
+  results = study_of(dict.fromkeys(sections.ASKED, 0.5) | BEFORE)
+  by_cost, position, spent = sections.sections(results)
+  assert by_cost.figure is not None
+  assert position.figure is not None
+  for section in (by_cost, position):
+    assert [row["arm"] for row in section.rows] == list(sections.ASKED.values())
+  assert [row["arm"] for row in spent.rows] == list(arms.LABELS.values())
+  json.dumps([row for s in (by_cost, position, spent) for row in s.rows])
