@@ -37,6 +37,7 @@ def get_config(scale: str = "cpu"):
     c.student = "builtin:scenes-student"
     c.data.path = "task:scenes"
     c.data.max_prompt = 22
+    c.data.draw_boxes = "all"  # the student knows no other way to find a place
     c.data.decode_images = False  # they are drawn, and none is damaged
     c.context.max_tokens = 22
     c.batch = 32

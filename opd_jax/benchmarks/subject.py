@@ -198,6 +198,7 @@ class Subject:
       )
 
     student, *teachers = self.specs.images
+    assert wanted.images is not None
     made: dict[str, Any] = {"images": fill(student, wanted.images)}
     if wanted.teacher_images is not None:
       made["teacher_images"] = tuple(map(fill, teachers, wanted.teacher_images))

@@ -1,6 +1,10 @@
 """Makes the models that see and ship with the package: next-token prediction on questions about pictures, with the tower from scratch.
 
-    python -m opd_jax.tasks.pretrain_scenes --steps=STEPS --out=DIR
+    python -m opd_jax.tasks.pretrain_scenes --views=crop,marked,marked,whole --steps=450 --out=BEGUN                 15 minutes on half a core
+    CROPS=crop,crop,crop,crop,crop,crop,crop,marked
+    python -m opd_jax.tasks.pretrain_scenes --init=BEGUN --views=$CROPS --steps=150 --lr=7e-4 --seed=1 --out=DIR     scenes-student; 5 minutes
+    python -m opd_jax.tasks.pretrain_scenes --init=opd_jax/tasks/assets/scenes-student --views=marked,marked,marked,crop --steps=200 \\
+        --lr=7e-4 --seed=2 --out=DIR                                                                                 scenes-expert; 7 minutes
 
 Rows are questions about a box, with the crop of it, with the whole picture and the box in red, or with the whole picture alone, and questions
 about all of a picture (tasks/scenes.py). Both are written as directories of Qwen3-VL, with the settings of its image processor, and are

@@ -20,7 +20,7 @@ KINDS = {
   "advice": "Give me some advice about {}.",
   "story": "Write a very short story about {}.",
   "poem": "Write four lines of a poem about {}.",
-  "compare": "How is {} different from what most people think?",
+  "wrong": "What do most people get wrong about {}?",
   "steps": "What are the first steps to learn more about {}?",
   "letter": "Write a short letter to a friend about {}.",
 }

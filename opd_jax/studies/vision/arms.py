@@ -2,7 +2,7 @@
 
 Seed by seed, all arms start from the same student and read the same questions in the same order, `PROMPTS` a step with `RESPONSES` responses of each,
 and a step is one update of decoder and tower at one rate. The student sees the whole picture with the box in red, and self-teachers the box
-alone, enlarged. An answer has four or eight tokens and what ends it: TOPD stops the student at a share of these nine.
+alone, enlarged. Without the red box the student answers nothing right before training: it never learned to find a place by its numbers. An answer has four or eight tokens and what ends it: TOPD stops the student at a share of these nine.
 
 The expert is a model of the student's size that read more questions about whole pictures, and its arm is plain OPD: it sees what the student
 sees. GRPO has the verifier in the place of a teacher. "other-region" shows the teacher the box of another question in the same picture: what is
@@ -27,6 +27,7 @@ BASE: dict[str, Any] = {
   "data.image_field": "image",
   "data.box_field": "box",
   "data.max_prompt": 22,
+  "data.draw_boxes": "all",
   "data.decode_images": False,
   "student": "builtin:scenes-student",
   "vision.train": True,

@@ -49,9 +49,7 @@ def sections(results: Results) -> list[Section]:
       None,
       skill_table(results),
     ),
-    Section(
-      "On the way", "Accuracy on whole pictures without a box at temperature 1, by generated tokens.", curves(results)
-    ),
+    Section("On the way", "Accuracy on whole pictures at temperature 1, by generated tokens.", curves(results)),
   ]
 
 

@@ -19,7 +19,7 @@ def test_every_arm_is_a_config_that_can_run(arm):
   assert c.seed == 3
   assert c.steps % c.eval.every == 0, "the last evaluation is one of the others"
   assert c.checkpoint.keep * c.checkpoint.every >= c.steps, "the gap is measured at every checkpoint"
-  assert (c.data.draw_boxes, c.data.box_field) == ("training", "box"), "all students see the same"
+  assert (c.data.draw_boxes, c.data.box_field) == ("all", "box"), "all students see the same"
 
 
 def test_every_arm_is_another_config():
@@ -51,7 +51,7 @@ def test_an_arm_with_crops_differs_from_vision_opd_in_what_it_is_called():
 def test_popd_speaks_whole_answers_for_the_last_quarter():
   (popd,) = (arm for arm in arms.ARMS if arm.name == "popd")
   horizon = schedule.from_config(popd.config(3).horizon)
-  assert [horizon(step) for step in (0, arms.STEPS // 2, arms.STEPS - 1)] == [3, 7, arms.HORIZON]
+  assert [horizon.limit(step) for step in (0, arms.STEPS // 2, arms.STEPS - 1)] == [3, 7, arms.HORIZON]
 
 
 def test_what_claims_and_pages_name_is_there():
