@@ -53,6 +53,7 @@ def cells(pixels):
 def test_an_answer_is_what_stands_in_the_box():
   problems = SCENES.problems(30, 0)
   for problem in problems:
+    assert problem.box is not None
     left, top, right, bottom = problem.box
     seen = [cell for row in cells(opened(problem)[top:bottom, left:right]) for cell in row]
     wanted = {"s": [s for s, _ in seen], "h": [h for _, h in seen], "b": [s + h for s, h in seen]}[problem.prompt[0]]
@@ -96,6 +97,7 @@ def described(tmp_path_factory):
 @pytest.mark.parametrize("view", ["whole", "marked", "crop"])
 def test_a_picture_is_cut_as_the_processor_cuts_it(described, view):
   question = SCENES.question(random.Random(3))
+  assert question.box is not None
   ref = ImageRef(question.scene.png(), (question.box,), view, pretrain_scenes.ZOOM)
   theirs = images.ImageProcessor.from_directory(described).picture(ref)
   ours = pretrain_scenes.shown(question, view)
