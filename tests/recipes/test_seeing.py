@@ -450,7 +450,9 @@ def test_rollouts_and_views_show_what_was_seen(tower, model, scenes, tmp_path):
   assert found[0].images != found[3].images
   assert shape_of(found[0].images[0]) == (40, 24)
   assert shape_of(found[0].teacher_images[0]) == (32, 32)
-  assert np.array(found[0].divergence, float).min() > 0, "the crop says something else, though both have the same weights"
+  assert np.array(found[0].divergence, float).min() > 0, (
+    "the crop says something else, though both have the same weights"
+  )
   page = (path / "view.html").read_text()
   assert page.count("<img") == 4
   image = scenes.parent / "scene1.png"

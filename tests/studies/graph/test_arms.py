@@ -35,7 +35,8 @@ def test_all_arms_differ_in_how_they_sample_and_credit_alone():
   configs = [arm.config(3).to_dict() for arm in arms.ARMS]
   for key in (key for key in shared if "." not in key):
     assert len({str(c[key]) for c in configs}) == 1, key
-  assert {c["optimizer"]["lr"] for c in configs} == {arms.LR}
+  rates = {arm.name: c["optimizer"]["lr"] for arm, c in zip(arms.ARMS, configs, strict=True)}
+  assert rates == dict.fromkeys(NAMES, arms.LR) | {"opd-fast": 2 * arms.LR}
   assert {c["mini_batches"] for c in configs} == {1}, "one update a step, so that no clip is reached"
 
 
@@ -44,7 +45,7 @@ def test_equal_tokens_are_equal_numbers_of_steps_and_equal_responses_those_of_a_
   assert steps == 28
   responses = {arm.name: arm.config(3).rollouts_per_prompt for arm in arms.ARMS}
   assert abs(len(arms.WIDTHS) * responses["grpo-tokens"] - steps) <= 1
-  assert {n for name, n in responses.items() if name not in ("grpo-tokens", "opd")} == {16}
+  assert {n for name, n in responses.items() if name not in ("grpo-tokens", "opd", "opd-fast")} == {16}
   assert responses["opd"] == responses["grpo-tokens"]
 
 
@@ -74,7 +75,7 @@ def test_an_arm_differs_from_what_it_is_compared_with_in_one_thing():
 
 
 def test_nobody_but_opd_has_a_teacher():
-  assert [arm.name for arm in arms.ARMS if arm.config(3).teacher] == ["opd"]
+  assert [arm.name for arm in arms.ARMS if arm.config(3).teacher] == ["opd", "opd-fast"]
 
 
 def test_what_claims_and_pages_name_is_there():

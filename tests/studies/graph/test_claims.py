@@ -118,8 +118,8 @@ def test_a_claim_about_the_simulation_is_decided_by_its_rule(claim, changes, sta
     ("hidden states do", {"hidden": 0.25, "graph": 0.3}, NOT_SUPPORTED),
     ("the novelty gate pays", {"hidden": 0.3, "hidden-no-novelty": 0.2}, SUPPORTED),
     ("the novelty gate pays", {"hidden": 0.2, "hidden-no-novelty": 0.3}, NOT_SUPPORTED),
-    ("a graph is worth a teacher", {"graph": 0.297, "opd": 0.3}, SUPPORTED),
-    ("a graph is worth a teacher", {"graph": (0.3, 0.25), "opd": 0.3}, NOT_SUPPORTED),
+    ("a graph is worth a teacher", {"graph": 0.297, "opd": 0.3, "opd-fast": 0.2}, SUPPORTED),
+    ("a graph is worth a teacher", {"graph": (0.3, 0.25), "opd": 0.2, "opd-fast": 0.3}, NOT_SUPPORTED),
   ],
 )
 def test_a_claim_about_accuracies_is_decided_by_its_rule(claim, levels, status, study_of):
