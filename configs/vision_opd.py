@@ -2,7 +2,7 @@
 
 cpu    python -m opd_jax.train --config=configs/vision_opd.py --workdir=runs/vision
        the built-in task scenes, pictures of coloured digits and shapes with a question about a box, and a model of 1.4 million parameters
-       in the layout of Qwen3-VL
+       in the layout of Qwen3-VL: 2 cores, 20 s of training, accuracy on whole pictures 0.66 -> 0.76, greedy 0.87 -> 0.93 (seed 0, 512 questions)
 hf     python -m opd_jax.train --config=configs/vision_opd.py:hf --workdir=runs/vision --config.student=DIR --config.data.path=FILE
        a Qwen3.5, Qwen3-VL or Qwen2.5-VL directory, and a file of images, boxes and questions (docs/data.md#images)
 paper  --config=configs/vision_opd.py:paper   the published hyper-parameters for Qwen3.5-4B

@@ -391,5 +391,8 @@ def _by_drawn_tokens(config: Config) -> str:
 
 
 def _told(problems: Problems) -> list[Any]:
-  """What each problem says: conversations by their words, since student and teachers may read them in other forms."""
+  """What each problem says, and shows: conversations by their words, since student and teachers may read them in other forms."""
+  if problems.images:
+    shown = [tuple((ref.source, ref.boxes) for ref in refs) for refs in problems.images]
+    return list(zip(map(tuple, problems.ids), shown, strict=True))
   return [repr(c.full) for c in problems.conversations] or [tuple(ids) for ids in problems.ids]

@@ -514,3 +514,6 @@ def test_a_control_shows_another_region_and_evaluations_the_crop(tmp_path):
   }
   assert {ref.view for (ref,) in asked.images} == {"crop"}
   assert {len(row) for row in asked.ids} == {16 + 2 + 4}
+  assert not any("stand in the training data" in warning for warning in run.inputs.warnings), (
+    "questions are alike, and pictures are not"
+  )
