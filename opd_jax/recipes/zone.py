@@ -205,6 +205,7 @@ class Zone(OPD):
     self.candidates = Candidates.from_config(c)
     self.replay = Replay(c.zone.capacity, c.zone.tau, c.rollouts_per_prompt + 1)
     self.teacher: TeacherSampler | MeshTeacher | None = None
+    self._image_prompts: ImagePrompts | None = None  # how prompts show images, read with the first step
     self._prompts_of_buffer = ""  # digest of the prompts whose numbers it has
     self._collected: dict[int, AugmentedStep] = {}  # by step
 
@@ -345,7 +346,9 @@ class Zone(OPD):
 
   def _reformulator(self, run: Run) -> Reformulator:
     z, i, whole = self.config.zone, run.inputs, self.config.candidates.compressor == "teacher"
-    shown = ImagePrompts.from_config(self.config, i.student.path, i.tokenizer) if i.prompt_images else None
+    if self._image_prompts is None:
+      self._image_prompts = ImagePrompts.from_config(self.config, i.student.path, i.tokenizer)
+    shown = self._image_prompts
     return Reformulator(self.candidates, z.kinds, z.share, whole, i.tokenizer, i.rendering, i.extract_answer, shown)
 
   # The teacher.

@@ -131,7 +131,8 @@ class PlacedPrograms:
       prompt, response: lengths, tokens.
     """
     step, places = self.step, self.places
-    sizes: dict[str, Any] = {"vocab": step.sampling.vocab, "itemsize": step.dtype.itemsize}
+    features = self.images.within(prompt).room if self.images else 0
+    sizes: dict[str, Any] = {"vocab": step.sampling.vocab, "itemsize": step.dtype.itemsize, "features": features}
     if name == "update":
       return [roofline.update(step.student, (), places.update, n, prompt, response, remat=step.remat, **sizes)]
     parts = [part for part in (places.plain, places.asked) if part]

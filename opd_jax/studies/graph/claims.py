@@ -4,6 +4,8 @@ Those about the simulation, which trains nothing, were written after a look at t
 by seed. Accuracies are of 512 held-out problems after training: the mean of eight answers to each at temperature 1, and greedy answers. A rule
 about accuracies has to be met twice, by both. Lengths are of the answers at temperature 1, in tokens; every right answer has three steps, so
 that a shorter one has numbers of fewer digits, or breaks off.
+
+That a graph is worth a teacher is asked at two rates of OPD; the second was added when the first was known.
 """
 
 import functools

@@ -92,17 +92,17 @@ def of_student(config: Config, student: Model) -> dict[str, Any]:
   folder = pathlib.Path(config.eval.path).parent
   asked = _asked(config.student, _whole(folder), str(folder / prompts.ASKED), config.seed)
   own = score.respond(student, asked.prompts, T, 1.0, config.seed)
-  spoken = score.score_ids(student, asked.teacher, asked.prompts, own, k=0)
-  heard = score.score_ids(student, asked.teacher, asked.prompts, asked.answers, k=1)
-  by_position, counts = binned([_numbers(each.divergence) for each in spoken])
+  of_own = score.score_ids(student, asked.teacher, asked.prompts, own, k=0)
+  of_teacher = score.score_ids(student, asked.teacher, asked.prompts, asked.answers, k=1)
+  by_position, counts = binned([_numbers(each.divergence) for each in of_own])
   return {
-    "kl": float(np.mean(np.concatenate([_numbers(each.divergence) for each in spoken]))),
+    "kl": float(np.mean(np.concatenate([_numbers(each.divergence) for each in of_own]))),
     "by_position": by_position,
     "tokens": counts,
-    "nll": -float(np.mean(np.concatenate([_numbers(each.logprob) for each in heard]))),
-    "agreement": float(np.mean([same for each in heard for same in agreeing(each)])),
+    "nll": -float(np.mean(np.concatenate([_numbers(each.logprob) for each in of_teacher]))),
+    "agreement": float(np.mean([same for each in of_teacher for same in agreeing(each)])),
     "length": float(np.mean([len(row) for row in own])),
-    "ended": float(np.mean([each.ended for each in spoken])),
+    "ended": float(np.mean([each.ended for each in of_own])),
     "repeated": float(np.mean([here for row in own for here in repeats(row)])),
   }
 

@@ -2,8 +2,8 @@
 
     python -m opd_jax.studies.healing.prompts DIR       writes train.jsonl, held_out.jsonl and word_problems.jsonl
 
-All are written here, so that a study needs no download. Topics that are held out are in no prompt that is trained on, and so are the
-numbers' seeds of word problems.
+All are written here, so that a study needs no download. Topics that are held out are in no prompt that is trained on, and the word problems that
+are asked are others than those that are trained on.
 """
 
 import itertools
