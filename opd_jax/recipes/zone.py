@@ -20,7 +20,7 @@ begins again: the same keys draw the same questions, rollouts and candidates. Wh
 
     context/candidates.py, reformulate.py    the prompts with candidates, and what they are made of
     data/replay.py                           the buffer
-    training/writing_teacher.py              the teacher
+    training/candidate_teacher.py            the teacher, and what it is asked
     training/verification.py                 what responses earn, on all processes
     training/augmented_step.py               a step's credit and record
     training/placed_programs.py              its programs
@@ -39,19 +39,14 @@ import numpy as np
 
 from opd_jax import config as configs
 from opd_jax.context.candidates import COMPARED, NEEDS_TEACHER, Candidates, check_positions, hardest
-from opd_jax.context.privileged import rewritten
 from opd_jax.context.reformulate import HardQuestion, Reformulated, Reformulator, renderer
 from opd_jax.data import chat
 from opd_jax.data.image_prompts import ImagePrompts
-from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.replay import Replay
 from opd_jax.errors import InputError
 from opd_jax.models.roofline import Cost
 from opd_jax.objectives import advantage as advantages
 from opd_jax.recipes.opd import OPD, Experience
-from opd_jax.rollout.endpoint import EndpointSampler, TeacherSampler
-from opd_jax.rollout.generate import prompt_ends
-from opd_jax.rollout.teacher_sampler import MeshTeacher, ask
 from opd_jax.runtime import hosts, keys, startup_summary
 from opd_jax.runtime import mesh as meshes
 from opd_jax.runtime.programs import StepShape
@@ -59,6 +54,7 @@ from opd_jax.runtime.run import Run
 from opd_jax.tasks.problem import Response
 from opd_jax.training import lowering, writing_teacher
 from opd_jax.training.augmented_step import AugmentedStep
+from opd_jax.training.candidate_teacher import CandidateTeacher, images_of
 from opd_jax.training.distillation import DistillationStep
 from opd_jax.training.placed_programs import PlacedPrograms
 from opd_jax.training.places import Places
@@ -195,7 +191,7 @@ class Zone(OPD):
 
   Attributes:
     replay: the buffer.
-    teacher: what writes candidates; made with the first step unless it is given.
+    teacher: what writes candidates.
   """
 
   def __init__(self, specs: Specs):
@@ -204,7 +200,7 @@ class Zone(OPD):
     c = self.config
     self.candidates = Candidates.from_config(c)
     self.replay = Replay(c.zone.capacity, c.zone.tau, c.rollouts_per_prompt + 1)
-    self.teacher: TeacherSampler | MeshTeacher | None = None
+    self.teacher = CandidateTeacher(specs, lambda run: _speaker(self._frozen(run)), self.places.asked)
     self._image_prompts: ImagePrompts | None = None  # how prompts show images, read with the first step
     self._prompts_of_buffer = ""  # digest of the prompts whose numbers it has
     self._collected: dict[int, AugmentedStep] = {}  # by step
@@ -259,7 +255,7 @@ class Zone(OPD):
   ) -> tuple[Batch, Rollout]:
     """Lets the student answer prompts, with the images of their questions; without one nothing is sampled."""
     seen = run.inputs.prompt_images and run.inputs.prompt_images.student
-    batch = self._programs.prompts(shape, ids, seen, _images(run, questions))
+    batch = self._programs.prompts(shape, ids, seen, images_of(run, questions))
     if not ids:
       return batch, self._programs.no_rollout(shape)
     params = self.step.behavior_params(self._trained(run).params, self._frozen(run))
@@ -302,7 +298,7 @@ class Zone(OPD):
     numbers = [questions[i] for i in kept]
     right, counts = self._right(run, step, numbers)
     wrong = [[judged.responses[row] for row in range(i * n, i * n + n) if not judged.solved[row]] for i in kept]
-    each = zip(numbers, right, wrong, _images(run, numbers), strict=True)
+    each = zip(numbers, right, wrong, images_of(run, numbers), strict=True)
     hard = [HardQuestion(q, train.prompts[q], a, b, images) for q, a, b, images in each]
     reformulator = self._reformulator(run)
     drawn = reformulator.draw(hard, self._augmented, seed)
@@ -316,32 +312,18 @@ class Zone(OPD):
     }
 
   def _right(self, run: Run, step: int, questions: Sequence[int]) -> tuple[list[list[Response]], dict[str, Any]]:
-    """Asks the teacher, and lists its right responses to each question."""
-    z, train = self.config.zone, run.inputs.train
-    if not questions or not set(z.kinds) & set(NEEDS_TEACHER):
+    """Asks the teacher, where a kind of prompt needs it, and lists its right responses to each question."""
+    if not questions or not set(self.config.zone.kinds) & set(NEEDS_TEACHER):
       return [[] for _ in questions], {"teacher_tokens": 0}
-    longest, with_suffix = z.teacher_tokens or self.config.horizon.max, run.inputs.rendering.for_teacher().with_suffix
-    prompts = [rewritten(train.prompts[question], with_suffix) for question in questions]
-    sizes = z.teacher_rollouts, longest, z.teacher_temperature
-    written, tokens = self._ask_teacher(run, 2 * step, prompts, questions, *sizes)
-    run.clock.lap("converse")
-    ends = [""] * len(questions)
-    if isinstance(self.teacher, MeshTeacher):  # where the chat template may have opened a thought
-      ends = prompt_ends(run.inputs.tokenizer, [train.ids[question] for question in questions])
-    right = self._verifier(run).right(written, questions, ends, longest)
-    run.clock.lap("verify")
-    share = sum(map(len, right)) / (len(questions) * z.teacher_rollouts)
-    return right, {"teacher_tokens": tokens, "teacher_right": share}
+    return self.teacher.right(run, step, questions, self._verifier(run))
 
   def _short(
     self, run: Run, step: int, requests: dict[tuple[int, str], chat.Prompt]
   ) -> tuple[dict[tuple[int, str], str], int]:
     """Has the teacher make candidates short, by question and text, {} where they are cut; and the tokens of that."""
-    c = self.config.candidates
-    if c.compressor != "teacher" or not requests:
+    if self.config.candidates.compressor != "teacher" or not requests:
       return {}, 0
-    prompts, questions = list(requests.values()), [question for question, _ in requests]
-    written, tokens = self._ask_teacher(run, 2 * step + 1, prompts, questions, 1, c.max_tokens, c.temperature)
+    written, tokens = self.teacher.short(run, step, requests)
     return self._reformulator(run).short(requests, written), tokens
 
   def _reformulator(self, run: Run) -> Reformulator:
@@ -351,35 +333,13 @@ class Zone(OPD):
     shown = self._image_prompts
     return Reformulator(self.candidates, z.kinds, z.share, whole, i.tokenizer, i.rendering, i.extract_answer, shown)
 
-  # The teacher.
-
-  def _ask_teacher(
-    self,
-    run: Run,
-    number: int,
-    prompts: Sequence[chat.Prompt],
-    questions: Sequence[int],
-    n: int,
-    max_tokens: int,
-    temperature: float,
-  ) -> tuple[list[list[str]], int]:
-    """Has the teacher answer prompts n times each; the answers, and their tokens. What it draws follows from the call's number."""
-    if self.teacher is None:
-      self.teacher = writing_teacher.make(
-        run, self.specs, self.config.zone, lambda: _speaker(self._frozen(run)), self.places.asked
-      )
-    seed = keys.host_seed(run.key(keys.Use.SPEAKER, number))
-    sizes: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    return ask(self.teacher, prompts, n, images=_images(run, questions), **sizes)
-
   # A step: what is learned.
 
   def _credit(self, run: Run, experience: Experience) -> tuple[Credit | None, dict[str, Any]]:
     found, places = self._collected.pop(experience.step), self.places.update
     credit = self._programs.to_devices(found.credit(advantages.kind(self.config), places))
-    of_teacher = self.teacher.metrics() if isinstance(self.teacher, EndpointSampler) else {}
     kinds = self.config.zone.kinds if self._augmented else ()
-    told = found.metrics(places, kinds, self._reformulator(run).claim, of_teacher)
+    told = found.metrics(places, kinds, self._reformulator(run).claim, self.teacher.metrics())
     return credit, told | self._observe(run, experience.step, found)
 
   def _observe(self, run: Run, step: int, found: AugmentedStep) -> dict[str, Any]:
@@ -487,12 +447,6 @@ class Zone(OPD):
 
 
 RECIPE = Zone
-
-
-def _images(run: Run, questions: Sequence[int]) -> list[tuple[ImageRef, ...]]:
-  """Lists the images of questions; none of any where prompts have none."""
-  shown = run.inputs.train.images
-  return [shown[question] for question in questions] if shown else [()] * len(questions)
 
 
 def _speaker(frozen: FrozenModels) -> Params:

@@ -189,7 +189,7 @@ def test_questions_asked_anew_keep_their_images(tower, model, scenes, tmp_path):
     assert record["reformulated_tokens"] > 0
     assert record["teacher_tokens"] > 0
     assert record["ratio_max"] == pytest.approx(1, abs=1e-4)
-  assert run.recipe.teacher.tokens > 0
+  assert run.recipe.teacher.sampler.tokens > 0
   first = scored.read(tmp_path / "w" / scored.ROLLOUTS)[0]
   assert shape_of(first.images[0]) == (40, 24)
   parts = tmp_path / "parts"

@@ -60,7 +60,7 @@ def config(tiny):
 
 def opened(config, path, teacher: TeacherSampler | None = None):
   run = open_run(config, path)
-  run.recipe.teacher = teacher
+  run.recipe.teacher.sampler = teacher
   return run
 
 
@@ -302,7 +302,7 @@ def test_a_teacher_elsewhere_is_told_the_words_of_a_question_with_their_suffix(c
   assert prompts
   assert all(prompt.endswith("x") and not prompt.endswith("#x") for prompt in prompts)
   chats = [[{"role": "system", "content": "S"}, {"role": "user", "content": "12"}]]
-  written, tokens = run.recipe._ask_teacher(run, 9, chats, [0], 2, 5, 1.0)
+  written, tokens = run.recipe.teacher._ask(run, 9, chats, [0], 2, 5, 1.0)
   assert (teacher.calls[-1][0], written, tokens) == (["12"], [[RIGHT, RIGHT]], 2)
 
 
