@@ -13,6 +13,7 @@ knows: pip install 'opd-jax[gguf]'. Quantised weights are written as the numbers
 import argparse
 import pathlib
 
+from opd_jax import config as configs
 from opd_jax.config import expanded_path
 from opd_jax.errors import InputError
 from opd_jax.runtime import cli
@@ -60,7 +61,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     prog="python -m opd_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("file", help="a GGUF file, or a model directory to make a smaller one of")
+  parser.add_argument("file", help="a GGUF file, or a model directory or builtin:NAME to make a smaller one of")
   parser.add_argument("out", help="the directory to write; it must not hold anything yet")
   parser.add_argument(
     "--dtype", choices=["bfloat16", "float32"], help="of a GGUF file: type of the weights on disk (bfloat16)"
@@ -76,7 +77,7 @@ def main() -> None:
   args = parser.parse_args()
   cli.quiet()
   with cli.reporting_the_end():
-    source, out = expanded_path(args.file), expanded_path(args.out)
+    source, out = source_of(args.file), expanded_path(args.out)
     if source.is_dir():
       _smaller(source, out, args)
       return
@@ -89,6 +90,17 @@ def main() -> None:
       raise InputError(f"--tokenizer={args.tokenizer} is no directory.")
     convert(source, out, args.dtype or "bfloat16", tokenizer)
     print(f"wrote {args.file} to {out}")
+
+
+def source_of(name: str) -> pathlib.Path:
+  """Find what is converted: a file, a directory, or a built-in model's directory.
+
+  Raises:
+    InputError: there is no such built-in model.
+  """
+  from opd_jax.models import hf
+
+  return hf.resolve(name) if name.startswith(configs.BUILTIN) else expanded_path(name)
 
 
 def _smaller(source: pathlib.Path, out: pathlib.Path, args: argparse.Namespace) -> None:
