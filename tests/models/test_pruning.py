@@ -149,6 +149,13 @@ def test_the_command_cuts_and_rounds(whole, tmp_path, monkeypatch, capsys):
   assert not jax.tree.leaves(jax.tree.map(jnp.isnan, hf.load(tmp_path / "cut")))[0].any()
 
 
+def test_a_built_in_model_can_be_rounded(tmp_path, monkeypatch):
+  command(monkeypatch, "builtin:teacher", tmp_path / "rounded", "--bits=2")
+  assert hf_config.read(tmp_path / "rounded") == hf_config.read(hf.resolve("builtin:teacher"))
+  with pytest.raises(SystemExit):
+    command(monkeypatch, "builtin:nobody", tmp_path / "other", "--bits=2")
+
+
 @pytest.mark.parametrize(
   ("flags", "why"),
   [
