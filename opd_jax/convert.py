@@ -1,10 +1,10 @@
 """Makes a Hugging Face directory, which runs take as a student or a teacher: of a GGUF file of llama.cpp, or a smaller one of another.
 
     python -m opd_jax.convert FILE.gguf DIR [--dtype=bfloat16] [--tokenizer=DIR]
-    python -m opd_jax.convert WHOLE CUT --drop-layers=20-23            without these layers, counted from 0
-    python -m opd_jax.convert WHOLE ROUND --bits=3 [--group=64]        the layers' matrices rounded to 3 bits
+    python -m opd_jax.convert ORIGINAL PRUNED --drop-layers=20-23         without these layers, counted from 0
+    python -m opd_jax.convert ORIGINAL ROUNDED --bits=3 [--group=64]       the layers' matrices rounded to 3 bits
 
-A model that was cut or rounded is a student to heal from the whole one, docs/healing.md.
+A model that was pruned or rounded is a student to heal from the original, docs/healing.md.
 
 GGUF: for models of Llama and Qwen (architectures llama, qwen2 and qwen3 in the file), of any quantisation that the package gguf
 knows: pip install 'opd-jax[gguf]'. Quantised weights are written as the numbers that they stand for.

@@ -1,4 +1,4 @@
-"""A copy of a model directory with layers left out, or with weights rounded to few bits: a student to heal from the whole model.
+"""A copy of a model directory with layers left out, or with weights rounded to few bits: a student to heal from the original model.
 
 Tensors are read and written one at a time, and those that stay are copied bit for bit.
 

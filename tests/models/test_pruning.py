@@ -18,16 +18,16 @@ TOKENS = jnp.array([[1, 5, 3, 2, 8, 7, 4, 0]])
 
 
 @pytest.fixture
-def whole(tmp_path):
-  hf.write(tmp_path / "whole", SIX, randomised(SIX), dtype="float32")
-  return tmp_path / "whole"
+def original(tmp_path):
+  hf.write(tmp_path / "original", SIX, randomised(SIX), dtype="float32")
+  return tmp_path / "original"
 
 
-def test_the_layers_that_stay_are_bit_for_bit_the_same(whole, tmp_path):
-  pruning.write(whole, tmp_path / "cut", drop=(1, 4, 5))
-  cfg = hf_config.read(tmp_path / "cut")
-  assert cfg == dataclasses.replace(hf_config.read(whole), layers=3)
-  before, after = hf.load(whole), hf.load(tmp_path / "cut")
+def test_the_layers_that_stay_are_bit_for_bit_the_same(original, tmp_path):
+  pruning.write(original, tmp_path / "pruned", drop=(1, 4, 5))
+  cfg = hf_config.read(tmp_path / "pruned")
+  assert cfg == dataclasses.replace(hf_config.read(original), layers=3)
+  before, after = hf.load(original), hf.load(tmp_path / "pruned")
   for name, kept in after["layers"].items():
     np.testing.assert_array_equal(kept, before["layers"][name][jnp.array([0, 2, 3])])
   np.testing.assert_array_equal(after["embed"], before["embed"])
@@ -37,25 +37,25 @@ def test_the_layers_that_stay_are_bit_for_bit_the_same(whole, tmp_path):
 def test_what_each_layer_is_goes_with_it(family, tmp_path):
   """Of families with layers of several kinds, four of six are kept so that the pattern holds."""
   cfg = dataclasses.replace(SIX, **FAMILIES[family])
-  hf.write(tmp_path / "whole", cfg, randomised(cfg), dtype="float32")
-  pruning.write(tmp_path / "whole", tmp_path / "cut", drop=(2, 3))
-  kinds = hf_config.read(tmp_path / "whole").kinds
-  found = hf_config.read(tmp_path / "cut")
+  hf.write(tmp_path / "original", cfg, randomised(cfg), dtype="float32")
+  pruning.write(tmp_path / "original", tmp_path / "pruned", drop=(2, 3))
+  kinds = hf_config.read(tmp_path / "original").kinds
+  found = hf_config.read(tmp_path / "pruned")
   assert found.kinds == [*kinds[:2], *kinds[4:]]
-  hf.load(tmp_path / "cut")
+  hf.load(tmp_path / "pruned")
 
 
 def test_a_pattern_that_breaks_is_kept_by_its_list_or_refused(tmp_path):
   cfg = dataclasses.replace(SIX, **FAMILIES["smollm3"])
-  hf.write(tmp_path / "whole", cfg, randomised(cfg), dtype="float32")
-  pruning.write(tmp_path / "whole", tmp_path / "cut", drop=(1,))
-  assert [kind.rotary for kind in hf_config.read(tmp_path / "cut").kinds] == [True, True, False, True, False]
-  path = tmp_path / "whole" / "config.json"
+  hf.write(tmp_path / "original", cfg, randomised(cfg), dtype="float32")
+  pruning.write(tmp_path / "original", tmp_path / "pruned", drop=(1,))
+  assert [kind.rotary for kind in hf_config.read(tmp_path / "pruned").kinds] == [True, True, False, True, False]
+  path = tmp_path / "original" / "config.json"
   raw = json.loads(path.read_text())
   raw.pop("no_rope_layers")
   path.write_text(json.dumps(raw | {"no_rope_layer_interval": 2}))
   with pytest.raises(InputError, match="says by rule"):
-    pruning.write(tmp_path / "whole", tmp_path / "again", drop=(1,))
+    pruning.write(tmp_path / "original", tmp_path / "again", drop=(1,))
   assert not (tmp_path / "again").exists()
 
 
@@ -74,9 +74,9 @@ def test_rounded_weights_are_the_nearest_of_their_group():
   assert not pruning.rounded(np.zeros((2, 4), np.float32), 3, 4).any()
 
 
-def test_only_the_layers_matrices_are_rounded(whole, tmp_path):
-  pruning.write(whole, tmp_path / "round", bits=3, group=4)
-  before, after = (safetensors_io.find_tensors(path) for path in (whole, tmp_path / "round"))
+def test_only_the_layers_matrices_are_rounded(original, tmp_path):
+  pruning.write(original, tmp_path / "round", bits=3, group=4)
+  before, after = (safetensors_io.find_tensors(path) for path in (original, tmp_path / "round"))
   for name, tensor in before.items():
     same = np.array_equal(tensor.map(), after[name].map())
     assert same == ("layers." not in name or len(tensor.shape) == 1), name
@@ -96,13 +96,13 @@ def test_the_cut_model_is_pytorchs_without_these_layers(pt, tmp_path):
   )
   torch.manual_seed(0)
   model = transformers.LlamaForCausalLM(config).eval()
-  model.save_pretrained(tmp_path / "whole")
-  pruning.write(tmp_path / "whole", tmp_path / "cut", drop=(1, 2))
+  model.save_pretrained(tmp_path / "original")
+  pruning.write(tmp_path / "original", tmp_path / "pruned", drop=(1, 2))
   model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in (0, 3, 4))
   for i, layer in enumerate(model.model.layers):
     layer.self_attn.layer_idx = i
-  cfg = hf_config.read(tmp_path / "cut")
-  params = hf.load(tmp_path / "cut", cfg)
+  cfg = hf_config.read(tmp_path / "pruned")
+  params = hf.load(tmp_path / "pruned", cfg)
   x = decoder.hidden(params, cfg, TOKENS, jnp.ones_like(TOKENS, bool))
   with torch.no_grad():
     theirs = model(torch.tensor(np.asarray(TOKENS)), use_cache=False).logits
@@ -131,10 +131,10 @@ def test_what_names_no_layers_is_refused(text):
     ({"bits": 9}, "choose 2 to 8"),
   ],
 )
-def test_what_cannot_be_cut_is_refused(asked, why, whole, tmp_path):
+def test_what_cannot_be_pruned_is_refused(asked, why, original, tmp_path):
   with pytest.raises(InputError, match=why):
-    pruning.write(whole, tmp_path / "cut", **asked)
-  assert not (tmp_path / "cut").exists()
+    pruning.write(original, tmp_path / "pruned", **asked)
+  assert not (tmp_path / "pruned").exists()
 
 
 def command(monkeypatch, *arguments):
@@ -142,11 +142,11 @@ def command(monkeypatch, *arguments):
   convert.main()
 
 
-def test_the_command_cuts_and_rounds(whole, tmp_path, monkeypatch, capsys):
-  command(monkeypatch, whole, tmp_path / "cut", "--drop-layers=2-3", "--bits=4")
+def test_the_command_prunes_and_rounds(original, tmp_path, monkeypatch, capsys):
+  command(monkeypatch, original, tmp_path / "pruned", "--drop-layers=2-3", "--bits=4")
   assert "without 2 layers and its matrices rounded to 4 bits" in capsys.readouterr().out
-  assert hf_config.read(tmp_path / "cut").layers == 4
-  assert not jax.tree.leaves(jax.tree.map(jnp.isnan, hf.load(tmp_path / "cut")))[0].any()
+  assert hf_config.read(tmp_path / "pruned").layers == 4
+  assert not jax.tree.leaves(jax.tree.map(jnp.isnan, hf.load(tmp_path / "pruned")))[0].any()
 
 
 def test_a_built_in_model_can_be_rounded(tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_built_in_model_can_be_rounded(tmp_path, monkeypatch):
     (["--bits=3", "--group=0"], "at least 1"),
   ],
 )
-def test_the_command_refuses_what_makes_no_sense(flags, why, whole, tmp_path, monkeypatch, capsys):
+def test_the_command_refuses_what_makes_no_sense(flags, why, original, tmp_path, monkeypatch, capsys):
   with pytest.raises(SystemExit):
-    command(monkeypatch, whole, tmp_path / "cut", *flags)
+    command(monkeypatch, original, tmp_path / "pruned", *flags)
   assert why in capsys.readouterr().err

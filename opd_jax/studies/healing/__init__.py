@@ -1,1 +1,1 @@
-"""The study of a real language model that was cut and is healed: are full rollouts necessary? See `python -m opd_jax.study --help`."""
+"""The study of a real language model that was pruned and is healed: are full rollouts necessary? See `python -m opd_jax.study --help`."""

@@ -1,4 +1,4 @@
-"""A real language model is cut, and healed from the whole one: are full rollouts necessary? After arXiv:2605.31490.
+"""A real language model is pruned, and healed from the original: are full rollouts necessary? After arXiv:2605.31490.
 
 The student is the model with some layers left out or its weights rounded (--drop-layers, --bits), the teacher the same model as it was.
 Seed by seed all arms read the same prompts in the same order: instructions of several kinds, easy word problems, and those of --data.
@@ -113,43 +113,43 @@ SHORT = ("opd", "topd-10", "topd-25", "popd")
 
 
 def prepare(out: pathlib.Path, model: str, drop: str, bits: int, data: str) -> dict[str, Any]:
-  """Make the cut model and the prompts of a study, once, and return what they change in every config.
+  """Make the pruned model and the prompts of a study, once, and return what they change in every config.
 
   Args:
-    model: the directory of the whole one.
+    model: the directory of the original.
     drop: layers to leave out, "20-23"; "": none.
     bits: of the rounded matrices; 0: they stay.
     data: a file of more prompts to train on; "".
 
   Raises:
-    InputError: nothing is cut, there is no such model, or `out` holds a study of another one.
+    InputError: nothing is pruned, there is no such model, or `out` holds a study of another one.
   """
   if not model:
     raise InputError(
-      "The study healing needs a model: --model=DIR, and what is cut of it, --drop-layers=20-23 or --bits=3."
+      "The study healing needs a model: --model=DIR, and what is pruned of it, --drop-layers=20-23 or --bits=3."
     )
   if not drop and not bits:
     raise InputError(
-      "Nothing is cut of the model, so that there is nothing to heal: give --drop-layers=20-23, or --bits=3."
+      "Nothing is pruned of the model, so that there is nothing to heal: give --drop-layers=20-23, or --bits=3."
     )
-  whole, cut = configs.expanded_path(model).resolve(), (out / "cut").resolve()
+  original, pruned = configs.expanded_path(model).resolve(), (out / "pruned").resolve()
   more = str(configs.expanded_path(data).resolve()) if data else ""
-  asked = {"model": str(whole), "drop_layers": drop, "bits": bits, "data": more}
+  asked = {"model": str(original), "drop_layers": drop, "bits": bits, "data": more}
   record = out / "healing.json"
   if record.is_file() and (before := json_files.load_object(record, "delete it")) != asked:
     raise InputError(
-      f"{out} holds the study of another model or cut ({before}); give another --out, or the same flags."
+      f"{out} holds the study of another model or of other layers ({before}); give another --out, or the same flags."
     )
-  if not cut.is_dir():
+  if not pruned.is_dir():
     out.mkdir(parents=True, exist_ok=True)
-    pruning.write(whole, cut, drop=pruning.layers_of(drop) if drop else (), bits=bits)
+    pruning.write(original, pruned, drop=pruning.layers_of(drop) if drop else (), bits=bits)
   prompts.write(out / "data")
   directories.write_json(record, asked)
   folder = (out / "data").resolve()
   paths = (str(folder / prompts.TRAINED), *([more] if more else []))
   return {
-    "student": str(cut),
-    "teacher": str(whole),
+    "student": str(pruned),
+    "teacher": str(original),
     "data.paths": paths,
     "data.path": "",
     "eval.path": str(folder / prompts.PROBLEMS),

@@ -1,7 +1,7 @@
 """What is claimed of healing by short rollouts, and the rules by which the study decides it; written before any run of the study.
 
 Intervals are over seeds, at 95%, paired by seed; with one seed there is none, and nothing that needs one is decided. Divergences are the reverse KL to
-the whole model over all tokens of the student's own answers to held-out instructions, at most 256 of each, in nats; ratios of them are between arms
+the original model over all tokens of the student's own answers to held-out instructions, at most 256 of each, in nats; ratios of them are between arms
 of about equal FLOPs (the table has what was counted). What lies beyond a horizon are the positions behind the last one that was trained.
 """
 
@@ -104,7 +104,7 @@ def heals(results: Results) -> Verdict:
   found = less(measured(results, "opd"), measured(results, UNTRAINED))
   return verdict(
     below(found, 0),
-    "divergence from the whole model after training less before, nats a token",
+    "divergence from the original model after training less before, nats a token",
     Evidence("OPD", found),
     *known(
       _number("before", results, UNTRAINED),
@@ -238,7 +238,7 @@ def _as_good(name: str, statement: str, arm: str) -> Claim:
 CLAIMS: tuple[Claim, ...] = (
   Claim(
     "OPD heals",
-    "a cut model comes back to the whole one on its own words; comparisons mean little without it",
+    "a pruned model comes back to the original on its own words; comparisons mean little without it",
     "the divergence after training is below that before",
     heals,
   ),
@@ -284,7 +284,7 @@ CLAIMS: tuple[Claim, ...] = (
   ),
   Claim(
     "more than no teacher",
-    "what is learned comes from the whole model (ours, after arXiv:2608.31046)",
+    "what is learned comes from the original model (ours, after arXiv:2608.31046)",
     "the divergence of OPD is below that of the null",
     functools.partial(better, a="opd", b="null"),
   ),

@@ -1,4 +1,4 @@
-"""What the study measures of its students at every checkpoint: how far they are from the whole model, and how they speak."""
+"""What the study measures of its students at every checkpoint: how far they are from the original model, and how they speak."""
 
 import functools
 import itertools
@@ -44,7 +44,7 @@ def measure_all(
 
 
 class Asked(NamedTuple):
-  """The held-out instructions, and the whole model that answered them."""
+  """The held-out instructions, and the original model that answered them."""
 
   teacher: Model
   prompts: list[list[int]]
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
 
 @functools.cache
 def _asked(student: str, teacher: str, path: str, seed: int) -> Asked:
-  """Load the whole model and let it answer, once for all students of a process."""
+  """Load the original model and let it answer, once for all students of a process."""
   model = loaded.load_model(teacher)
   records = [json_files.parse(line)["prompt"] for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
   ids = notebook.render_prompts(loaded.load_model(student), records[:ASKED], None)
@@ -81,7 +81,7 @@ def measure_student(config: Config, path: pathlib.Path | None, program_cache: Pr
 
 
 def of_student(config: Config, student: Model) -> dict[str, Any]:
-  """Measure one student against the whole model.
+  """Measure one student against the original model.
 
   Returns:
     Means over tokens of its own answers of at most T tokens: "kl", the reverse KL to the teacher in nats, "by_position" the same in the bins of
@@ -108,7 +108,7 @@ def of_student(config: Config, student: Model) -> dict[str, Any]:
 
 
 def _whole(folder: pathlib.Path) -> str:
-  """The whole model of a study, whose data lie in this folder."""
+  """The original model of a study, whose data lie in this folder."""
   return json_files.load_object(folder.parent / "healing.json", "run the study again")["model"]
 
 

@@ -1,4 +1,4 @@
-"""What a cut model is healed on: instructions of several kinds, and easy word problems to ask it afterwards.
+"""What a pruned model is healed on: instructions of several kinds, and easy word problems to ask it afterwards.
 
     python -m opd_jax.studies.healing.prompts DIR       writes train.jsonl, held_out.jsonl and word_problems.jsonl
 

@@ -18,7 +18,7 @@ from opd_jax.studies.statistics import interval
 from opd_jax.studies.verdict_page import Section
 
 TITLE = "Are full rollouts necessary to heal a real language model?"
-INTRO = """The study of a language model that was cut and is healed from the whole one (python -m opd_jax.study healing --model=DIR), after arXiv:2605.31490.
+INTRO = """The study of a language model that was pruned and is healed from the original (python -m opd_jax.study healing --model=DIR), after arXiv:2605.31490.
 Arms have about as many FLOPs, counted and not timed, so that runs may share the machine with other work.
 
 All measures are of held-out prompts and of answers of full length. With one seed no interval is known, and no claim that needs one is decided."""
@@ -38,7 +38,7 @@ def sections(results: Results) -> list[Section]:
   return [
     Section(
       "Divergence by cost",
-      "The reverse KL to the whole model on own answers of full length, by the FLOPs of training: mean over seeds at the checkpoints.",
+      "The reverse KL to the original model on own answers of full length, by the FLOPs of training: mean over seeds at the checkpoints.",
       by_cost(results),
       table(results),
     ),
@@ -75,7 +75,7 @@ def by_cost(results: Results) -> Figure:
   for (label, (flops, kl)), style in zip(found.items(), charts.line_styles(found), strict=True):
     ax.plot(flops, kl, label=label, **style.line)
   ax.set_xlabel("FLOPs of training")
-  ax.set_ylabel("KL to the whole model, nats a token")
+  ax.set_ylabel("KL to the original model, nats a token")
   ax.set_ylim(bottom=0)
   figure.legend(loc="outside upper left", ncols=3)
   return figure
@@ -92,7 +92,7 @@ def by_position(results: Results) -> Figure:
   for (label, means), style in zip(found.items(), charts.line_styles(found), strict=True):
     ax.plot(middles, means, label=label, **style.line)
   ax.set_xlabel("position in the answer, tokens")
-  ax.set_ylabel("KL to the whole model, nats a token")
+  ax.set_ylabel("KL to the original model, nats a token")
   ax.set_ylim(bottom=0)
   figure.legend(loc="outside upper left", ncols=3)
   return figure

@@ -1,4 +1,4 @@
-"""The study of healing on a made-up model: its prompts, its arms, and a very small run from the cut to the page."""
+"""The study of healing on a made-up model: its prompts, its arms, and a very small run from pruning to the page."""
 
 import dataclasses
 import json
@@ -20,12 +20,12 @@ NAMES = [arm.name for arm in arms.ARMS]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def original(tmp_path_factory):
   """A model of four layers that reads bytes, with random weights."""
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers
   from transformers import PreTrainedTokenizerFast
 
-  directory = tmp_path_factory.mktemp("whole") / "model"
+  directory = tmp_path_factory.mktemp("original") / "model"
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(["<eos>", "<pad>", *alphabet])}, []))
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,20 +82,20 @@ def test_the_arms_cost_about_the_same():
   assert len({digest([arm.config(0)]) for arm in arms.ARMS}) == len(NAMES)
 
 
-def test_every_arm_is_a_config_that_can_run(whole, tmp_path):
-  changes = arms.prepare(tmp_path, str(whole), "1-2", 0, "")
+def test_every_arm_is_a_config_that_can_run(original, tmp_path):
+  changes = arms.prepare(tmp_path, str(original), "1-2", 0, "")
   for arm in arms.ARMS:
     c = config_of(arm, 20, tmp_path, changes)
     checks.check(c)
-    assert c.teacher == ("" if arm.name == "null" else str(whole))
-  assert hf_config.read(tmp_path / "cut") == dataclasses.replace(hf_config.read(whole), layers=2)
-  assert arms.prepare(tmp_path, str(whole), "1-2", 0, "") == changes
-  with pytest.raises(InputError, match="another model or cut"):
-    arms.prepare(tmp_path, str(whole), "1", 0, "")
+    assert c.teacher == ("" if arm.name == "null" else str(original))
+  assert hf_config.read(tmp_path / "pruned") == dataclasses.replace(hf_config.read(original), layers=2)
+  assert arms.prepare(tmp_path, str(original), "1-2", 0, "") == changes
+  with pytest.raises(InputError, match="another model or of other layers"):
+    arms.prepare(tmp_path, str(original), "1", 0, "")
 
 
 @pytest.mark.parametrize(
-  ("asked", "why"), [(("", "1", 0, ""), "needs a model"), (("DIR", "", 0, ""), "Nothing is cut")]
+  ("asked", "why"), [(("", "1", 0, ""), "needs a model"), (("DIR", "", 0, ""), "Nothing is pruned")]
 )
 def test_a_study_without_a_cut_model_is_refused(asked, why, tmp_path):
   with pytest.raises(InputError, match=why):
@@ -113,8 +113,8 @@ def test_repeats_and_bins_by_hand():
 
 
 @pytest.mark.long
-def test_a_cut_model_is_healed_measured_and_reported(whole, little, tmp_path, monkeypatch):
-  flags = [f"--model={whole}", "--drop-layers=1", "--only=opd,sft,null", "--seeds=1", f"--out={tmp_path}"]
+def test_a_pruned_model_is_healed_measured_and_reported(original, little, tmp_path, monkeypatch):
+  flags = [f"--model={original}", "--drop-layers=1", "--only=opd,sft,null", "--seeds=1", f"--out={tmp_path}"]
   monkeypatch.setattr(sys, "argv", ["study", "healing", *flags])
   study.main()
   found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("analysis/*/seed20.json")}
