@@ -4,8 +4,8 @@ cpu    python -m opd_jax.train --config=configs/zppo.py --workdir=runs/zppo
 hf     --config=configs/zppo.py:hf      any two Hugging Face directories and a JSONL file of problems with answers
 paper  --config=configs/zppo.py:paper   the published hyper-parameters for Qwen3.5-0.8B with a teacher of 27B; its language data are ours
 
-At the scale cpu candidates are cut instead of written anew, since the built-in teacher knows no other text than its solutions, and the
-built-in student, which repeats a solution that it is shown, has never been shown two: the scale shows the machinery, and not the method's worth.
+At the scale cpu the teacher is a function that solves four problems out of five, and candidates are cut instead of written anew: all responses are
+equally long. The student was shown candidates before, and never told which is right. It is the arm "ZPPO" of the study `zone`.
 Controls and variants are keys: --config.zone.kinds="('ncq',)", hint or prefix; --config.zone.augment=0 is GRPO with a buffer,
 --config.zone.replay=0 without it; --config.candidates.wrong_pair, --noconfig.candidates.shuffle, --config.zone.graduation=random.
 The published mini-batch is 96 prompts of 384; here a mini-batch is a quarter of a step, with the step's other prompts dealt out.
@@ -24,19 +24,24 @@ def get_config(scale: str = "cpu"):
   c.surrogate.dual_clip = 10.0
   c.mini_batches = 4
   if scale == "cpu":
-    c.student, c.teacher = "builtin:short-pupil", "builtin:short-exact-teacher"
-    c.data.path = "task:chain-short"
-    c.horizon.max = 140
+    c.student, c.teacher = "builtin:subset-student", ""
+    c.data.path = "task:subset-sum"
+    c.zone.teacher_function = "opd_jax.tasks.subsets:solver"
+    c.batch = 32
+    c.steps = 50
+    c.horizon.max = 25
+    c.optimizer.lr = 3e-5
     c.candidates.compressor = "truncate"
     c.candidates.bcq = "{prompt}{candidates}="
-    c.candidates.ncq = "{prompt}{candidates}="
-    c.candidates.hint = "{prompt}{text}="
+    c.candidates.ncq = "{prompt}{candidates}!="
+    c.candidates.hint = "{prompt}/{text}="
     c.candidates.block = ":{text}"
     c.candidates.blocks = 2
-    c.candidates.max_tokens = 140
-    c.candidates.max_prompt = 320
-    c.candidates.widths = 0.0  # one program
-    c.eval.every = 20
+    c.candidates.max_tokens = 25
+    c.candidates.max_prompt = 80
+    c.eval.every = 25
+    c.eval.prompts = 384
+    c.eval.batch = 384
     c.eval.greedy = True
   if scale == "paper":
     c.student, c.teacher = "Qwen3.5-0.8B", "Qwen3.5-27B"  # local copies of the hub directories

@@ -394,7 +394,12 @@ def test_hard_questions_in_two_processes_are_those_of_one(teacher, arguments, tm
     "candidates.block": ":{text}",
   }
   changes |= {"candidates.bcq": "{prompt}{candidates}=", "candidates.ncq": "{prompt}{candidates}#"}
-  changes |= {"candidates.max_tokens": 12, "candidates.max_prompt": 48, "candidates.widths": 2.0}
+  changes |= {
+    "candidates.max_tokens": 12,
+    "candidates.max_prompt": 48,
+    "candidates.widths": 2.0,
+    "zone.teacher_function": "",
+  }
   server = Server()
 
   def behave(handler, body):
