@@ -27,7 +27,7 @@ from opd_jax.analysis.loaded import Model
 from opd_jax.data import pipeline
 from opd_jax.data.scored import ScoredResponse
 from opd_jax.errors import InputError
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import FrozenInputs, HiddenAndHead, Objective
 from opd_jax.objectives.forward import Forward

@@ -20,7 +20,7 @@ from opd_jax.analysis import attention_ratio
 from opd_jax.data import pipeline
 from opd_jax.data.conversation import CLAIMS, Conversation
 from opd_jax.evaluation.multi_turn import MultiTurnEvaluator
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import FrozenInputs, Objective
 from opd_jax.objectives.forward import Forward

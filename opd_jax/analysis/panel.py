@@ -28,7 +28,7 @@ from opd_jax.data import problems as problems_of
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf, model_sharding
 from opd_jax.models import frozen as teacher
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import FrozenInputs, Objective
 from opd_jax.objectives.forward import Forward

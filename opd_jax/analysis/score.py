@@ -26,7 +26,7 @@ from opd_jax.data.chat import Prompt
 from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.scored import ScoredResponse
 from opd_jax.errors import InputError
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import FrozenInputs, HiddenAndHead, Objective, TokenStats, logits
 from opd_jax.objectives.forward import Forward

@@ -16,7 +16,7 @@ from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, model_sharding
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.objectives import loss_config
 from opd_jax.recipes import base as recipes
 from opd_jax.recipes.base import Recipe

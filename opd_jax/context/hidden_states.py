@@ -22,7 +22,7 @@ from opd_jax.context.summaries import Summaries
 from opd_jax.data import chat, pipeline
 from opd_jax.data import tokenizer as tokenizers
 from opd_jax.models import roofline
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.branch import NOBODY, Branches

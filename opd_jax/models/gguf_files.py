@@ -15,7 +15,7 @@ import numpy as np
 
 from opd_jax.errors import InputError, brief, first_line, some
 from opd_jax.models import hf_config, tensor_places
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.runtime.json_files import is_whole
 from opd_jax.types import Params
 

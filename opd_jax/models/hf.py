@@ -18,7 +18,7 @@ from opd_jax.config import BUILTIN, expanded_path
 from opd_jax.errors import InputError, brief
 from opd_jax.models import directory as directories
 from opd_jax.models import finite, hf_config, weights
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.runtime.json_files import is_whole
 from opd_jax.types import Params
 

@@ -8,7 +8,7 @@ from typing import Any
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
 from opd_jax.models import hf_llada, hf_rope, mrope
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.delta_net import DeltaNet
 from opd_jax.models.hf_layers import (
   PLAIN,
@@ -34,7 +34,7 @@ class Architecture:
   whole_qk_norm: bool = False  # over all heads at once
   qkv_bias: bool = False
   attention_bias: bool = False  # config.json's switch of that name is followed: biases of q, k, v and o
-  norms: str = "before"  # where those of a layer stand, see decoder.NORMS
+  norms: str = "before"  # where those of a layer stand, see decoder_config.NORMS
   gemma: bool = False  # norms about zero, a scaled embedding, query_pre_attn_scalar, and hidden_activation, a GELU
   hybrid: bool = False  # layers of the gated delta rule; attention is gated and rotated in part, norms are about zero
   moe: bool = False  # every layer has experts

@@ -7,7 +7,7 @@ full stop.
 import dataclasses
 
 from opd_jax.models import hf_rope, layer_kinds
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.hf_rope import FULL, LINEAR, SLIDING
 from opd_jax.models.hf_values import Json, entries, positive_int, switch
 from opd_jax.models.layer_kinds import LayerKind

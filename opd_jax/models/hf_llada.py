@@ -1,7 +1,7 @@
 """config.json of LLaDA (arXiv:2502.09992), whose keys are its own: read as the Llama that it is without a causal mask, and written."""
 
 from opd_jax.errors import brief
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.hf_values import Json, positive_int, switch
 
 LLAMA_OF = {  # the key of a Llama's config.json by LLaDA's

@@ -26,8 +26,8 @@ from opd_jax.config import expanded_path
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import directory as directories
 from opd_jax.models import finite, safetensors_io, tensor_places
-from opd_jax.models.decoder import DecoderConfig
 from opd_jax.models.decoder import shapes as shapes_of
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.runtime.json_files import is_number, is_whole
 from opd_jax.types import Params
 

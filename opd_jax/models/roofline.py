@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from opd_jax.models import decoder, delta_net
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.vision import VisionConfig
 
 FP32 = 4  # bytes

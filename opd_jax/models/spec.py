@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from opd_jax.models import vision
-from opd_jax.models.decoder import DecoderConfig, shapes
+from opd_jax.models.decoder import shapes
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.safetensors_io import Shape
 from opd_jax.models.vision import VisionConfig
 

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from opd_jax.errors import InputError, brief, some
 from opd_jax.models import delta_net, safetensors_io
 from opd_jax.models import directory as directories
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.safetensors_io import DTYPES, FILE, INDEX, Shape, Tensor
 from opd_jax.models.tensor_places import EMBED, HEAD, NAMES, Leaf, expected, parameter_leaves, tensor_name, tower_leaves
 from opd_jax.models.vision import VisionConfig

@@ -13,7 +13,7 @@ from opd_jax.errors import InputError
 from opd_jax.horizon import schedule as horizon
 from opd_jax.horizon.schedule import Horizon, Schedule, Stage
 from opd_jax.models import model_sharding
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.planning.topology import Target
 from opd_jax.recipes import base as recipes
 from opd_jax.recipes.base import Recipe

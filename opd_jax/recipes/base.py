@@ -31,7 +31,7 @@ from opd_jax.config import Config, recipe_module
 from opd_jax.errors import InputError
 from opd_jax.evaluation import EvaluationInputs, Evaluator, MultiTurnEvaluator, WithGreedy, make_evaluator
 from opd_jax.models import decoder, hf, hf_config, lora, model_sharding, roofline, weights
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import Generator, GeneratorConfig

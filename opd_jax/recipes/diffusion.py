@@ -31,7 +31,7 @@ import numpy as np
 from opd_jax.context.self_future import SelfFuture
 from opd_jax.data import denoised
 from opd_jax.models import roofline
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.roofline import Cost
 from opd_jax.models.spec import ModelSpec
 from opd_jax.objectives import loss_config as losses

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from opd_jax.models import decoder, kernels, lookup, moe
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.rollout.branch import Branches
 from opd_jax.types import Batch, Params
 

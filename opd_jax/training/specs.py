@@ -15,7 +15,7 @@ from opd_jax.config import Config
 from opd_jax.data.images import ImageProcessor
 from opd_jax.errors import InputError
 from opd_jax.models import architectures, decoder, frozen, hf, hf_config, hf_vision, kernels, lora, model_sharding
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rollout.generate import GeneratorConfig
 from opd_jax.rollout.sample import Sampling

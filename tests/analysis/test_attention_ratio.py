@@ -14,7 +14,7 @@ from opd_jax.data import tokenizer as tokenizers
 from opd_jax.data.chat import render
 from opd_jax.data.rendering import Rendering
 from opd_jax.data.sources import Example
-from opd_jax.models import decoder
+from opd_jax.models import decoder, decoder_config
 from opd_jax.tasks import relay
 from opd_jax.types import Batch, Rollout
 from tests.conftest import STUDENT
@@ -68,7 +68,7 @@ def test_the_ratio_is_that_of_the_attention_written_out(student, rows):
   @jax.jit
   def queries_and_keys(tokens):
     w = jax.tree.map(lambda a: a[0], student["layers"])
-    rope = decoder.rope_tables(STUDENT, jnp.arange(tokens.shape[1])[None])
+    rope = decoder_config.rope_tables(STUDENT, jnp.arange(tokens.shape[1])[None])
     return decoder.qkv(decoder.embed(student, tokens, jnp.float32), w, STUDENT, rope)[:2]
 
   for row in range(3):

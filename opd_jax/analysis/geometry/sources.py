@@ -17,7 +17,7 @@ from opd_jax.analysis import loaded
 from opd_jax.errors import InputError, some
 from opd_jax.models import directory as directories
 from opd_jax.models import hf, hf_config, lora, safetensors_io, tensor_places
-from opd_jax.models.decoder import DecoderConfig
+from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.safetensors_io import DTYPES, Shape
 from opd_jax.recipes import base as recipes
 from opd_jax.runtime import bucket, workdir
