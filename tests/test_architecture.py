@@ -36,11 +36,9 @@ COMMANDS = (
   "demo",
   "make_conversations",
   "convert",
-  "tell",
   "view",
   "geometry",
 )
-FORMER = ("tell",)  # former names of commands, which hold nothing
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -138,10 +136,7 @@ def test_no_private_name_is_imported():
 
 
 def test_the_top_is_small():
-  assert len([path for path in ROOT.glob("*.py") if path.stem not in ("__init__", *FORMER)]) <= 17
-  for name in FORMER:
-    defined = ast.walk(ast.parse(MODULES[f"opd_jax.{name}"].read_text(encoding="utf-8")))
-    assert not [node for node in defined if isinstance(node, ast.FunctionDef | ast.ClassDef)], name
+  assert len([path for path in ROOT.glob("*.py") if path.stem != "__init__"]) <= 17
 
 
 def test_the_trainer_is_one_loop_that_names_no_method():
