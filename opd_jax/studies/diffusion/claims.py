@@ -104,20 +104,20 @@ def collapses(results: Results) -> Verdict:
     best, last = results.best(arm), results.scores(arm)
     return {seed: best[seed] - last[seed] for seed in last}
 
-  without, with_clip = fall("long-no-clip"), fall("long")
+  without, with_clip = fall("long"), fall("long-clip")
   seeds = sorted(without.keys() & with_clip.keys())
   if not seeds:
-    raise Missing("long and long-no-clip have no seed in common")
+    raise Missing("long and long-clip have no seed in common")
   found = interval(without[seed] for seed in seeds)
   less = interval(without[seed] - with_clip[seed] for seed in seeds)
   return verdict(
     all_of(above(found, 0.05), above(less, 0)),
-    "best three evaluations in a row less the last three, over four times the steps",
+    "best three evaluations in a row less the last three, over twice the steps",
     points("without the clip", found),
     points("that less the same with it", less),
     *known(
-      *lazily_both("score, with the clip less without, the same steps", difference, results, "d-opsd", "no-clip"),
-      *lazily_both("likewise over four times the steps", difference, results, "long", "long-no-clip"),
+      *lazily_both("score, with the clip less without, the same steps", difference, results, "clip", "d-opsd"),
+      *lazily_both("likewise over twice the steps", difference, results, "long-clip", "long"),
     ),
   )
 
@@ -292,7 +292,7 @@ CLAIMS = (
   Claim(
     "without the clip it collapses",
     "without clipped entries the student collapses past its peak (arXiv:2606.18195)",
-    "over four times the steps the last evaluations are more than 5 points below the best without the clip, and more than with it",
+    "over twice the steps the last evaluations are more than 5 points below the best without the clip, and more than with it",
     collapses,
   ),
   Claim(

@@ -18,13 +18,13 @@ from opd_jax.studies.verdict_page import Section
 
 TITLE = "Does it help to be shown one's own future?"
 INTRO = """The study of self-distillation of masked diffusion models on 4 x 4 sudokus (python -m opd_jax.study diffusion), after
-arXiv:2606.18195. Seed by seed, all arms start from the same student and read the same prompts in the same order; a step samples 64 answers.
+arXiv:2606.18195. Seed by seed, all arms start from the same student and read the same prompts in the same order; a step samples 128 answers.
 
 These are models of half a million parameters, and puzzles of twenty tokens. What holds here is a reason to expect it elsewhere, and what
 does not hold here is a reason to look."""
 
 SUDOKU = [name for name in LABELS if not name.startswith("long")]
-PAST = ("long", "long-no-clip", "long-samples")
+PAST = ("long", "long-clip", "long-samples")
 
 
 def sections(results: Results) -> list[Section]:
@@ -44,7 +44,7 @@ def sections(results: Results) -> list[Section]:
     ),
     Section(
       "On the way, and past it",
-      "Accuracy at temperature 1 by step, over four times as many.",
+      "Accuracy at temperature 1 by step, over twice as many.",
       curves(results, {name: LABELS[name] for name in PAST}),
       table(results, PAST),
     ),
