@@ -4,8 +4,8 @@ cpu    python -m opd_jax.train --config=configs/zppo.py --workdir=runs/zppo
 hf     --config=configs/zppo.py:hf      any two Hugging Face directories and a JSONL file of problems with answers
 paper  --config=configs/zppo.py:paper   the published hyper-parameters for Qwen3.5-0.8B with a teacher of 27B; its language data are ours
 
-At the scale cpu the teacher is a function that solves four problems out of five, and candidates are cut instead of written anew: all responses are
-equally long. The student was shown candidates before, and never told which is right. It is the arm "ZPPO" of the study `zone`.
+At the scale cpu the teacher is a function that solves four problems out of five, and candidates are cut instead of written anew: all responses to a
+prompt are equally long. The student was shown candidates before, and never told which is right. It is the arm "ZPPO" of the study `zone`, two steps shorter.
 Controls and variants are keys: --config.zone.kinds="('ncq',)", hint or prefix; --config.zone.augment=0 is GRPO with a buffer,
 --config.zone.replay=0 without it; --config.candidates.wrong_pair, --noconfig.candidates.shuffle, --config.zone.graduation=random.
 The published mini-batch is 96 prompts of 384; here a mini-batch is a quarter of a step, with the step's other prompts dealt out.
@@ -55,4 +55,5 @@ def get_config(scale: str = "cpu"):
     c.optimizer.weight_decay = 0.1
     c.optimizer.clip = 1.0
     c.candidates.max_prompt = 12288
+    c.zone.teacher_prompt = 17408  # a question, a response to it, and the words around both
   return c

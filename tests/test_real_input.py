@@ -463,8 +463,10 @@ def test_hard_questions_are_asked_anew_with_a_teacher_in_the_prompt(root, tmp_pa
   killed_in_the_second_step_and_resumed(hard_questions(root, tmp_path, "parts"), monkeypatch)
   whole, parts = ([without_time(r) for r in read(tmp_path / run, "train")] for run in ("whole", "parts"))
   assert whole == parts
+  assert whole[0]["buffer"] > 0, "it holds questions where the run is killed"
   assert any(r["buffer"] == 4 for r in whole)
   assert any(r["prompts_ncq"] + r["prompts_bcq"] > 0 for r in whole)
+  assert all(r["teacher_tokens"] > 0 for r in whole)
   call(export, f"--workdir={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", "--dtype=float32")
   assert (tmp_path / "out" / "config.json").is_file()
 

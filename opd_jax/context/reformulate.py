@@ -74,6 +74,7 @@ class Reformulated(NamedTuple):
     right: the answer of its right candidate; "": it has none.
     wrong: the answers of the others.
     prefix: the beginning of the response, where that stands in the prompt.
+    cut: its candidates were cut, since the teacher did not make all of them short.
   """
 
   kind: str
@@ -82,6 +83,7 @@ class Reformulated(NamedTuple):
   right: str = ""
   wrong: tuple[str, ...] = ()
   prefix: str = ""
+  cut: bool = False
 
   def repeats(self, claims: Sequence[str]) -> dict[str, list[bool]]:
     """Tells of the answers to it which repeat its right candidate's, and which a wrong one's."""
@@ -205,13 +207,15 @@ class Reformulator:
       prefix = text if kind == "prefix" else ""
       return None if ids is None else Reformulated(kind, question.number, ids, shown[0].answer, (), prefix)
     texts = [short.get((question.number, each.text), "") for each in shown]
-    if not all(texts):
+    if cut := not all(texts):
       behind_thoughts = [final_text(Response(each.text), self._control) for each in shown]
       texts = [text or each.text for text, each in zip(behind_thoughts, shown, strict=True)]
     wrong = tuple(each.answer for each in shown if each is not right)
     render = self._renderer(question)
     ids = self.candidates.ask(kind, question.prompt, texts, self.tokenizer, render, wrong)
-    return None if ids is None else Reformulated(kind, question.number, ids, right.answer if right else "", wrong)
+    if ids is None:
+      return None
+    return Reformulated(kind, question.number, ids, right.answer if right else "", wrong, cut=cut)
 
   @functools.cached_property
   def _control(self) -> tuple[str, ...]:

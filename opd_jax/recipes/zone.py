@@ -112,6 +112,11 @@ KEYS = {
     "of an endpoint: the environment variable that holds its key, which is written nowhere; empty: none is sent",
     "text",
   ),
+  "zone.teacher_options": (
+    "",
+    'of an endpoint: its other options as JSON, such as {"choices": 1, "extra": {"top_p": 0.95}}, docs/endpoint.md',
+    "text",
+  ),
   "zone.teacher_parallel": (8, "of an endpoint: requests at once", "[1, 1000]"),
   "zone.teacher_timeout": (600.0, "of an endpoint: seconds for a request", "(0, 10**6]"),
   "zone.teacher_retries": (5, "of an endpoint: requests after one that failed", "[0, 1000]"),
@@ -309,6 +314,7 @@ class Zone(OPD):
       "compression_tokens": tokens,
       "hard": sum(rate < z.tau for rate in rates),
       "reformulations_too_long": len(drawn) - len(asked),
+      "reformulations_cut": sum(each.cut for each in asked),
     }
 
   def _right(self, run: Run, step: int, questions: Sequence[int]) -> tuple[list[list[Response]], dict[str, Any]]:

@@ -68,12 +68,13 @@ class EndpointOptions:
 
   @classmethod
   def from_config(cls, group: Config, cache: str) -> "EndpointOptions":
-    """Reads the keys teacher_url, teacher_model, teacher_api and so on of a config's group.
+    """Reads the keys teacher_url, teacher_model, teacher_api and so on of a config's group, and the options in its teacher_options.
 
     Raises:
-      InputError: an address that is none, or numbers that mean nothing.
+      InputError: an address that is none, options that there are not, or numbers that mean nothing.
     """
-    return cls(cache=cache, **{name: group[f"teacher_{name}"] for name in _KEYS})
+    keys = {name: group[f"teacher_{name}"] for name in _KEYS}
+    return cls(cache=cache, **keys, **_others(group.teacher_options))
 
   def __post_init__(self):
     object.__setattr__(self, "url", _checked_url(self.url))
@@ -107,6 +108,7 @@ class EndpointOptions:
 
 _KEYS = ("url", "model", "api", "key_env", "parallel", "timeout", "retries", "budget_tokens", "budget_cost")
 _KEYS = (*_KEYS, "price_prompt", "price_completion", "on_failure")
+_OTHERS = ("system", "extra", "max_tokens_field", "backoff", "max_wait", "choices", "body_limit")
 _ALLOWED = {
   "api": ("chat", "completions"),
   "on_failure": ("stop", "continue"),
@@ -115,6 +117,30 @@ _ALLOWED = {
 _LEAST = {"timeout": 0, "retries": 0, "backoff": 0, "max_wait": 0, "parallel": 1, "choices": 0, "body_limit": 1}
 _LEAST |= {"budget_tokens": 0, "budget_cost": 0, "price_prompt": 0, "price_completion": 0}
 _OWN_FIELDS = {"model", "messages", "prompt", "n", "seed", "temperature", "stream", *_ALLOWED["max_tokens_field"]}
+
+
+def _others(text: str) -> dict[str, Any]:
+  """Reads the options that have no key of their own from JSON, "" for none.
+
+  Raises:
+    InputError: it is no JSON object, or names another option, or a value is of another type.
+  """
+  try:
+    found = json.loads(text or "{}")
+  except ValueError:
+    found = None
+  if not isinstance(found, dict):
+    raise InputError(
+      f'teacher_options is {brief(text)}; write a JSON object, such as {{"choices": 1, "extra": {{"top_p": 0.95}}}}.'
+    )
+  if unknown := sorted(found.keys() - set(_OTHERS)):
+    raise InputError(f"teacher_options names {brief(unknown[0])}; the options are {', '.join(_OTHERS)}.")
+  types = {field.name: field.type for field in dataclasses.fields(EndpointOptions)}
+  for name, value in found.items():
+    wanted = dict if name == "extra" else (int, float) if types[name] is float else types[name]
+    if not isinstance(value, wanted) or isinstance(value, bool):  # pyright: ignore[reportArgumentType]
+      raise InputError(f"teacher_options has {brief(value)} for {name}; see docs/endpoint.md.")
+  return found
 
 
 def _checked_url(url: str) -> str:

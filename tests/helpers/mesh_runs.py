@@ -55,6 +55,8 @@ METHODS["zppo"] |= {
   "candidates.max_prompt": 48,
   "candidates.max_tokens": 16,
   "zone.teacher_prompt": 16,
+  "zone.teacher_function": "",
+  "candidates.ncq": "{prompt}{candidates}=",
 }
 METHODS["dppo"] = REWARDED | {"surrogate.threshold": 1e-4, "groups.equal": "drop"}
 METHODS["resample"] = METHODS["dppo"] | {"groups.equal": "resample", "groups.rounds": 3}

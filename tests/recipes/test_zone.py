@@ -179,6 +179,9 @@ def test_audits_count_responses_that_repeat_a_candidates_answer(config, tmp_path
       said = [(each, response.text if response.ended else "") for each, response in rows]
       repeated = np.mean([bool(text) and text in each.wrong for each, text in said])
       assert record[f"{kind}_repeats_wrong"] == pytest.approx(repeated)
+      if kind == "bcq":
+        copied = np.mean([bool(text) and text == each.right for each, text in said])
+        assert record["bcq_repeats_right"] == pytest.approx(copied)
       assert record[f"reward_{kind}"] == pytest.approx(np.mean([even(response.text) for _, response in rows]))
   assert of_step.asked[0].repeats(["", "22", "5"])["right"][0] is False
 
@@ -216,11 +219,15 @@ def whole(tmp_path_factory):
 def test_killed_in_any_phase_and_resumed_it_is_the_run_that_never_stopped(
   phase, config, tmp_path, monkeypatch, whole, tmp_path_factory
 ):
-  """With the teacher on the devices."""
-  if not whole:
+  """With the teacher on the devices, which for the phase of compressions makes candidates short."""
+  short = phase == "_short"
+  c = config(**{"candidates.compressor": "teacher", "candidates.request": "{prompt}{response}x"} if short else {})
+  if short not in whole:
     path = tmp_path_factory.mktemp("whole")
-    whole["run"], whole["records"] = train(config(), path / "w"), read(path / "w", "train")
-  run = open_run(config(), tmp_path / "parts")
+    whole[short] = train(c, path / "w"), read(path / "w", "train")
+  whole_run, records = whole[short]
+  assert not short or any(record["compression_tokens"] for record in records)
+  run = open_run(c, tmp_path / "parts")
   method, calls = getattr(run.recipe, phase), []
 
   def die(*args):
@@ -232,16 +239,16 @@ def test_killed_in_any_phase_and_resumed_it_is_the_run_that_never_stopped(
   monkeypatch.setattr(run.recipe, phase, die)
   with pytest.raises(KeyboardInterrupt):
     train_run(run)
-  again = open_run(config(), tmp_path / "parts")
+  again = open_run(c, tmp_path / "parts")
   assert again.resumed_from == 2
   assert again.recipe.replay.entries
   train_run(again)
-  assert [without_time(r) for r in read(tmp_path / "parts", "train")] == [without_time(r) for r in whole["records"]]
-  assert again.recipe.state_dict() == whole["run"].recipe.state_dict()
-  for a, b in zip(leaves(whole["run"].state), leaves(again.state), strict=True):
+  assert [without_time(r) for r in read(tmp_path / "parts", "train")] == [without_time(r) for r in records]
+  assert again.recipe.state_dict() == whole_run.recipe.state_dict()
+  for a, b in zip(leaves(whole_run.state), leaves(again.state), strict=True):
     np.testing.assert_array_equal(a, b)
-  assert any(record["teacher_tokens"] for record in whole["records"])
-  assert any(record["prompts_bcq"] for record in whole["records"]), "the teacher's random weights are right at times"
+  assert any(record["teacher_tokens"] for record in records)
+  assert any(record["prompts_bcq"] for record in records), "the teacher's random weights are right at times"
 
 
 def test_other_prompts_begin_a_new_buffer(config, tmp_path):
@@ -415,8 +422,16 @@ def test_controls(config, tmp_path, monkeypatch):
   run = opened(
     config(steps=2, **{"candidates.wrong_pair": True, "zone.graduation": "random"}), tmp_path / "w", Scripted()
   )
-  found = collected(run, monkeypatch)
+  found, observe, lots = collected(run, monkeypatch), run.recipe.replay.observe, []
+
+  def observed(questions, rates, solved, rng):
+    lots.append(rng)
+    return observe(questions, rates, solved, rng)
+
+  monkeypatch.setattr(run.recipe.replay, "observe", observed)
   train_run(run)
+  assert len(lots) == 2
+  assert all(isinstance(rng, np.random.Generator) for rng in lots), "who leaves is drawn"
   pairs = [each for of_step, *_ in found for each in of_step.asked if each.kind == "bcq"]
   assert pairs
   assert all(each.right == "" and len(each.wrong) == 2 for each in pairs)

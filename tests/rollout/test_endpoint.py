@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from opd_jax import config as configs
 from opd_jax.errors import InputError
 from opd_jax.rollout import http_json
 from opd_jax.rollout.endpoint import MENDS, EndpointError, EndpointOptions, EndpointSampler, TeacherSampler
@@ -921,3 +922,35 @@ def test_the_page_has_every_reason():
 
 def test_a_placeholder_is_no_secret():
   assert http_json.without("EMPTY", "it is EMPTY") == "it is EMPTY"
+
+
+def of_keys(options: str) -> EndpointOptions:
+  """The options of a config of the recipe zone whose zone.teacher_options are these."""
+  url = {"zone.teacher_url": "http://127.0.0.1:8000/v1", "zone.teacher_model": "m"}
+  group = configs.override(configs.default("zone"), url | {"zone.teacher_options": options}).zone
+  return EndpointOptions.from_config(group, "")
+
+
+def test_options_without_a_key_of_their_own_are_json():
+  text = '{"choices": 1, "max_wait": 5, "extra": {"top_p": 0.9}, "max_tokens_field": "max_completion_tokens"}'
+  found = of_keys(text)
+  assert (found.choices, found.max_wait, found.extra) == (1, 5, {"top_p": 0.9})
+  assert found.max_tokens_field == "max_completion_tokens"
+  assert of_keys("") == EndpointOptions("http://127.0.0.1:8000/v1", "m")
+
+
+@pytest.mark.parametrize(
+  ("options", "why"),
+  [
+    ("top_p=1", "write a JSON object"),
+    ("[1]", "write a JSON object"),
+    ('{"url": "http://other/v1"}', "the options are system, extra"),
+    ('{"choices": "1"}', "has '1' for choices"),
+    ('{"choices": true}', "has True for choices"),
+    ('{"extra": 1}', "has 1 for extra"),
+    ('{"choices": -1}', "at least 0"),
+  ],
+)
+def test_options_that_there_are_not_are_refused(options, why):
+  with pytest.raises(InputError, match=why):
+    of_keys(options)

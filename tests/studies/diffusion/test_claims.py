@@ -98,9 +98,7 @@ def test_a_collapse_is_a_fall_from_the_best_that_the_clip_prevents(study_of):
 
 def test_a_fall_with_the_clip_too_is_no_collapse_for_want_of_it(study_of):
   levels = {"long": 0.7, "long-clip": 0.7}
-  assert (
-    decided(study_of(levels, {"long-clip": 0.3}), "without the clip it collapses").status == NOT_SUPPORTED
-  )
+  assert decided(study_of(levels, {"long-clip": 0.3}), "without the clip it collapses").status == NOT_SUPPORTED
 
 
 def test_costs_are_passes_through_a_model(study_of):
