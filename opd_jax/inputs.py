@@ -24,6 +24,7 @@ from opd_jax.errors import InputError, brief
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.horizon import schedule as horizon
 from opd_jax.models import frozen, hf, hf_config
+from opd_jax.models.image_encoder import ImageEncoder
 from opd_jax.models.spec import ModelSpec
 from opd_jax.rewards.named import reward_verifiers, verifier_name
 from opd_jax.rewards.pool import VerifierPool
@@ -67,6 +68,17 @@ class Inputs(specs.Specs):
       origin=train.origin,
       mixture=train.mixture,
     )
+
+  @property
+  def encoders(self) -> tuple[ImageEncoder, ...]:
+    """What encodes the images of prompts beforehand, in training and in evaluations."""
+    seen = (self.prompt_images, self.evaluation and self.evaluation.images)
+    return tuple(encoder for each in seen if each for encoder in each.encoders)
+
+  @property
+  def encode_programs(self) -> int:
+    """How many programs encode images; encoders of one architecture share them."""
+    return len({(encoder.cfg, width) for encoder in self.encoders for width in encoder.widths})
 
   def another(self, name: str) -> ModelSpec:
     """Finds a further model that is trained, which has to share the student's token ids."""

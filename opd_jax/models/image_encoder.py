@@ -1,14 +1,16 @@
 """A frozen vision tower at work: images in, features out, each image once.
 
-Features are kept in host memory up to a limit, the latest used; programs are one per width of patches.
+Features are kept in host memory up to a limit, the latest used. Programs are one per width of patches, and compiled ahead for the
+images that are expected.
 
-Dimensions: S patches, M features, K taps, D width of the decoder.
+Dimensions: I images, S patches, M features, K taps, D width of the decoder.
 """
 
 import functools
 import pathlib
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +21,10 @@ from opd_jax.models import hf_vision, image_rows, vision
 from opd_jax.models.image_rows import Encoding, Picture
 from opd_jax.models.vision import VisionConfig
 from opd_jax.runtime import mesh as meshes
+from opd_jax.runtime.programs import ProgramCache, StepShape, record
+from opd_jax.types import Params, Patches
 
+PROGRAM = "encode"  # its name in run.json
 PATCHES = 16_384  # of one call, padding included
 
 
@@ -32,37 +37,57 @@ class ImageEncoder:
     dtype: the compute type, which features are kept in.
 
   Attributes:
+    widths: those that expected images take, rising: each has a program.
+    compiled: one programs.record per program.
     encoded: how many images the tower has seen.
   """
 
   def __init__(self, directory: pathlib.Path, cfg: VisionConfig, widths: Sequence[int], limit: float, dtype: Any):
     self.cfg = cfg
+    self.widths: tuple[int, ...] = ()
+    self.compiled: list[dict] = []
     self.encoded = 0
     self._widths, self._limit, self._dtype = tuple(widths), limit, jnp.dtype(dtype)
     self._mesh = meshes.make(devices=jax.local_devices())
     self._directory = directory
     self._kept: OrderedDict[Hashable, Encoding] = OrderedDict()
     self._bytes = 0
-    encode = functools.partial(vision.encode, cfg=cfg, dtype=self._dtype)
-    rows = meshes.rows(self._mesh)
-    self._program = jax.jit(lambda params, patches: encode(params, patches=patches), out_shardings=rows)
+    self._programs: dict[int, jax.stages.Compiled] = {}  # by width
 
   @functools.cached_property
-  def _params(self) -> Any:
-    whole = meshes.replicated(self._mesh)
-    shapes = vision.shapes(self.cfg)
-    shardings = jax.tree.map(lambda _: whole, shapes, is_leaf=lambda x: isinstance(x, tuple))
+  def _params(self) -> Params:
+    shardings = jax.tree.map(lambda a: a.sharding, self.abstract_params)
     return hf_vision.load(self._directory, self.cfg, shardings, self._dtype)
 
-  def widen(self, patches: int) -> None:
-    """Add a width for images of so many patches, where none holds them."""
-    if patches > self._widths[-1]:
-      self._widths += (patches,)
+  @property
+  def abstract_params(self) -> Params:
+    """The shapes and shardings of the tower's weights, which every device holds in full."""
+    return abstract_params(self.cfg, self._mesh, self._dtype)
 
-  def rows(self, width: int) -> int:
-    """How many images of a width go through at a time."""
-    shards = meshes.row_shards(self._mesh)
-    return max(1, PATCHES // (width * shards)) * shards
+  def expect(self, patches: Iterable[int]) -> None:
+    """Know that images of so many patches will come; a width is added where none holds the largest."""
+    patches = set(patches)
+    if patches and max(patches) > self._widths[-1]:
+      self._widths += (max(patches),)
+    self.widths = tuple(sorted({*self.widths, *map(self._width, patches)}))
+
+  def _width(self, patches: int) -> int:
+    return next(width for width in self._widths if width >= patches)
+
+  def prepare(self, program_cache: ProgramCache | None = None) -> None:
+    """Compile the programs of all `widths`, or take them from `program_cache`."""
+    for width in self.widths:
+      self._program(width, program_cache)
+
+  def _program(self, width: int, program_cache: ProgramCache | None = None) -> jax.stages.Compiled:
+    if width not in self._programs:
+      began, cache = time.perf_counter(), {} if program_cache is None else program_cache
+      key = (PROGRAM, self.cfg, self._mesh, width, self._dtype)
+      if key not in cache:
+        cache[key] = lower(self.cfg, self._mesh, width, self._dtype).compile()
+      self._programs[width] = cache[key]
+      self.compiled.append(record(PROGRAM, StepShape(0, width), time.perf_counter() - began, cache[key]))
+    return self._programs[width]
 
   def __call__(self, images: Sequence[tuple[Hashable, Callable[[], Picture]]]) -> list[Encoding]:
     """Encode images, those that are not kept.
@@ -74,10 +99,9 @@ class ImageEncoder:
     missing = {key: cut() for key, cut in dict(images).items() if key not in found}
     by_width: dict[int, list[Hashable]] = {}
     for key, picture in missing.items():
-      width = next(width for width in self._widths if width >= len(picture.pixels))
-      by_width.setdefault(width, []).append(key)
+      by_width.setdefault(self._width(len(picture.pixels)), []).append(key)
     for width, keys in sorted(by_width.items()):
-      rows = self.rows(width)
+      rows = rows_of(self._mesh, width)
       for first in range(0, len(keys), rows):
         part = keys[first : first + rows]
         found |= zip(part, self._encode([missing[key] for key in part], width, rows), strict=True)
@@ -88,7 +112,7 @@ class ImageEncoder:
   def _encode(self, pictures: Sequence[Picture], width: int, rows: int) -> list[Encoding]:
     padded = [[picture] for picture in pictures] + [[]] * (rows - len(pictures))
     patches = jax.device_put(image_rows.patches(padded, width, self.cfg), meshes.rows(self._mesh))
-    features, taps = jax.device_get(self._program(self._params, patches))
+    features, taps = jax.device_get(self._program(width)(self._params, patches))
     self.encoded += len(pictures)
     out = []
     for picture, own, tapped in zip(pictures, features, taps, strict=False):
@@ -105,3 +129,30 @@ class ImageEncoder:
     while self._bytes > self._limit and len(self._kept) > 1:
       _, old = self._kept.popitem(last=False)
       self._bytes -= old.features.nbytes + old.taps.nbytes
+
+
+def rows_of(mesh: jax.sharding.Mesh, width: int) -> int:
+  """I, how many images of a width go through at a time."""
+  shards = meshes.row_shards(mesh)
+  return max(1, PATCHES // (width * shards)) * shards
+
+
+def abstract_params(cfg: VisionConfig, mesh: jax.sharding.Mesh, dtype: Any) -> Params:
+  """The shapes and shardings of a tower's weights on a mesh, of which every device holds them in full."""
+  whole = meshes.replicated(mesh)
+  return jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=whole),
+    vision.shapes(cfg),
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def lower(cfg: VisionConfig, mesh: jax.sharding.Mesh, width: int, dtype: Any) -> jax.stages.Lowered:
+  """Lower the program that encodes images of at most `width` patches, one image to a row."""
+  rows = meshes.rows(mesh)
+
+  def encode(params: Params, patches: Patches) -> vision.Encoded:
+    return vision.encode(params, cfg, patches, dtype=dtype)
+
+  patches = image_rows.abstract_patches(rows_of(mesh, width), width, cfg.pixels, rows)
+  return jax.jit(encode, out_shardings=rows).lower(abstract_params(cfg, mesh, dtype), patches)

@@ -5,8 +5,9 @@ Dimensions: I rows, S patches, c numbers of a patch; B prompts, P prompt width, 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from opd_jax.models import mrope
@@ -54,6 +55,15 @@ def patches(rows: Sequence[Sequence[Picture]], width: int, cfg: VisionConfig) ->
       size[i, span], image[i, span] = (picture.rows, picture.columns), number
       first = span.stop
   return Patches(pixels, row, column, size, image)  # pyright: ignore[reportArgumentType]: numpy until it is put on devices
+
+
+def abstract_patches(rows: int, width: int, pixels: int, sharding: Any) -> Patches:
+  """The shapes of `patches`, I rows of S = `width` with c = `pixels` numbers each."""
+
+  def array(*size: int, dtype: Any = np.int32) -> Any:
+    return jax.ShapeDtypeStruct((rows, width, *size), dtype, sharding=sharding)
+
+  return Patches(array(pixels, dtype=np.float32), array(), array(), array(2), array())
 
 
 class Encoding(NamedTuple):

@@ -113,7 +113,8 @@ def _programs(loaded: Inputs, recipe: Recipe) -> Iterator[str]:
   shapes = [recipe.planned_shape(prompt, width) for width in _widths(config) for prompt in loaded.prompt_widths]
   listed = ", ".join(f"{shape.prompt} + {shape.width}" for shape in shapes)
   evaluation = ", and 1 program for evaluation" if loaded.evaluation else ""
-  yield f"programs: at most {len(shapes)} shape(s) of a step{evaluation}; prompt + {width_unit(config)}: {listed}"
+  encoding = f", and {loaded.encode_programs} to encode images" if loaded.encode_programs else ""
+  yield f"programs: at most {len(shapes)} shape(s) of a step{evaluation}{encoding}; prompt + {width_unit(config)}: {listed}"
 
 
 def _memory(loaded: Inputs, recipe: Recipe) -> Iterator[str]:

@@ -94,7 +94,7 @@ class Run:
     self._positions: dict[int, dict[str, Any]] = {}  # of the prompts, before those of steps that are not finished
     self.evaluators: dict[str, Any] = {}
     self.preemption: hosts.PreemptionWatcher | None = None  # while it is `running`
-    self._program_sources: list[Any] = [self.compiled]  # what has `compiled` records
+    self._program_sources: list[Any] = [self.compiled, *inputs.encoders]  # what has `compiled` records
 
   @contextlib.contextmanager
   def running(self):
@@ -122,6 +122,7 @@ class Run:
       with self._free_to_leave():
         for shape in self.expected:
           self.compiled.at(shape)
+        self._prepare_encoders()
     if self.step >= self.config.steps:
       made = f"{self.step} of {self.config.steps} steps" if self.step == self.config.steps else f"{self.step} steps"
       self.log.say(f"{self.workdir.name} is complete: {made}; raise --config.steps above {self.step} to go on")
@@ -133,8 +134,10 @@ class Run:
     if self.resumed_from:
       self.log.say(f"  resumed after step {self.resumed_from}")
     self.clock.start()
-    if self.step == 0:
-      with self._free_to_leave():
+    with self._free_to_leave():
+      self._prepare_encoders()
+      self.clock.lap("compile")
+      if self.step == 0:
         self.evaluate()
 
   def models(self) -> dict[str, Any]:
@@ -173,6 +176,11 @@ class Run:
   def count_programs_of(self, generator: Any) -> None:
     """Lists a generator's programs in run.json too."""
     self._program_sources.append(generator)
+
+  def _prepare_encoders(self) -> None:
+    """Compiles what encodes the images of prompts, which the first step and the first evaluation need at once."""
+    for encoder in self.inputs.encoders:
+      encoder.prepare(self.program_cache)
 
   def _compile_ahead(self, now: StepShape) -> None:
     """Begins to compile the next new shape in the background; several processes begin all of them, in the same order."""

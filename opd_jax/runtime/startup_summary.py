@@ -36,6 +36,7 @@ def summary_lines(
   )
   yield from horizon
   evaluations = " and 1 for evaluation" if config.eval.every else ""
+  encoding = f" and {inputs.encode_programs} to encode images" if inputs.encode_programs else ""
   probes = " and 1 to probe for each prompt width" if probed else ""
   shapes = [shape for shape in run.expected if shape.kind == "step"]
   listed = ", ".join(f"{s.prompt} + {s.width}" for s in shapes)
@@ -45,7 +46,7 @@ def summary_lines(
     programs = f"of an update, {layers} of a layer of rollouts"
   if updates:  # they have shapes of their own
     programs = f"of a rollout, {len(updates)} of an update with contexts of at most {max(updates)} tokens"
-  yield f"  {len(shapes)} shape(s) {programs}{probes}{evaluations}; prompt + {width_unit(config)}: {listed}"
+  yield f"  {len(shapes)} shape(s) {programs}{probes}{evaluations}{encoding}; prompt + {width_unit(config)}: {listed}"
   yield from (f"  note: {warning}" for warning in inputs.warnings)
 
 

@@ -23,7 +23,7 @@ from opd_jax.models import image_rows, mrope
 from opd_jax.models.image_encoder import ImageEncoder
 from opd_jax.models.image_rows import Encoding, Picture
 from opd_jax.models.spec import ModelSpec
-from opd_jax.types import Batch, Images, Patches
+from opd_jax.types import Batch, Images
 
 
 class ImageSizes(NamedTuple):
@@ -45,9 +45,7 @@ class ImageSizes(NamedTuple):
       return jax.ShapeDtypeStruct((prompts, *shape), dtype, sharding=sharding)
 
     room, (merged, numbers) = self.within(width).room, self.patches
-    S, patches = room * merged, None
-    if merged:
-      patches = Patches(array(S, numbers, dtype=jnp.float32), array(S), array(S), array(S, 2), array(S))
+    patches = image_rows.abstract_patches(prompts, room * merged, numbers, sharding) if merged else None
     return Images(
       features=None if merged else array(room, self.d_model, dtype=dtype),
       taps=None if merged else array(self.taps, room, self.d_model, dtype=dtype),
@@ -100,14 +98,20 @@ class ModelImages:
     features = [n for row in counts for n in row] or [1]
     widths = pipeline.rising_widths(max(features), 2.0, min(features), 1)
     encoder = ImageEncoder(model.path, tower, [n * tower.merged for n in widths], limit, dtype)
+    encoder.expect(n * tower.merged for row in counts for n in row)
     patches = (0, 0) if model.cfg.tower is None else (tower.merged, tower.pixels)
     return cls(processor, encoder, ImageSizes(_room(counts), len(tower.taps), model.cfg.d_model, patches), dtype)
 
   def for_prompts(self, ids: Sequence[Sequence[int]]) -> "ModelImages":
     """The same model, for the images of other prompts: its encoder goes on with those too."""
     counts = [_features(row, self.processor.image_id) for row in ids]
-    self.encoder.widen(max((n for row in counts for n in row), default=1) * self.encoder.cfg.merged)
+    self.encoder.expect(n * self.encoder.cfg.merged for row in counts for n in row)
     return dataclasses.replace(self, sizes=self.sizes._replace(room=_room(counts)))
+
+  @property
+  def encoders(self) -> tuple[ImageEncoder, ...]:
+    """What encodes the images beforehand: nothing where the model has its tower with it."""
+    return () if self.sizes.patches[0] else (self.encoder,)
 
   def encode(self, rows: Sequence[Sequence[ImageRef]]) -> list[list[Encoding]]:
     """The features of every image of each row.
@@ -164,6 +168,11 @@ class PromptImages:
   def sizes(self) -> tuple[ImageSizes, ...]:
     """The student's sizes, and then each teacher's."""
     return (self.student.sizes, *(teacher.sizes for teacher in self.teachers))
+
+  @property
+  def encoders(self) -> tuple[ImageEncoder, ...]:
+    """What encodes images beforehand, for one model or several, each once."""
+    return tuple(dict.fromkeys(encoder for seen in (self.student, *self.teachers) for encoder in seen.encoders))
 
   def attach(self, batch: Batch, index: np.ndarray, train: Problems) -> Batch:
     """Put the images of prompts beside them, on the host.

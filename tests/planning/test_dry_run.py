@@ -16,7 +16,7 @@ from opd_jax.models import decoder, hf
 from opd_jax.planning import dry_run
 from opd_jax.runtime import cli, startup_summary
 from tests.conftest import STUDENT
-from tests.helpers import chat_tokenizers, conversation_runs, masked_models
+from tests.helpers import chat_tokenizers, conversation_runs, masked_models, seeing_models, seeing_runs
 
 TEMPLATE = (  # with a system message of its own where there is none, as Qwen2.5's
   "{% if messages[0].role != 'system' %}<system>Be brief.</system>\n{% endif %}"
@@ -82,6 +82,14 @@ def test_a_rollout_that_denoises_has_a_cache_where_it_is_asked_for(tmp_path):
   prompt = inputs.load(c).prompt_widths[-1]
   size = 512 * (prompt + 16) * 2 * 2 * 8 * 4 / jax.device_count()
   assert f"cache of the widest rollout {size / 2**20:.1f} MiB" in memory
+
+
+def test_programs_that_encode_images_are_told(tmp_path):
+  """Whole images of 60 patches and crops of 64."""
+  model, scenes = seeing_models.write_small(tmp_path / "model"), seeing_models.write_scenes(tmp_path / "scenes")
+  found = list(dry_run.lines(seeing_runs.crop_config(model, scenes)))
+  (programs,) = (line for line in found if line.startswith("programs: "))
+  assert "1 shape(s) of a step, and 2 to encode images; " in programs
 
 
 def test_prompts_that_are_cut_and_left_out_are_counted(config):

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 import pathlib
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from opd_jax.context import crop
 from opd_jax.data import scored
 from opd_jax.data.image_refs import ImageRef
 from opd_jax.errors import InputError
-from opd_jax.models import hf, hf_config, hf_vision
+from opd_jax.models import hf, hf_config, hf_vision, image_encoder
 from opd_jax.recipes import base as recipes
 from opd_jax.runtime import cli
 from opd_jax.trainer import open_run, train, train_run
@@ -88,6 +89,35 @@ def test_a_run_learns_encodes_each_image_once_and_resumes(model, scenes, tmp_pat
   assert [without_time(r) for r in read(tmp_path / "parts", "train")] == records
   for a, b in zip(leaves(whole.state), leaves(again.state), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_what_encodes_is_compiled_before_the_first_step(model, scenes, tmp_path, monkeypatch, capsys):
+  """Whole images have 60 patches and crops 64; those of the evaluation are as large as the whole ones."""
+  lowered, before, lower = [], [], image_encoder.lower
+
+  def counted(cfg, mesh, width, dtype):
+    lowered.append(width)
+    return lower(cfg, mesh, width, dtype)
+
+  monkeypatch.setattr(image_encoder, "lower", counted)
+  changes = {"eval.every": 3, "eval.path": str(scenes), "eval.prompts": 5, "eval.batch": 4, "eval.max_tokens": 4}
+  run = open_run(crop_config(model, scenes, **changes), tmp_path / "w", {})
+  evaluate = run.evaluate
+
+  def evaluated():
+    before.append((list(lowered), run.clock.totals["compile"]))
+    evaluate()
+
+  monkeypatch.setattr(run, "evaluate", evaluated)
+  assert run.inputs.encode_programs == 2
+  train_run(run)
+  assert [sizes for sizes, _ in before] == [[60, 64]] * 2, "before the first step, and after the last"
+  assert before[0][1] > 0, "the clock knows it as compiling"
+  programs = json.loads((tmp_path / "w" / "run.json").read_text())["programs"]
+  assert [p["width"] for p in programs if p["name"] == "encode"] == [60, 64, 60]
+  assert " and 1 for evaluation and 2 to encode images; " in capsys.readouterr().err
+  tower = open_run(crop_config(model, scenes, **{"vision.train": True}), tmp_path / "tower")
+  assert tower.inputs.encoders == (), "which is a part of the student"
 
 
 @pytest.mark.long
