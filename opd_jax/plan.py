@@ -148,7 +148,10 @@ def plan_target(setup, selected: list, schedules: dict[str, Any]) -> dict[str, A
   if setup.c.eval.every:
     progress.print(f"  {name}: compiling the evaluation", soft_wrap=True)
     evaluation = report_progress(stages.evaluation(setup))
-  return record.target(setup, selected, programs, evaluation, stages.resident(setup), schedules)
+  encoding = stages.encoding(setup)
+  if encoding is not None:
+    report_progress(encoding)
+  return record.target(setup, selected, programs, evaluation, stages.resident(setup), schedules, encoding)
 
 
 def parse_methods(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from opd_jax.models import roofline
+from opd_jax.models import image_encoder, roofline
 from opd_jax.planning import stages
 from opd_jax.planning.compiled import Program
 from opd_jax.planning.estimate import RunEstimate
@@ -24,8 +24,8 @@ class MemoryNeed:
   """The memory that a program needs together with the rest of the run; bytes of one device.
 
   Attributes:
-    width: of the responses, tokens.
-    others: bytes of state and teachers that are no arguments of it, and of the code of the stage's other programs.
+    width: of the responses, tokens; of what encodes images, patches.
+    others: bytes of state, teachers and towers that are no arguments of it, and of the code of the stage's other programs.
   """
 
   program: Program
@@ -78,9 +78,11 @@ def needs(setup: Setup, programs: Sequence[tuple[int, Program]], resident: dict[
   code = {p.name: p.memory.code if p.memory else 0 for _, p in programs}
   stage_needs = []
   for width, p in programs:
-    others = sum(code.values()) - code[p.name]
+    others = sum(code.values()) - code[p.name] + resident["towers"]
     if p.name != "update":  # which has the state and the teachers as arguments
       others += resident["optimizer"] + resident["teachers"]
+    if p.name == image_encoder.PROGRAM:  # which has one tower alone
+      others += resident["params"] - stages.tower_bytes(setup, stages.towers(setup)[0])
     stage_needs.append(MemoryNeed(p, width, others, setup.target.capacity))
   return stage_needs
 
@@ -89,7 +91,8 @@ def suggestions(setup: Setup, need: MemoryNeed, resident: dict[str, int]) -> lis
   """Changes that would make a program fit or come nearer, the largest saving first; [] where it fits."""
   if need.fits or need.program.memory is None:
     return []
-  own = {"rollout": _rollout, "evaluate": _evaluation, "update": _update}[need.program.name]
+  by_name = {"rollout": _rollout, "evaluate": _evaluation, "update": _update, image_encoder.PROGRAM: _encoding}
+  own = by_name[need.program.name]
   found = [s for s in (*own(setup, need), *_weights(setup, need, resident)) if s.saves > 0.01 * GIB]
   return sorted((dataclasses.replace(s, enough=s.saves >= need.excess) for s in found), key=lambda s: -s.saves)
 
@@ -146,6 +149,16 @@ def _update(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
     yield Suggestion(
       "--config.remat=layer", activations, "the backward pass computes each layer again; a third more FLOPs"
     )
+
+
+def _encoding(setup: Setup, need: MemoryNeed) -> Iterator[Suggestion]:
+  assert need.program.memory is not None
+  share = image_encoder.PATCHES / need.width
+  if share < 1:  # smaller ones go through together, as many patches as that
+    tower = stages.towers(setup)[0]
+    saved = need.program.memory.temporaries * (1 - share)
+    pixels = image_encoder.PATCHES * tower.patch**2
+    yield Suggestion(f"--config.data.max_pixels={pixels}", saved, "smaller images, with fewer tokens")
 
 
 def _weights(setup: Setup, need: MemoryNeed, resident: dict[str, int]) -> Iterator[Suggestion]:
@@ -218,7 +231,7 @@ def remarks(setup: Setup, programs: Sequence[Program], resident: dict[str, int])
         "on data"
       )
   if update and update.memory:
-    padding = update.memory.arguments - sum(resident.values())
+    padding = update.memory.arguments - (sum(resident.values()) - resident["towers"])
     if padding > 0.1 * update.memory.arguments and padding > GIB / 4:
       sentences.append(
         f"{padding / GIB:.1f} GiB of the update's arguments are padding of their layout, or the rollouts"

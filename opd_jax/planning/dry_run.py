@@ -125,6 +125,8 @@ def _memory(loaded: Inputs, recipe: Recipe) -> Iterator[str]:
   parts = {"parameters": params, "optimizer": bytes_per_device(state) - params}
   offloaded = config.teacher_offload
   parts["frozen models"] = 0 if offloaded else bytes_per_device(recipe.abstract_frozen())
+  if loaded.encoders:
+    parts["frozen vision towers"] = sum(bytes_per_device(encoder.abstract_params) for encoder in loaded.encoders)
   parts["gradient"] = params
   width, prompt = max(_widths(config), default=0), loaded.prompt_widths[-1]
   slots = config.batch * (prompt + config.rollouts_per_prompt * width)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from opd_jax.config import response_len
 from opd_jax.horizon.schedule import Schedule
-from opd_jax.models import roofline
+from opd_jax.models import image_encoder, roofline
 from opd_jax.models.roofline import Cost
 from opd_jax.planning import stages
 from opd_jax.planning.collectives import Collective
@@ -84,9 +84,11 @@ class RunEstimate:
     """The costs of one call of a program at a response width, which wait for each other.
 
     Args:
-      name: "rollout", "update" or "evaluate".
+      name: "rollout", "update", "evaluate" or "encode", whose width is that of its patches.
     """
     s = self.setup
+    if name == image_encoder.PROGRAM:
+      return [stages.encoding_cost(s)]
     evaluating = name == "evaluate"
     batch = stages.evaluation_batch(s) if evaluating else s.c.batch
     n = s.c.eval.k if evaluating else s.c.rollouts_per_prompt

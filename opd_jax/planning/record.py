@@ -14,6 +14,7 @@ from opd_jax.planning.compiled import Program
 from opd_jax.planning.estimate import RunEstimate
 from opd_jax.planning.setup import METHODS, Setup
 from opd_jax.planning.sources import operation
+from opd_jax.planning.stages import image_patches
 
 BUFFERS = 24  # of each program
 SENDERS = 12  # likewise
@@ -26,6 +27,7 @@ def target(
   evaluation: Program | None,
   resident: dict[str, int],
   schedules: dict[str, Schedule],
+  encoding: Program | None = None,
 ) -> dict[str, Any]:
   """The record of one target: its stages, and the runs of several methods.
 
@@ -35,6 +37,7 @@ def target(
     evaluation: the compiled evaluation, where the config has one.
     resident: see `stages.resident`.
     schedules: by method.
+    encoding: what encodes images, compiled, where a frozen tower does.
   """
   c = setup.c
   by_width = {width: list(compiled) for width, compiled in programs.items()}
@@ -60,7 +63,7 @@ def target(
     "resident": resident,
     "widths": len({s.width for s in setup.stages}),
     "stages": [
-      described[s.width] | stage(setup, s, programs[s.width], evaluation, resident, estimated) for s in stages
+      described[s.width] | stage(setup, s, programs[s.width], evaluation, encoding, resident, estimated) for s in stages
     ],
     "runs": [
       {"method": method, "own": METHODS[method] == c.horizon.kind} | estimated.run(schedule)
@@ -80,6 +83,7 @@ def stage(
   s: Stage,
   compiled: Sequence[Program],
   evaluation: Program | None,
+  encoding: Program | None,
   resident: dict[str, int],
   estimated: RunEstimate,
 ) -> dict[str, Any]:
@@ -88,6 +92,8 @@ def stage(
   with_widths = [(s.width, p) for p in programs]
   if evaluation:
     with_widths.append((_evaluation_width(setup.c), evaluation))
+  if encoding:
+    with_widths.append((image_patches(setup), encoding))
   remarks = advice.remarks(setup, programs, resident)
   for p in programs:
     if p.name == "update":

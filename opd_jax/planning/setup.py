@@ -117,6 +117,9 @@ def make(config: Config, target: Target, prompt: int | None, weak: float = 1.0) 
       f"Prompts of {P} tokens and responses of {length} need {P + length} positions, "
       f"but the models have {longest} (max_position_embeddings); lower one of the two."
     )
+  for model in recipe.specs.teachers if recipe.specs.images else ():
+    if specs.planned_tower(model) is None:
+      notes.append(f"of {model.name} only the sizes of its decoder are known: its vision tower is not counted")
   for model in recipe.specs.models:
     notes += model_sharding.uneven(mesh, model.name, model.cfg)
   return Setup(target, recipe, schedule, P, tuple(notes + ([note] if note else [])))

@@ -128,7 +128,8 @@ def target_block(target: dict[str, Any]) -> Block:
       f"{target['batch']} prompts of {target['prompt']} tokens x {target['rollouts_per_prompt']} rollouts, "
       f"micro-batches of {target['micro_batch'] or target['rows']} rows; on each device lie "
       f"{format_gib(resident['params'])} GiB of parameters, "
-      f"{format_gib(resident['optimizer'])} of the optimiser, {format_gib(resident['teachers'])} of teachers",
+      f"{format_gib(resident['optimizer'])} of the optimiser, {format_gib(resident['teachers'])} of teachers"
+      + (f", {format_gib(resident['towers'])} of frozen vision towers" if resident["towers"] else ""),
       *(f"note: {note}" for note in target["notes"]),
     ],
   )
@@ -155,7 +156,7 @@ def stage_block(target: dict[str, Any], stage: dict[str, Any]) -> Block:
   add_memory("temporaries, GiB", lambda memory: memory["temporaries"])
   add_memory("outputs beside arguments, GiB", lambda memory: memory["outputs"] - memory["aliased"])
   add_memory("code, GiB", lambda memory: memory["code"])
-  add("lies beside (optimiser, teachers), GiB", (format_gib(p["beside"]) for p in programs))
+  add("lies beside (optimiser, frozen models), GiB", (format_gib(p["beside"]) for p in programs))
   add("together, GiB", (format_gib(p["needs"]) for p in programs))
   shares = (format_share(p["needs"] / capacity) + ("" if p["fits"] else " DOES NOT FIT") for p in programs)
   add(f"of {format_gib(capacity)} GiB", shares)

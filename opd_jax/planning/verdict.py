@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from opd_jax.models.image_encoder import PROGRAM
 from opd_jax.planning.amounts import format_share, spoken_seconds
 
 
@@ -31,7 +32,7 @@ def verdict(target: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(program: dict[str, Any]) -> str:
-  return f"{program['name']} at {program['width']} tokens"
+  return f"{program['name']} at {program['width']} {'patches' if program['name'] == PROGRAM else 'tokens'}"
 
 
 def _share(target: dict[str, Any], program: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from opd_jax.errors import InputError
 from opd_jax.models import architectures, decoder, frozen, hf, hf_config, hf_vision, kernels, lora, model_sharding
 from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.models.spec import ModelSpec
+from opd_jax.models.vision import VisionConfig
 from opd_jax.rollout.generate import GeneratorConfig
 from opd_jax.rollout.sample import Sampling
 from opd_jax.rollout.segments import Segments
@@ -152,17 +153,32 @@ def planned_images(config: Config, student: ModelSpec) -> tuple[ImageSizes, ...]
   """
   if not config.data.image_field:
     return ()
-  directory = student.path.parent if student.path.name == "config.json" else student.path
-  if not (directory / "config.json").is_file() and not student.name.startswith(configs.BUILTIN):
+  directory = _directory(student)
+  if directory is None:
     raise InputError(
       f"config.data.image_field is {config.data.image_field!r}, and of {student.name} only the sizes of its decoder are known; name its directory, or "
       "its config.json."
     )
-  processor = ImageProcessor.from_directory(hf.resolve(str(directory)), config.data.min_pixels, config.data.max_pixels)
+  processor = ImageProcessor.from_directory(directory, config.data.min_pixels, config.data.max_pixels)
   tower = processor.tower
   patches = (0, 0) if student.cfg.tower is None else (tower.merged, tower.pixels)
   sizes = ImageSizes(processor.most_features, len(tower.taps), student.cfg.d_model, patches)
   return (sizes, sizes) if config.context.kind == "crop" else (sizes,)
+
+
+def planned_tower(model: ModelSpec) -> VisionConfig | None:
+  """Finds the vision tower of a model, by its config.json alone; None where it has none, or only its decoder is known."""
+  directory = _directory(model)
+  seeing = directory and hf_vision.read(directory)
+  return seeing.tower if seeing else None
+
+
+def _directory(model: ModelSpec) -> pathlib.Path | None:
+  """Finds the directory of a model that may be named by its config.json; None: it has none."""
+  directory = model.path.parent if model.path.name == "config.json" else model.path
+  if not (directory / "config.json").is_file() and not model.name.startswith(configs.BUILTIN):
+    return None
+  return hf.resolve(str(directory))
 
 
 def with_adapter(model: ModelSpec, config: Config) -> ModelSpec:

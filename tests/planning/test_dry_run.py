@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from tokenizers import decoders
 from opd_jax import config as configs
 from opd_jax import inputs
 from opd_jax.errors import InputError
-from opd_jax.models import decoder, hf
+from opd_jax.models import decoder, hf, vision
 from opd_jax.planning import dry_run
 from opd_jax.runtime import cli, startup_summary
 from tests.conftest import STUDENT
@@ -84,12 +85,19 @@ def test_a_rollout_that_denoises_has_a_cache_where_it_is_asked_for(tmp_path):
   assert f"cache of the widest rollout {size / 2**20:.1f} MiB" in memory
 
 
-def test_programs_that_encode_images_are_told(tmp_path):
-  """Whole images of 60 patches and crops of 64."""
+def test_programs_and_towers_that_encode_images_are_told(tmp_path):
+  """Whole images of 60 patches and crops of 64; the evaluation's whole images have a tower of their own."""
   model, scenes = seeing_models.write_small(tmp_path / "model"), seeing_models.write_scenes(tmp_path / "scenes")
-  found = list(dry_run.lines(seeing_runs.crop_config(model, scenes)))
+  changes = {"eval.every": 3, "eval.path": str(scenes), "eval.prompts": 5, "eval.max_tokens": 4}
+  loaded = inputs.load(seeing_runs.crop_config(model, scenes, **changes))
+  found = list(dry_run.lines(loaded.config, loaded))
   (programs,) = (line for line in found if line.startswith("programs: "))
-  assert "1 shape(s) of a step, and 2 to encode images; " in programs
+  assert "1 shape(s) of a step, and 1 program for evaluation, and 2 to encode images; " in programs
+  tower = sum(
+    map(math.prod, jax.tree.leaves(vision.shapes(loaded.encoders[0].cfg), is_leaf=lambda x: isinstance(x, tuple)))
+  )
+  (memory,) = (line for line in found if line.startswith("memory "))
+  assert f"frozen vision towers {2 * 4 * tower / 2**20:.1f} MiB" in memory
 
 
 def test_prompts_that_are_cut_and_left_out_are_counted(config):
