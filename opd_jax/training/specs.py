@@ -118,15 +118,13 @@ def from_architectures(
   """
 
   def spec(name: str) -> ModelSpec:
-    if name == configs.INITIAL:
-      name = config.student
     if smallest and name.startswith(configs.BUILTIN):
       return ModelSpec(pathlib.Path(), SMALLEST, stop_ids, "smallest")
     return ModelSpec(pathlib.Path(name), architecture(name), stop_ids, name)
 
   mesh = meshes.from_config(config.mesh, devices)
-  student, *teachers = map(spec, (config.student, *configs.teacher_names(config)))
-  student = with_adapter(student, config)
+  student = with_adapter(spec(config.student), config)
+  teachers = [student if name == configs.INITIAL else spec(name) for name in configs.teacher_names(config)]
   cfgs = [model.cfg for model in (student, *teachers)]
   sampling = config.sampling
   return Specs(

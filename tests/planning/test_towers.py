@@ -51,6 +51,15 @@ def test_frozen_towers_lie_on_every_device(model, size, tmp_path):
     assert stages.resident(planned(config, **changes))["towers"] == n * size, why
 
 
+def test_the_initial_student_teaches_with_the_students_tower(model):
+  trained, frozen = (
+    planned(seeing_runs.crop_config(model, "none.jsonl", **{"vision.train": on})) for on in (True, False)
+  )
+  assert trained.teachers == (trained.student,)
+  assert trained.student.tower is not None
+  assert frozen.teachers[0].tower is None
+
+
 def test_a_teacher_of_which_only_the_decoder_is_known_is_told(model, size):
   s = planned(seeing_runs.opd_config(model, "none.jsonl", "Qwen3-0.6B"))
   assert stages.resident(s)["towers"] == size
