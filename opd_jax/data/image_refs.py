@@ -25,13 +25,26 @@ class ImageRef(NamedTuple):
     return self.source if isinstance(self.source, str) else f"an image of {len(self.source):,} bytes"
 
   @property
+  def missing(self) -> str:
+    """What is said where there is no such file."""
+    return f"there is no image {self.name}; paths are read from the folder of the data file"
+
+  @property
   def key(self) -> str:
-    """A digest of what is seen."""
+    """A digest of what is seen.
+
+    Raises:
+      ImageFault: there is no such file.
+    """
     digest = hashlib.sha256()
     if isinstance(self.source, bytes):
       digest.update(self.source)
     else:
       path = pathlib.Path(self.source)
-      digest.update(f"{path.resolve()}:{path.stat().st_mtime_ns}:{path.stat().st_size}".encode())
+      try:
+        found = path.stat()
+      except FileNotFoundError:
+        raise ImageFault(self.missing) from None
+      digest.update(f"{path.resolve()}:{found.st_mtime_ns}:{found.st_size}".encode())
     digest.update(repr(self[1:]).encode())
     return digest.hexdigest()

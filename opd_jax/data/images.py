@@ -18,13 +18,14 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from opd_jax.data.image_refs import ImageFault, ImageRef
 from opd_jax.errors import InputError, brief, first_line
 from opd_jax.models import directory as directories
-from opd_jax.models import hf_vision, image_views
+from opd_jax.models import hf_values, hf_vision, image_views
 from opd_jax.models.image_rows import Picture
 from opd_jax.models.vision import VisionConfig
+from opd_jax.runtime.json_files import is_whole
 from opd_jax.types import Box
 
 MOST_PIXELS = 100_000_000  # of an image as it is stored; one that claims more is taken for a decompression bomb
-# Where a directory has no preprocessor_config.json: mean and standard deviation of each channel, and least and most pixels.
+# Where a directory's preprocessor_config.json does not say: mean and standard deviation of each channel, and least and most pixels.
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 DEFAULTS = {True: (*CLIP, 3136, 12_845_056), False: ((0.5,) * 3, (0.5,) * 3, 65_536, 16_777_216)}  # by tower.gated
 
@@ -70,7 +71,7 @@ def _opened(ref: ImageRef) -> Image.Image:
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
       image = Image.open(ref.source if isinstance(ref.source, str) else io.BytesIO(ref.source))
   except FileNotFoundError:
-    raise ImageFault(f"there is no image {ref.name}; paths are read from the folder of the data file") from None
+    raise ImageFault(ref.missing) from None
   except IsADirectoryError:
     raise ImageFault(f"{ref.name} is a directory and no image; name the file") from None
   except UnidentifiedImageError:
@@ -146,6 +147,8 @@ class ImageProcessor:
   std: tuple[float, ...]
   min_pixels: int
   max_pixels: int
+  resample: int = Image.Resampling.BICUBIC
+  rescale: float = 1 / 255  # what pixels of 0 to 255 are multiplied by, before mean and std
 
   @classmethod
   def from_directory(cls, directory: pathlib.Path, min_pixels: int = 0, max_pixels: int = 0) -> "ImageProcessor":
@@ -155,28 +158,32 @@ class ImageProcessor:
       min_pixels, max_pixels: instead of the directory's; 0: these.
 
     Raises:
-      InputError: the model sees no images, or its preprocessor_config.json is not of its tower.
+      InputError: the model sees no images, or its preprocessor_config.json is not of its tower, or asks for what is not followed.
     """
     seeing = hf_vision.read(directory)
     if seeing is None:
       raise InputError(
         f"{directory} is a model that sees no images; name one such as Qwen3.5, or leave data.image_field empty."
       )
-    tower, path = seeing.tower, pathlib.Path(directory) / "preprocessor_config.json"
-    raw: dict[str, Any] = directories.read_json(path) if path.is_file() else {}
+    tower = seeing.tower
+    path, raw = _preprocessing(pathlib.Path(directory))
     mean, std, least, most = DEFAULTS[tower.gated]
     for key, ours in (("patch_size", tower.patch), ("merge_size", tower.merge), ("temporal_patch_size", tower.frames)):
       if raw.get(key, ours) != ours:
         raise InputError(
           f"{path}: {key} is {brief(raw[key])}, and the model's config.json has {ours}; mend the one that is wrong."
         )
+    try:
+      resample, rescale = _scaling(raw)
+    except ValueError as e:
+      raise InputError(f"{path}: {e}.") from None
     size = raw.get("size") if isinstance(raw.get("size"), dict) else {}
     least = raw.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or least  # pyright: ignore[reportOptionalMemberAccess]
     most = raw.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or most  # pyright: ignore[reportOptionalMemberAccess]
     mean, std = (tuple(raw.get(key) or default) for key, default in (("image_mean", mean), ("image_std", std)))
     if max_pixels and not min_pixels:
       least = min(least, max_pixels)
-    return cls(tower, seeing.image_id, mean, std, min_pixels or least, max_pixels or most)
+    return cls(tower, seeing.image_id, mean, std, min_pixels or least, max_pixels or most, resample, rescale)
 
   @functools.cached_property
   def _theirs(self) -> Any:
@@ -187,6 +194,8 @@ class ImageProcessor:
       temporal_patch_size=self.tower.frames,
       image_mean=list(self.mean),
       image_std=list(self.std),
+      resample=self.resample,
+      rescale_factor=self.rescale,
     )
 
   @property
@@ -240,6 +249,33 @@ class ImageProcessor:
     pixels = np.asarray(out["pixel_values"], np.float32)
     frames = pixels.reshape(len(pixels), self.tower.channels, self.tower.frames, -1)
     return Picture(frames[:, :, 0].reshape(len(pixels), -1), rows, columns)
+
+
+def _preprocessing(directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+  """What a directory says of its images, and where: part of its processor_config.json where a new transformers wrote it."""
+  joined = directory / "processor_config.json"
+  if joined.is_file() and isinstance(own := directories.read_json(joined).get("image_processor"), dict):
+    return joined, own
+  path = directory / "preprocessor_config.json"
+  return path, directories.read_json(path) if path.is_file() else {}
+
+
+def _scaling(raw: dict[str, Any]) -> tuple[int, float]:
+  """How a preprocessor_config.json has images resized, and by what their pixels are multiplied.
+
+  Raises:
+    ValueError: what is not followed, as a sentence without its full stop.
+  """
+  for key in ("do_resize", "do_rescale", "do_normalize"):
+    if not hf_values.switch(raw, key, default=True):
+      raise ValueError(f"{key} is false, and images are always resized, rescaled and normalised; set it to true")
+  resample = raw.get("resample")
+  resample = Image.Resampling.BICUBIC if resample is None else resample
+  filters = {int(each): each.name.lower() for each in Image.Resampling}
+  if not is_whole(resample, 0, max(filters)):
+    known = ", ".join(f"{number} ({name})" for number, name in sorted(filters.items()))
+    raise ValueError(f"resample is {brief(resample)}; it has to be one of Pillow's filters: {known}")
+  return int(resample), hf_values.number(raw, "rescale_factor", 1 / 255)
 
 
 @functools.cache

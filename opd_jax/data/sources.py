@@ -4,6 +4,7 @@ A record that cannot be meant is never repaired. It stops the run with its place
 config says so, is left out and counted. How files are read is in formats.py.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -17,7 +18,7 @@ from opd_jax.data.formats import Entry
 from opd_jax.data.image_refs import ImageRef
 from opd_jax.data.styles import Fields
 from opd_jax.errors import InputError, brief, some
-from opd_jax.runtime.json_files import is_number
+from opd_jax.runtime.json_files import NotReadable, is_number, parse
 from opd_jax.types import Box
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -146,6 +147,10 @@ def _images(value: Any, name: str, folder: pathlib.Path) -> tuple[ImageRef, ...]
 
 
 def _boxes(value: Any, name: str) -> tuple[Box, ...]:
+  """Read a box or a list of boxes; a cell of a table holds either as JSON text."""
+  if isinstance(value, str):
+    with contextlib.suppress(NotReadable):
+      value = parse(value)
   boxes = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
   for box in boxes:
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):

@@ -120,14 +120,18 @@ class ModelImages:
       InputError: an image cannot be read any more.
     """
     flat = [ref for row in rows for ref in row]
-    found = iter(self.encoder([(ref.key, lambda ref=ref: self._picture(ref)) for ref in flat]))
+    try:
+      keys = [ref.key for ref in flat]
+    except (ImageFault, OSError) as e:
+      raise _unreadable(e) from None
+    found = iter(self.encoder([(key, lambda ref=ref: self._picture(ref)) for key, ref in zip(keys, flat, strict=True)]))
     return [[next(found) for _ in row] for row in rows]
 
   def _picture(self, ref: ImageRef) -> Picture:
     try:
       return self.processor.picture(ref)
     except (ImageFault, OSError) as e:
-      raise InputError(f"An image cannot be read: {e}.") from None
+      raise _unreadable(e) from None
 
   def place(self, prompt: np.ndarray, mask: np.ndarray, rows: Sequence[Sequence[ImageRef]]) -> Images:
     """The images of prompts, int[p, P] and bool[p, P], as arrays on the host."""
@@ -150,6 +154,10 @@ class ModelImages:
       d_model=sizes.d_model,
       dtype=np.dtype(self.dtype),
     )
+
+
+def _unreadable(fault: Exception) -> InputError:
+  return InputError(f"An image cannot be read: {fault}.")
 
 
 @dataclasses.dataclass(frozen=True)

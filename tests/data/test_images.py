@@ -1,5 +1,6 @@
 """Images of data files: any format, damaged, hostile, and cut as transformers cuts them."""
 
+import csv
 import io
 import json
 import struct
@@ -70,6 +71,74 @@ def test_patches_are_those_of_transformers():
     np.testing.assert_array_equal(picture.pixels, frames[:, :, 0].reshape(len(picture.pixels), -1))
     np.testing.assert_array_equal(frames[:, :, 0], frames[:, :, 1])
     assert ours.features(ImageRef(encoded(GRADIENT)), decode=False) == picture.rows * picture.columns // 4
+
+
+RELEASED = {  # what the released directories of each family say of images, with smaller limits
+  "qwen2_5_vl": {
+    "min_pixels": 3136,
+    "max_pixels": 112 * 112,
+    "patch_size": 14,
+    "image_mean": images.CLIP[0],
+    "image_std": images.CLIP[1],
+    "image_processor_type": "Qwen2VLImageProcessor",
+  },
+  "qwen3_vl": {
+    "size": {"shortest_edge": 4096, "longest_edge": 16384},
+    "patch_size": 16,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+  },
+}
+RELEASED["qwen3_5"] = RELEASED["qwen3_vl"]
+OWN_FILTER = {"resample": 2, "rescale_factor": 0.01, "do_resize": True, "do_rescale": True, "do_normalize": True}
+
+
+def family_directory(folder, family, said, nested=False):
+  """Write config.json of a family of the released patches, and what is said of its images."""
+  import transformers
+
+  config = seeing_models.configs(transformers)[family].to_dict()
+  config["vision_config"] |= {"patch_size": 14, "window_size": 112} if family == "qwen2_5_vl" else {"patch_size": 16}
+  (folder / "config.json").write_text(json.dumps(config, default=str))
+  said = {"merge_size": 2, "temporal_patch_size": 2} | said
+  name = "processor_config.json" if nested else "preprocessor_config.json"
+  (folder / name).write_text(json.dumps({"image_processor": said} if nested else said))
+  return folder
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["", "nested"])
+@pytest.mark.parametrize("more", [{}, OWN_FILTER], ids=["", "own filter"])
+@pytest.mark.parametrize("family", RELEASED)
+def test_a_directorys_processor_is_that_of_transformers(family, more, nested, tmp_path):
+  from transformers import AutoImageProcessor
+
+  directory = family_directory(tmp_path, family, RELEASED[family] | more, nested)
+  image = GRADIENT.resize((500, 260))
+  expected = AutoImageProcessor.from_pretrained(directory, use_fast=False)(images=[image], return_tensors="np")
+  picture = ImageProcessor.from_directory(directory).picture(ImageRef(encoded(image)))
+  assert [1, picture.rows, picture.columns] == expected["image_grid_thw"][0].tolist()
+  frames = expected["pixel_values"].reshape(len(picture.pixels), 3, 2, -1)
+  np.testing.assert_array_equal(picture.pixels, frames[:, :, 0].reshape(len(picture.pixels), -1))
+
+
+@pytest.mark.parametrize(
+  ("said", "why"),
+  [
+    ({"do_resize": False}, "preprocessor_config.json: do_resize is false, and images are always"),
+    ({"do_rescale": False}, "do_rescale is false"),
+    ({"do_normalize": False}, "do_normalize is false"),
+    ({"do_normalize": "no"}, "do_normalize is 'no'; it has to be true or false"),
+    ({"resample": 9}, r"resample is 9; .* 3 \(bicubic\)"),
+    ({"resample": "bicubic"}, "resample is 'bicubic'; "),
+    ({"rescale_factor": 0}, "rescale_factor is 0; it has to be a number above 0"),
+    ({"patch_size": 8}, "patch_size is 8, and the model's config.json has 16"),
+  ],
+)
+def test_what_is_not_followed_of_a_directorys_processor_is_refused(said, why, tmp_path):
+  directory = family_directory(tmp_path, "qwen3_vl", RELEASED["qwen3_vl"] | said)
+  with pytest.raises(InputError, match=why):
+    ImageProcessor.from_directory(directory)
 
 
 def turned(orientation: int) -> bytes:
@@ -248,6 +317,32 @@ def test_records_that_cannot_be_meant(record, why, tmp_path):
   path = tmp_path / "one.jsonl"
   path.write_text(json.dumps({"prompt": "?", "answer": "1"} | record))
   with pytest.raises(InputError, match=why):
+    sources.read_examples(path, Fields(image="image", box="box"), "refuse", need_answer=False)
+
+
+@pytest.mark.parametrize(
+  ("cell", "boxes"),
+  [
+    ("[1, 2, 3, 4.5]", ((1.0, 2.0, 3.0, 4.5),)),
+    ("[[1, 2, 3, 4], [0, 0, 5, 6]]", ((1.0, 2.0, 3.0, 4.0), (0.0, 0.0, 5.0, 6.0))),
+  ],
+)
+@pytest.mark.parametrize("delimiter", [",", "\t"], ids=["csv", "tsv"])
+def test_a_cell_of_a_table_holds_boxes_as_json(cell, boxes, delimiter, tmp_path):
+  path = tmp_path / ("one.csv" if delimiter == "," else "one.tsv")
+  with path.open("w", newline="") as file:
+    csv.writer(file, delimiter=delimiter).writerows([["prompt", "answer", "image", "box"], ["?", "1", "a.png", cell]])
+  fields = Fields(image="image", box="box")
+  (example,) = sources.read_examples(path, fields, "refuse", need_answer=False).examples
+  assert example.images == (ImageRef(str(tmp_path / "a.png"), boxes),)
+
+
+@pytest.mark.parametrize("cell", ["1, 2, 3, 4", "[1, 2, 3]", "[[1, 2, 3, 4], 5]", "[]", "{}", "[1, 2, 3, NaN]"])
+def test_a_cell_that_is_no_box_is_refused(cell, tmp_path):
+  path = tmp_path / "one.csv"
+  with path.open("w", newline="") as file:
+    csv.writer(file).writerows([["prompt", "answer", "image", "box"], ["?", "1", "a.png", cell]])
+  with pytest.raises(InputError, match=r"one.csv:2: the field 'box' has .* write \[left, top, right, bottom\]"):
     sources.read_examples(path, Fields(image="image", box="box"), "refuse", need_answer=False)
 
 

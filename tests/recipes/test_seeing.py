@@ -68,6 +68,15 @@ def test_the_teacher_sees_the_crop_and_the_student_the_whole(model, scenes, tmp_
     assert text(batch.prompt[i], batch.prompt_mask[i]) == text(batch.teacher_prompt[i], batch.teacher_prompt_mask[i])
 
 
+@pytest.mark.parametrize("tower", [False, True])
+def test_an_image_that_is_deleted_during_a_run_ends_it_in_a_sentence(tower, model, tmp_path):
+  path = seeing_models.write_scenes(tmp_path / "scenes", number=8)
+  run = open_run(crop_config(model, path, **{"vision.train": tower}), tmp_path / "w")
+  (path.parent / "scene3.png").unlink()
+  with pytest.raises(InputError, match=r"An image cannot be read: there is no image .*scene3.png; paths are read from"):
+    first_batch(run)
+
+
 def test_boxes_are_drawn_where_the_config_says_so():
   ref = (ImageRef("a.png", ((1, 2, 3, 4),)), ImageRef("b.png"))
   assert [r.view for r in crop.whole(ref, drawn=True)] == ["marked", "whole"]
