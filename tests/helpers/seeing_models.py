@@ -173,8 +173,12 @@ def write_small(directory, seed=0, **text):
   return directory
 
 
-def write_scenes(folder, number=6, size=(40, 24), seed=0):
-  """Write pictures of coloured squares, and questions about a region of each: a JSONL file of image, box, prompt and answer."""
+def write_scenes(folder, number=6, sizes=((40, 24),), box=(8, 4, 24, 20), seed=0):
+  """Write pictures of coloured squares, and questions about a region of each: a JSONL file of image, box, prompt and answer.
+
+  Args:
+    sizes: of the pictures, in turn.
+  """
   import json
 
   from PIL import Image, ImageDraw
@@ -182,8 +186,9 @@ def write_scenes(folder, number=6, size=(40, 24), seed=0):
   folder.mkdir(parents=True, exist_ok=True)
   rng, lines = np.random.default_rng(seed), []
   for i in range(number):
+    size = sizes[i % len(sizes)]
     image = Image.new("RGB", size, "white")
-    draw, box = ImageDraw.Draw(image), [8, 4, 24, 20]
+    draw = ImageDraw.Draw(image)
     for _ in range(5):
       x, y = int(rng.integers(0, size[0] - 8)), int(rng.integers(0, size[1] - 8))
       draw.rectangle((x, y, x + 7, y + 7), fill=tuple(int(c) for c in rng.integers(0, 255, 3)))

@@ -45,10 +45,38 @@ def scenes(tmp_path_factory):
   return seeing_models.write_scenes(tmp_path_factory.mktemp("scenes"), number=12)
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+  """Questions about all of a picture, so that a crop that is not enlarged shows what the picture does."""
+  return seeing_models.write_scenes(tmp_path_factory.mktemp("everything"), number=12, box=(0, 0, 40, 24))
+
+
+UNCHANGED = {"context.zoom": 1.0, "data.draw_boxes": "none"}
+
+
 def first_batch(run):
   """The prompts of the first step, with their images, on the host."""
   batch, index = run.next_prompts(0)
   return run.inputs.prompt_images.attach(batch, index, run.inputs.train), index
+
+
+def rollout_on(run, host):
+  """These prompts on the devices, with a rollout on them."""
+  batch = jax.tree.map(jnp.asarray, host)
+  return batch, run.recipe.step.rollout(run.state.params, batch, jax.random.key(0), jnp.int32(6), response_len=6)
+
+
+def loss_on(run, rollout):
+  """The loss of a rollout as a function of the train state, the frozen models and the prompts."""
+  step = run.recipe.step
+  weights = step.loss.token_weights(rollout.mask, jax.random.key(0), rollout.behavior_logprob)
+
+  @jax.jit
+  def loss(state, frozen, batch):
+    moving = step.with_moving_teacher(state, frozen)
+    return step.loss_of(state.params, moving, Rows(batch, rollout, weights, None))[1][0]
+
+  return loss
 
 
 def test_the_teacher_sees_the_crop_and_the_student_the_whole(model, scenes, tmp_path):
@@ -131,8 +159,9 @@ def test_what_encodes_is_compiled_before_the_first_step(model, scenes, tmp_path,
 
 @pytest.mark.long
 def test_encoded_once_is_encoded_every_time(model, scenes, tmp_path):
-  train(crop_config(model, scenes), tmp_path / "kept")
-  forgetful = train(crop_config(model, scenes, **{"data.image_cache": 0.0}), tmp_path / "not")
+  twice = {"rollouts_per_prompt": 2}
+  train(crop_config(model, scenes, **twice), tmp_path / "kept")
+  forgetful = train(crop_config(model, scenes, **{"data.image_cache": 0.0} | twice), tmp_path / "not")
   assert forgetful.inputs.prompt_images.student.encoder.encoded > 24
   kept, not_kept = ([without_time(r) for r in read(tmp_path / name, "train")] for name in ("kept", "not"))
   assert kept == not_kept
@@ -149,29 +178,63 @@ def test_the_same_image_on_both_sides_and_a_current_teacher_is_exactly_zero(mode
 
 
 @pytest.mark.long
+def test_a_current_teacher_of_the_whole_image_is_exactly_zero(model, everything, tmp_path):
+  """Of a student that is no more what it was, whose crops show all of the image."""
+  changes = UNCHANGED | {"teacher_update.kind": "current"}
+  run = open_run(crop_config(model, everything, **changes), tmp_path / "w")
+  run.state = dataclasses.replace(run.state, params=jax.tree.map(lambda a: a * 1.3, run.state.params))
+  train_run(run)
+  records = read(tmp_path / "w", "train")
+  assert [r["loss"] for r in records] == [0, 0, 0]
+  assert records[-1]["empty"] == 3
+
+
+@pytest.mark.long
 def test_other_images_have_another_loss_and_padding_has_not(model, scenes, tmp_path):
   run = open_run(crop_config(model, scenes), tmp_path / "w")
-  batch, _ = first_batch(run)
-  step, state = run.recipe.step, run.state
-  batch = jax.tree.map(jnp.asarray, batch)
-  rollout = step.rollout(state.params, batch, jax.random.key(0), jnp.int32(6), response_len=6)
+  host, index = first_batch(run)
+  batch, rollout = rollout_on(run, host)
+  of_batch = loss_on(run, rollout)
 
-  @jax.jit
-  def loss_of(batch):
-    return step.update(state, run.frozen, batch, rollout)[1]["loss"]
+  def loss_of(batch, **changes):
+    return of_batch(run.state, run.frozen, dataclasses.replace(batch, **changes))
 
   loss = loss_of(batch)
   (teacher,) = batch.teacher_images
 
   def rolled(images):
-    return dataclasses.replace(images, features=jnp.roll(images.features, 1, axis=0))
+    return dataclasses.replace(
+      images, features=jnp.roll(images.features, 1, axis=0), taps=jnp.roll(images.taps, 1, axis=0)
+    )
 
   def more(a):
     return jnp.pad(a, ((0, 0), (0, 8), (0, 0)), constant_values=3.0)
 
-  assert abs(loss_of(dataclasses.replace(batch, teacher_images=(rolled(teacher),))) - loss) > 1e-4
+  assert abs(loss_of(batch, teacher_images=(rolled(teacher),)) - loss) > 1e-4
+  assert abs(loss_of(batch, images=rolled(batch.images)) - loss) > 1e-4
   padded = dataclasses.replace(teacher, features=more(teacher.features), taps=jax.vmap(more, 1, 1)(teacher.taps))
-  np.testing.assert_allclose(loss_of(dataclasses.replace(batch, teacher_images=(padded,))), loss, rtol=1e-6)
+  np.testing.assert_allclose(loss_of(batch, teacher_images=(padded,)), loss, rtol=1e-6)
+  wide = {
+    name: np.pad(getattr(host, name), ((0, 0), (5, 0)))
+    for name in ("prompt", "prompt_mask", "teacher_prompt", "teacher_prompt_mask")
+  }
+  wide = run.inputs.prompt_images.attach(dataclasses.replace(host, **wide), index, run.inputs.train)
+  assert wide.images.index.shape[1] == batch.images.index.shape[1] + 5
+  np.testing.assert_allclose(loss_of(wide), loss, rtol=1e-5)
+
+
+@pytest.mark.long
+def test_prompts_of_several_widths_have_the_losses_of_one(model, tmp_path):
+  """Of pictures of several sizes: two of ten prompts are long, and so one or two of an epoch's five batches."""
+  sizes = ((24, 24), (24, 24), (24, 24), (24, 24), (48, 40))
+  path = seeing_models.write_scenes(tmp_path / "scenes", number=10, sizes=sizes)
+  losses = {}
+  for widths in (0.0, 1.2):
+    changes = {"data.widths": widths, "batch": 2, "steps": 5}
+    run = train(crop_config(model, path, **changes), tmp_path / f"w{widths}")
+    losses[widths] = [r["loss"] for r in read(tmp_path / f"w{widths}", "train")]
+    assert (len(run.inputs.prompt_widths) > 1) == (widths > 0)
+  np.testing.assert_allclose(losses[1.2], losses[0.0], rtol=1e-4)
 
 
 @pytest.mark.long
@@ -321,13 +384,19 @@ def test_what_does_not_go_together_is_refused(changes, why, model, scenes, tmp_p
     open_run(crop_config(model, scenes, **changes), tmp_path / "w")
 
 
-@pytest.mark.parametrize("method", ["graphpo", "ccopd", "d_opsd", "opcod"])
-def test_methods_that_read_text_alone_say_so(method, model, scenes, tmp_path):
-  config = configs.override(
-    configs.load(method),
-    {"student": str(model), "data.path": str(scenes), "data.image_field": "image", "eval.every": 0},
-  )
-  with pytest.raises(InputError):
+@pytest.mark.parametrize(
+  ("method", "why"),
+  [
+    ("graphpo", "the recipe 'graph' reads text alone"),
+    ("ccopd", "context.kind is 'canonical', which shows text alone"),
+    ("d_opsd", "context.kind is 'self_future', which shows text alone"),
+    ("opcod", "context.kind is 'feedback', which shows text alone"),
+  ],
+)
+def test_methods_that_read_text_alone_say_so(method, why, model, scenes, tmp_path):
+  wanted = {"student": str(model), "data.path": str(scenes), "data.image_field": "image", "eval.every": 0}
+  config = configs.override(configs.load(method), wanted | {"data.max_prompt": 200})
+  with pytest.raises(InputError, match=why):
     open_run(config, tmp_path / "w")
 
 
@@ -417,22 +486,73 @@ def test_a_tower_without_a_rate_stays_and_learns_what_a_frozen_one_does(model, s
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def rollout_on_everything(model, everything, tmp_path_factory):
+  run = open_run(crop_config(model, everything, **UNCHANGED, **{"vision.train": True}), tmp_path_factory.mktemp("w"))
+  return rollout_on(run, first_batch(run)[0])
+
+
+def with_another_tower(params):
+  """The same model, but for what it sees."""
+  return params | {"vision": jax.tree.map(lambda a: a * 1.5, params["vision"])}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["ema", "mix", "frozen"])
-def test_the_moving_teacher_sees_with_its_own_tower(kind, model, scenes, tmp_path):
-  changes = {"vision.train": True, "teacher_update.kind": kind, "teacher_update.rate": 0.5, "remat": "layer"}
-  train(crop_config(model, scenes, **changes), tmp_path / "w")
-  records = read(tmp_path / "w", "train")
-  assert all(r["loss"] > 0 for r in records)
+@pytest.mark.parametrize("kind", ["ema", "mix", "frozen", "current"])
+def test_the_moving_teacher_sees_with_its_own_tower(kind, model, everything, rollout_on_everything, tmp_path):
+  """Both see the same: a teacher agrees where it is the student, exactly but for a mix, and not where its tower alone is another."""
+  changes = UNCHANGED | {"vision.train": True, "teacher_update.kind": kind, "teacher_update.rate": 0.5}
+  run = open_run(crop_config(model, everything, **changes, remat="layer"), tmp_path / "w")
+  batch, rollout = rollout_on_everything
+  state, frozen, loss = run.state, run.frozen, loss_on(run, rollout)
+  assert abs(loss(state, frozen, batch)) <= (1e-6 if kind == "mix" else 0)
+  moved = dataclasses.replace(state, params=with_another_tower(state.params))
+  if kind == "current":
+    assert loss(moved, frozen, batch) == 0, "it follows"
+    return
+  assert loss(moved, frozen, batch) > 1e-4
+  if kind == "ema":
+    other = dataclasses.replace(state, teacher=with_another_tower(state.teacher)), frozen
+  else:
+    other = state, dataclasses.replace(frozen, teachers=tuple(map(with_another_tower, frozen.teachers)))
+  assert loss(*other, batch) > 1e-4
+
+
+@pytest.mark.long
+def test_killed_before_an_update_and_resumed_it_is_the_run_that_never_stopped(model, scenes, tmp_path, monkeypatch):
+  """With everything of Vision-OPD: crops, a moving average that teaches, JSD on the likeliest tokens, and a tower that is trained."""
+  changes = {"teacher_update.kind": "ema", "teacher_update.rate": 0.5, "objective.kind": "jsd", "vision.train": True}
+  changes |= {"objective.support": "student_topk", "objective.k": 10, "objective.tail": "bucket"}
+  config = crop_config(model, scenes, **changes)
+  whole = train(config, tmp_path / "whole")
+  run = open_run(config, tmp_path / "parts")
+  update = run.recipe._update
+
+  def die(run, *args):
+    if run.step == 1:
+      raise KeyboardInterrupt
+    return update(run, *args)
+
+  monkeypatch.setattr(run.recipe, "_update", die)
+  with pytest.raises(KeyboardInterrupt):
+    train_run(run)
+  again = open_run(config, tmp_path / "parts")
+  assert again.resumed_from == 1
+  train_run(again)
+  records = [without_time(r) for r in read(tmp_path / "whole", "train")]
+  assert [without_time(r) for r in read(tmp_path / "parts", "train")] == records
+  assert len(records) == 3
+  for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), whole.state.teacher, whole.state.params)
+  assert min(jax.tree.leaves(moved)) > 0, "the teacher is neither the student nor a copy"
 
 
 @pytest.mark.long
 def test_the_gradient_of_a_tower_is_that_of_finite_differences(model, scenes, tmp_path):
   run = open_run(crop_config(model, scenes, **{"vision.train": True}), tmp_path / "w")
-  batch, _ = first_batch(run)
   step, state = run.recipe.step, run.state
-  batch = jax.tree.map(jnp.asarray, batch)
-  rollout = step.rollout(state.params, batch, jax.random.key(0), jnp.int32(6), response_len=6)
+  batch, rollout = rollout_on(run, first_batch(run)[0])
   weights = step.loss.token_weights(rollout.mask, jax.random.key(0), rollout.behavior_logprob)
   part = Rows(batch, rollout, weights, None)
 
