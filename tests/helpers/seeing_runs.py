@@ -1,4 +1,4 @@
-"""Short runs of models that see images, and the same on meshes of fake devices, as one JSON object of losses.
+"""Short runs of models that see images, and the same on meshes of fake devices, as one JSON object of losses and of how a tower lies.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.helpers.seeing_runs MODEL SCENES DIRECTORY
 """
@@ -6,6 +6,8 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.helpers.seein
 import json
 import pathlib
 import sys
+
+import jax
 
 from opd_jax import config as configs
 from opd_jax import trainer
@@ -39,14 +41,25 @@ def opd_config(model, scenes, teacher="initial", **changes):
 
 def main():
   model, scenes, directory = sys.argv[1:]
-  found = {}
+  losses, run = {}, None
   meshes = {"fsdp": {"mesh.fsdp": 4}, "tensor": {"mesh.tensor": 2}}
   meshes["tower"] = {"mesh.fsdp": 2, "mesh.tensor": 2, "vision.train": True}
   for name, mesh in meshes.items():
     path = pathlib.Path(directory) / name
-    trainer.train(crop_config(model, scenes, **mesh), path)
-    found[name] = [record["loss"] for record in read(path, "train")]
-  print(json.dumps(found))
+    run = trainer.train(crop_config(model, scenes, **mesh), path)
+    losses[name] = [record["loss"] for record in read(path, "train")]
+  assert run is not None
+  print(json.dumps({"losses": losses, "tower": shares(run.state)}))
+
+
+def shares(state) -> dict[str, float]:
+  """What one device holds of every array of the tower, in a train state's parameters and moments."""
+  found = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
+    name = jax.tree_util.keystr(path)
+    if "'vision'" in name:
+      found[name] = leaf.addressable_shards[0].data.size / leaf.size
+  return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The vision towers and the decoders behind them, held to PyTorch's on random weights."""
 
 import dataclasses
+import json
+import shutil
 import types
 
 import jax
@@ -197,6 +199,47 @@ def test_the_tower_is_written_back_bit_for_bit(model, tmp_path):
   again = hf_vision.load(tmp_path / "out", model.tower)
   for before, after in zip(jax.tree.leaves(model.sees), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(before, after)
+
+
+def as_released(directory):
+  """Write a Qwen2.5-VL's config as the released ones have it: the decoder's keys at the top, and rotary sections as a scaling."""
+  raw = json.loads((directory / "config.json").read_text())
+  text = raw.pop("text_config")
+  rope = text.pop("rope_parameters")
+  raw |= {key: value for key, value in text.items() if key not in ("model_type", "dtype", "layer_types")}
+  raw["rope_theta"] = rope["rope_theta"]
+  raw["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+  (directory / "config.json").write_text(json.dumps(raw))
+
+
+def test_a_model_whose_tower_was_trained_is_written_and_read_again(model, tmp_path):
+  """A tower and a decoder that are no more those of the directory they come from."""
+  written_and_read(model, model.directory, tmp_path / "out")
+  if model.family == "qwen2_5_vl":
+    like = tmp_path / "released"
+    shutil.copytree(model.directory, like)
+    as_released(like)
+    assert hf_config.read(like) == model.cfg
+    assert hf_vision.read(like) == model.seeing
+    written_and_read(model, like, tmp_path / "like released")
+
+
+def written_and_read(model, like, directory):
+  cfg = dataclasses.replace(hf_config.read(like), tower=model.tower)
+  before = hf.load(like, cfg)
+  trained = jax.tree.map(lambda a: a + np.cos(np.arange(a.size, dtype=np.float32)).reshape(a.shape) / 4, before)
+  hf.write(directory, cfg, trained, like=like, dtype="float32")
+  assert dataclasses.replace(hf_config.read(directory), tower=model.tower) == cfg
+  assert hf_vision.read(directory) == model.seeing
+  again = hf.load(directory, cfg)
+  assert jax.tree.structure(again) == jax.tree.structure(trained)
+  read = jax.tree_util.tree_leaves_with_path(again)
+  for (path, a), b, c in zip(read, jax.tree.leaves(trained), jax.tree.leaves(before), strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=str(path))
+    assert np.any(a != c), path
+  tower = hf_vision.load(directory, model.tower)
+  for a, b in zip(jax.tree.leaves(tower), jax.tree.leaves(trained["vision"]), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.long

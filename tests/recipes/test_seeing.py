@@ -350,10 +350,15 @@ def test_eight_devices_are_one(model, scenes, tmp_path):
   train(crop_config(model, scenes), tmp_path / "one")
   one = [r["loss"] for r in read(tmp_path / "one", "train")]
   many = json_from_eight_devices("tests.helpers.seeing_runs", model, scenes, tmp_path / "many")
+  losses, shares = many["losses"], many["tower"]
   train(crop_config(model, scenes, **{"vision.train": True}), tmp_path / "tower")
   tower = [r["loss"] for r in read(tmp_path / "tower", "train")]
-  for name, losses in many.items():
-    np.testing.assert_allclose(losses, tower if name == "tower" else one, rtol=1e-5)
+  for name, found in losses.items():
+    np.testing.assert_allclose(found, tower if name == "tower" else one, rtol=1e-5)
+  matrices = {name: share for name, share in shares.items() if "_norm" not in name and "bias" not in name}
+  split = {name: share for name, share in matrices.items() if "'patch'" not in name and "'position'" not in name}
+  assert len(split) == 3 * 8, "the parameters and both moments of four matrices of layers, and two of each merger"
+  assert set(split.values()) == {1 / 4}, "over fsdp and tensor"
 
 
 def test_a_plan_has_room_for_the_largest_image(model, scenes):

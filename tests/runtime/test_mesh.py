@@ -3,11 +3,13 @@
 import types
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from opd_jax.errors import InputError
-from opd_jax.models import model_sharding
+from opd_jax.models import model_sharding, vision
+from opd_jax.models.vision import VisionConfig
 from opd_jax.rollout import sample
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training import specs
@@ -125,8 +127,6 @@ def test_blocks_of_ids_are_whole_on_every_device(V):
 
 
 def test_the_weights_of_a_rollout_are_split_over_tensor_alone():
-  import jax
-
   from opd_jax.models import decoder
   from opd_jax.rollout import cache
   from tests.conftest import TEACHER
@@ -142,6 +142,25 @@ def test_the_weights_of_a_rollout_are_split_over_tensor_alone():
   assert found["gate_up"] == (None, None, "tensor")
   assert found["down"] == ("tensor", None)
   assert found["attn_norm"] == (None,)
+
+
+TOWERS = {
+  "plain": VisionConfig(2, 32, 4, 48, 32, patch=4, grid=4, taps=(0,)),
+  "gated": VisionConfig(2, 32, 4, 48, 32, patch=4, gated=True, window=4),
+}
+WHOLE = ("norm", "bias", "patch", "position")  # small: what the names of leaves that every device may hold in full have
+
+
+@pytest.mark.parametrize("layout", ["train", "teacher:fsdp"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_matrices_of_a_tower_are_split_over_width_and_heads(tower, layout):
+  mesh: Any = types.SimpleNamespace(axis_names=meshes.AXES, shape={"data": 2, "fsdp": 2, "expert": 1, "tensor": 2})
+  leaves = jax.tree_util.tree_leaves_with_path(vision.shapes(TOWERS[tower]), is_leaf=lambda x: isinstance(x, tuple))
+  split = {path[-1].key: meshes.spec(mesh, path[-1].key, shape, layout) for path, shape in leaves}
+  matrices = {name: spec for name, spec in split.items() if not any(part in name for part in WHOLE)}
+  assert len(matrices) == (7 if tower == "gated" else 6)
+  for name, spec in matrices.items():
+    assert {"fsdp", "tensor"} <= set(spec), name
 
 
 def test_a_slice_of_rows_follows_the_mesh(small):
@@ -202,7 +221,5 @@ def test_slices_lie_along_data():
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (2, 1, 1), (-2, 1, 1), (1, 1, 1, 2)])
 def test_meshes_that_cannot_be_made(sizes):
-  import jax
-
   with pytest.raises(InputError, match=r"config\.mesh"):
     meshes.make(*sizes, devices=jax.devices()[:1])
