@@ -9,10 +9,14 @@ paper  --config=configs/vision_opd.py:paper   the published hyper-parameters for
 
 JSD .5 on the student's 100 likeliest tokens and a tail, a mean over all tokens as in the released code (the paper's is over each row's:
 --config.objective.normaliser=sequence); the teacher follows by .05 an update. --config.teacher_update.kind=frozen costs no second set of moving
-weights, and was as good in the paper within noise; `current` collapsed there. The sentence that confines the question to the red box stands on
-both sides. Ours, since the paper does not say: at the scale paper the vision tower is trained with the rest at a tenth of the rate, and at hf it is frozen, so
-that each image is encoded once (--config.vision.train=True trains it); the enlargement is bicubic; a record without a box is refused where the code falls
-back to a policy gradient.
+weights, and was as good in the paper within noise; `current` collapsed there. At hf and paper the sentence that confines the question to the red box
+(data.suffix) stands on both sides; evaluations have it too, and no box, which is drawn in training alone (data.draw_boxes): evaluate with
+`opd_jax.evaluate --config.data.suffix=""`, or draw boxes there too (--config.data.draw_boxes=all). At cpu there is no such sentence, since the task's
+questions name the place themselves, and boxes are drawn everywhere.
+
+Ours, since the paper does not say: the vision tower is trained with the rest, at paper at a tenth of the rate and at cpu at the full rate; at hf it is
+frozen, so that each image is encoded once (--config.vision.train=True trains it). The enlargement is bicubic. A record without a box is refused where the
+code falls back to a policy gradient.
 """
 
 from opd_jax.config import at_scale

@@ -21,7 +21,7 @@ from opd_jax.models import directory as directories
 from opd_jax.models import hf_values, hf_vision, image_views
 from opd_jax.models.image_rows import Picture
 from opd_jax.models.vision import VisionConfig
-from opd_jax.runtime.json_files import is_whole
+from opd_jax.runtime.json_files import is_number, is_whole
 from opd_jax.types import Box
 
 MOST_PIXELS = 100_000_000  # of an image as it is stored; one that claims more is taken for a decompression bomb
@@ -175,12 +175,12 @@ class ImageProcessor:
         )
     try:
       resample, rescale = _scaling(raw)
+      mean, std = _of_channels(raw, "image_mean", mean), _of_channels(raw, "image_std", std)
     except ValueError as e:
       raise InputError(f"{path}: {e}.") from None
     size = raw.get("size") if isinstance(raw.get("size"), dict) else {}
     least = raw.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or least  # pyright: ignore[reportOptionalMemberAccess]
     most = raw.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or most  # pyright: ignore[reportOptionalMemberAccess]
-    mean, std = (tuple(raw.get(key) or default) for key, default in (("image_mean", mean), ("image_std", std)))
     if max_pixels and not min_pixels:
       least = min(least, max_pixels)
     return cls(tower, seeing.image_id, mean, std, min_pixels or least, max_pixels or most, resample, rescale)
@@ -276,6 +276,18 @@ def _scaling(raw: dict[str, Any]) -> tuple[int, float]:
     known = ", ".join(f"{number} ({name})" for number, name in sorted(filters.items()))
     raise ValueError(f"resample is {brief(resample)}; it has to be one of Pillow's filters: {known}")
   return int(resample), hf_values.number(raw, "rescale_factor", 1 / 255)
+
+
+def _of_channels(raw: dict[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+  """Read a number for each channel; null is the default too.
+
+  Raises:
+    ValueError: it is something else, as a sentence without its full stop.
+  """
+  value = default if raw.get(key) is None else raw[key]
+  if not isinstance(value, list | tuple) or len(value) != len(default) or not all(map(is_number, value)):
+    raise ValueError(f"{key} is {brief(value)}; it has to be a list of {len(default)} numbers")
+  return tuple(map(float, value))
 
 
 @functools.cache

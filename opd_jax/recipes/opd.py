@@ -76,7 +76,7 @@ class OPD(Recipe):
     if self.config.data.image_field and not self.reads_images:
       raise InputError(
         f"config.data.image_field is {self.config.data.image_field!r}, and the recipe {self.config.recipe!r} reads text alone; leave it empty, or "
-        "take opd, self_distillation or policy_gradient."
+        "take opd, self_distillation, policy_gradient or zone."
       )
     self.horizon = horizons.from_config(self.config.horizon)
     self._solutions: list[list[int]] = []  # token ids of the data's responses, where they are learned

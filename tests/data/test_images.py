@@ -132,6 +132,8 @@ def test_a_directorys_processor_is_that_of_transformers(family, more, nested, tm
     ({"resample": 9}, r"resample is 9; .* 3 \(bicubic\)"),
     ({"resample": "bicubic"}, "resample is 'bicubic'; "),
     ({"rescale_factor": 0}, "rescale_factor is 0; it has to be a number above 0"),
+    ({"image_mean": 0.5}, "image_mean is 0.5; it has to be a list of 3 numbers"),
+    ({"image_std": [0.5, 0.5]}, "image_std is .*; it has to be a list of 3 numbers"),
     ({"patch_size": 8}, "patch_size is 8, and the model's config.json has 16"),
   ],
 )

@@ -434,6 +434,7 @@ def test_the_config_through_the_command_line(scale, model, scenes, tmp_path):
     assert done.returncode == 0, done.stderr
   assert len(read(tmp_path / "w", "train")) == 3
   evaluated = [f"--config.eval.path={scenes}", "--config.eval.prompts=4", "--config.eval.max_tokens=4"]
+  evaluated += ["--config.data.suffix="]
   export = ["opd_jax.export", f"--workdir={tmp_path / 'w'}", f"--out={tmp_path / 'out'}"]
   for arguments in (["opd_jax.evaluate", f"--workdir={tmp_path / 'w'}", *evaluated], export):
     done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
