@@ -1,6 +1,8 @@
 """ZPPO: a teacher stands in the prompt and never in the gradient, and hard questions are visited until they are mastered (arXiv:2606.18216).
 
 cpu    python -m opd_jax.train --config=configs/zppo.py --workdir=runs/zppo
+       the built-in task subset-sum: 2 cores, 60 s of training, accuracy 0.060 [0.040, 0.088] -> 0.096 [0.071, 0.130], greedy 0.089 -> 0.182 (seed 0, 384 problems).
+       GRPO of as many tokens learns as much there (opd_jax/studies/zone)
 hf     --config=configs/zppo.py:hf      any two Hugging Face directories and a JSONL file of problems with answers
 paper  --config=configs/zppo.py:paper   the published hyper-parameters for Qwen3.5-0.8B with a teacher of 27B; its language data are ours
 
