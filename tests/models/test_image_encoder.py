@@ -65,5 +65,6 @@ def test_features_are_those_of_the_tower_whatever_was_expected(model):
   for picture, own in zip(made, found, strict=True):
     S = len(picture.pixels)
     features, taps = vision.encode(params, encoder.cfg, image_rows.patches([[picture]], S, encoder.cfg))
-    np.testing.assert_allclose(own.features, features[0], atol=1e-5)
-    np.testing.assert_allclose(own.taps, taps[0], atol=1e-5)
+    # Features are as large as 20 here, and another CPU rounds otherwise.
+    np.testing.assert_allclose(own.features, features[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(own.taps, taps[0], rtol=1e-5, atol=1e-4)
