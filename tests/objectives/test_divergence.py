@@ -148,6 +148,20 @@ def test_clipped_entries_can_make_a_divergence_negative():
   np.testing.assert_allclose(value_of([0.9, 0.1], [0.1, 0.9], entry_clip=0.05), -0.170, atol=5e-4)
 
 
+@pytest.mark.parametrize(("top", "barrier"), [(0.99, 0.023), (0.999, 0.034)])
+def test_clipped_entries_are_lowest_away_from_the_teacher_behind_a_barrier(top, barrier):
+  """What docs/diffusion.md says of two tokens, of which the teacher gives one `top`."""
+  student = np.linspace(1 - top, 0.9, 2000)  # the other token's probability, from where both agree
+  pairs = np.stack([1 - student, student], axis=-1)
+  found = jax.vmap(
+    lambda s: divergence.divergence(Objective(2, entry_clip=0.05), jnp.log(s), jnp.log(jnp.array([top, 1 - top])))
+  )(jnp.asarray(pairs, jnp.float32))
+  np.testing.assert_allclose(found[0], 0.0, atol=1e-5)
+  np.testing.assert_allclose(found.max(), barrier, atol=1e-3)
+  np.testing.assert_allclose(1 - student[int(found.argmin())], top / math.e, atol=1e-3)
+  assert found.min() < -0.3
+
+
 def test_reweighted_topk_can_be_negative_and_is_not_clamped():
   assert value_of([0.5, 0.3, 0.2], [0.6, 0.35, 0.05], support="student_topk", k=2, tail="reweight") < -0.1
 

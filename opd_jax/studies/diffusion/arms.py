@@ -9,7 +9,7 @@ others have answers.
 The paper cuts each entry of the divergence at .05 nats. That cut has no part in "d-opsd" and those that vary one thing of it, but in "clip", "long-clip" and "code": with
 it the student forgets the task within 20 steps (seed 10: .418 before; at a rate of 1e-4 .004 after 60 steps, at 3e-5 .046), so that nothing could be compared. A cut entry
 has no gradient, and what stays of the divergence is lowest not where student and teacher agree but where the teacher's likeliest token has 1/e of its
-probability; in between lies a rise of .02 to .03 nats (of two tokens, and a teacher at .99 or .999).
+probability; in between lies a barrier of .02 to .03 nats (of two tokens, and a teacher at .99 or .999).
 
 Seeds before `FIRST_SEED` are there to calibrate on, which is not done: on seed 10, 60 steps, accuracy before .418 (greedy .500), means of the last three of six evaluations. With 64 answers a step fine-tuning
 .428 (.505) and d-OPSD without the cut .423 (.488) at 1e-4, fine-tuning .324 (.387) at 3e-4, a policy gradient .326 (.380) at 1e-4: nothing is learned. With 256 fine-tuning .465 (.555) at 1e-4. Rates of the 128 here
