@@ -152,7 +152,7 @@ def load(config: Config, began: datetime.datetime | None = None) -> Inputs:
     problems.check_solutions(train)
   teacher_weight = frozen.teacher_weights(names, config.teacher_weights, train.teachers, len(train.ids))
   of_teacher = pipeline.padded_len(train.teacher_ids) if train.teacher_ids else 0
-  width = max(pipeline.padded_len(train.ids), train.prompt_lens[-1], of_teacher)
+  width = max(pipeline.padded_len(train.ids, limit=config.data.max_prompt), train.prompt_lens[-1], of_teacher)
   longest = min(m.cfg.max_positions for m in (student, *teachers))
   if width + (length := configs.response_len(config)) > longest:
     key = "denoising.length" if "denoising" in config else "horizon.max"
@@ -219,7 +219,7 @@ def load_training(config: Config, tokenizer, rendering: Rendering) -> Problems:
   """Loads the problems to train on, of one source or of several."""
   paths = configs.data_paths(config)
   parts = [load_problems(config, path, tokenizer, rendering, held_out=False) for path in paths]
-  return parts[0] if len(parts) == 1 else problems.joined(paths, parts, config.data.weights, config.data.widths)
+  return parts[0] if len(parts) == 1 else problems.joined(config, paths, parts)
 
 
 def load_problems(config: Config, path: str, tokenizer, rendering: Rendering, *, held_out: bool) -> Problems:
@@ -302,7 +302,7 @@ def load_evaluation(
   verifiers = verifiers or VerifierPool.from_config(config)
   held_out = load_problems(config, path, tokenizer, rendering, held_out=True)
   max_tokens = config.eval.max_tokens or configs.response_len(config)
-  width = max(pipeline.padded_len(held_out.ids), held_out.prompt_lens[-1])
+  width = max(pipeline.padded_len(held_out.ids, limit=config.data.max_prompt), held_out.prompt_lens[-1])
   if width + max_tokens > model.cfg.max_positions:
     raise InputError(
       f"Evaluation prompts of {width} tokens and {max_tokens} new ones do not fit the model's "

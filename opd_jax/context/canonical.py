@@ -104,7 +104,7 @@ def load(config: Config, path: str, tokenizer, rendering: Rendering | None = Non
     teachers=tuple((e.teacher, e.where) for e in chosen_examples) if any(e.teacher for e in chosen_examples) else (),
     solutions=tuple(e.solution for e in chosen_examples if e.solution),
     conversations=tuple(conversation for _, conversation in chosen),
-    prompt_lens=pipeline.padded_lens(ends, config.data.widths),
+    prompt_lens=pipeline.padded_lens(ends, config.data.widths, limit=config.data.max_prompt),
     records=tuple(e.record for e in chosen_examples),
     notes=(
       *told,

@@ -285,13 +285,16 @@ def padded_len(ids: Sequence[Sequence[int]], multiple: int = 16, limit: int | No
   return rounded if limit is None else max(longest, min(rounded, limit))
 
 
-def padded_lens(ids: Sequence[Sequence[int]], ratio: float, multiple: int = 8) -> tuple[int, ...]:
+def padded_lens(
+  ids: Sequence[Sequence[int]], ratio: float, multiple: int = 8, limit: int | None = None
+) -> tuple[int, ...]:
   """Choose the prompt lengths to compile for, rising to `padded_len`, each at most `ratio` times the one before.
 
   Padded to the first length that holds it, the longest prompt of a batch leaves less than 1 - 1 / ratio of it empty.
-  None is below 16. Ratio 0 gives `padded_len` alone.
+  None is below 16, or below `limit`. Ratio 0 gives `padded_len` alone.
   """
-  return rising_widths(padded_len(ids), ratio, max(min(map(len, ids)), 2 * multiple), multiple)
+  longest = padded_len(ids, limit=limit)
+  return rising_widths(longest, ratio, min(longest, max(min(map(len, ids)), 2 * multiple)), multiple)
 
 
 def rising_widths(longest: int, ratio: float, shortest: int, multiple: int = 8) -> tuple[int, ...]:

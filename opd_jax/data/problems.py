@@ -158,7 +158,7 @@ def load(
     teachers=tuple((e.teacher, e.where) for e in chosen) if any(e.teacher for e in usable) else (),
     solutions=tuple(e.solution for e in chosen if e.solution),
     teacher_ids=tuple(teacher_ids),
-    prompt_lens=pipeline.padded_lens(ids, config.data.widths),
+    prompt_lens=pipeline.padded_lens(ids, config.data.widths, limit=config.data.max_prompt),
     records=tuple(e.record for e in chosen),
     notes=notes
     + _cut_prompts(chosen, path, config.data.max_prompt)
@@ -172,13 +172,8 @@ def load(
   )
 
 
-def joined(paths: Sequence[str], parts: Sequence[Problems], weights: Sequence[float], widths: float) -> Problems:
-  """Join the problems of several sources.
-
-  Args:
-    weights: see config.data.weights.
-    widths: see config.data.widths.
-  """
+def joined(config: Config, paths: Sequence[str], parts: Sequence[Problems]) -> Problems:
+  """Join the problems of several sources, weighed by config.data.weights."""
   names = ("answers", "teachers", "solutions", "conversations", "teacher_ids", "records", "prompts", "domains", "notes")
   names += ("images", "teacher_images")
   together = {name: [each for part in parts for each in getattr(part, name)] for name in names}
@@ -186,7 +181,7 @@ def joined(paths: Sequence[str], parts: Sequence[Problems], weights: Sequence[fl
   lens = [range(part.prompt_lens[end]) for part in parts for end in (0, -1)] if together["conversations"] else ids
   sources = tuple(
     Source(path, len(part.ids), part.skipped, weight)
-    for path, part, weight in zip(paths, parts, weights or [0.0] * len(parts), strict=True)
+    for path, part, weight in zip(paths, parts, config.data.weights or [0.0] * len(parts), strict=True)
   )
   data = hashlib.sha256("".join(part.origin["data file"] for part in parts).encode()).hexdigest()[:16]
   notes = (_shares(sources), *dict.fromkeys(together.pop("notes")))
@@ -194,7 +189,7 @@ def joined(paths: Sequence[str], parts: Sequence[Problems], weights: Sequence[fl
     ids=ids,
     answers=answers,
     skipped=sum(part.skipped for part in parts),
-    prompt_lens=pipeline.padded_lens(lens, widths),
+    prompt_lens=pipeline.padded_lens(lens, config.data.widths, limit=config.data.max_prompt),
     notes=notes,
     origin={**parts[0].origin, "data file": data},
     sources=sources,

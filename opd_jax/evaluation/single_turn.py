@@ -50,7 +50,7 @@ class Evaluator:
     self._inputs = inputs
     self._pass_at, self._samples = tuple(config.eval.pass_at), config.log.samples
     self._key = keys.of_seed(config.seed, keys.Use.EVALUATION)
-    prompt_len = pipeline.padded_len(inputs.problems.ids)
+    prompt_len = pipeline.padded_len(inputs.problems.ids, limit=config.data.max_prompt)
     seen = {} if inputs.images is None else {"images": inputs.images}
     self._generate = make_generator(
       inputs.generator_config,

@@ -289,6 +289,12 @@ def test_padded_lengths_leave_at_most_a_third_empty():
   assert pipeline.padded_lens(ids, 0) == (1008,)
 
 
+def test_no_prompt_is_padded_beyond_the_longest_that_is_allowed():
+  assert pipeline.padded_lens([[1] * 17], 1.5, limit=17) == (17,)
+  assert pipeline.padded_lens([[1] * 5], 1.5, limit=6) == (6,)
+  assert pipeline.padded_lens([[1] * n for n in (20, 90, 1000)], 1.5, limit=1000)[-1] == 1000
+
+
 def test_the_prompt_length_of_a_step_is_known_before_it_comes():
   ids = [[1] * n for n in (2, 3, 17, 40, 5, 6)]
   stream = pipeline.Prompts(ids, 2, pipeline.padded_lens(ids, 1.5), pad_id=0, seed=3)

@@ -132,7 +132,7 @@ def test_what_does_not_go_together_is_refused(small, changes, says):
 
 def test_joining_keeps_what_problems_have(small, two):
   found = [inputs.load(small("opd", **of((path,)))).train for path in two]
-  together = joined(two, found, (), 1.5)
+  together = joined(small("opd"), two, found)
   assert together.prompt_lens == found[0].prompt_lens
   assert set(together.origin) == set(found[0].origin)
   assert together.origin["data file"] not in (found[0].origin["data file"], found[1].origin["data file"])

@@ -83,8 +83,8 @@ def test_a_rival_that_is_above_it_decides_against_the_claim(claim, study_of):
       {"d-opsd": 0.8, "rho-0": 0.3, "rho-10": 0.9, "rho-50": 0.7},
       NOT_SUPPORTED,
     ),
-    ("few denoising steps do", {"d-opsd": 0.7, "topd-30": 0.75}, SUPPORTED),
-    ("few denoising steps do", {"d-opsd": 0.8, "topd-30": 0.6}, NOT_SUPPORTED),
+    ("few denoising steps do", {"d-opsd": 0.7, "topd-33": 0.75}, SUPPORTED),
+    ("few denoising steps do", {"d-opsd": 0.8, "topd-33": 0.6}, NOT_SUPPORTED),
   ],
 )
 def test_a_claim_about_scores_is_decided_by_its_rule(claim, levels, status, study_of):
