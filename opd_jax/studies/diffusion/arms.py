@@ -13,11 +13,16 @@ The paper cuts each entry of the divergence at .05 nats. That cut has no part in
 student and teacher agree but where the teacher's likeliest token has 1/e of its probability; in between lies a barrier of .02 to .03 nats (of two
 tokens, and a teacher at .99 or .999).
 
-Each of the three targets has the better of its rates on seed 10, before which accuracy is .375 (greedy .414), by the mean of the last three
-evaluations: d-OPSD .327 (.348) at 1e-4 and .367 (.382) at 5e-5; fine-tuning .404 (.445) at 1e-4. The policy gradient masks no part of
-the prompt, where diffu-GRPO masks 15%: a sudoku without some of its cells has other solutions. With ten denoising steps, before which it is .418
+K is chosen among the masks of the block that is being filled, as the released code does, and not of the whole canvas, as the paper says ("canvas"): of the whole
+canvas the teacher is surest of cells that stand in the prompt and of what follows the answer. Measured on 39 accepted answers of the student before training, three quarters of K
+are such positions, and the divergence is .006 nats where the block's K has .109. With nothing to learn AdamW moves the student by rounding
+errors: a whole seed of such arms was run, and lost (seed 20: d-OPSD .348 to .332, nothing revealed .320, the first third .212), which is why seeds begin at `FIRST_SEED`.
+
+Each of the three targets has the best rate that was tried on seed 10, before which accuracy is .375 (greedy .414), by the mean of the last three evaluations: d-OPSD
+.391 (.418) at 5e-5 and .366 (.403) at 1e-4, with K of the whole canvas .367 (.382) and .327 (.348); at all masks .373 (.410) at 1e-4; fine-tuning .404 (.445) at 1e-4; the policy gradient
+.365 (.378) at 3e-5. It masks no part of the prompt, where diffu-GRPO masks 15%: a sudoku without some of its cells has other solutions. With ten denoising steps, before which it is .418
 (.500): .334 (.385) at 1e-4 and .379 (.450) at 3e-5 with 15% masked, .406 (.491) at 3e-5 with nothing masked; fine-tuning .468 (.546) at 1e-4, .461 (.523)
-at 2e-4; d-OPSD .430 (.477) at 1e-4, .431 (.512) at 5e-5. The rules by which claims are judged stand in claims.py.
+at 2e-4. The rules by which claims are judged stand in claims.py.
 """
 
 from typing import Any
@@ -29,7 +34,7 @@ LR, SAMPLES_LR, REWARD_LR = 5e-5, 1e-4, 3e-5
 EVERY = 20
 PROMPTS, TRIES = 32, 4
 ROLLOUTS = PROMPTS * TRIES
-FIRST_SEED = 20  # those before it are to calibrate on
+FIRST_SEED = 21  # those before it are to calibrate on
 CANVAS, BLOCK, DENOISING_STEPS = 20, 10, 6  # three or four tokens a step
 SUDOKU: dict[str, Any] = {
   "student": "builtin:sudoku-student",
@@ -42,6 +47,7 @@ SUDOKU: dict[str, Any] = {
   "rollouts_per_prompt": TRIES,
   "steps": STEPS,
   "optimizer.lr": LR,
+  "diffusion.in_block": True,
   "objective.entry_clip": 0.0,
   "sampling.temperature": 0.9,
   "eval.max_tokens": CANVAS,
@@ -59,11 +65,11 @@ SUDOKU: dict[str, Any] = {
 RHO = (0.0, 0.1, 0.25, 0.5)  # shares that are revealed; the third is the paper's
 LONG: dict[str, Any] = {"steps": 2 * STEPS, "eval.every": 2 * EVERY}
 
-SAMPLES: dict[str, Any] = {"diffusion.target": "samples", "diffusion.compared": "all", "optimizer.lr": SAMPLES_LR}
+ALL_MASKS = {"diffusion.compared": "all", "diffusion.in_block": False}
+SAMPLES: dict[str, Any] = {"diffusion.target": "samples", "optimizer.lr": SAMPLES_LR} | ALL_MASKS
 REWARD: dict[str, Any] = {"diffusion.target": "reward", "diffusion.prompt_masking": 0.0, "optimizer.lr": REWARD_LR}
 CODE = {  # as the released code has it; its 20 likeliest tokens are all that there are here
   "context.reveal": "ahead",
-  "diffusion.in_block": True,
   "diffusion.reduction": "sum",
   "diffusion.states": "unended",
   "diffusion.parts": 2,
@@ -88,13 +94,14 @@ POPD = {
 MAIN: tuple[tuple[str, str, dict[str, Any]], ...] = (
   ("d-opsd", "d-OPSD", {}),
   ("samples", "fine-tuning on the accepted answers", SAMPLES),
-  ("reward", "a policy gradient (diffu-GRPO's)", REWARD),
+  ("reward", "a policy gradient on the canvas of masks", REWARD),
   (
     "unverified",
     "fine-tuning on unverified answers",
     SAMPLES | {"diffusion.accept": "all"},
   ),
-  ("all-masks", "K: all masks", {"diffusion.compared": "all"}),
+  ("all-masks", "K: all masks", ALL_MASKS),
+  ("canvas", "K: of the whole canvas", {"diffusion.in_block": False}),
   ("topd-33", "the first third of the denoising steps", truncated(2)),
 )
 ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (

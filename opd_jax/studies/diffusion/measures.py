@@ -27,6 +27,7 @@ TRIES = 8
 ASKED = {"eval.prompts": 256, "eval.batch": 256, "eval.k": TRIES, "eval.pass_at": (1, TRIES), "eval.greedy": False}
 ANSWERS = 16  # to a problem, of which the first right one is finished again
 CHECKED = 256  # problems of the teacher check
+EMPTY = "."  # a cell of a sudoku's prompt, which stands where the answer has it
 
 
 def measure_all(
@@ -35,7 +36,7 @@ def measure_all(
   """Ask all finished students for several answers, and check the teacher; arguments as of `ask_all`."""
   arms, seeds = list(arms), list(seeds)
   students.ask_all(measure_student, arms, seeds, out, changes, settings=ASKED)
-  settings = {"answers": ANSWERS, "checked": CHECKED, "rho": RHO}
+  settings = {"answers": ANSWERS, "checked": CHECKED, "rho": RHO, "of": "empty cells"}
   arm = next(arm for arm in ARMS if arm.name == "d-opsd")
   for seed in seeds:
     config = config_of(arm, seed, out, changes)
@@ -60,8 +61,8 @@ def check_teacher(config: Config) -> dict[str, Any]:
   """Let the student before training finish its own right answers, of which a share of positions is given.
 
   Returns:
-    answers: problems with a right answer. By share: not_given, the share of the positions up to the stop token that are not given and
-    become the answer's; right, the share of the answers that the verifier accepts.
+    answers: problems with a right answer. By share: not_given, the share of the empty cells that are not given and become
+    the answer's; right, the share of the answers that the verifier accepts.
   """
   student = students.load(config, None)
   asked = configs.override(config, {"eval.prompts": CHECKED, "eval.k": 1})
@@ -89,7 +90,11 @@ def check_teacher(config: Config) -> dict[str, Any]:
   solved = right(tried, repeated).reshape(-1, ANSWERS)
   has_answer: np.ndarray = np.asarray(solved.any(axis=1))
   chosen = np.argmax(solved, axis=1) + ANSWERS * np.arange(len(solved))
-  own, counted = tried.response[chosen], tried.mask[chosen] & has_answer[:, None]
+  own = tried.response[chosen]
+  empty = np.zeros(own.shape, bool)
+  for row, prompt in enumerate(problems.prompts):
+    empty[row, : len(prompt)] = [cell == EMPTY for cell in str(prompt)]
+  counted = empty & has_answer[:, None]
   mask_id = student.model.cfg.mask_id
   assert mask_id is not None
   shares = {}

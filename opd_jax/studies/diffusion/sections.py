@@ -31,8 +31,8 @@ def sections(results: Results) -> list[Section]:
   return [
     Section(
       "What a shown future is worth",
-      "Before training: the student finishes its own right answers, of which a share of positions is given, and what it puts at those that are "
-      "not given is compared with what stood there.",
+      "Before training: the student finishes its own right answers, of which a share of positions is given, and what it puts into empty cells that "
+      "are not given is compared with what stood there.",
       None,
       check_table(results),
     ),
@@ -125,7 +125,7 @@ def check_table(results: Results) -> list[dict[str, str]]:
     rows.append(
       {
         "given": f"{100 * rho:g}%",
-        "accuracy where not given": percent(interval(each["not_given"] for each in of_share)),
+        "accuracy at empty cells": percent(interval(each["not_given"] for each in of_share)),
         "answers that are right": percent(interval(each["right"] for each in of_share)),
         "pass@1 before": percent(interval(record["pass"]["1"] for record in found.values())),
         "pass@8 before": percent(interval(record["pass"]["8"] for record in found.values())),

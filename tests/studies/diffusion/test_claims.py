@@ -50,6 +50,7 @@ RIVALS = {
   "better than its own samples": "samples",
   "better than a policy gradient": "reward",
   "the step's own positions": "all-masks",
+  "within the block": "canvas",
   "the teacher chooses where": "student-k",
   "reverse KL is better": "forward",
   "a teacher that stays is better": "current",
@@ -74,9 +75,9 @@ def test_a_rival_that_is_above_it_decides_against_the_claim(claim, study_of):
 @pytest.mark.parametrize(
   ("claim", "levels", "status"),
   [
-    ("d-OPSD learns", {"d-opsd": 0.8, "unverified": 0.4}, SUPPORTED),
-    ("d-OPSD learns", {"d-opsd": 0.8, "unverified": 0.9}, NOT_SUPPORTED),
-    ("d-OPSD learns", {"d-opsd": 0.2, "unverified": 0.1}, NOT_SUPPORTED),
+    ("d-OPSD learns", {"d-opsd": 0.8, "rho-0": 0.4}, SUPPORTED),
+    ("d-OPSD learns", {"d-opsd": 0.8, "rho-0": 0.9}, NOT_SUPPORTED),
+    ("d-OPSD learns", {"d-opsd": 0.2, "rho-0": 0.1}, NOT_SUPPORTED),
     ("a quarter is enough and not too much", {"d-opsd": 0.8, "rho-0": 0.3, "rho-10": 0.7, "rho-50": 0.7}, SUPPORTED),
     (
       "a quarter is enough and not too much",
