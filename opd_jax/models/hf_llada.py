@@ -27,6 +27,12 @@ ONLY = {  # the values with which LLaDA computes what decoder.py does
   "scale_logits": False,
   "block_group_size": 1,  # tensors of larger groups have other names
 }
+NEEDED = (
+  "rope",
+  "layer_norm_type",
+  "block_type",
+  "activation_type",
+)  # of these LLaDA's own code has other values where config.json has none
 DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0}  # of LLaDA's own code, where config.json has none
 
 
@@ -34,8 +40,12 @@ def as_llama(raw: Json) -> Json:
   """Turn the object of a config.json of LLaDA into that of a Llama.
 
   Raises:
-    ValueError: a switch has a value that decoder.py would not follow, as a sentence without its full stop.
+    ValueError: a switch is missing or has a value that decoder.py would not follow, as a sentence without its full stop.
   """
+  if missing := [key for key in NEEDED if key not in raw]:
+    raise ValueError(
+      f"there is no {missing[0]}, and without it LLaDA is another model; only {brief(ONLY[missing[0]])} is supported"
+    )
   for key, only in ONLY.items():
     value = raw.get(key, only)
     if value != only or isinstance(value, bool) != isinstance(only, bool):

@@ -205,7 +205,8 @@ class Diffusion(OPD):
         run.clock.lap("update")
         canvases = {name: n + int(stats[name]) for name, n in canvases.items()}
         seen.add(stats)
-    return self._metrics(step, experience, seen, earned, None) | self._forwards(canvases, experience.shape.prompt)
+    cost = self._forwards(canvases, experience.shape.prompt) | {"updates": seen.updated}
+    return self._metrics(step, experience, seen, earned, None) | cost
 
   def _parts_with_canvases(self, experience: Experience) -> list[int]:
     """Lists the parts that have denoising steps which are learned from: the horizon and the last block may leave some without."""
@@ -227,7 +228,7 @@ class Diffusion(OPD):
       return Chosen(None, credit.advantage), earned
     _, earned = self._earned(run, found)
     # They ask whether a reward teaches, and here it only chooses.
-    earned = {name: value for name, value in earned.items() if name not in ("teaching_groups", "same_reward")}
+    earned = {name: value for name, value in earned.items() if name != "teaching_groups"} | {"same_reward": 0}
     accepted = (found.reward >= d.score).reshape(-1, n)
     number, weight = accepted.argmax(axis=1), accepted.any(axis=1)
     if d.accept == "all":

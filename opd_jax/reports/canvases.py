@@ -14,7 +14,8 @@ MOST_POSITIONS = 256  # of a grid; those behind are left out
 HIDDEN = "·"  # a mask
 
 LEGEND = (
-  "A row is the canvas that the model read at a denoising step, a column a position; · is a mask. Coloured, in the bands of the page: where "
+  "A row is the canvas that the model read at a denoising step, a column a position; · is a mask. Above: the step that committed each position, "
+  "darker the later it was. Coloured, in the bands of the page: where "
   "student and teacher were compared, by their divergence. Underlined twice: what the step committed. In italics: what the teacher was shown. Pale rows are not learned from."
 )
 
@@ -32,7 +33,7 @@ def _of_step(responses: Sequence[DenoisedResponse], step: int) -> list[DenoisedR
 
 def _grid(response: DenoisedResponse) -> str:
   columns = min(len(response.tokens), MOST_POSITIONS)
-  rows = []
+  rows = [_committed(response, columns)]
   for t, (compared, revealed) in enumerate(zip(response.divergence, response.revealed, strict=True)):
     cells = (_cell(response, t, i, compared, revealed) for i in range(columns))
     left_out = "" if response.counted[t] or not response.learned else ' class="left-out"'
@@ -43,6 +44,16 @@ def _grid(response: DenoisedResponse) -> str:
   return (
     f'<h4>{html.escape(title)}</h4><div class="wide"><table class="canvas"><tbody>{"".join(rows)}</tbody></table></div>'
   )
+
+
+def _committed(response: DenoisedResponse, columns: int) -> str:
+  """Write the row of the steps at which positions were committed, coloured by them."""
+  last = max(1, len(response.divergence) - 1)
+  cells = "".join(
+    f'<td style="background:hsl(205 55% {96 - 46 * at / last:.0f}%)">{at}</td>'
+    for at in response.committed_at[:columns]
+  )
+  return f'<tr class="committed"><th>committed</th>{cells}</tr>'
 
 
 def _cell(
@@ -66,5 +77,6 @@ def _cell(
 STYLE = """table.canvas td { padding: .05rem .3rem; text-align: center; font-family: ui-monospace, monospace; border: 1px solid #eee; }
 table.canvas td.now { text-decoration: underline double; font-weight: 600; } table.canvas td.shown { font-style: italic; color: #666; }
 table.canvas tr.left-out td { opacity: .45; }
+table.canvas tr.committed td { color: #111; font-size: .8em; }
 table.canvas th { color: #777; font-weight: 400; }
 """

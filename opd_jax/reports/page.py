@@ -163,13 +163,15 @@ def _cost_cells(arm: Arm) -> dict[str, str]:
 
 
 def _forwards(arm: Arm) -> str:
-  """Counts the sequences that a run of masked diffusion models put through them, forward, by rollouts and updates; "" for others."""
-  parts = {"rollouts": "rollout_forwards", "updates": "update_forwards"}
+  """Counts the rollouts and updates of a masked diffusion model, and the sequences that each put through a model, forward; "" for others."""
   found = {}
-  for name, key in parts.items():
+  for key in ("rollouts", "rollout_forwards", "updates", "update_forwards"):
     logged = [[r[key] * run.config.get("log.every", 1) for r in run.train if key in r] for run in arm.runs]
-    found[name] = sum(map(sum, logged)) / max(1, len(arm.runs))
-  return ", ".join(f"{name} {count(n)}" for name, n in found.items()) if any(found.values()) else ""
+    found[key] = sum(map(sum, logged)) / max(1, len(arm.runs))
+  if not found["rollout_forwards"]:
+    return ""
+  counts = {key: count(number) for key, number in found.items()}
+  return "{rollouts} rollouts: {rollout_forwards}, {updates} updates: {update_forwards}".format_map(counts)
 
 
 def _run_cells(run: Run) -> dict[str, str]:

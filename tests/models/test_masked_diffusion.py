@@ -206,6 +206,12 @@ def test_a_directory_is_written_as_it_was_read_and_from_sizes_alone(model, tmp_p
   assert of_family in written
 
 
+@pytest.mark.parametrize("key", ["rope", "layer_norm_type", "block_type", "activation_type"])
+def test_llada_without_a_switch_that_its_code_takes_otherwise_is_refused(key):
+  with pytest.raises(ValueError, match=f"there is no {key}, .*only .* is supported"):
+    hf_config.described({name: value for name, value in LLADA.items() if name != key})
+
+
 @pytest.mark.parametrize(
   ("raw", "change", "named"),
   [

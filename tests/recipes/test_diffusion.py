@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf_config, roofline
 from opd_jax.recipes import base
 from opd_jax.reports import canvases
+from opd_jax.reports import page as report_page
+from opd_jax.reports.comparison import Arm
+from opd_jax.reports.runs import load
 from opd_jax.rewards.reward import RewardRecord
 from opd_jax.rollout.denoise import canvas_at
 from opd_jax.trainer import open_run, train, train_run
@@ -93,14 +97,26 @@ def test_a_teacher_that_is_shown_nothing_and_is_the_student_teaches_exactly_noth
 
 @pytest.mark.long
 def test_where_nothing_is_accepted_nothing_moves_and_it_is_counted(config, tmp_path, monkeypatch):
+  """Neither parameters nor moments: not by momentum and decay either, behind a step that has learned."""
+  changes = {"optimizer.weight_decay": 0.1, "context.share": 0.5}
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: True)
+  learned = train(config(steps=1, **changes), tmp_path / "w")
+  assert not list(learned.outcome.lines())
   monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: False)
-  run = train(config(steps=2), tmp_path / "w")
+  run = open_run(config(steps=3, **changes), tmp_path / "w")
+  before = jax.tree.map(jnp.copy, run.state)
+  assert any(np.abs(a).max() > 0 for a in jax.tree.leaves(before.opt_state) if a.ndim)
+  train_run(run)
   assert int(run.state.empty) == 2
-  assert run.outcome.learned_nothing
-  start = open_run(config(steps=2), tmp_path / "new").state
-  jax.tree.map(np.testing.assert_array_equal, run.state.params, start.params)
-  jax.tree.map(np.testing.assert_array_equal, run.state.opt_state, start.opt_state)
-  assert [record["accepted"] for record in read(tmp_path / "w", "train")] == [0.0, 0.0]
+  jax.tree.map(np.testing.assert_array_equal, run.state.params, before.params)
+  jax.tree.map(np.testing.assert_array_equal, run.state.opt_state, before.opt_state)
+  assert [record["accepted"] for record in read(tmp_path / "w", "train")] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.long
+def test_a_run_of_which_nothing_is_accepted_says_that_it_has_learned_nothing(config, tmp_path, monkeypatch):
+  monkeypatch.setitem(tasks.VERIFIERS, "chain", lambda response, answer, **_: False)
+  assert train(config(steps=1), tmp_path / "w").outcome.learned_nothing
 
 
 def experience_of(config, tmp_path, **changes):
@@ -287,6 +303,16 @@ def test_written_canvases_have_what_was_revealed_and_compared_and_the_report_dra
   page = canvases.sections(found)
   assert page.count('<table class="canvas">') == 6
   assert page.count("<tr>") == 6 * 8
+  assert page.count('<tr class="committed">') == 6
+  of_first = re.search(r'<tr class="committed"><th>committed</th>(.*?)</tr>', page)
+  assert of_first is not None
+  cells = re.findall(r"hsl\(205 55% (\d+)%\)\">(\d+)<", of_first[1])
+  assert [int(at) for _, at in cells] == list(found[0].committed_at)
+  lightness = {int(at): int(light) for light, at in cells}
+  assert [lightness[at] for at in sorted(lightness)] == sorted(lightness.values(), reverse=True)
+  assert len(set(lightness.values())) == 8, "each step has a colour of its own"
+  cost = report_page._cost_cells(Arm("d-opsd", load([tmp_path / "3"]), 0.0))
+  assert cost["sequences through a model"] == f"{2 * 4 * 2} rollouts: {2 * 4 * 2 * 8}, 2 updates: {2 * 4 * 8 * 2}"
   hostile = dataclasses.replace(found[0], tokens=["<script>"] * 16, prompt="<b>")
   assert "<script>" not in canvases.sections([hostile])
   assert "<b>" not in canvases.sections([hostile])
@@ -308,18 +334,33 @@ def predictions(params, cfg, prompts, row: int, canvas) -> jax.Array:
   return decoder.unembed(params, hidden)[0]
 
 
+PLAIN = {"optimizer.kind": "sgd", "optimizer.lr": 1.0, "optimizer.clip": 0.0}  # an update is minus the gradient
+
+
+def check_gradient(before, after, loss) -> None:
+  """The update has subtracted the gradient of this loss of the parameters."""
+  moved, gradient = jax.tree.map(jnp.subtract, before, after), jax.grad(loss)(before)
+  assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient)) > 1e-3
+  jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, rtol=1e-3, atol=2e-6), moved, gradient)
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures("some_are_right")
 def test_the_papers_loss_is_its_formula(config, tmp_path):
   """The teacher reads the canvas with the answer at R; K are the masks of which it is surest then; written out row by row."""
-  run, experience, chosen = experience_of(config, tmp_path, **{"context.share": 0.5, "log.rollouts": 4})
+  run, experience, chosen = experience_of(config, tmp_path, **{"context.share": 0.5, "log.rollouts": 4} | PLAIN)
   step, other, key = run.recipe.step, decoder.init(CFG, jax.random.key(5), scale=0.4), jax.random.key(3)
   frozen, params = dataclasses.replace(run.frozen, teachers=(other,)), jax.tree.map(jnp.copy, run.state.params)
   arguments = experience.prompts, experience.rollout, chosen, np.int32(8)
   shape = experience.shape._replace(kind="score")
   seen = run.compiled.at(shape)["score"](run.state, frozen, *arguments, key)
-  _, stats = experience.programs["update"](run.state, frozen, *arguments, np.int32(0), key)
-  rollout, vocab, losses = experience.rollout, step.objective.vocab, []
+  state, stats = experience.programs["update"](run.state, frozen, *arguments, np.int32(0), key)
+  rollout, vocab, compared = experience.rollout, step.objective.vocab, []
+
+  def divergence(w, prompt: int, canvas, theirs) -> jax.Array:
+    own = jax.nn.log_softmax(predictions(w, CFG, experience.prompts, prompt, canvas)[:, :vocab])
+    return jnp.sum(jnp.exp(own) * (own - theirs), axis=-1)
+
   for prompt in map(int, np.flatnonzero(chosen.weight)):
     row = prompt * step.n + int(chosen.number[prompt])
     answer, at = np.asarray(rollout.response[row]), np.asarray(rollout.committed_at[row])
@@ -329,18 +370,20 @@ def test_the_papers_loss_is_its_formula(config, tmp_path):
       assert (revealed <= masked).all()
       assert revealed.sum() in (masked.sum() // 2, masked.sum() - 2)
       shown = np.where(revealed, answer, canvas)
-      own, theirs = (
-        jax.nn.log_softmax(predictions(w, CFG, experience.prompts, prompt, c)[:, :vocab])
-        for w, c in ((params, canvas), (other, shown))
-      )
+      theirs = jax.nn.log_softmax(predictions(other, CFG, experience.prompts, prompt, shown)[:, :vocab])
       sure = np.where(masked & ~revealed, np.exp(np.max(theirs, axis=-1)), -1)
       K = np.argsort(-sure, kind="stable")[:2]
-      kl = np.asarray(jnp.sum(jnp.exp(own) * (own - theirs), axis=-1))
-      losses.append(kl[K].mean())
+      kl = np.asarray(divergence(params, prompt, canvas, theirs))
+      compared.append((prompt, canvas, theirs, K))
       np.testing.assert_allclose(
         np.asarray(seen["divergence"][t, prompt])[np.sort(K)], kl[np.sort(K)], rtol=1e-4, atol=1e-6
       )
-  np.testing.assert_allclose(stats["loss"], np.mean(losses), rtol=1e-5)
+
+  def loss(w) -> jax.Array:
+    return jnp.mean(jnp.array([jnp.mean(divergence(w, *of_canvas)[K]) for *of_canvas, K in compared]))
+
+  np.testing.assert_allclose(stats["loss"], loss(params), rtol=1e-5)
+  check_gradient(params, state.params, loss)
 
 
 @pytest.mark.long
@@ -350,29 +393,33 @@ def test_the_rivals_learn_the_answers_tokens(target, config, tmp_path):
   """Fine-tuning at all masks at temperature 1; a policy gradient on the canvas of masks, of the distribution that was drawn from."""
   changes = {"diffusion.target": target, "sampling.temperature": 0.8, "diffusion.prompt_masking": 0.0}
   changes |= {"diffusion.compared": "all"} if target == "samples" else {}
-  run, experience, chosen = experience_of(config, tmp_path, **changes)
+  run, experience, chosen = experience_of(config, tmp_path, **changes | PLAIN)
   params, rollout, n = jax.tree.map(jnp.copy, run.state.params), experience.rollout, run.recipe.step.n
   arguments = experience.prompts, rollout, chosen, np.int32(8), np.int32(0), jax.random.key(0)
-  _, stats = experience.programs["update"](run.state, run.frozen, *arguments)
-  vocab, parts = run.recipe.step.objective.vocab, []
+  state, stats = experience.programs["update"](run.state, run.frozen, *arguments)
+  vocab = run.recipe.step.objective.vocab
 
-  def nll(prompt: int, row: int, canvas, temperature: float) -> np.ndarray:
-    logits = predictions(params, CFG, experience.prompts, prompt, canvas)[:, :vocab] / temperature
-    return -np.asarray(jax.nn.log_softmax(logits))[np.arange(16), np.asarray(rollout.response[row])]
+  def nll(w, prompt: int, row: int, canvas, temperature: float) -> jax.Array:
+    logits = predictions(w, CFG, experience.prompts, prompt, canvas)[:, :vocab] / temperature
+    return -jax.nn.log_softmax(logits)[np.arange(16), np.asarray(rollout.response[row])]
 
-  if target == "samples":
-    for prompt in map(int, np.flatnonzero(chosen.weight)):
-      row = prompt * n + int(chosen.number[prompt])
-      for t in range(8):
-        masked = np.asarray(rollout.committed_at[row]) >= t
-        canvas = np.where(masked, MASK, np.asarray(rollout.response[row]))
-        parts.append(nll(prompt, row, canvas, 1.0)[masked].mean())
-  else:
-    for row in range(4 * n):
-      counted = np.asarray(rollout.mask[row])
-      parts.append(float(chosen.weight[row]) * nll(row // n, row, np.full(16, MASK), 0.8)[counted].mean())
-  np.testing.assert_allclose(stats["loss"], np.mean(parts), rtol=1e-5, atol=1e-7)
-  assert float(stats["grad_norm"]) > 0
+  def loss(w) -> jax.Array:
+    parts = []
+    if target == "samples":
+      for prompt in map(int, np.flatnonzero(chosen.weight)):
+        row = prompt * n + int(chosen.number[prompt])
+        for t in range(8):
+          masked = np.asarray(rollout.committed_at[row]) >= t
+          canvas = np.where(masked, MASK, np.asarray(rollout.response[row]))
+          parts.append(nll(w, prompt, row, canvas, 1.0)[masked].mean())
+    else:
+      for row in range(4 * n):
+        counted = np.asarray(rollout.mask[row])
+        parts.append(float(chosen.weight[row]) * nll(w, row // n, row, np.full(16, MASK), 0.8)[counted].mean())
+    return jnp.mean(jnp.array(parts))
+
+  np.testing.assert_allclose(stats["loss"], loss(params), rtol=1e-5, atol=1e-7)
+  check_gradient(params, state.params, loss)
 
 
 @pytest.mark.long
