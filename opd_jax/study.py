@@ -61,8 +61,10 @@ def run(
   every = part(study, "arms").ARMS
   check_all(every, seeds, out, changes)  # the report reads all of them
   use_cache(str((out / ".jax_cache").resolve()), epath.Path(out))  # for the analyses, where nothing is left to train
-  train_all([arm for arm in every if arm.name in names], seeds, out, changes)
-  part(study, "measures").measure_all(every, seeds, out, changes)
+  measures = part(study, "measures")
+  after_run = getattr(measures, "after_run", None)
+  train_all([arm for arm in every if arm.name in names], seeds, out, changes, after_run)
+  measures.measure_all(every, seeds, out, changes)
   results, sections = Results(out, seeds), part(study, "sections")
   verdicts = decide(part(study, "claims").CLAIMS, results)
   page = verdict_page.write(sections.TITLE, sections.INTRO, verdicts, sections.sections(results), out / "report")
@@ -82,12 +84,16 @@ def dry_run(
   Raises:
     InputError: a config is refused, or a workdir in `out` belongs to another config.
   """
-  from opd_jax import checks
+  from opd_jax import checks, inputs
+  from opd_jax.recipes import base as recipes
+  from opd_jax.runtime import mesh as meshes
   from opd_jax.studies.run import check_all, config_of, missing
 
   chosen = [arm for arm in part(study, "arms").ARMS if arm.name in names]
   for arm in chosen:
-    checks.check(config_of(arm, seeds[0], out, changes))
+    config = config_of(arm, seeds[0], out, changes)
+    checks.check(config)
+    recipes.make(inputs.load_student(config, meshes.for_reading(config.mesh)))  # what a recipe refuses by itself
   check_all(chosen, seeds, out, changes)
   todo = missing(chosen, seeds, out)
   for arm, seed in todo:

@@ -68,20 +68,33 @@ def check(path: pathlib.Path, config: Config) -> None:
     )
 
 
+AfterRun = Callable[[ArmSpec, int, pathlib.Path, dict[str, Any] | None], None]  # arm, seed, out and changes of a study
+
+
 def train_all(
-  arms: Sequence[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
+  arms: Sequence[ArmSpec],
+  seeds: Iterable[int],
+  out: pathlib.Path,
+  changes: dict[str, Any] | None = None,
+  after_run: AfterRun | None = None,
 ) -> None:
   """Train the runs that are missing, and resume those that were interrupted: all arms of a seed before the next seed.
 
   Arms of one seed follow each other, since a machine's speed changes by the hour. Seeds share their compiled programs,
   and none is compiled while a step is timed.
+
+  Args:
+    after_run: called after each run that was missing, where checkpoints are too large to wait for the last run.
   """
+  given = changes
   changes = {"compile_cache": str((out / ".jax_cache").resolve())} | (changes or {})
   program_cache: ProgramCache = {}
   todo = missing(arms, seeds, out)
   for i, (arm, seed) in enumerate(todo, 1):
     print(f"== {arm.name}, seed {seed}: run {i} of {len(todo)}", file=sys.stderr)
     train(config_of(arm, seed, out, changes), workdir(out, arm.name, seed), program_cache, compile_all=True)
+    if after_run is not None:
+      after_run(arm, seed, out, given)
 
 
 def measure(

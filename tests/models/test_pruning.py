@@ -84,7 +84,9 @@ def test_only_the_layers_matrices_are_rounded(original, tmp_path):
       np.testing.assert_array_equal(after[name].map(), pruning.rounded(np.asarray(tensor.map()), 3, 4))
 
 
-def test_the_cut_model_is_pytorchs_without_these_layers(pt, tmp_path):
+@pytest.fixture
+def llama(pt, tmp_path):
+  """A model of PyTorch's, and the directory that it was saved in."""
   torch, transformers = pt
   config = transformers.LlamaConfig(
     vocab_size=40,
@@ -97,16 +99,41 @@ def test_the_cut_model_is_pytorchs_without_these_layers(pt, tmp_path):
   torch.manual_seed(0)
   model = transformers.LlamaForCausalLM(config).eval()
   model.save_pretrained(tmp_path / "original")
-  pruning.write(tmp_path / "original", tmp_path / "pruned", drop=(1, 2))
-  model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in (0, 3, 4))
-  for i, layer in enumerate(model.model.layers):
-    layer.self_attn.layer_idx = i
-  cfg = hf_config.read(tmp_path / "pruned")
-  params = hf.load(tmp_path / "pruned", cfg)
+  return model, tmp_path / "original"
+
+
+def check_logits(directory, model, torch) -> None:
+  """The directory holds what the model of PyTorch computes."""
+  cfg = hf_config.read(directory)
+  params = hf.load(directory, cfg)
   x = decoder.hidden(params, cfg, TOKENS, jnp.ones_like(TOKENS, bool))
   with torch.no_grad():
     theirs = model(torch.tensor(np.asarray(TOKENS)), use_cache=False).logits
   np.testing.assert_allclose(decoder.unembed(params, x), theirs.numpy(), atol=1e-5)
+
+
+def test_the_cut_model_is_pytorchs_without_these_layers(pt, llama, tmp_path):
+  torch, (model, original) = pt[0], llama
+  pruning.write(original, tmp_path / "pruned", drop=(1, 2))
+  model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in (0, 3, 4))
+  for i, layer in enumerate(model.model.layers):
+    layer.self_attn.layer_idx = i
+  check_logits(tmp_path / "pruned", model, torch)
+
+
+def test_the_rounded_model_is_pytorchs_with_its_matrices_quantised(pt, llama, tmp_path):
+  """By PyTorch's own quantisation, a scale for each group of 16 weights of a row."""
+  torch, (model, original) = pt[0], llama
+  pruning.write(original, tmp_path / "rounded", bits=3, group=16)
+  for layer in model.model.layers:
+    for module in layer.modules():
+      if isinstance(module, torch.nn.Linear):
+        groups = module.weight.data.reshape(-1, 16)
+        scale = groups.abs().amax(dim=1) / 3
+        zero = torch.zeros(len(groups), dtype=torch.int32)
+        quantised = torch.fake_quantize_per_channel_affine(groups, scale, zero, 0, -3, 3)
+        module.weight.data = quantised.reshape(module.weight.shape)
+  check_logits(tmp_path / "rounded", model, torch)
 
 
 @pytest.mark.parametrize(

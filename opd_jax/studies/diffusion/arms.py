@@ -109,7 +109,7 @@ ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
   ("ahead", "revealed: from the next block on", {"context.reveal": "ahead"}),
   ("code", "as the released code", CODE),
   ("prefix", "the answer behind the teacher's prompt", {"context.reveal": "prefix"}),
-  ("student-k", "K: where the student committed", {"diffusion.compared": "student"}),
+  ("student-k", "K: where the student committed", {"diffusion.compared": "student", "diffusion.in_block": False}),
   ("forward", "forward KL", {"objective.kind": "forward_kl"}),
   ("clip", "with the clip", CLIP),
   ("ema", "the teacher an average", {"teacher_update.kind": "ema"}),

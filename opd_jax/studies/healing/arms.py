@@ -4,9 +4,11 @@ The student is the model with some layers left out or its weights rounded (--dro
 Seed by seed all arms read the same prompts in the same order: instructions of several kinds, easy word problems, and those of --data.
 Lengths are shares of T = 256 tokens.
 
-Every arm has about as many FLOPs: a step's cost goes with the tokens that are read and written, `PROMPT` of a prompt and the horizon, so that
-an arm of short rollouts makes more steps of `ROWS` rollouts each. The page has the FLOPs that were counted. One arm has twice the steps
-at 25%. Only seconds would need a machine of its own, and none are claimed.
+Every arm has about as many FLOPs: a step's cost goes with the tokens that are read and written, `PROMPT` of a prompt and the horizon, of which a rollout
+that nothing cuts takes `LENGTH` on average, so that an arm of short rollouts makes more steps of `ROWS` rollouts each. How long rollouts are is seen only in the
+run, and so is what `look` chooses: claims compare two arms at the FLOPs, counted, of the one that spent less, between checkpoints by a line. More steps are more
+updates as well, which "opd-few-rows" tells apart: OPD with a quarter of the rollouts a step, and four times the steps. One arm has twice the steps at 25%. Only
+seconds would need a machine of its own, and none are claimed.
 
 The rate is that of a first look (1e-4, one seed), not calibrated. The rules by which claims are judged stand in claims.py.
 """
@@ -25,20 +27,23 @@ from opd_jax.studies.healing import prompts
 
 FIRST_SEED = 20  # those before it are to calibrate on
 T, ROWS, LR = 256, 8, 1e-4
-FULL_STEPS = 16  # of OPD
-PROMPT = 48  # tokens of a prompt, about
+FULL_STEPS = 12  # of OPD
+PROMPT = 64  # tokens of the study's longest prompt, to which all are padded, about
+LENGTH = 160  # tokens of a rollout that nothing cuts, about
+FEW_ROWS = 2
+WARMUP = 2  # updates, of every arm
 MEASURED = 4  # times in a run
 BASE: dict[str, Any] = {
   "horizon.max": T,
   "batch": ROWS,
   "rollouts_per_prompt": 1,
   "optimizer.lr": LR,
-  "data.max_prompt": 192,
+  "optimizer.warmup": WARMUP,
+  "data.widths": 0.0,
   "data.on_bad_line": "skip",
-  "eval.prompts": prompts.NUMBER,
-  "eval.batch": 50,
+  "eval.prompts": 4,  # a run has to have an evaluation; what counts is measured afterwards, see measures.py
+  "eval.batch": 4,
   "eval.max_tokens": 64,
-  "eval.greedy": True,
   "checkpoint.keep": MEASURED,
   "log.bins": 16,
   "log.samples": 0,
@@ -56,14 +61,14 @@ STAIRS = 4  # of both
 LOOK: dict[str, Any] = {"horizon.kind": "look", "horizon.start": 16, "horizon.every": 8}
 
 
-def cost(horizon: float) -> float:
-  """What a step costs, as a share of OPD's."""
-  return (PROMPT + horizon) / (PROMPT + T)
+def cost(*horizons: float) -> float:
+  """What a step costs, as a share of OPD's; the mean over several horizons."""
+  return (PROMPT + fmean(min(horizon, LENGTH) for horizon in horizons)) / (PROMPT + LENGTH)
 
 
-def steps_for(mean_horizon: float, times: float = 1.0) -> int:
-  """The steps of an arm with so long a horizon, a multiple of `MEASURED` and of `STAIRS`."""
-  return max(1, round(times * FULL_STEPS / cost(mean_horizon) / MEASURED)) * MEASURED
+def steps_for(*horizons: float, times: float = 1.0) -> int:
+  """The steps of an arm with these horizons, a multiple of `MEASURED` and of `STAIRS`."""
+  return max(1, round(times * FULL_STEPS / cost(*horizons) / MEASURED)) * MEASURED
 
 
 def arm(name: str, label: str, changes: dict[str, Any], steps: int) -> ArmSpec:
@@ -78,18 +83,24 @@ def full(name: str, label: str, changes: dict[str, Any]) -> ArmSpec:
 
 def truncated(name: str, label: str, ratio: float, times: float = 1.0) -> ArmSpec:
   changes = {"horizon.kind": "truncated", "horizon.ratio": ratio, "horizon.quantum": 1}
-  return arm(name, label, changes, steps_for(ratio * T, times))
+  return arm(name, label, changes, steps_for(ratio * T, times=times))
 
 
 def stairs(name: str, label: str, changes: dict[str, Any]) -> ArmSpec:
   """An arm whose horizon grows, a quarter of the steps on each stair."""
   heights = [min(T, changes["horizon.start"] + i * changes["horizon.growth"]) for i in range(STAIRS)]
-  steps = steps_for(fmean(heights))
+  steps = steps_for(*heights)
   return arm(name, label, changes | {"horizon.every": steps // STAIRS}, steps)
 
 
 ARMS: tuple[ArmSpec, ...] = (
   full("opd", "OPD", {}),
+  arm(
+    "opd-few-rows",
+    f"OPD, {FEW_ROWS} rollouts a step",
+    {"horizon.kind": "full", "batch": FEW_ROWS},
+    steps_for(T, times=ROWS / FEW_ROWS),
+  ),
   *(truncated(f"topd-{name}", f"TOPD {name}%", ratio) for ratio, name in RATIOS.items()),
   truncated("topd-25-long", "TOPD 25%, 2x the steps", 0.25, 2),
   stairs("popd", "POPD to T", TO_T),
@@ -109,7 +120,7 @@ ARMS: tuple[ArmSpec, ...] = (
   full("null", "the null: rare tokens suppressed", NULL | {"teacher": ""})._replace(keeps=("teacher",)),
 )
 LABELS = {each.name: each.label for each in ARMS}
-SHORT = ("opd", "topd-10", "topd-25", "popd")
+SHORT = ("opd", "opd-few-rows", "topd-10", "topd-25", "popd")
 
 
 def prepare(out: pathlib.Path, model: str, drop: str, bits: int, data: str) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def prepare(out: pathlib.Path, model: str, drop: str, bits: int, data: str) -> d
     model: the directory of the original.
     drop: layers to leave out, "20-23"; "": none.
     bits: of the rounded matrices; 0: they stay.
-    data: a file of more prompts to train on; "".
+    data: a file of more prompts, which is drawn from as often as the study's own; "". Prompts longer than these are left out.
 
   Raises:
     InputError: nothing is pruned, there is no such model, or `out` holds a study of another one.
@@ -150,7 +161,9 @@ def prepare(out: pathlib.Path, model: str, drop: str, bits: int, data: str) -> d
   return {
     "student": str(pruned),
     "teacher": str(original),
+    "data.max_prompt": prompts.longest(folder / prompts.TRAINED, str(original)),
     "data.paths": paths,
+    "data.weights": (1.0, 1.0) if more else (),
     "data.path": "",
     "eval.path": str(folder / prompts.PROBLEMS),
   }

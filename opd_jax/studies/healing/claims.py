@@ -1,8 +1,8 @@
 """What is claimed of healing by short rollouts, and the rules by which the study decides it; written before any run of the study.
 
 Intervals are over seeds, at 95%, paired by seed; with one seed there is none, and nothing that needs one is decided. Divergences are the reverse KL to
-the original model over all tokens of the student's own answers to held-out instructions, at most 256 of each, in nats; ratios of them are between arms
-of about equal FLOPs (the table has what was counted). What lies beyond a horizon are the positions behind the last one that was trained.
+the original model over all tokens of the student's own answers to held-out instructions, at most 256 of each, in nats; two arms are compared where both
+have spent the FLOPs of the one that spent less. What lies beyond a horizon are the positions behind the last one that was trained.
 """
 
 import functools
@@ -10,29 +10,25 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from opd_jax.studies.arm_spec import UNTRAINED
 from opd_jax.studies.evidence import known, lazily, less, points, times, verdict
 from opd_jax.studies.healing.arms import LABELS, RATIOS, T
+from opd_jax.studies.healing.curves import Axis, curves, flops_to, over
 from opd_jax.studies.healing.measures import EDGES
-from opd_jax.studies.results import Missing, Results, crossing
+from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
-from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_most, below
+from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least, at_most, below
 
-AS_GOOD = 1.05  # times OPD's divergence
+AS_GOOD = 1.1  # times the other arm's divergence
 SOONER = 0.5  # of OPD's FLOPs
-DRIFT = 1.25  # times what is left within the horizon
+DRIFT = 1.25  # times what OPD leaves late over early
+EARLY = 0.25  # of the FLOPs
+FIXED = tuple(f"topd-{name}" for name in RATIOS.values())
 
 
 def measured(results: Results, arm: str, key: str = "kl") -> dict[int, float]:
   """Collect a number of an arm's students after the last step, by seed; see measures.py."""
   return {seed: record["steps"][-1][key] for seed, record in results.analysis(f"asked-{arm}").items()}
-
-
-def healed(results: Results, arm: str, than: str = "opd") -> IntervalEstimate:
-  """Estimate the divergence of an arm over that of another, paired by seed."""
-  return ratio(measured(results, arm), measured(results, than))
 
 
 def accuracy(results: Results, arm: str, how: str) -> dict[int, float]:
@@ -63,39 +59,6 @@ def _mean(step: dict[str, Any], first: int, end: int) -> float | None:
   return sum(step["by_position"][i] * step["tokens"][i] for i in bins) / tokens if tokens else None
 
 
-def flops_to(results: Results, arm: str, target: dict[int, float]) -> dict[int, float]:
-  """Find the FLOPs by seed at which a run first has the target divergence, interpolated between its checkpoints; infinite where it has not.
-
-  Raises:
-    Missing: no run of the arm is finished and measured.
-  """
-  found = {}
-  before = results.analysis(f"asked-{UNTRAINED}")
-  for seed, record in results.analysis(f"asked-{arm}").items():
-    if seed not in target or seed not in before:
-      continue
-    at, kl = divergence_by_flops(results, arm, seed, before[seed], record)
-    found[seed] = crossing(at, -kl, -target[seed])
-  if not found:
-    raise Missing(f"{arm} has no seed in common with what it is compared with")
-  return found
-
-
-def divergence_by_flops(
-  results: Results, arm: str, seed: int, before: dict[str, Any], record: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-  """The FLOPs and the divergence at the beginning and at every checkpoint of a run.
-
-  Args:
-    before, record: what was measured of the student before training, and of the run.
-  """
-  if seed not in results.seeds(arm):
-    raise Missing(f"no run of {arm} with seed {seed} is finished")
-  steps = [each["step"] for each in record["steps"]]
-  kl = [before["steps"][0]["kl"], *(each["kl"] for each in record["steps"])]
-  return results.flops_at(arm, seed, [0, *steps]), np.array(kl)
-
-
 def _number(label: str, results: Results, arm: str, key: str = "kl") -> Callable[[], Evidence]:
   return lazily(Evidence, label, lambda: interval(measured(results, arm, key).values()))
 
@@ -118,86 +81,129 @@ def heals(results: Results) -> Verdict:
 
 
 def as_good(results: Results, arm: str, than: str = "opd") -> Verdict:
-  found = healed(results, arm, than)
+  found = over(results, arm, than)
+  of_answers = ratio(measured(results, arm, "nll"), measured(results, than, "nll"))
   return verdict(
-    at_most(found, AS_GOOD),
-    f"divergence over that of {LABELS[than]}, at about equal FLOPs",
-    times(LABELS[arm], found),
-    *known(
-      lazily(times, "FLOPs", _flops, results, arm, than),
-      lazily(times, "generated tokens", _tokens, results, arm, than),
-      _number("nats of the teacher's answers", results, arm, "nll"),
-    ),
+    all_of(at_most(found, AS_GOOD), at_most(of_answers, AS_GOOD)),
+    f"divergence on own answers, and nats of the teacher's, over those of {LABELS[than]}",
+    times(f"divergence, {LABELS[arm]}", found),
+    times("nats of the teacher's answers", of_answers),
+    *_spent(results, arm, than),
+    *known(lazily(times, "divergence at equal generated tokens", over, results, arm, than, axis="tokens")),
   )
 
 
-def _flops(results: Results, a: str, b: str) -> IntervalEstimate:
-  return ratio(total_flops(results, a), total_flops(results, b))
+def _spent(results: Results, a: str, b: str) -> list[Evidence]:
+  """What the whole runs of an arm have cost, over another's."""
 
+  def cost(axis: Axis) -> IntervalEstimate:
+    return ratio(*({seed: curve.spent(axis) for seed, curve in curves(results, arm).items()} for arm in (a, b)))
 
-def total_flops(results: Results, arm: str) -> dict[int, float]:
-  """The FLOPs of an arm's whole runs, by seed."""
-  return results.totals(arm, "flops")
-
-
-def _tokens(results: Results, a: str, b: str) -> IntervalEstimate:
-  return ratio(results.totals(a, "tokens"), results.totals(b, "tokens"))
+  return known(lazily(times, "FLOPs of the runs", cost, "flops"), lazily(times, "generated tokens", cost, "tokens"))
 
 
 def beyond_the_horizon(results: Results, arm: str, horizon: int) -> Verdict:
-  within, beyond = left(results, arm, 0, horizon), left(results, arm, max(64, horizon), T)
-  found = ratio(beyond, within)
+  first = max(64, horizon)
+
+  def late_over_early(name: str) -> dict[int, float]:
+    within, beyond = left(results, name, 0, horizon), left(results, name, first, T)
+    return {seed: beyond[seed] / within[seed] for seed in within.keys() & beyond.keys()}
+
+  found = ratio(late_over_early(arm), late_over_early("opd"))
   return verdict(
     at_most(found, DRIFT),
-    f"share of the divergence that is left beyond {max(64, horizon)} tokens, over the share that is left within {horizon}",
-    times("beyond over within", found),
-    Evidence("left within", interval(within.values()), "score"),
-    Evidence("left beyond", interval(beyond.values()), "score"),
-    *known(lazily(Evidence, "OPD's, beyond", lambda: interval(left(results, "opd", max(64, horizon), T).values()))),
-  )
-
-
-def sooner(results: Results, arm: str) -> Verdict:
-  target = measured(results, "opd")
-  found = ratio(flops_to(results, arm, target), total_flops(results, "opd"))
-  return verdict(
-    at_most(found, SOONER),
-    "FLOPs until the divergence is what OPD ends with, over OPD's",
-    times(LABELS[arm], found),
+    f"share of the divergence that is left beyond {first} tokens over the share that is left within {horizon}, over the same of OPD",
+    times(f"{LABELS[arm]} over OPD", found),
     *known(
       *(
-        lazily(times, LABELS[name], functools.partial(_sooner, results, name, target))
-        for name in ("topd-10", "topd-25", "topd-50")
+        lazily(_share, f"left {where}, {LABELS[name]}", _left, results, name, *bounds)
+        for name in (arm, "opd")
+        for where, bounds in (("within", (0, horizon)), ("beyond", (first, T)))
       )
     ),
   )
 
 
-def _sooner(results: Results, arm: str, target: dict[int, float]) -> IntervalEstimate:
-  return ratio(flops_to(results, arm, target), total_flops(results, "opd"))
+def _share(label: str, estimate: IntervalEstimate) -> Evidence:
+  return Evidence(label, estimate, "score")
 
 
-def look_chooses_well(results: Results) -> Verdict:
-  """Compare with the best of the fixed horizons, chosen by the mean over seeds."""
-  fixed = {name: measured(results, name) for name in (f"topd-{each}" for each in RATIOS.values())}
-  best = min(fixed, key=lambda name: interval(fixed[name].values()).mean)
-  found = healed(results, "look", best)
+def _left(results: Results, arm: str, first: int, end: int) -> IntervalEstimate:
+  return interval(left(results, arm, first, end).values())
+
+
+def sooner(results: Results, arm: str) -> Verdict:
+  """Ask for the FLOPs to what OPD ends with; a run that never comes there takes at least all that it has spent."""
+  target = measured(results, "opd")
+  own, opd = flops_to(results, arm, target), {seed: curve.spent() for seed, curve in curves(results, "opd").items()}
+  fixed = {name: ratio(own, flops_to(results, name, target)) for name in ("topd-10", "topd-25")}
   return verdict(
-    at_most(found, AS_GOOD),
-    f"divergence over that of the best fixed horizon, {LABELS[best]}",
-    times("look", found),
-    *known(lazily(times, "FLOPs", _flops, results, "look", best)),
+    all_of(at_most(ratio(own, opd), SOONER), *(at_most(found, 1) for found in fixed.values())),
+    "FLOPs until the divergence is what OPD ends with, over those of others",
+    times(f"{LABELS[arm]} over OPD", ratio(own, opd)),
+    *(times(f"{LABELS[arm]} over {LABELS[name]}", found) for name, found in fixed.items()),
+    *known(*(lazily(times, f"{LABELS[name]} over OPD", _to_opd, results, name, target, opd) for name in FIXED)),
   )
 
 
+def _to_opd(results: Results, arm: str, target: dict[int, float], opd: dict[int, float]) -> IntervalEstimate:
+  return ratio(flops_to(results, arm, target), opd)
+
+
+def look_chooses_well(results: Results) -> Verdict:
+  found = {name: over(results, "look", name) for name in FIXED}
+  return verdict(
+    all_of(*(at_most(each, AS_GOOD) for each in found.values())),
+    "divergence over that of each fixed horizon",
+    *(times(f"look over {LABELS[name]}", each) for name, each in found.items()),
+    *_spent(results, "look", "opd"),
+  )
+
+
+def early_and_late(results: Results, arm: str) -> Verdict:
+  """Ask whether the best horizon grows with the budget."""
+  early, late = over(results, arm, share=EARLY), over(results, arm)
+  return verdict(
+    all_of(below(early, 1), at_least(late, 1)),
+    "divergence over OPD's, at a quarter of the FLOPs and at all of them",
+    times("early", early),
+    times("late", late),
+    *known(
+      *(lazily(times, f"{LABELS[name]}, early", over, results, name, share=EARLY) for name in FIXED if name != arm)
+    ),
+  )
+
+
+def goes_on(results: Results, arm: str) -> Verdict:
+  """Compare a run's end with where half of its FLOPs were spent."""
+  own = curves(results, arm)
+  found = ratio(
+    {seed: curve.at(curve.spent()) for seed, curve in own.items()},
+    {seed: curve.at(curve.spent() / 2) for seed, curve in own.items()},
+  )
+  return verdict(
+    below(found, 1),
+    "divergence at the end over that at half of the FLOPs",
+    times(LABELS[arm], found),
+    *known(
+      lazily(times, "at the end over OPD's, at twice the FLOPs", _last, results, arm, "opd"),
+      lazily(times, "nats of the teacher's answers over OPD's", _last, results, arm, "opd", "nll"),
+    ),
+  )
+
+
+def _last(results: Results, a: str, b: str, key: str = "kl") -> IntervalEstimate:
+  return ratio(measured(results, a, key), measured(results, b, key))
+
+
 def better(results: Results, a: str, b: str) -> Verdict:
-  found = healed(results, a, b)
+  found = over(results, a, b)
   return verdict(
     below(found, 1),
     f"divergence over that of {LABELS[b]}",
     times(LABELS[a], found),
+    *_spent(results, a, b),
     *known(
-      lazily(times, "FLOPs", _flops, results, a, b),
       _number(f"nats of the teacher's answers, {LABELS[a]}", results, a, "nll"),
       _number(f"and {LABELS[b]}", results, b, "nll"),
     ),
@@ -230,9 +236,9 @@ def _solved(results: Results, how: str) -> IntervalEstimate:
 
 
 def _as_good(name: str, statement: str, arm: str) -> Claim:
-  """A claim that an arm's divergence is OPD's, but for a twentieth."""
-  decide = functools.partial(as_good, arm=arm)
-  return Claim(name, statement, f"the divergence of {LABELS[arm]} is at most {AS_GOOD} times OPD's", decide)
+  """A claim that an arm's divergence is OPD's, but for a tenth, and that it finds the teacher's answers as likely."""
+  rule = f"divergence and nats of the teacher's answers of {LABELS[arm]} are at most {AS_GOOD} times OPD's"
+  return Claim(name, statement, rule, functools.partial(as_good, arm=arm))
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -253,22 +259,34 @@ CLAIMS: tuple[Claim, ...] = (
   _as_good("a horizon that grows does", "POPD to T teaches as much (arXiv:2605.31490)", "popd"),
   _as_good("and so does one that grows to less", "POPD need not come to T (arXiv:2605.31490)", "popd-half"),
   Claim(
+    "it is not the number of updates",
+    "short rollouts are no better than as many updates on few full ones would be (ours: TOPD 10% makes nearly three times OPD's updates)",
+    f"divergence and nats of the teacher's answers of TOPD 10% are at most {AS_GOOD} times those of {LABELS['opd-few-rows']}",
+    functools.partial(as_good, arm="topd-10", than="opd-few-rows"),
+  ),
+  Claim(
     "what is learned early holds late",
     "divergence falls beyond the trained horizon as it does within (arXiv:2605.31490)",
-    f"with TOPD 10% the share that is left beyond 64 tokens is at most {DRIFT} times the share that is left within 26",
+    f"of the share left beyond 64 tokens over the share left within 26, TOPD 10% has at most {DRIFT} times OPD's",
     functools.partial(beyond_the_horizon, arm="topd-10", horizon=26),
   ),
   Claim(
     "POPD is sooner",
     "a growing horizon needs a third of the cost (arXiv:2605.31490: up to 3 times faster)",
-    f"POPD has OPD's last divergence with at most {SOONER} of OPD's FLOPs",
+    f"POPD has OPD's last divergence with at most {SOONER} of OPD's FLOPs, and with no more than TOPD 10% and TOPD 25%",
     functools.partial(sooner, arm="popd"),
   ),
   Claim(
     "look chooses well",
     "a horizon that is chosen by looking ahead is as good as the best fixed one (ours)",
-    f"the divergence of look is at most {AS_GOOD} times that of the best fixed horizon",
+    f"the divergence of look is at most {AS_GOOD} times that of every fixed horizon",
     look_chooses_well,
+  ),
+  Claim(
+    "the best horizon grows with the budget",
+    "short rollouts are better while little is spent, full ones later (arXiv:2605.31490, which POPD is made for)",
+    "at a quarter of the FLOPs the divergence of TOPD 10% is below OPD's, and at all of them at least OPD's",
+    functools.partial(early_and_late, arm="topd-10"),
   ),
   Claim(
     "own words are better than the teacher's",
@@ -289,10 +307,10 @@ CLAIMS: tuple[Claim, ...] = (
     functools.partial(better, a="opd", b="null"),
   ),
   Claim(
-    "twice the steps at a quarter",
-    "where there is time, short rollouts and more of them are better than long ones (ours)",
-    "with twice the FLOPs the divergence of TOPD 25% is below OPD's",
-    functools.partial(better, a="topd-25-long", b="opd"),
+    "short rollouts go on teaching",
+    "where there is time, more of them heal further (ours)",
+    "the divergence of TOPD 25% at the end of twice the steps is below that at half of its FLOPs",
+    functools.partial(goes_on, arm="topd-25-long"),
   ),
   Claim(
     "it speaks again",

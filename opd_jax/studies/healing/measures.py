@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pathlib
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ from opd_jax.studies import students
 from opd_jax.studies.arm_spec import ArmSpec
 from opd_jax.studies.healing import prompts
 from opd_jax.studies.healing.arms import T
+from opd_jax.studies.results import workdir
 
-ASKED = 24  # held-out instructions, each answered once at temperature 1
+ASKED = 32  # held-out instructions, each answered once at temperature 1
 EDGES = (0, 16, 26, 64, 128, 192, T)  # of the bins of positions
 REPEATED = 4  # tokens that are repeated together
 WORD_PROBLEMS: dict[str, Any] = {
@@ -43,6 +45,14 @@ def measure_all(
   students.ask_all(measure_student, arms, seeds, out, changes, settings=settings)
 
 
+def after_run(arm: ArmSpec, seed: int, out: pathlib.Path, changes: dict[str, Any] | None = None) -> None:
+  """Measure a run as soon as it is finished, and delete its checkpoints but the last: with AdamW's moments one is ten times the model."""
+  measure_all([arm], [seed], out, changes)
+  saved = sorted((workdir(out, arm.name, seed) / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+  for checkpoint in saved[:-1]:
+    shutil.rmtree(checkpoint)
+
+
 class Asked(NamedTuple):
   """The held-out instructions, and the original model that answered them."""
 
@@ -51,7 +61,7 @@ class Asked(NamedTuple):
   answers: list[list[int]]  # the teacher's
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # of several seeds each would hold an original
 def _asked(student: str, teacher: str, path: str, seed: int) -> Asked:
   """Load the original model and let it answer, once for all students of a process."""
   model = loaded.load_model(teacher)
@@ -61,55 +71,69 @@ def _asked(student: str, teacher: str, path: str, seed: int) -> Asked:
 
 
 def measure_student(config: Config, path: pathlib.Path | None, program_cache: ProgramCache) -> dict[str, Any]:
-  """Measure one student before training, or at every checkpoint of its run.
+  """Measure one student before training, or at the checkpoints of its run that are there.
 
   Args:
     path: the run's workdir; None: the student before training.
 
   Returns:
-    "steps": of each checkpoint what `of_student` measures, with its "step". "word_problems": after the last step, the share of the word
-    problems that are right, "sampled" at temperature 1 and "greedy".
+    "steps": of each checkpoint what `own_answers` measures, with its "step", and of the last what `teachers_answers` does too.
+    "word_problems": after the last step, the share of the word problems that are right, "sampled" at temperature 1 and "greedy".
   """
-  every = config.checkpoint.every
-  steps = [0] if path is None else list(range(every, config.steps + 1, every))
-  found, last = [], None
+  every, found, last = config.checkpoint.every, [], None
+  steps = [0] if path is None else range(every, config.steps + 1, every)
   for step in steps:
-    last = loaded.load_directory(config.student) if path is None else loaded.load_model(path, step=step)
-    found.append({"step": step} | of_student(config, last))
+    if path is None:
+      last = loaded.load_directory(config.student)
+    elif (path / "checkpoints" / str(step)).is_dir():
+      last = loaded.load_model(path, step=step)
+    else:
+      continue
+    found.append({"step": step} | own_answers(config, last))
   assert last is not None
+  found[-1] |= teachers_answers(config, last)
   return {"steps": found, "word_problems": _word_problems(config, last, program_cache)}
 
 
-def of_student(config: Config, student: Model) -> dict[str, Any]:
-  """Measure one student against the original model.
+def teachers_answers(config: Config, student: Model) -> dict[str, float]:
+  """Measure how a student finds what the original model answers.
 
   Returns:
-    Means over tokens of its own answers of at most T tokens: "kl", the reverse KL to the teacher in nats, "by_position" the same in the bins of
-    EDGES with "tokens" of each. Of the teacher's answers: "nll", their negative log-probability, in nats a token, and "agreement", the share of
-    tokens at which both models' likeliest is the same. Of its own answers also the mean "length", the share that "ended" by a stop
-    token, and the share of tokens that are "repeated".
+    "nll", the negative log-probability of its tokens, in nats, and "agreement", the share of them at which both models' likeliest is the same.
   """
-  folder = pathlib.Path(config.eval.path).parent
-  asked = _asked(config.student, _whole(folder), str(folder / prompts.ASKED), config.seed)
+  asked = _of_study(config)
+  found = score.score_ids(student, asked.teacher, asked.prompts, asked.answers, k=1)
+  return {
+    "nll": -float(np.mean(np.concatenate([_numbers(each.logprob) for each in found]))),
+    "agreement": float(np.mean([same for each in found for same in agreeing(each)])),
+  }
+
+
+def own_answers(config: Config, student: Model) -> dict[str, Any]:
+  """Measure one student on its own answers of at most T tokens.
+
+  Returns:
+    Means over their tokens: "kl", the reverse KL to the original model in nats, "by_position" the same in the bins of EDGES with "tokens" of each.
+    Also the mean "length", the share that "ended" by a stop token, and the share of tokens that are "repeated".
+  """
+  asked = _of_study(config)
   own = score.respond(student, asked.prompts, T, 1.0, config.seed)
   of_own = score.score_ids(student, asked.teacher, asked.prompts, own, k=0)
-  of_teacher = score.score_ids(student, asked.teacher, asked.prompts, asked.answers, k=1)
   by_position, counts = binned([_numbers(each.divergence) for each in of_own])
   return {
     "kl": float(np.mean(np.concatenate([_numbers(each.divergence) for each in of_own]))),
     "by_position": by_position,
     "tokens": counts,
-    "nll": -float(np.mean(np.concatenate([_numbers(each.logprob) for each in of_teacher]))),
-    "agreement": float(np.mean([same for each in of_teacher for same in agreeing(each)])),
     "length": float(np.mean([len(row) for row in own])),
     "ended": float(np.mean([each.ended for each in of_own])),
     "repeated": float(np.mean([here for row in own for here in repeats(row)])),
   }
 
 
-def _whole(folder: pathlib.Path) -> str:
-  """The original model of a study, whose data lie in this folder."""
-  return json_files.load_object(folder.parent / "healing.json", "run the study again")["model"]
+def _of_study(config: Config) -> Asked:
+  folder = pathlib.Path(config.eval.path).parent
+  original = json_files.load_object(folder.parent / "healing.json", "run the study again")["model"]
+  return _asked(config.student, original, str(folder / prompts.ASKED), config.seed)
 
 
 def _numbers(values: Any) -> np.ndarray:

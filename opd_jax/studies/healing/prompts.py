@@ -82,6 +82,19 @@ def write(folder: pathlib.Path) -> None:
     (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
+def longest(path: pathlib.Path, model: str) -> int:
+  """Count the tokens of a file's longest prompt, as this model reads it, rounded up to a multiple of 16."""
+  from opd_jax import config as configs
+  from opd_jax import inputs
+  from opd_jax.data import pipeline
+  from opd_jax.data.rendering import Rendering
+
+  config = configs.override(configs.default(), {"student": model})
+  rendering = Rendering.from_config(config)
+  _, tokenizer = inputs.model_and_tokenizer(model, rendering)
+  return pipeline.padded_len(inputs.load_problems(config, str(path), tokenizer, rendering, held_out=False).ids)
+
+
 if __name__ == "__main__":
   if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
     sys.exit("usage: python -m opd_jax.studies.healing.prompts DIR")

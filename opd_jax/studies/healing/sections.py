@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -11,7 +12,8 @@ from opd_jax.studies.arm_spec import UNTRAINED
 from opd_jax.studies.cells import asked, number, percent
 from opd_jax.studies.charts import picture
 from opd_jax.studies.healing.arms import LABELS
-from opd_jax.studies.healing.claims import accuracy, divergence_by_flops, measured
+from opd_jax.studies.healing.claims import FIXED, accuracy, measured
+from opd_jax.studies.healing.curves import Axis, Curve, curves
 from opd_jax.studies.healing.measures import EDGES
 from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.statistics import interval
@@ -19,10 +21,11 @@ from opd_jax.studies.verdict_page import Section
 
 TITLE = "Are full rollouts necessary to heal a real language model?"
 INTRO = """The study of a language model that was pruned and is healed from the original (python -m opd_jax.study healing --model=DIR), after arXiv:2605.31490.
-Arms have about as many FLOPs, counted and not timed, so that runs may share the machine with other work.
+Arms have about as many FLOPs, counted and not timed, so that runs may share the machine with other work; claims compare two arms where both have spent as much.
 
 All measures are of held-out prompts and of answers of full length. With one seed no interval is known, and no claim that needs one is decided."""
 
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of OPD's budget
 ASKED = {UNTRAINED: "before training"} | LABELS
 MEASURES = {
   "KL, nats a token": "kl",
@@ -49,6 +52,18 @@ def sections(results: Results) -> list[Section]:
       position_table(results),
     ),
     Section(
+      "The best horizon by budget",
+      "The divergence where a share of OPD's FLOPs is spent, between checkpoints by a line; a dash where an arm spent less.",
+      None,
+      budget_table(results, "flops"),
+    ),
+    Section(
+      "The same by generated tokens",
+      "As above, of OPD's generated tokens.",
+      None,
+      budget_table(results, "tokens"),
+    ),
+    Section(
       "What was spent",
       "FLOPs by counting, in billions of billions, and generated tokens.",
       None,
@@ -60,15 +75,10 @@ def sections(results: Results) -> list[Section]:
 @picture
 def by_cost(results: Results) -> Figure:
   """Draw a line for each arm: FLOPs and divergence at the checkpoints, means over seeds."""
-  before, found = results.analysis(f"asked-{UNTRAINED}"), {}
+  found = {}
   for arm, label in _trained(results).items():
-    curves = [
-      divergence_by_flops(results, arm, seed, before[seed], record)
-      for seed, record in results.analysis(f"asked-{arm}").items()
-      if seed in before and seed in results.seeds(arm)
-    ]
-    if curves:
-      found[label] = [sum(axis) / len(curves) for axis in zip(*curves, strict=True)]
+    of_seeds = curves(results, arm).values()
+    found[label] = sum(c.flops for c in of_seeds) / len(of_seeds), sum(c.kl for c in of_seeds) / len(of_seeds)
   if not found:
     raise Missing("no arm was measured")
   figure, (ax,) = plotting.panels(9, 5.2, 1, 1)
@@ -127,6 +137,30 @@ def position_table(results: Results) -> list[dict[str, str]]:
     {"arm": label} | {head: number({0: x}) for head, x in zip(heads, _by_bin(results, arm), strict=True)}
     for arm, label in asked(results, ASKED).items()
   ]
+
+
+def budget_table(results: Results, axis: Axis) -> list[dict[str, str]]:
+  """List the divergence of OPD and of the fixed horizons at shares of what OPD has spent, means over seeds, and name the lowest."""
+  try:
+    opd = curves(results, "opd")
+  except Missing:
+    return []
+  arms = {arm: curves(results, arm) for arm in _trained(results) if arm in ("opd", *FIXED)}
+  rows = []
+  for share in SHARES:
+    means = {LABELS[arm]: _at_share(of, opd, share, axis) for arm, of in arms.items()}
+    known = {label: mean for label, mean in means.items() if mean is not None}
+    numbers = {label: "–" if mean is None else number({0: mean}) for label, mean in means.items()}
+    rows.append({"share": f"{100 * share:g}%"} | numbers | {"lowest": min(known, key=lambda label: known[label])})
+  return rows
+
+
+def _at_share(of: dict[int, Curve], opd: dict[int, Curve], share: float, axis: Axis) -> float | None:
+  """The mean over the seeds that both have; None where there is none, or where one of them spent clearly less."""
+  budgets = {seed: share * opd[seed].spent(axis) for seed in of.keys() & opd.keys()}
+  if not budgets or any(of[seed].spent(axis) < 0.95 * budget for seed, budget in budgets.items()):
+    return None
+  return fmean(of[seed].at(budget, axis) for seed, budget in budgets.items())
 
 
 def cost_table(results: Results) -> list[dict[str, str]]:

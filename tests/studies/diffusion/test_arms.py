@@ -1,6 +1,8 @@
 """The arms of the study of d-OPSD."""
 
-from opd_jax import checks
+from opd_jax import checks, inputs
+from opd_jax.recipes import base
+from opd_jax.runtime import mesh
 from opd_jax.studies.diffusion import arms, claims
 from opd_jax.studies.run import digest
 
@@ -12,6 +14,7 @@ def test_every_arm_is_a_config_of_its_own_and_samples_as_many_answers():
   for arm in arms.ARMS:
     c = arm.config(3)
     checks.check(c)
+    base.make(inputs.load_student(c, mesh.for_reading(c.mesh)))  # what the recipe refuses by itself
     assert c.batch * c.rollouts_per_prompt == (arms.PROMPTS if arm.name == "one-try" else arms.ROLLOUTS)
     assert c.steps % c.eval.every == 0, "the last evaluation is one of the others"
     assert c.denoising.length % c.denoising.block == 0

@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
-from opd_jax.studies.healing import arms, claims, sections
+from opd_jax.studies.healing import arms, claims, curves, sections
 from opd_jax.studies.healing.measures import EDGES
 from opd_jax.studies.results import Results
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, decide
@@ -25,9 +26,8 @@ def study_of(tmp_path, monkeypatch):
   monkeypatch.setattr(
     Results,
     "flops_at",
-    lambda self, arm, seed, steps: claims.np.array([cost.get(arm, 1.0) * step / 8 for step in steps]),
+    lambda self, arm, seed, steps: np.array([cost.get(arm, 1.0) * step / 8 for step in steps]),
   )
-  monkeypatch.setattr(Results, "totals", lambda self, arm, x="elapsed": dict.fromkeys(SEEDS, cost.get(arm, 1.0)))
 
   def write(
     levels: dict[str, float],
@@ -64,35 +64,55 @@ def decided(results: Results, name: str) -> Verdict:
   return verdict
 
 
-def _as_good(name: str, arm: str) -> list[tuple[str, dict[str, float], dict, str]]:
-  return [(name, {arm: 0.5, "opd": 0.5}, {}, SUPPORTED), (name, {arm: 0.6, "opd": 0.5}, {}, NOT_SUPPORTED)]
-
-
-def _better(name: str, a: str, b: str) -> list[tuple[str, dict[str, float], dict, str]]:
-  return [(name, {a: 0.5, b: 0.6}, {}, SUPPORTED), (name, {a: 0.6, b: 0.5}, {}, NOT_SUPPORTED)]
-
-
-FIXED = {"topd-6": 0.7, "topd-10": 0.6, "topd-25": 0.5, "topd-50": 0.6}
 BEFORE = {"untrained": 1.0}
+Case = tuple[str, dict[str, float], dict, str]
+
+
+def _as_good(name: str, arm: str, than: str = "opd") -> list[Case]:
+  likely = {"nll": {arm: 1.3, than: 1.0}}
+  return [
+    (name, {arm: 0.5, than: 0.5} | BEFORE, {}, SUPPORTED),
+    (name, {arm: 0.6, than: 0.5} | BEFORE, {}, NOT_SUPPORTED),
+    (name, {arm: 0.5, than: 0.5} | BEFORE, likely, NOT_SUPPORTED),
+  ]
+
+
+def _better(name: str, a: str, b: str) -> list[Case]:
+  return [(name, {a: 0.5, b: 0.6} | BEFORE, {}, SUPPORTED), (name, {a: 0.6, b: 0.5} | BEFORE, {}, NOT_SUPPORTED)]
+
+
+FIXED = {"topd-6": 0.7, "topd-10": 0.6, "topd-25": 0.5, "topd-50": 0.6} | BEFORE
 EVEN, LATE = [0.5] * BINS, [0.4, 0.4, 0.9, 0.9, 0.9, 0.9]
-CASES = [
+DRIFT = ("what is learned early holds late", {"topd-10": 0.5, "opd": 0.5} | BEFORE)
+SOONER = ("POPD is sooner", {"popd": 0.4, "opd": 0.6, "topd-10": 0.5, "topd-25": 0.5} | BEFORE)
+GROWS = ("the best horizon grows with the budget", {"topd-10": 0.6, "opd": 0.5} | BEFORE)
+GOES_ON = ("short rollouts go on teaching", {"topd-25-long": 0.5} | BEFORE)
+CASES: list[Case] = [
   ("OPD heals", {"opd": 0.5} | BEFORE, {}, SUPPORTED),
   ("OPD heals", {"opd": 1.5} | BEFORE, {}, NOT_SUPPORTED),
   *(case for name in arms.RATIOS.values() for case in _as_good(f"{name}% of a rollout does", f"topd-{name}")),
   *_as_good("a horizon that grows does", "popd"),
   *_as_good("and so does one that grows to less", "popd-half"),
-  ("what is learned early holds late", {"topd-10": 0.5} | BEFORE, {"by_position": {"topd-10": EVEN}}, SUPPORTED),
-  ("what is learned early holds late", {"topd-10": 0.5} | BEFORE, {"by_position": {"topd-10": LATE}}, NOT_SUPPORTED),
-  ("POPD is sooner", {"popd": 0.4, "opd": 0.6} | BEFORE, {"first": {"popd": 0.5}}, SUPPORTED),
-  ("POPD is sooner", {"popd": 0.4, "opd": 0.6} | BEFORE, {"first": {"popd": 0.9}}, NOT_SUPPORTED),
-  ("POPD is sooner", {"popd": 0.8, "opd": 0.6} | BEFORE, {}, UNDECIDED),  # never, of three seeds
+  *_as_good("it is not the number of updates", "topd-10", "opd-few-rows"),
+  (*DRIFT, {"by_position": {"topd-10": EVEN, "opd": EVEN}}, SUPPORTED),
+  (*DRIFT, {"by_position": {"topd-10": LATE, "opd": EVEN}}, NOT_SUPPORTED),
+  (*DRIFT, {"by_position": {"topd-10": LATE, "opd": LATE}}, SUPPORTED),  # OPD leaves as much
+  (*SOONER, {"first": {"popd": 0.5}}, SUPPORTED),
+  (*SOONER, {"first": {"popd": 0.9}}, NOT_SUPPORTED),
+  (*SOONER, {"first": {"popd": 0.5, "topd-10": 0.3}}, NOT_SUPPORTED),  # TOPD is sooner still
+  ("POPD is sooner", SOONER[1] | {"popd": 0.8}, {}, NOT_SUPPORTED),  # never, and so not with half of the FLOPs
   ("look chooses well", {"look": 0.51} | FIXED, {}, SUPPORTED),
   ("look chooses well", {"look": 0.6} | FIXED, {}, NOT_SUPPORTED),
+  ("look chooses well", {"look": 0.6} | FIXED, {"flops": {"look": 2.0}, "first": {"look": 0.5}}, SUPPORTED),  # at half
+  (*GROWS, {"first": {"topd-10": 0.6, "opd": 0.8}}, SUPPORTED),
+  (*GROWS, {"first": {"topd-10": 0.9, "opd": 0.8}}, NOT_SUPPORTED),
+  (GROWS[0], GROWS[1] | {"topd-10": 0.4}, {"first": {"topd-10": 0.6, "opd": 0.8}}, NOT_SUPPORTED),
   *_better("own words are better than the teacher's", "opd", "sft"),
   *_better("reverse KL is better on own words", "opd", "forward"),
   *_better("more than no teacher", "opd", "null"),
-  ("own words are better than the teacher's", {"opd": 0.5, "sft": 0.5}, {}, UNDECIDED),
-  *_better("twice the steps at a quarter", "topd-25-long", "opd"),
+  ("own words are better than the teacher's", {"opd": 0.5, "sft": 0.5} | BEFORE, {}, UNDECIDED),
+  (*GOES_ON, {"first": {"topd-25-long": 0.7}}, SUPPORTED),
+  (*GOES_ON, {"first": {"topd-25-long": 0.4}}, NOT_SUPPORTED),
   (
     "it speaks again",
     {"opd": 0.5} | BEFORE,
@@ -119,12 +139,22 @@ def test_every_claim_is_decided_both_ways():
     assert {SUPPORTED, NOT_SUPPORTED} <= found, claim.name
 
 
+def _noise(arm: str, seed: int) -> float:
+  return 0.001 * ((seed + sum(arm.encode())) % 3)
+
+
 def test_flops_to_a_divergence_are_interpolated_between_checkpoints(study_of):
   results = study_of({"popd": 0.4, "opd": 0.6} | BEFORE, first={"popd": 0.8}, flops={"popd": 2.0})
-  found = claims.flops_to(results, "popd", dict.fromkeys(SEEDS, 0.6))
-  noise = {seed: 0.001 * ((seed + sum(b"popd")) % 3) for seed in SEEDS}
-  for seed, at in found.items():
-    assert at == pytest.approx(1.0 + (0.8 - 0.6) / (0.4 - noise[seed]))
+  for seed, at in curves.flops_to(results, "popd", dict.fromkeys(SEEDS, 0.6)).items():
+    assert at == pytest.approx(1.0 + (0.8 - 0.6) / (0.4 - _noise("popd", seed)))
+  assert set(curves.flops_to(results, "popd", dict.fromkeys(SEEDS, 0.1)).values()) == {2.0}, "never: all that it spent"
+
+
+def test_arms_are_compared_where_both_have_spent_as_much(study_of):
+  """An arm that spent twice as much is read at half of its run, whatever it came to then."""
+  results = study_of({"topd-6": 0.2, "opd": 0.6} | BEFORE, first={"topd-6": 0.8}, flops={"topd-6": 2.0})
+  expected = [0.8 / (0.6 + _noise("opd", seed)) for seed in SEEDS]
+  assert curves.over(results, "topd-6").mean == pytest.approx(float(np.exp(np.mean(np.log(expected)))))
 
 
 def test_nothing_is_decided_without_runs(tmp_path):
@@ -142,10 +172,20 @@ def test_one_seed_decides_nothing_that_needs_an_interval(study_of, tmp_path):
 
 def test_the_page_has_a_picture_and_a_row_of_every_arm(study_of):
   results = study_of(dict.fromkeys(sections.ASKED, 0.5) | BEFORE)
-  by_cost, position, spent = sections.sections(results)
+  by_cost, position, by_flops, by_tokens, spent = sections.sections(results)
   assert by_cost.figure is not None
   assert position.figure is not None
   for section in (by_cost, position):
     assert [row["arm"] for row in section.rows] == list(sections.ASKED.values())
   assert [row["arm"] for row in spent.rows] == list(arms.LABELS.values())
-  json.dumps([row for s in (by_cost, position, spent) for row in s.rows])
+  for section in (by_flops, by_tokens):
+    assert [row["share"] for row in section.rows] == ["25%", "50%", "75%", "100%"]
+    assert all(row["lowest"] in arms.LABELS.values() for row in section.rows)
+  json.dumps([row for s in (by_cost, position, by_flops, by_tokens, spent) for row in s.rows])
+
+
+def test_the_lowest_divergence_of_a_budget_is_named(study_of):
+  results = study_of({"opd": 0.4, "topd-10": 0.5} | BEFORE, first={"opd": 0.9, "topd-10": 0.6}, flops={"topd-10": 0.9})
+  rows = sections.budget_table(results, "flops")
+  assert [row["lowest"] for row in rows] == ["TOPD 10%", "TOPD 10%", "TOPD 10%", "OPD"]
+  assert [row["TOPD 10%"] for row in rows][-1] == "–", "it spent less"

@@ -77,6 +77,7 @@ def test_the_arms_cost_about_the_same():
   steps = {arm.name: arm.config(0).steps for arm in arms.ARMS}
   for name, tokens in horizon.items():
     assert steps[name] * arms.cost(tokens) == pytest.approx(arms.FULL_STEPS, rel=0.15), name
+  assert steps["opd-few-rows"] * arms.FEW_ROWS == steps["opd"] * arms.ROWS
   assert steps["topd-25-long"] == pytest.approx(2 * steps["topd-25"], rel=0.1)
   assert all(arm.config(0).steps % arm.config(0).checkpoint.every == 0 for arm in arms.ARMS)
   assert len({digest([arm.config(0)]) for arm in arms.ARMS}) == len(NAMES)
@@ -120,14 +121,16 @@ def test_a_pruned_model_is_healed_measured_and_reported(original, little, tmp_pa
   found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("analysis/*/seed20.json")}
   assert found.keys() == {"asked-untrained", "asked-opd", "asked-sft", "asked-null"}
   assert [step["step"] for step in found["asked-opd"]["steps"]] == [2, 4]
+  saved = [int(path.name) for path in (tmp_path / "runs" / "opd" / "seed20" / "checkpoints").glob("[0-9]*")]
+  assert saved == [4], "the others are measured and deleted"
   for record in found.values():
+    assert 0 <= record["steps"][-1]["agreement"] <= 1
+    assert record["steps"][-1]["nll"] > 0
     for step in record["steps"]:
       assert step["kl"] > 0
       assert step["kl"] == pytest.approx(
         sum(x * n for x, n in zip(step["by_position"], step["tokens"], strict=True) if n) / sum(step["tokens"])
       )
-      assert 0 <= step["agreement"] <= 1
-      assert step["nll"] > 0
   status = {v["claim"]: v["status"] for v in json.loads((tmp_path / "report" / "verdicts.json").read_text())}
   assert status["OPD heals"] != MISSING
   assert status["own words are better than the teacher's"] != MISSING
