@@ -117,6 +117,8 @@ def summary_lines(config, record: dict[str, Any], skipped: int) -> Iterator[str]
       yield f"  its attention to the user's turns over that to its own, log, by layer: {ratios}"
   for k, r in record["pass"].items():
     yield f"  pass@{k} {r['value']:.4f}  [{r['low']:.4f}, {r['high']:.4f}]"
+  if steps := record.get("denoising_steps"):
+    yield f"  {steps} denoising steps an answer"
   length = record["length"]
   yield (
     f"  length mean {length['mean']:.1f}, median {length['p50']:.0f}, p90 {length['p90']:.0f}, "

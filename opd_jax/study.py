@@ -128,7 +128,7 @@ def main() -> None:
   healing.add_argument("--model", default="", help="the directory of the whole model")
   healing.add_argument("--drop-layers", default="", help="layers that the student lacks, such as 20-23")
   healing.add_argument("--bits", type=int, default=0, help="bits that the student's matrices are rounded to, 2 to 8")
-  healing.add_argument("--data", default="", help="a file of prompts to train on besides, such as GSM8K's train.jsonl")
+  healing.add_argument("--data", default="", help="a file of more prompts to train on, such as GSM8K's train.jsonl")
   args = parser.parse_args()
   if args.study != "healing" and (args.model or args.drop_layers or args.bits or args.data):
     parser.error("--model, --drop-layers, --bits and --data are of the study healing")

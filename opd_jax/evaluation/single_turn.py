@@ -15,6 +15,7 @@ from opd_jax.data import pipeline, scored
 from opd_jax.errors import InputError
 from opd_jax.evaluation.inputs import EvaluationInputs
 from opd_jax.rewards.verdicts import batched
+from opd_jax.rollout.denoise import DenoiserConfig
 from opd_jax.rollout.generate import Completions, Generator
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime.programs import ProgramCache
@@ -80,6 +81,8 @@ class Evaluator:
     correct_of = correct.reshape(-1, k)
     record = accuracy(correct_of, self._pass_at) | response_lengths(completions) | failures
     record |= by_domain(correct_of, self._inputs.problems.domains)
+    if isinstance(how := self._generate.config, DenoiserConfig):
+      record["denoising_steps"] = how.steps(self._generate.max_tokens)
     samples = [
       {
         "prompt": scored.prompt_text(self._inputs.tokenizer, ids[i // k]),

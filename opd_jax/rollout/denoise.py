@@ -245,6 +245,10 @@ class DenoiserConfig:
   mesh: jax.sharding.Mesh
   dtype: Any
 
+  def steps(self, response_len: int) -> int:
+    """The denoising steps that a canvas of so many positions takes: passes of the model, whatever the answer is."""
+    return response_len // self.denoising.block * self.denoising.steps
+
   def rollout(
     self,
     params: Params,

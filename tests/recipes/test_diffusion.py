@@ -204,11 +204,13 @@ def test_a_run_is_evaluated_exported_and_read_again(config, tmp_path):
   evaluations = read(tmp_path / "w", "eval")
   assert [record["step"] for record in evaluations] == [0, 2]
   assert all(record["length"]["max"] <= 8 for record in evaluations)
+  assert all(record["denoising_steps"] == 4 for record in evaluations)
   opd_jax.export(tmp_path / "w", tmp_path / "out")
   cfg = hf_config.read(tmp_path / "out")
   assert cfg == CFG
-  of_directory = opd_jax.evaluate(opd_jax.load_model(tmp_path / "out"), config(**changes))
+  of_directory = opd_jax.evaluate(opd_jax.load_model(tmp_path / "out"), config(**changes, **{"denoising.eval_steps": 8}))
   assert of_directory["length"]["max"] <= 8
+  assert of_directory["denoising_steps"] == 8
   with pytest.raises(InputError, match=r"configs/d_opsd\.py"):
     opd_jax.evaluate(
       opd_jax.load_model(tmp_path / "out"),
