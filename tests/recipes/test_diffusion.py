@@ -190,6 +190,15 @@ def test_a_horizon_learns_from_the_first_denoising_steps_alone(config, tmp_path)
   assert record["rollout_forwards"] == 4 * 2 * 8
 
 
+@pytest.mark.long
+def test_a_horizon_that_grows_learns_from_ever_more_denoising_steps(config, tmp_path):
+  stairs = {"horizon.kind": "progressive", "horizon.start": 2, "horizon.growth": 2, "horizon.every": 1}
+  train(config(**stairs, **{"horizon.quantum": 4, "diffusion.accept": "all"}), tmp_path / "w")
+  records = read(tmp_path / "w", "train")
+  assert [(record["limit"], record["width"]) for record in records] == [(2, 4), (4, 4), (6, 8), (8, 8)]
+  assert [record["canvases"] for record in records] == [4 * 2, 4 * 4, 4 * 6, 4 * 8]
+
+
 @pytest.mark.usefixtures("some_are_right")
 def test_a_run_is_evaluated_exported_and_read_again(config, tmp_path):
   changes = {
@@ -208,7 +217,9 @@ def test_a_run_is_evaluated_exported_and_read_again(config, tmp_path):
   opd_jax.export(tmp_path / "w", tmp_path / "out")
   cfg = hf_config.read(tmp_path / "out")
   assert cfg == CFG
-  of_directory = opd_jax.evaluate(opd_jax.load_model(tmp_path / "out"), config(**changes, **{"denoising.eval_steps": 8}))
+  of_directory = opd_jax.evaluate(
+    opd_jax.load_model(tmp_path / "out"), config(**changes, **{"denoising.eval_steps": 8})
+  )
   assert of_directory["length"]["max"] <= 8
   assert of_directory["denoising_steps"] == 8
   with pytest.raises(InputError, match=r"configs/d_opsd\.py"):
