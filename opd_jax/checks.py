@@ -35,6 +35,7 @@ def check(config: Config) -> None:
   """
   configs.check(config)
   _check_sizes(config)
+  _check_schedule(config)
   if config.teacher_precision == "int8" and not importlib.util.find_spec("qwix"):
     raise InputError(
       "config.teacher_precision is 'int8', but qwix is not installed; pip install qwix, or leave it 'compute'."
@@ -171,6 +172,29 @@ def _check_sizes(config: Config) -> None:
       raise InputError(
         f"config.{product} is {tokens:,} tokens at once, and fewer than {COUNTED:,} can be counted; lower one of them."
       )
+
+
+def _check_schedule(config: Config) -> None:
+  """Refuses a learning rate that falls over no updates, or that is 0 before the run ends, and keys of a fall that there is none of."""
+  c, parts = config.optimizer, config.diffusion.parts if "diffusion" in config else 1
+  updates = config.steps * config.updates_per_rollout * config.mini_batches * parts
+  if c.schedule == "constant":
+    for key in ("decay_updates", "min_lr_ratio"):
+      if c[key]:
+        raise InputError(
+          f"config.optimizer.{key} is {c[key]}, which does nothing with optimizer.schedule='constant'; choose linear or cosine, or leave it 0."
+        )
+    return
+  if not c.decay_updates:
+    raise InputError(
+      f"config.optimizer.schedule is {c.schedule!r}, and optimizer.decay_updates says over how many updates: this run makes {updates}, of which "
+      f"{min(c.warmup, updates)} are the warm-up's, so that optimizer.decay_updates={max(1, updates - c.warmup)} falls to its end."
+    )
+  if not c.min_lr_ratio and updates > c.warmup + c.decay_updates:
+    raise InputError(
+      f"config.optimizer.decay_updates is {c.decay_updates}, behind which the learning rate is 0, and this run makes {updates} updates; raise it to "
+      f"{updates - c.warmup}, or set optimizer.min_lr_ratio."
+    )
 
 
 def _check_speaker(config: Config) -> None:

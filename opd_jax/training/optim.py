@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,46 @@ from opd_jax.training import masks
 from opd_jax.types import TrainState
 
 
+class Rate(NamedTuple):
+  """How the learning rate goes over a run's updates; see the keys `optimizer.*` of the same names."""
+
+  lr: float
+  warmup: int
+  schedule: str
+  decay_updates: int
+  min_lr_ratio: float
+
+
+def _rate_of(config) -> Rate:
+  return Rate(*(config[name] for name in Rate._fields))
+
+
 def learning_rate(config, update: int) -> float:
-  """Computes the learning rate of an update, from 0: linear warm-up over `warmup` of them, then constant."""
-  return config.lr * min(1.0, (update + 1) / max(config.warmup, 1))
+  """Computes the learning rate of an update, from 0.
+
+  A linear warm-up over `warmup` updates; then `schedule`: constant, or from lr down to `min_lr_ratio` of it over `decay_updates`, by a line or by half
+  a cosine, and constant from there.
+  """
+  warm = config.lr * min(1.0, (update + 1) / max(config.warmup, 1))
+  if config.schedule == "constant":
+    return warm
+  gone = min(1.0, max(0.0, (update - config.warmup) / config.decay_updates))
+  left = 1.0 - gone if config.schedule == "linear" else (1.0 + math.cos(math.pi * gone)) / 2
+  return warm * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * left)
+
+
+def _traced(rate: Rate) -> optax.Schedule:
+  """`learning_rate`, of an update's number that is an array."""
+
+  def at(count):
+    warm = rate.lr * jnp.minimum(1.0, (count + 1) / max(rate.warmup, 1))
+    if rate.schedule == "constant":
+      return warm
+    gone = jnp.clip((count - rate.warmup) / rate.decay_updates, 0.0, 1.0)
+    left = 1.0 - gone if rate.schedule == "linear" else (1.0 + jnp.cos(jnp.pi * gone)) / 2
+    return warm * (rate.min_lr_ratio + (1.0 - rate.min_lr_ratio) * left)
+
+  return at
 
 
 def make(config) -> optax.GradientTransformation:
@@ -29,11 +67,11 @@ def make(config) -> optax.GradientTransformation:
 
   Equal numbers give the same object, so that programs which close over it compare as equal.
   """
-  rate = config.lr, config.warmup, config.clip
+  rate = _rate_of(config)
   if config.kind == "sgd":
-    optimizer = _sgd(*rate, config.momentum, config.weight_decay)
+    optimizer = _sgd(rate, config.clip, config.momentum, config.weight_decay)
   else:
-    optimizer = _adamw(*rate, config.b1, config.b2, config.eps, config.weight_decay)
+    optimizer = _adamw(rate, config.clip, config.b1, config.b2, config.eps, config.weight_decay)
   return optimizer if config.vision_lr == 1 else _with_vision_lr(optimizer, config.vision_lr)
 
 
@@ -52,23 +90,19 @@ def _with_vision_lr(optimizer: optax.GradientTransformation, scale: float) -> op
 
 
 @functools.cache
-def _adamw(lr, warmup, clip, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
-  rate = _schedule(lr, warmup)
-  return optax.chain(_clip(clip), optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed))
+def _adamw(rate: Rate, clip, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
+  lr = _traced(rate)
+  return optax.chain(_clip(clip), optax.adamw(lr, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed))
 
 
 @functools.cache
-def _sgd(lr, warmup, clip, momentum, weight_decay) -> optax.GradientTransformation:
+def _sgd(rate: Rate, clip, momentum, weight_decay) -> optax.GradientTransformation:
   return optax.chain(
     _clip(clip),
     optax.trace(momentum) if momentum else optax.identity(),
     optax.add_decayed_weights(weight_decay, _decayed),
-    optax.scale_by_learning_rate(_schedule(lr, warmup)),
+    optax.scale_by_learning_rate(_traced(rate)),
   )
-
-
-def _schedule(lr: float, warmup: int) -> optax.Schedule:
-  return lambda count: lr * jnp.minimum(1.0, (count + 1) / max(warmup, 1))  # `learning_rate`, traced
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

@@ -118,6 +118,28 @@ def test_steps_and_evaluations_are_of_as_many_tokens_as_can_be_counted():
     checks.check(config.override(config.default(), {"eval.k": 2**16}))
 
 
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"decay_updates": 5}, "optimizer.decay_updates is 5, which does nothing with optimizer.schedule='constant'"),
+    ({"min_lr_ratio": 0.1}, "optimizer.min_lr_ratio is 0.1, which does nothing"),
+    ({"schedule": "cosine", "warmup": 4}, "of which 4 are the warm-up's, so that optimizer.decay_updates=36 falls to"),
+    (
+      {"schedule": "linear", "decay_updates": 30},
+      "decay_updates is 30, behind which the learning rate is 0, .* raise it to 40",
+    ),
+  ],
+)
+def test_a_learning_rate_falls_to_the_end_of_a_run_and_not_before_it(changes, says):
+  c = config.override(
+    config.default(), {"steps": 10, "mini_batches": 2, "updates_per_rollout": 2, "optimizer.warmup": 0}
+  )
+  with pytest.raises(InputError, match=says):
+    checks.check(config.override(c, {f"optimizer.{key}": value for key, value in changes.items()}))
+  for meant in ({"decay_updates": 40}, {"decay_updates": 30, "min_lr_ratio": 0.1}):
+    checks.check(config.override(c, {f"optimizer.{k}": v for k, v in {"schedule": "cosine", **meant}.items()}))
+
+
 def test_numbers_of_numpy_and_paths_are_kept_as_plain_values(tmp_path):
   values = {"batch": np.int64(8), "optimizer.lr": np.float32(0.5), "mixture.divergence": 2, "teacher_offload": np.True_}
   c = config.override(config.default(), values | {"eval.pass_at": [np.int32(1)], "student": tmp_path})

@@ -25,17 +25,30 @@ def test_warm_up_rises_to_lr_and_stays():
   assert optim.learning_rate(settings(lr=1.0, warmup=1), 0) == 1.0
 
 
-def test_the_optimiser_follows_the_schedule():
-  """Adam's first steps on a constant gradient have the length of the learning rate."""
-  c = settings(lr=1.0, warmup=2, clip=0.0)
+def test_behind_the_warm_up_the_rate_falls_by_a_line_or_half_a_cosine():
+  line = settings(lr=2.0, warmup=2, schedule="linear", decay_updates=4, min_lr_ratio=0.5)
+  assert [optim.learning_rate(line, i) for i in range(9)] == [1.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0, 1.0, 1.0]
+  cosine = settings(lr=2.0, schedule="cosine", decay_updates=4)
+  found = [optim.learning_rate(cosine, i) for i in range(6)]
+  np.testing.assert_allclose(found, [2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0, 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  "schedule",
+  [{}, {"schedule": "linear", "decay_updates": 4, "min_lr_ratio": 0.1}, {"schedule": "cosine", "decay_updates": 3}],
+)
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_the_optimiser_follows_the_schedule(kind, schedule):
+  """Its first steps on a constant gradient have the length of the learning rate."""
+  c = settings(kind=kind, lr=1.0, warmup=2, clip=0.0, **schedule)
   optimizer = optim.make(c)
   params = {"q": jnp.zeros(1)}
   state = optimizer.init(params)
   moved = []
-  for _ in range(3):
+  for _ in range(8):
     updates, state = optimizer.update({"q": jnp.ones(1)}, state, params)
     moved.append(-float(jax.tree.leaves(updates)[0][0]))
-  np.testing.assert_allclose(moved, [optim.learning_rate(c, i) for i in range(3)], rtol=1e-4)
+  np.testing.assert_allclose(moved, [optim.learning_rate(c, i) for i in range(8)], rtol=1e-4, atol=1e-6)
 
 
 def update(c, params, grads):
