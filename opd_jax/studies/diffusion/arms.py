@@ -108,6 +108,7 @@ ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
   *((f"rho-{100 * rho:g}", f"{100 * rho:g}% revealed", {"context.share": rho}) for rho in RHO if rho != 0.25),
   ("ahead", "revealed: from the next block on", {"context.reveal": "ahead"}),
   ("code", "as the released code", CODE),
+  ("code-unclipped", "as the released code, without the clip", CODE | {"objective.entry_clip": 0.0}),
   ("prefix", "the answer behind the teacher's prompt", {"context.reveal": "prefix"}),
   ("student-k", "K: where the student committed", {"diffusion.compared": "student", "diffusion.in_block": False}),
   ("forward", "forward KL", {"objective.kind": "forward_kl"}),

@@ -64,6 +64,11 @@ def better(results: Results, a: str, b: str, because: str) -> Verdict:
     found.decided(above, 0),
     because,
     *found.points("sudoku"),
+    *known(
+      *(
+        lazily_both("less the code's without its clip", difference, results, a, "code-unclipped") if b == "code" else ()
+      )
+    ),
   )
 
 
