@@ -176,8 +176,11 @@ def _check_sizes(config: Config) -> None:
 
 def _check_schedule(config: Config) -> None:
   """Refuses a learning rate that falls over no updates, or that is 0 before the run ends, and keys of a fall that there is none of."""
-  c, parts = config.optimizer, config.diffusion.parts if "diffusion" in config else 1
-  updates = config.steps * config.updates_per_rollout * config.mini_batches * parts
+  c, steps, parts = config.optimizer, config.steps, config.diffusion.parts if "diffusion" in config else 1
+  if "codistillation" in config:  # those of the student that has more of them
+    rounds, rest = divmod(steps, 2 * config.codistillation.phase_steps)
+    steps = rounds * config.codistillation.phase_steps + min(rest, config.codistillation.phase_steps)
+  updates = steps * config.updates_per_rollout * config.mini_batches * parts
   if c.schedule == "constant":
     for key in ("decay_updates", "min_lr_ratio"):
       if c[key]:

@@ -140,6 +140,18 @@ def test_a_learning_rate_falls_to_the_end_of_a_run_and_not_before_it(changes, sa
     checks.check(config.override(c, {f"optimizer.{k}": v for k, v in {"schedule": "cosine", **meant}.items()}))
 
 
+@pytest.mark.parametrize(
+  ("recipe", "changes", "updates"),
+  [("codistillation", {"codistillation.phase_steps": 3}, 6), ("diffusion", {"diffusion.parts": 2}, 20)],
+)
+def test_a_fall_is_over_the_updates_that_a_recipe_makes(recipe, changes, updates):
+  c = config.override(
+    config.default(recipe), {"steps": 10, "optimizer.warmup": 0, "optimizer.schedule": "linear"} | changes
+  )
+  with pytest.raises(InputError, match=f"this run makes {updates}, .*optimizer.decay_updates={updates} falls"):
+    checks.check(c)
+
+
 def test_numbers_of_numpy_and_paths_are_kept_as_plain_values(tmp_path):
   values = {"batch": np.int64(8), "optimizer.lr": np.float32(0.5), "mixture.divergence": 2, "teacher_offload": np.True_}
   c = config.override(config.default(), values | {"eval.pass_at": [np.int32(1)], "student": tmp_path})
