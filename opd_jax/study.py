@@ -12,7 +12,7 @@
     python -m opd_jax.study healing --model=DIR --drop-layers=20-23     a real model is cut and healed; any directory, hours on two cores
     python -m opd_jax.study horizon --short            three seeds of a few arms
     python -m opd_jax.study horizon --only=opd,popd    these arms; the verdicts of the others say that they were not run
-    python -m opd_jax.study drpo --dry-run             what would be trained; checks every config, and runs nothing
+    python -m opd_jax.study drpo --dry-run             what would be trained; checks every config, and trains nothing
 
 What is complete in --out is not repeated: stop it whenever you like, and give the same command to go on.
 """
@@ -53,8 +53,8 @@ def run(
   """
   from opd_jax.runtime.programs import use_cache  # a wrong flag is answered before JAX is imported
   from opd_jax.studies import verdict_page
-  from opd_jax.studies.results import Results
-  from opd_jax.studies.run import check_all, train_all
+  from opd_jax.studies.results import Results, workdir
+  from opd_jax.studies.run import check_all, done, train_all
   from opd_jax.studies.verdicts import decide
 
   began = time.perf_counter()
@@ -64,6 +64,9 @@ def run(
   measures = part(study, "measures")
   after_run = getattr(measures, "after_run", None)
   train_all([arm for arm in every if arm.name in names], seeds, out, changes, after_run)
+  for arm, seed in [(arm, seed) for seed in seeds for arm in every if done(workdir(out, arm.name, seed))]:
+    if after_run is not None:  # where the process was killed between the two
+      after_run(arm, seed, out, changes)
   measures.measure_all(every, seeds, out, changes)
   results, sections = Results(out, seeds), part(study, "sections")
   verdicts = decide(part(study, "claims").CLAIMS, results)
@@ -123,7 +126,7 @@ def main() -> None:
   parser.add_argument("--short", action="store_true", help="only the arms of a first look")
   parser.add_argument("--only", default="", help="arms, with commas between")
   parser.add_argument("--list", action="store_true", help="the arms and what each changes; runs nothing")
-  parser.add_argument("--dry-run", action="store_true", help="check all configs and list what is missing; runs nothing")
+  parser.add_argument("--dry-run", action="store_true", help="check all configs and list what is missing; trains nothing (healing prunes its model)")
   healing = parser.add_argument_group("of the study healing")
   healing.add_argument("--model", default="", help="the directory of the whole model")
   healing.add_argument("--drop-layers", default="", help="layers that the student lacks, such as 20-23")

@@ -86,7 +86,6 @@ def train_all(
   Args:
     after_run: called after each run that was missing, where checkpoints are too large to wait for the last run.
   """
-  given = changes
   changes = {"compile_cache": str((out / ".jax_cache").resolve())} | (changes or {})
   program_cache: ProgramCache = {}
   todo = missing(arms, seeds, out)
@@ -94,7 +93,7 @@ def train_all(
     print(f"== {arm.name}, seed {seed}: run {i} of {len(todo)}", file=sys.stderr)
     train(config_of(arm, seed, out, changes), workdir(out, arm.name, seed), program_cache, compile_all=True)
     if after_run is not None:
-      after_run(arm, seed, out, given)
+      after_run(arm, seed, out, changes)
 
 
 def measure(

@@ -7,13 +7,14 @@ Lengths are shares of T = 256 tokens.
 Every arm has about as many FLOPs: a step's cost goes with the tokens that are read and written, `PROMPT` of a prompt and the horizon, of which a rollout
 that nothing cuts takes `LENGTH` on average, so that an arm of short rollouts makes more steps of `ROWS` rollouts each. How long rollouts are is seen only in the
 run, and so is what `look` chooses: claims compare two arms at the FLOPs, counted, of the one that spent less, between checkpoints by a line. More steps are more
-updates as well, which "opd-few-rows" tells apart: OPD with a quarter of the rollouts a step, and four times the steps. One arm has twice the steps at 25%. Only
-seconds would need a machine of its own, and none are claimed.
+updates as well, which "opd-few-rows" tells apart: OPD of three rollouts a step, with the steps of TOPD 10%. One arm has twice the steps at 25%. The null has no teacher to read
+and spends less; imitation is charged with a reading by the teacher that it does not need. Only seconds would need a machine of its own, and none are claimed.
 
 The rate is that of a first look (1e-4, one seed), not calibrated. The rules by which claims are judged stand in claims.py.
 """
 
 import pathlib
+import shutil
 from statistics import fmean
 from typing import Any
 
@@ -30,7 +31,7 @@ T, ROWS, LR = 256, 8, 1e-4
 FULL_STEPS = 12  # of OPD
 PROMPT = 64  # tokens of the study's longest prompt, to which all are padded, about
 LENGTH = 160  # tokens of a rollout that nothing cuts, about
-FEW_ROWS = 2
+FEW_ROWS = 3
 WARMUP = 2  # updates, of every arm
 MEASURED = 4  # times in a run
 BASE: dict[str, Any] = {
@@ -44,7 +45,7 @@ BASE: dict[str, Any] = {
   "eval.prompts": 4,  # a run has to have an evaluation; what counts is measured afterwards, see measures.py
   "eval.batch": 4,
   "eval.max_tokens": 64,
-  "checkpoint.keep": MEASURED,
+  "checkpoint.keep": 3 * MEASURED,  # a run that is stopped saves others between those that are measured
   "log.bins": 16,
   "log.samples": 0,
   "log.tensorboard": False,
@@ -151,11 +152,13 @@ def prepare(out: pathlib.Path, model: str, drop: str, bits: int, data: str) -> d
     raise InputError(
       f"{out} holds the study of another model or of other layers ({before}); give another --out, or the same flags."
     )
+  if pruned.is_dir() and not record.is_file():  # killed before it was written what had been left out
+    shutil.rmtree(pruned)
   if not pruned.is_dir():
     out.mkdir(parents=True, exist_ok=True)
     pruning.write(original, pruned, drop=pruning.layers_of(drop) if drop else (), bits=bits)
-  prompts.write(out / "data")
   directories.write_json(record, asked)
+  prompts.write(out / "data")
   folder = (out / "data").resolve()
   paths = (str(folder / prompts.TRAINED), *([more] if more else []))
   return {

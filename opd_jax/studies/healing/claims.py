@@ -1,27 +1,26 @@
 """What is claimed of healing by short rollouts, and the rules by which the study decides it; written before any run of the study.
 
-Intervals are over seeds, at 95%, paired by seed; with one seed there is none, and nothing that needs one is decided. Divergences are the reverse KL to
-the original model over all tokens of the student's own answers to held-out instructions, at most 256 of each, in nats; two arms are compared where both
-have spent the FLOPs of the one that spent less. What lies beyond a horizon are the positions behind the last one that was trained.
+Intervals are over seeds, at 95%, paired by seed; with one seed there is none, and nothing that needs one is decided. The held-out instructions are the same for all
+seeds, so that intervals say nothing of other instructions. Divergences are the reverse KL to the original model over the tokens of the student's own answers to
+them, at most 256 of each, in nats; those of two arms are compared where both have spent the FLOPs of the one that spent less, and what is measured at the end of runs alone
+is compared there. Short rollouts make more updates of as many FLOPs: where it matters, they are compared with OPD of fewer rollouts a step as well.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
-from typing import Any
 
 from opd_jax.studies.arm_spec import UNTRAINED
 from opd_jax.studies.evidence import known, lazily, less, points, times, verdict
-from opd_jax.studies.healing.arms import LABELS, RATIOS, T
-from opd_jax.studies.healing.curves import Axis, curves, flops_to, over
-from opd_jax.studies.healing.measures import EDGES
-from opd_jax.studies.results import Missing, Results
+from opd_jax.studies.healing.arms import LABELS, RATIOS
+from opd_jax.studies.healing.curves import Axis, curves, flops_to, from_position, over
+from opd_jax.studies.results import Results
 from opd_jax.studies.statistics import IntervalEstimate, interval, ratio
-from opd_jax.studies.verdicts import Claim, Evidence, Verdict, above, all_of, at_least, at_most, below
+from opd_jax.studies.verdicts import Claim, Evidence, Verdict, all_of, at_least, at_most, below
 
 AS_GOOD = 1.1  # times the other arm's divergence
 SOONER = 0.5  # of OPD's FLOPs
-DRIFT = 1.25  # times what OPD leaves late over early
+AS_LIKELY = 1.25  # times the other arm's divergence on the original's answers
+LATE = 64  # tokens, behind which TOPD 10% has learned nothing by itself
 EARLY = 0.25  # of the FLOPs
 FIXED = tuple(f"topd-{name}" for name in RATIOS.values())
 
@@ -34,29 +33,6 @@ def measured(results: Results, arm: str, key: str = "kl") -> dict[int, float]:
 def accuracy(results: Results, arm: str, how: str) -> dict[int, float]:
   """Collect the share of the word problems that are right, by seed."""
   return {seed: record["word_problems"][how] for seed, record in results.analysis(f"asked-{arm}").items()}
-
-
-def left(results: Results, arm: str, first: int, end: int) -> dict[int, float]:
-  """Compute which share of the divergence before training is left between two positions, by seed.
-
-  Raises:
-    Missing: no seed has tokens there, before and after.
-  """
-  before, found = results.analysis(f"asked-{UNTRAINED}"), {}
-  for seed, record in results.analysis(f"asked-{arm}").items():
-    if seed in before:
-      now, then = (_mean(each["steps"][-1], first, end) for each in (record, before[seed]))
-      if now is not None and then:
-        found[seed] = now / then
-  if not found:
-    raise Missing(f"no answer of {arm} has tokens from {first} to {end}")
-  return found
-
-
-def _mean(step: dict[str, Any], first: int, end: int) -> float | None:
-  bins = [i for i, (a, b) in enumerate(itertools.pairwise(EDGES)) if a >= first and b <= end and step["tokens"][i]]
-  tokens = sum(step["tokens"][i] for i in bins)
-  return sum(step["by_position"][i] * step["tokens"][i] for i in bins) / tokens if tokens else None
 
 
 def _number(label: str, results: Results, arm: str, key: str = "kl") -> Callable[[], Evidence]:
@@ -72,24 +48,26 @@ def heals(results: Results) -> Verdict:
     *known(
       _number("before", results, UNTRAINED),
       _number("after", results, "opd"),
-      _number("nats of the teacher's answers before", results, UNTRAINED, "nll"),
-      _number("and after", results, "opd", "nll"),
+      _number("on the original's answers before", results, UNTRAINED, "forward_kl"),
+      _number("and after", results, "opd", "forward_kl"),
       _number("likeliest tokens that agree before", results, UNTRAINED, "agreement"),
       _number("and after", results, "opd", "agreement"),
     ),
   )
 
 
-def as_good(results: Results, arm: str, than: str = "opd") -> Verdict:
-  found = over(results, arm, than)
-  of_answers = ratio(measured(results, arm, "nll"), measured(results, than, "nll"))
+def as_good(results: Results, arm: str) -> Verdict:
+  """Compare with OPD, and with OPD of fewer rollouts a step."""
+  rivals = ("opd", "opd-few-rows")
+  own = {than: over(results, arm, than) for than in rivals}
+  of_original = ratio(measured(results, arm, "forward_kl"), measured(results, "opd", "forward_kl"))
   return verdict(
-    all_of(at_most(found, AS_GOOD), at_most(of_answers, AS_GOOD)),
-    f"divergence on own answers, and nats of the teacher's, over those of {LABELS[than]}",
-    times(f"divergence, {LABELS[arm]}", found),
-    times("nats of the teacher's answers", of_answers),
-    *_spent(results, arm, than),
-    *known(lazily(times, "divergence at equal generated tokens", over, results, arm, than, axis="tokens")),
+    all_of(*(at_most(found, AS_GOOD) for found in own.values()), at_most(of_original, AS_LIKELY)),
+    f"divergence of {LABELS[arm]} over others', on its own answers, and on the original's at the end of the runs",
+    *(times(f"over {LABELS[than]}", found) for than, found in own.items()),
+    times("on the original's answers, over OPD", of_original),
+    *_spent(results, arm, "opd"),
+    *known(lazily(times, "over OPD at equal generated tokens", over, results, arm, axis="tokens")),
   )
 
 
@@ -102,34 +80,25 @@ def _spent(results: Results, a: str, b: str) -> list[Evidence]:
   return known(lazily(times, "FLOPs of the runs", cost, "flops"), lazily(times, "generated tokens", cost, "tokens"))
 
 
-def beyond_the_horizon(results: Results, arm: str, horizon: int) -> Verdict:
-  first = max(64, horizon)
-
-  def late_over_early(name: str) -> dict[int, float]:
-    within, beyond = left(results, name, 0, horizon), left(results, name, first, T)
-    return {seed: beyond[seed] / within[seed] for seed in within.keys() & beyond.keys()}
-
-  found = ratio(late_over_early(arm), late_over_early("opd"))
+def late_tokens(results: Results, arm: str) -> Verdict:
+  """Compare what stands behind the tokens that were trained, with OPD and with the student before training."""
+  found = over(results, arm, first=LATE)
+  fall = less(_late(results, arm), _late(results, UNTRAINED))
   return verdict(
-    at_most(found, DRIFT),
-    f"share of the divergence that is left beyond {first} tokens over the share that is left within {horizon}, over the same of OPD",
+    all_of(at_most(found, AS_GOOD), below(fall, 0)),
+    f"divergence beyond {LATE} tokens, over OPD's, and less before training",
     times(f"{LABELS[arm]} over OPD", found),
+    Evidence("less before, nats", fall),
     *known(
-      *(
-        lazily(_share, f"left {where}, {LABELS[name]}", _left, results, name, *bounds)
-        for name in (arm, "opd")
-        for where, bounds in (("within", (0, horizon)), ("beyond", (first, T)))
-      )
+      lazily(times, f"over {LABELS['opd-few-rows']}", over, results, arm, "opd-few-rows", first=LATE),
+      *(lazily(times, f"{LABELS[name]} over OPD", over, results, name, first=LATE) for name in FIXED if name != arm),
     ),
   )
 
 
-def _share(label: str, estimate: IntervalEstimate) -> Evidence:
-  return Evidence(label, estimate, "score")
-
-
-def _left(results: Results, arm: str, first: int, end: int) -> IntervalEstimate:
-  return interval(left(results, arm, first, end).values())
+def _late(results: Results, arm: str) -> dict[int, float]:
+  last = {s: from_position(record["steps"][-1], LATE) for s, record in results.analysis(f"asked-{arm}").items()}
+  return {seed: kl for seed, kl in last.items() if kl is not None}
 
 
 def sooner(results: Results, arm: str) -> Verdict:
@@ -139,7 +108,7 @@ def sooner(results: Results, arm: str) -> Verdict:
   fixed = {name: ratio(own, flops_to(results, name, target)) for name in ("topd-10", "topd-25")}
   return verdict(
     all_of(at_most(ratio(own, opd), SOONER), *(at_most(found, 1) for found in fixed.values())),
-    "FLOPs until the divergence is what OPD ends with, over those of others",
+    "FLOPs until the divergence is what OPD ends with, over those of others; a run that never comes there counts with all that it has spent",
     times(f"{LABELS[arm]} over OPD", ratio(own, opd)),
     *(times(f"{LABELS[arm]} over {LABELS[name]}", found) for name, found in fixed.items()),
     *known(*(lazily(times, f"{LABELS[name]} over OPD", _to_opd, results, name, target, opd) for name in FIXED)),
@@ -161,15 +130,16 @@ def look_chooses_well(results: Results) -> Verdict:
 
 
 def early_and_late(results: Results, arm: str) -> Verdict:
-  """Ask whether the best horizon grows with the budget."""
-  early, late = over(results, arm, share=EARLY), over(results, arm)
+  """Ask whether the best horizon grows with the budget, of as many updates."""
+  early, late = (over(results, arm, "opd-few-rows", share=share) for share in (EARLY, 1.0))
   return verdict(
     all_of(below(early, 1), at_least(late, 1)),
-    "divergence over OPD's, at a quarter of the FLOPs and at all of them",
+    f"divergence of {LABELS[arm]} over that of {LABELS['opd-few-rows']}, at a quarter of the FLOPs and at all of them",
     times("early", early),
     times("late", late),
     *known(
-      *(lazily(times, f"{LABELS[name]}, early", over, results, name, share=EARLY) for name in FIXED if name != arm)
+      lazily(times, "early, over OPD", over, results, arm, share=EARLY),
+      lazily(times, "late, over OPD", over, results, arm),
     ),
   )
 
@@ -186,8 +156,8 @@ def goes_on(results: Results, arm: str) -> Verdict:
     "divergence at the end over that at half of the FLOPs",
     times(LABELS[arm], found),
     *known(
-      lazily(times, "at the end over OPD's, at twice the FLOPs", _last, results, arm, "opd"),
-      lazily(times, "nats of the teacher's answers over OPD's", _last, results, arm, "opd", "nll"),
+      lazily(times, "at the end over OPD's, which spent less", _last, results, arm, "opd"),
+      lazily(times, "on the original's answers over OPD's", _last, results, arm, "opd", "forward_kl"),
     ),
   )
 
@@ -196,33 +166,33 @@ def _last(results: Results, a: str, b: str, key: str = "kl") -> IntervalEstimate
   return ratio(measured(results, a, key), measured(results, b, key))
 
 
-def better(results: Results, a: str, b: str) -> Verdict:
-  found = over(results, a, b)
+def better(results: Results, a: str, b: str, axis: Axis = "flops") -> Verdict:
+  found = over(results, a, b, axis=axis)
   return verdict(
     below(found, 1),
-    f"divergence over that of {LABELS[b]}",
+    f"divergence over that of {LABELS[b]}, at equal {'FLOPs' if axis == 'flops' else 'generated tokens'}",
     times(LABELS[a], found),
     *_spent(results, a, b),
     *known(
-      _number(f"nats of the teacher's answers, {LABELS[a]}", results, a, "nll"),
-      _number(f"and {LABELS[b]}", results, b, "nll"),
+      _number(f"on the original's answers, {LABELS[a]}", results, a, "forward_kl"),
+      _number(f"and {LABELS[b]}", results, b, "forward_kl"),
     ),
   )
 
 
 def speaks_again(results: Results) -> Verdict:
-  """Ask two things of the best-known arm: fewer repeats, and more endings."""
-  repeated, ended = (
-    less(measured(results, "opd", key), measured(results, UNTRAINED, key)) for key in ("repeated", "ended")
-  )
+  """Ask whether OPD's answers repeat themselves and end more nearly as often as the original's."""
+  nearer = {key: less(_apart(results, "opd", key), _apart(results, UNTRAINED, key)) for key in ("repeated", "ended")}
   return verdict(
-    all_of(below(repeated, 0), above(ended, 0)),
-    "share of tokens that are repeated, and of answers that end, after training less before",
-    points("repeated", repeated),
-    points("ended", ended),
+    all_of(*(below(each, 0) for each in nearer.values())),
+    "how far shares are from the original's, of tokens that are repeated and of answers that end, after training less before",
+    *(points(key, each) for key, each in nearer.items()),
     *known(
-      _number("whole answers before, tokens", results, UNTRAINED, "length"),
-      _number("and after", results, "opd", "length"),
+      *(
+        _number(f"{key}, {when}", results, arm, key)
+        for key in ("repeated", "ended", "length")
+        for when, arm in (("before", UNTRAINED), ("after", "opd"))
+      ),
       *(
         lazily(points, f"word problems, {how}", functools.partial(_solved, results, how))
         for how in ("sampled", "greedy")
@@ -231,13 +201,21 @@ def speaks_again(results: Results) -> Verdict:
   )
 
 
+def _apart(results: Results, arm: str, key: str) -> dict[int, float]:
+  last = {seed: record["steps"][-1] for seed, record in results.analysis(f"asked-{arm}").items()}
+  return {seed: abs(step[key] - step["original"][key]) for seed, step in last.items()}
+
+
 def _solved(results: Results, how: str) -> IntervalEstimate:
   return less(accuracy(results, "opd", how), accuracy(results, UNTRAINED, how))
 
 
 def _as_good(name: str, statement: str, arm: str) -> Claim:
-  """A claim that an arm's divergence is OPD's, but for a tenth, and that it finds the teacher's answers as likely."""
-  rule = f"divergence and nats of the teacher's answers of {LABELS[arm]} are at most {AS_GOOD} times OPD's"
+  """A claim that an arm's divergence is OPD's, but for a tenth, and that it finds the original's answers about as likely."""
+  rule = (
+    f"the divergence of {LABELS[arm]} is at most {AS_GOOD} times that of OPD and of {LABELS['opd-few-rows']}, and on the original's answers at most "
+    f"{AS_LIKELY} times OPD's"
+  )
   return Claim(name, statement, rule, functools.partial(as_good, arm=arm))
 
 
@@ -260,15 +238,15 @@ CLAIMS: tuple[Claim, ...] = (
   _as_good("and so does one that grows to less", "POPD need not come to T (arXiv:2605.31490)", "popd-half"),
   Claim(
     "it is not the number of updates",
-    "short rollouts are no better than as many updates on few full ones would be (ours: TOPD 10% makes nearly three times OPD's updates)",
-    f"divergence and nats of the teacher's answers of TOPD 10% are at most {AS_GOOD} times those of {LABELS['opd-few-rows']}",
-    functools.partial(as_good, arm="topd-10", than="opd-few-rows"),
+    "short rollouts are better than as many updates on few full ones (ours)",
+    f"the divergence of TOPD 10% is below that of {LABELS['opd-few-rows']}",
+    functools.partial(better, a="topd-10", b="opd-few-rows"),
   ),
   Claim(
     "what is learned early holds late",
-    "divergence falls beyond the trained horizon as it does within (arXiv:2605.31490)",
-    f"of the share left beyond 64 tokens over the share left within 26, TOPD 10% has at most {DRIFT} times OPD's",
-    functools.partial(beyond_the_horizon, arm="topd-10", horizon=26),
+    "divergence falls beyond the trained horizon too (arXiv:2605.31490)",
+    f"beyond {LATE} tokens the divergence of TOPD 10% is at most {AS_GOOD} times OPD's, and below that before training",
+    functools.partial(late_tokens, arm="topd-10"),
   ),
   Claim(
     "POPD is sooner",
@@ -285,14 +263,14 @@ CLAIMS: tuple[Claim, ...] = (
   Claim(
     "the best horizon grows with the budget",
     "short rollouts are better while little is spent, full ones later (arXiv:2605.31490, which POPD is made for)",
-    "at a quarter of the FLOPs the divergence of TOPD 10% is below OPD's, and at all of them at least OPD's",
+    f"at a quarter of the FLOPs the divergence of TOPD 10% is below that of {LABELS['opd-few-rows']}, and at all of them at least that",
     functools.partial(early_and_late, arm="topd-10"),
   ),
   Claim(
     "own words are better than the teacher's",
     "on its own words a student learns to speak as it will (arXiv:2306.13649)",
-    "the divergence of OPD is below that of SFT",
-    functools.partial(better, a="opd", b="sft"),
+    "at equal generated tokens the divergence of OPD is below that of SFT",
+    functools.partial(better, a="opd", b="sft", axis="tokens"),
   ),
   Claim(
     "reverse KL is better on own words",
@@ -314,8 +292,8 @@ CLAIMS: tuple[Claim, ...] = (
   ),
   Claim(
     "it speaks again",
-    "the healed model repeats itself less and ends its answers (ours)",
-    "with OPD fewer tokens are repeated and more answers end than before training",
+    "the healed model repeats itself and ends its answers as the original does (ours)",
+    "with OPD the shares of tokens that are repeated, and of answers that end, are nearer to the original's than before training",
     speaks_again,
   ),
 )

@@ -1,10 +1,13 @@
 """How the divergence of a run falls with what it has spent: measured at its checkpoints, between them by a line."""
 
-from typing import Literal, NamedTuple
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from opd_jax.studies.arm_spec import UNTRAINED
+from opd_jax.studies.healing.measures import EDGES
 from opd_jax.studies.results import Missing, Results, crossing
 from opd_jax.studies.statistics import IntervalEstimate, ratio
 
@@ -27,11 +30,21 @@ class Curve(NamedTuple):
     return float(np.interp(budget, getattr(self, axis), self.kl))
 
 
-def curves(results: Results, arm: str) -> dict[int, Curve]:
+def from_position(step: Mapping[str, Any], first: int) -> float | None:
+  """The mean divergence of a checkpoint's answers from a position on, which is one of EDGES; None where no answer is so long."""
+  bins = [i for i, (begin, _) in enumerate(itertools.pairwise(EDGES)) if begin >= first and step["tokens"][i]]
+  tokens = sum(step["tokens"][i] for i in bins)
+  return sum(step["by_position"][i] * step["tokens"][i] for i in bins) / tokens if tokens else None
+
+
+def curves(results: Results, arm: str, first: int = 0) -> dict[int, Curve]:
   """Trace the finished runs of an arm that were measured, by seed.
 
+  Args:
+    first: the position from which on tokens count; of a seed that has none of them there is no curve.
+
   Raises:
-    Missing: there is none.
+    Missing: there is no run.
   """
   before, asked, found = results.analysis(f"asked-{UNTRAINED}"), results.analysis(f"asked-{arm}"), {}
   for seed in results.seeds(arm):
@@ -39,21 +52,30 @@ def curves(results: Results, arm: str) -> dict[int, Curve]:
       steps = [0, *(each["step"] for each in asked[seed]["steps"])]
       train = results.runs(arm)[seed].train
       tokens = np.interp(steps, [0, *(r["step"] for r in train)], [0, *(r["tokens"] for r in train)])
-      kl = [before[seed]["steps"][0]["kl"], *(each["kl"] for each in asked[seed]["steps"])]
-      found[seed] = Curve(results.flops_at(arm, seed, steps), tokens, np.array(kl))
+      kl = [from_position(each, first) for each in (*before[seed]["steps"], *asked[seed]["steps"])]
+      if None not in kl:
+        found[seed] = Curve(results.flops_at(arm, seed, steps), tokens, np.array(kl, float))
   if not found:
     raise Missing(f"no run of {arm} is finished and measured")
   return found
 
 
-def over(results: Results, arm: str, than: str = "opd", share: float = 1.0, axis: Axis = "flops") -> IntervalEstimate:
+def over(
+  results: Results, arm: str, than: str = "opd", share: float = 1.0, axis: Axis = "flops", first: int = 0
+) -> IntervalEstimate:
   """Estimate the divergence of an arm over that of another, paired by seed, where both have spent as much.
 
   Args:
     share: of what the one of the two has spent that spent less.
+    first: the position from which on tokens count.
+
+  Raises:
+    Missing: they have no seed in common.
   """
-  own, other = curves(results, arm), curves(results, than)
+  own, other = curves(results, arm, first), curves(results, than, first)
   budget = {seed: share * min(own[seed].spent(axis), other[seed].spent(axis)) for seed in own.keys() & other.keys()}
+  if not budget:
+    raise Missing(f"{arm} and {than} have no measured seed in common")
   return ratio(*({seed: of[seed].at(spent, axis) for seed, spent in budget.items()} for of in (own, other)))
 
 

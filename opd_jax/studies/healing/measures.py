@@ -15,6 +15,7 @@ from opd_jax.analysis import loaded, notebook, score
 from opd_jax.analysis.loaded import Model
 from opd_jax.config import Config
 from opd_jax.data.scored import ScoredResponse
+from opd_jax.errors import InputError
 from opd_jax.evaluation import make_evaluator
 from opd_jax.runtime import json_files
 from opd_jax.runtime.programs import ProgramCache
@@ -37,19 +38,21 @@ WORD_PROBLEMS: dict[str, Any] = {
 }
 
 
+SETTINGS = [ASKED, EDGES, REPEATED, WORD_PROBLEMS]
+
+
 def measure_all(
   arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
   """Measure the students of all finished runs; arguments as of `students.ask_all`."""
-  settings = [ASKED, EDGES, REPEATED, WORD_PROBLEMS]
-  students.ask_all(measure_student, arms, seeds, out, changes, settings=settings)
+  students.ask_all(measure_student, arms, seeds, out, changes, settings=SETTINGS)
 
 
 def after_run(arm: ArmSpec, seed: int, out: pathlib.Path, changes: dict[str, Any] | None = None) -> None:
-  """Measure a run as soon as it is finished, and delete its checkpoints but the last: with AdamW's moments one is ten times the model."""
-  measure_all([arm], [seed], out, changes)
-  saved = sorted((workdir(out, arm.name, seed) / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-  for checkpoint in saved[:-1]:
+  """Measure a finished run, unless that is done, and delete its checkpoints but the last: with AdamW's moments one is six times a model in bf16."""
+  students.ask_all(measure_student, [arm], [seed], out, changes, untrained=False, settings=SETTINGS)
+  saved = (path for path in (workdir(out, arm.name, seed) / "checkpoints").iterdir() if path.name.isdigit())
+  for checkpoint in sorted(saved, key=lambda path: int(path.name))[:-1]:
     shutil.rmtree(checkpoint)
 
 
@@ -71,7 +74,7 @@ def _asked(student: str, teacher: str, path: str, seed: int) -> Asked:
 
 
 def measure_student(config: Config, path: pathlib.Path | None, program_cache: ProgramCache) -> dict[str, Any]:
-  """Measure one student before training, or at the checkpoints of its run that are there.
+  """Measure one student before training, or at every checkpoint of its run.
 
   Args:
     path: the run's workdir; None: the student before training.
@@ -79,33 +82,48 @@ def measure_student(config: Config, path: pathlib.Path | None, program_cache: Pr
   Returns:
     "steps": of each checkpoint what `own_answers` measures, with its "step", and of the last what `teachers_answers` does too.
     "word_problems": after the last step, the share of the word problems that are right, "sampled" at temperature 1 and "greedy".
+
+  Raises:
+    InputError: the checkpoints of a finished run are deleted, since it was measured before.
   """
   every, found, last = config.checkpoint.every, [], None
-  steps = [0] if path is None else range(every, config.steps + 1, every)
-  for step in steps:
+  for step in [0] if path is None else range(every, config.steps + 1, every):
     if path is None:
       last = loaded.load_directory(config.student)
     elif (path / "checkpoints" / str(step)).is_dir():
       last = loaded.load_model(path, step=step)
     else:
-      continue
+      raise InputError(
+        f"The checkpoint of step {step} of {path} is deleted, and the measurement of it is not there or is of other settings; delete {path} to "
+        "train it again."
+      )
     found.append({"step": step} | own_answers(config, last))
   assert last is not None
   found[-1] |= teachers_answers(config, last)
   return {"steps": found, "word_problems": _word_problems(config, last, program_cache)}
 
 
-def teachers_answers(config: Config, student: Model) -> dict[str, float]:
+def teachers_answers(config: Config, student: Model) -> dict[str, Any]:
   """Measure how a student finds what the original model answers.
 
   Returns:
-    "nll", the negative log-probability of its tokens, in nats, and "agreement", the share of them at which both models' likeliest is the same.
+    "forward_kl", an estimate of KL(original || student): the original's log-probability of its own tokens less the student's, in nats a token;
+    "agreement", the share of them at which both models' likeliest is the same; and of the "original" its own "repeated" and "ended", see `own_answers`.
   """
   asked = _of_study(config)
   found = score.score_ids(student, asked.teacher, asked.prompts, asked.answers, k=1)
   return {
-    "nll": -float(np.mean(np.concatenate([_numbers(each.logprob) for each in found]))),
+    "forward_kl": float(np.mean(np.concatenate([_numbers(r.teacher_logprob) - _numbers(r.logprob) for r in found]))),
     "agreement": float(np.mean([same for each in found for same in agreeing(each)])),
+    "original": _manner(asked.answers, found),
+  }
+
+
+def _manner(answers: Sequence[Sequence[int]], responses: Sequence[ScoredResponse]) -> dict[str, float]:
+  return {
+    "length": float(np.mean([len(row) for row in answers])),
+    "ended": float(np.mean([each.ended for each in responses])),
+    "repeated": float(np.mean([here for row in answers for here in repeats(row)])),
   }
 
 
@@ -124,10 +142,7 @@ def own_answers(config: Config, student: Model) -> dict[str, Any]:
     "kl": float(np.mean(np.concatenate([_numbers(each.divergence) for each in of_own]))),
     "by_position": by_position,
     "tokens": counts,
-    "length": float(np.mean([len(row) for row in own])),
-    "ended": float(np.mean([each.ended for each in of_own])),
-    "repeated": float(np.mean([here for row in own for here in repeats(row)])),
-  }
+  } | _manner(own, of_own)
 
 
 def _of_study(config: Config) -> Asked:

@@ -29,7 +29,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)  # of OPD's budget
 ASKED = {UNTRAINED: "before training"} | LABELS
 MEASURES = {
   "KL, nats a token": "kl",
-  "nats of the teacher's answers": "nll",
+  "on the original's answers": "forward_kl",
   "likeliest tokens that agree": "agreement",
   "tokens of an answer": "length",
   "answers that end": "ended",

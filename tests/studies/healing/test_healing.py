@@ -11,7 +11,7 @@ import pytest
 from opd_jax import checks, study
 from opd_jax.errors import InputError
 from opd_jax.models import decoder, hf, hf_config
-from opd_jax.studies.healing import arms, claims, measures, prompts, sections
+from opd_jax.studies.healing import arms, claims, curves, measures, prompts, sections
 from opd_jax.studies.run import config_of, digest
 from opd_jax.studies.verdicts import MISSING
 from opd_jax.tasks import gsm8k
@@ -56,7 +56,7 @@ def little(monkeypatch):
   monkeypatch.setattr(arms, "ARMS", small)
   monkeypatch.setattr(measures, "ASKED", 2)
   monkeypatch.setattr(measures, "T", 12)
-  for module in (measures, claims, sections):
+  for module in (measures, curves, sections):
     monkeypatch.setattr(module, "EDGES", (0, 4, 12))
   monkeypatch.setattr(measures, "WORD_PROBLEMS", measures.WORD_PROBLEMS | {"eval.prompts": 4, "eval.max_tokens": 8})
 
@@ -93,6 +93,9 @@ def test_every_arm_is_a_config_that_can_run(original, tmp_path):
   assert arms.prepare(tmp_path, str(original), "1-2", 0, "") == changes
   with pytest.raises(InputError, match="another model or of other layers"):
     arms.prepare(tmp_path, str(original), "1", 0, "")
+  (tmp_path / "healing.json").unlink()  # killed before it was written
+  arms.prepare(tmp_path, str(original), "1", 0, "")
+  assert hf_config.read(tmp_path / "pruned").layers == 3
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_a_pruned_model_is_healed_measured_and_reported(original, little, tmp_pa
   assert saved == [4], "the others are measured and deleted"
   for record in found.values():
     assert 0 <= record["steps"][-1]["agreement"] <= 1
-    assert record["steps"][-1]["nll"] > 0
+    assert record["steps"][-1]["original"].keys() == {"length", "ended", "repeated"}
     for step in record["steps"]:
       assert step["kl"] > 0
       assert step["kl"] == pytest.approx(
@@ -135,6 +138,10 @@ def test_a_pruned_model_is_healed_measured_and_reported(original, little, tmp_pa
   assert status["OPD heals"] != MISSING
   assert status["own words are better than the teacher's"] != MISSING
   assert status["POPD is sooner"] == MISSING
+  (tmp_path / "analysis" / "asked-opd" / "seed20.json").rename(tmp_path / "kept.json")
+  with pytest.raises(SystemExit):  # it cannot be measured again
+    study.main()
+  (tmp_path / "kept.json").rename(tmp_path / "analysis" / "asked-opd" / "seed20.json")
   made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/seed*.json")}
   study.main()
   assert made
