@@ -126,7 +126,11 @@ def main() -> None:
   parser.add_argument("--short", action="store_true", help="only the arms of a first look")
   parser.add_argument("--only", default="", help="arms, with commas between")
   parser.add_argument("--list", action="store_true", help="the arms and what each changes; runs nothing")
-  parser.add_argument("--dry-run", action="store_true", help="check all configs and list what is missing; trains nothing (healing prunes its model)")
+  parser.add_argument(
+    "--dry-run",
+    action="store_true",
+    help="check all configs and list what is missing; trains nothing (healing prunes its model)",
+  )
   healing = parser.add_argument_group("of the study healing")
   healing.add_argument("--model", default="", help="the directory of the whole model")
   healing.add_argument("--drop-layers", default="", help="layers that the student lacks, such as 20-23")
