@@ -7,8 +7,8 @@ the same order. A step samples `ROLLOUTS` answers, of `TRIES` to a prompt; "one-
 The canvas is filled in six denoising steps and not in ten, so that before training a third of the answers are right and six of ten problems
 have a right one among four. The paper has eight tries; four of twice as many prompts give nearly twice as many answers to learn from for as many rollouts.
 
-The paper cuts each entry of the divergence at .05 nats. That cut has no part in "d-opsd" and those that vary one thing of it, but in "clip",
-"long-clip" and "code": with it the student forgets the task within 20 steps (seed 10, ten denoising steps: .418 before; at a rate of 1e-4 .004 after
+The paper cuts each entry of the divergence at .05 nats. That cut has no part in "d-opsd" and those that vary one thing of it, but in "long-clip"
+and "code": with it the student forgets the task within 20 steps (seed 10, ten denoising steps: .418 before; at a rate of 1e-4 .004 after
 60 steps, at 3e-5 .046), so that nothing could be compared. A cut entry has no gradient, and what stays of the divergence is lowest not where
 student and teacher agree but where the teacher's likeliest token has 1/e of its probability; in between lies a barrier of .02 to .03 nats (of two
 tokens, and a teacher at .99 or .999).
@@ -113,7 +113,6 @@ ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
   ("prefix", "the answer behind the teacher's prompt", {"context.reveal": "prefix"}),
   ("student-k", "K: where the student committed", {"diffusion.compared": "student", "diffusion.in_block": False}),
   ("forward", "forward KL", {"objective.kind": "forward_kl"}),
-  ("clip", "with the clip", CLIP),
   ("ema", "the teacher an average", {"teacher_update.kind": "ema"}),
   ("current", "the teacher the current student", {"teacher_update.kind": "current"}),
   ("one-try", "one try of each prompt", {"rollouts_per_prompt": 1}),
@@ -123,7 +122,6 @@ ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
   ("popd", "ever more denoising steps", POPD),
   ("long", "d-OPSD, 2x the steps", LONG),
   ("long-clip", "with the clip, 2x the steps", CLIP | LONG),
-  ("long-samples", "fine-tuning, 2x the steps", SAMPLES | LONG),
 )
 
 

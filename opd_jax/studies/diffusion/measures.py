@@ -25,6 +25,7 @@ from opd_jax.studies.run import config_of, digest, measure
 
 TRIES = 8
 ASKED = {"eval.prompts": 256, "eval.batch": 256, "eval.k": TRIES, "eval.pass_at": (1, TRIES), "eval.greedy": False}
+ASKED_ARMS = ("d-opsd", "samples", "reward", "all-masks", "long")
 ANSWERS = 16  # to a problem, of which the first right one is finished again
 CHECKED = 256  # problems of the teacher check
 EMPTY = "."  # a cell of a sudoku's prompt, which stands where the answer has it
@@ -33,8 +34,8 @@ EMPTY = "."  # a cell of a sudoku's prompt, which stands where the answer has it
 def measure_all(
   arms: Iterable[ArmSpec], seeds: Iterable[int], out: pathlib.Path, changes: dict[str, Any] | None = None
 ) -> None:
-  """Ask all finished students for several answers, and check the teacher; arguments as of `ask_all`."""
-  arms, seeds = list(arms), list(seeds)
+  """Ask the students of some arms for several answers, and check the teacher; arguments as of `ask_all`."""
+  arms, seeds = [arm for arm in arms if arm.name in ASKED_ARMS], list(seeds)
   students.ask_all(measure_student, arms, seeds, out, changes, settings=ASKED)
   settings = {"answers": ANSWERS, "checked": CHECKED, "rho": RHO, "of": "empty cells"}
   arm = next(arm for arm in ARMS if arm.name == "d-opsd")

@@ -24,7 +24,7 @@ These are models of half a million parameters, and puzzles of twenty tokens. Wha
 does not hold here is a reason to look."""
 
 SUDOKU = [name for name in LABELS if not name.startswith("long")]
-PAST = ("long", "long-clip", "long-samples")
+PAST = ("long", "long-clip")
 
 
 def sections(results: Results) -> list[Section]:

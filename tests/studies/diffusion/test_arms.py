@@ -23,6 +23,6 @@ def test_every_arm_is_a_config_of_its_own_and_samples_as_many_answers():
 
 
 def test_what_claims_and_pages_name_is_there():
-  named = {"rho-0", "rho-10", "rho-50", "topd-17", "topd-33", "topd-50", "popd", "long", "long-clip", "long-samples"}
+  named = {"rho-0", "rho-10", "rho-50", "topd-17", "topd-33", "topd-50", "popd", "long", "long-clip"}
   assert named | set(arms.SHORT) <= set(NAMES)
   assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS)
