@@ -75,7 +75,8 @@ def _spent(results: Results, a: str, b: str) -> list[Evidence]:
   """What the whole runs of an arm have cost, over another's."""
 
   def cost(axis: Axis) -> IntervalEstimate:
-    return ratio(*({seed: curve.spent(axis) for seed, curve in curves(results, arm).items()} for arm in (a, b)))
+    own, other = ({seed: c.spent(axis) for seed, c in curves(results, arm).items()} for arm in (a, b))
+    return ratio(own, other)
 
   return known(lazily(times, "FLOPs of the runs", cost, "flops"), lazily(times, "generated tokens", cost, "tokens"))
 

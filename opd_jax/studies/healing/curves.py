@@ -76,7 +76,8 @@ def over(
   budget = {seed: share * min(own[seed].spent(axis), other[seed].spent(axis)) for seed in own.keys() & other.keys()}
   if not budget:
     raise Missing(f"{arm} and {than} have no measured seed in common")
-  return ratio(*({seed: of[seed].at(spent, axis) for seed, spent in budget.items()} for of in (own, other)))
+  at = [{seed: of[seed].at(spent, axis) for seed, spent in budget.items()} for of in (own, other)]
+  return ratio(at[0], at[1])
 
 
 def flops_to(results: Results, arm: str, target: dict[int, float]) -> dict[int, float]:

@@ -19,7 +19,7 @@ def compared_of(arm: str, path) -> tuple[float, float]:
   for response in denoised.read(path / denoised.FILE):
     if response.learned:
       for at in response.divergence:
-        divergence.append(np.mean(list(at.values())))
+        divergence.append(np.mean(np.array(list(at.values()), float)))
         given += [i >= CELLS or response.prompt[i] != "." for i in at]
   return float(np.mean(divergence)), float(np.mean(given))
 

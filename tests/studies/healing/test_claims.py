@@ -56,8 +56,10 @@ def study_of(tmp_path, monkeypatch):
 
 def _step(step: int, kl: float, by_position: list[float] | None) -> dict[str, Any]:
   same = {"forward_kl": 1.0, "agreement": 0.7, "length": 100.0, "ended": 0.5, "repeated": 0.1}
-  same["original"] = {"length": 90.0, "ended": 0.5, "repeated": 0.1}
-  return {"step": step, "kl": kl, "by_position": by_position or [kl] * BINS, "tokens": [100] * BINS} | same
+  of_original = {"original": {"length": 90.0, "ended": 0.5, "repeated": 0.1}}
+  return (
+    {"step": step, "kl": kl, "by_position": by_position or [kl] * BINS, "tokens": [100] * BINS} | same | of_original
+  )
 
 
 def decided(results: Results, name: str) -> Verdict:
