@@ -1,7 +1,8 @@
 """d-OPSD: a masked diffusion model learns from itself, once it has been shown part of its own finished answer (arXiv:2606.18195).
 
 cpu    python -m opd_jax.train --config=configs/d_opsd.py --workdir=runs/d_opsd
-       the built-in model of 4 x 4 sudokus, an arm of the study (studies/diffusion): NUMBERS
+       the built-in model of 4 x 4 sudokus, the arm "d-OPSD" of the study `diffusion`: 80 to 90 s on one core; accuracy 0.348 [0.287, 0.413] ->
+       0.383 [0.319, 0.451], greedy 0.422 -> 0.438, pass@4 0.594 -> 0.586 (seed 0; five seeds are on the study's page)
 hf     --config=configs/d_opsd.py:hf      any directory of LLaDA or Dream, and a JSONL file of problems with answers
 paper  --config=configs/d_opsd.py:paper   the published hyper-parameters for GSM8K, through an adapter
 
