@@ -161,11 +161,11 @@ def test_where_a_weight_lies_in_its_cell_does_not_matter():
       assert there[name] == pytest.approx(value, rel=2e-3), name
 
 
-def beyond(make: Callable[[int], Pair], **options: Any) -> dict[tuple[str, str, str, str], int]:
+def beyond(make: Callable[[int], Pair], draws: int = 3, **options: Any) -> dict[tuple[str, str, str, str], int]:
   """How many of four seeds have a statistic beyond a null: by kind, null, statistic and side."""
   found = collections.Counter()
   for seed in range(4):
-    for kind, everything in all_statistics(make(seed), draws=3, seed=seed, **options).items():
+    for kind, everything in all_statistics(make(seed), draws=draws, seed=seed, **options).items():
       (observed,) = everything[OBSERVED]
       for null in nulls.NULLS:
         for name, value in observed.items():
@@ -183,7 +183,9 @@ def without_structure(seed, shape=(96, 64), std=1e-6):
 @pytest.mark.long
 def test_an_update_without_structure_is_within_its_nulls_in_both_kinds():
   """Weights of fp32 show an update of 1e-6 rounded too, in steps of up to 4e-9: some stay, mostly large ones."""
-  found = beyond(lambda seed: pair(*without_structure(seed)))
+  found = beyond(
+    lambda seed: pair(*without_structure(seed)), draws=15
+  )  # with 3 one seed in four is on each side by chance
   assert {kind for kind, *_ in found} == {"fp32", "bf16"}
   for (kind, null, name, verdict), seeds in found.items():
     if verdict != "undefined":  # no weight moved by more than 1e-5
