@@ -116,7 +116,7 @@ def check(specs: Specs) -> None:
   for key, value, otherwise in (("context.reveal", "ahead", "any"), ("diffusion.in_block", True, False)):
     if one_block and configs.get(c, key) == value:
       raise InputError(
-        f"config.{key} is {value!r}, which asks where a block ends, and config.denoising.block is the whole canvas; leave it {otherwise!r}, or set "
+        f"config.{key} is {value!r}, which asks where a block ends, and config.denoising.block is the whole canvas; set it to {otherwise!r}, or set "
         "config.denoising.block lower."
       )
   if c.diffusion.states == "unended" and one_block and c.denoising.schedule == "even":
@@ -154,7 +154,7 @@ def check(specs: Specs) -> None:
     if idles and (value := configs.get(c, key)) != only:
       raise InputError(
         f"config.{key} is {value!r}, which does nothing, or not what it says, with diffusion.target={c.diffusion.target}, "
-        f"diffusion.compared={c.diffusion.compared} and context.reveal={c.context.reveal}; leave it {only!r}."
+        f"diffusion.compared={c.diffusion.compared} and context.reveal={c.context.reveal}; set it to {only!r}."
       )
   if c.objective.support == "sampled":
     raise InputError(
