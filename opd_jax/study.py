@@ -64,8 +64,8 @@ def run(
   measures = part(study, "measures")
   after_run = getattr(measures, "after_run", None)
   train_all([arm for arm in every if arm.name in names], seeds, out, changes, after_run)
-  for arm, seed in [(arm, seed) for seed in seeds for arm in every if done(workdir(out, arm.name, seed))]:
-    if after_run is not None:  # where the process was killed between the two
+  if after_run is not None:  # of runs behind which the process was killed
+    for arm, seed in [(arm, seed) for seed in seeds for arm in every if done(workdir(out, arm.name, seed))]:
       after_run(arm, seed, out, changes)
   measures.measure_all(every, seeds, out, changes)
   results, sections = Results(out, seeds), part(study, "sections")
@@ -132,7 +132,7 @@ def main() -> None:
     help="check all configs and list what is missing; trains nothing (healing prunes its model)",
   )
   healing = parser.add_argument_group("of the study healing")
-  healing.add_argument("--model", default="", help="the directory of the whole model")
+  healing.add_argument("--model", default="", help="the directory of the original model")
   healing.add_argument("--drop-layers", default="", help="layers that the student lacks, such as 20-23")
   healing.add_argument("--bits", type=int, default=0, help="bits that the student's matrices are rounded to, 2 to 8")
   healing.add_argument("--data", default="", help="a file of more prompts to train on, such as GSM8K's train.jsonl")
