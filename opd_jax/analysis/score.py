@@ -61,6 +61,7 @@ class Prompts(NamedTuple):
 
 
 AT_A_TIME = 8  # responses; what bounds the memory
+LOGITS = 2**24  # at once where the likeliest ids are sought, 64 MiB
 
 
 def score(
@@ -278,12 +279,16 @@ def _scores(
 
 
 def likeliest(model: HiddenAndHead, vocab: int, k: int) -> tuple[Float[Array, "R H k"], Int[Array, "R H k"]]:
-  """Finds the k likeliest ids and their log-probabilities, one position at a time: [R, H, V] never exists."""
+  """Finds the k likeliest ids and their log-probabilities, some positions at a time: [R, H, V] never exists, and nothing of it where k is 0."""
+  rows, positions, _ = model.hidden.shape
+  if not k:
+    return jnp.zeros((rows, positions, 0)), jnp.zeros((rows, positions, 0), jnp.int32)
 
   def at_position(hidden: Float[Array, "R D"]) -> tuple[Array, Array]:
     z = logits(model._replace(hidden=hidden[:, None]), vocab)[:, 0]
     return lax.top_k(jax.nn.log_softmax(z), k)
 
-  by_position = lax.map(at_position, model.hidden.swapaxes(0, 1))
+  at_a_time = max(1, LOGITS // (rows * vocab))  # one by one, each would read the whole head for a few rows
+  by_position = lax.map(at_position, model.hidden.swapaxes(0, 1), batch_size=min(positions, at_a_time))
   log, ids = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), by_position)
   return log, ids

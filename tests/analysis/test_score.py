@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from opd_jax.analysis import loaded, notebook
+from opd_jax.analysis import score as scoring
 from opd_jax.analysis.score import AT_A_TIME, respond, score, score_ids
 from opd_jax.data import pipeline
 from opd_jax.errors import InputError
 from opd_jax.models import decoder
+from opd_jax.objectives.divergence import HiddenAndHead
 
 PROMPTS = ["58+-++x3=", "12++--x2="]
 RESPONSES = ["3:5+8=4,8-4=6", "4:1+2"]
@@ -53,6 +55,17 @@ def test_every_number_is_that_of_the_whole_distributions(student, teacher):
       assert [at[0][0] for at in top] == [student.tokenizer.decode([i]) for i in log.argmax(axis=-1)]
     assert "".join(found.tokens) == response
     assert (found.ids, found.prompt, found.kind, found.ended) == (ids, prompt, "reverse_kl", False)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 7, 100])  # of 7 positions
+def test_the_likeliest_ids_do_not_depend_on_how_many_positions_are_sought_together(at_a_time, monkeypatch):
+  rows, vocab = 2, 11
+  monkeypatch.setattr(scoring, "LOGITS", at_a_time * rows * vocab)
+  hidden, head = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(rows, 7, 5), (vocab, 5)]))
+  log, ids = scoring.likeliest(HiddenAndHead(hidden, head), vocab, 3)
+  dense = np.asarray(jax.nn.log_softmax(hidden @ head.T))
+  np.testing.assert_array_equal(ids, np.argsort(-dense, axis=-1)[..., :3])
+  np.testing.assert_allclose(log, -np.sort(-dense, axis=-1)[..., :3], rtol=1e-5)
 
 
 @pytest.mark.long
