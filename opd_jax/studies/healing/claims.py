@@ -21,7 +21,7 @@ AS_GOOD = 1.1  # times the other arm's divergence
 SOONER = 0.5  # of OPD's FLOPs
 AS_LIKELY = 1.25  # times the other arm's divergence on the original's answers
 LATE = 64  # tokens, behind which TOPD 10% has learned nothing by itself
-EARLY = 0.25  # of the FLOPs
+EARLY = 0.5  # of the FLOPs
 FIXED = tuple(f"topd-{name}" for name in RATIOS.values())
 
 
@@ -135,7 +135,7 @@ def early_and_late(results: Results, arm: str) -> Verdict:
   early, late = (over(results, arm, "opd-few-rows", share=share) for share in (EARLY, 1.0))
   return verdict(
     all_of(below(early, 1), at_least(late, 1)),
-    f"divergence of {LABELS[arm]} over that of {LABELS['opd-few-rows']}, at a quarter of the FLOPs and at all of them",
+    f"divergence of {LABELS[arm]} over that of {LABELS['opd-few-rows']}, at half of the FLOPs and at all of them",
     times("early", early),
     times("late", late),
     *known(
@@ -264,7 +264,7 @@ CLAIMS: tuple[Claim, ...] = (
   Claim(
     "the best horizon grows with the budget",
     "short rollouts are better while little is spent, full ones later (arXiv:2605.31490, which POPD is made for)",
-    f"at a quarter of the FLOPs the divergence of TOPD 10% is below that of {LABELS['opd-few-rows']}, and at all of them at least that",
+    f"at half of the FLOPs the divergence of TOPD 10% is below that of {LABELS['opd-few-rows']}, and at all of them at least that",
     functools.partial(early_and_late, arm="topd-10"),
   ),
   Claim(

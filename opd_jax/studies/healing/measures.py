@@ -25,13 +25,13 @@ from opd_jax.studies.healing import prompts
 from opd_jax.studies.healing.arms import T
 from opd_jax.studies.results import workdir
 
-ASKED = 32  # held-out instructions, each answered once at temperature 1
+ASKED = 16  # held-out instructions, each answered once at temperature 1
 EDGES = (0, 16, 26, 64, 128, 192, T)  # of the bins of positions
 REPEATED = 4  # tokens that are repeated together
 WORD_PROBLEMS: dict[str, Any] = {
-  "eval.prompts": prompts.NUMBER,
+  "eval.prompts": 50,
   "eval.batch": 50,
-  "eval.max_tokens": 64,
+  "eval.max_tokens": 48,
   "eval.k": 1,
   "eval.temperature": 1.0,
   "eval.greedy": True,

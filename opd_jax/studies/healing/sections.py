@@ -25,7 +25,7 @@ Arms have about as many FLOPs, counted and not timed, so that runs may share the
 
 All measures are of held-out prompts and of answers of full length. With one seed no interval is known, and no claim that needs one is decided."""
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of OPD's budget
+SHARES = (0.5, 1.0)  # of OPD's budget
 ASKED = {UNTRAINED: "before training"} | LABELS
 MEASURES = {
   "KL, nats a token": "kl",
