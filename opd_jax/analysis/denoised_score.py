@@ -64,7 +64,7 @@ def denoise(writer: Model, denoiser: DenoiserConfig, prompts: score.Ids, length:
   """
   denoiser = dataclasses.replace(denoiser, cfg=writer.spec.cfg)
   width, rows = notebook.check_length(writer, prompts, length), _whole_rows(writer, prompts)
-  program = denoiser.lower(writer.params, len(rows), width, length, 1).compile()
+  program = score.compiled(denoiser, writer, len(rows), width, length)
   batch = hosts.to_global(pipeline.pad(rows, width, denoiser.sampling.pad_id), meshes.rows(writer.mesh))
   rollout = program(writer.params, batch, keys.of_seed(seed, keys.Use.ANALYSIS), np.int32(length))
   return jax.tree.map(lambda a: a[: len(prompts)], hosts.all_gather_to_host(rollout))

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from opd_jax.analysis import notebook
-from opd_jax.analysis.loaded import Model
+from opd_jax.analysis.loaded import PROGRAMS, Model
 from opd_jax.data import pipeline, scored
 from opd_jax.data.chat import Prompt
 from opd_jax.data.image_refs import ImageRef
@@ -30,6 +30,7 @@ from opd_jax.models.decoder_config import DecoderConfig
 from opd_jax.objectives import fused
 from opd_jax.objectives.divergence import FrozenInputs, HiddenAndHead, Objective, TokenStats, logits
 from opd_jax.objectives.forward import Forward
+from opd_jax.rollout.generate import AnyGeneratorConfig, Generator
 from opd_jax.runtime import hosts, keys
 from opd_jax.runtime import mesh as meshes
 from opd_jax.training.prompt_images import ModelImages
@@ -220,13 +221,21 @@ def respond(
   own = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
   number, width = len(own.ids), notebook.check_length(model, own.ids, max_tokens)
   rows = [*range(number), *[0] * (-number % meshes.row_shards(model.mesh))]
-  config, by_row = notebook.generator_config(model, temperature), meshes.rows(model.mesh)
-  images = own.seen and own.seen.sizes.abstract(len(rows), width, own.seen.dtype, by_row)
-  program = config.lower(model.params, len(rows), width, max_tokens, 1, images=images).compile()
-  batch = hosts.to_global(own.batch(rows, width, config.sampling.pad_id), by_row)
+  config = notebook.generator_config(model, temperature)
+  program = compiled(config, model, len(rows), width, max_tokens, own.seen)
+  batch = hosts.to_global(own.batch(rows, width, config.sampling.pad_id), meshes.rows(model.mesh))
   rollout = program(model.params, batch, keys.of_seed(seed, keys.Use.ANALYSIS), np.int32(max_tokens))
   response, mask = hosts.all_gather_to_host((rollout.response, rollout.mask))
   return [response[i, mask[i]].tolist() for i in range(number)]
+
+
+def compiled(
+  config: AnyGeneratorConfig, model: Model, rows: int, width: int, max_tokens: int, seen: ModelImages | None = None
+) -> jax.stages.Compiled:
+  """Compiles a rollout of so many rows and tokens, once in a process."""
+  sizes: dict[str, Any] = {"batch": rows, "prompt_lens": (width,), "max_tokens": max_tokens}
+  generator = Generator(config, model.tokenizer, **sizes, name="respond", images=seen, program_cache=PROGRAMS)
+  return generator.prepare(model.params, width)
 
 
 def record(

@@ -76,6 +76,19 @@ def test_a_response_has_the_same_numbers_whatever_stands_beside_it(student, teac
   np.testing.assert_allclose(array(many[AT_A_TIME].divergence), array(many[0].divergence), atol=1e-5)
 
 
+def test_a_second_response_compiles_nothing(student, monkeypatch):
+  prompts = notebook.render_prompts(student, PROMPTS, None)
+  first = respond(student, prompts, 7, 1.0)
+
+  def refuse(*_):
+    raise AssertionError("compiled again")
+
+  monkeypatch.setattr("opd_jax.rollout.generate.GeneratorConfig.lower", refuse)
+  assert respond(student, prompts, 7, 1.0) == first
+  with pytest.raises(AssertionError, match="compiled again"):
+    respond(student, prompts, 8, 1.0)
+
+
 @pytest.mark.long
 def test_a_sampled_response_keeps_its_stop_token(student, teacher):
   prompts = notebook.render_prompts(student, PROMPTS, None)

@@ -11,7 +11,7 @@ from opd_jax.studies import charts
 from opd_jax.studies.arm_spec import UNTRAINED
 from opd_jax.studies.cells import asked, number, percent
 from opd_jax.studies.charts import picture
-from opd_jax.studies.healing.arms import LABELS
+from opd_jax.studies.healing.arms import LABELS, SHORT
 from opd_jax.studies.healing.claims import FIXED, accuracy, measured
 from opd_jax.studies.healing.curves import Axis, Curve, curves
 from opd_jax.studies.healing.measures import EDGES
@@ -41,7 +41,8 @@ def sections(results: Results) -> list[Section]:
   return [
     Section(
       "Divergence by cost",
-      "The reverse KL to the original model on own answers of full length, by the FLOPs of training: mean over seeds at the checkpoints.",
+      "The reverse KL to the original model on own answers of full length, by the FLOPs of training (means over seeds at the checkpoints, and the seeds), "
+      "and how much less likely the original's answers are to a student after training than to the original.",
       by_cost(results),
       table(results),
     ),
@@ -74,20 +75,30 @@ def sections(results: Results) -> list[Section]:
 
 @picture
 def by_cost(results: Results) -> Figure:
-  """Draw a line for each arm: FLOPs and divergence at the checkpoints, means over seeds."""
-  found = {}
-  for arm, label in _trained(results).items():
+  """Draw divergence against FLOPs for the arms of `SHORT`, and what the original's answers are to all arms at the end."""
+  trained = _trained(results)
+  shown = {arm: label for arm, label in trained.items() if arm in SHORT}
+  if not shown:
+    raise Missing(f"none of {', '.join(SHORT)} was measured")
+  rows = asked(results, ASKED)
+  figure, (ax, beside) = plotting.panels(11, max(4.4, 1.4 + 0.27 * len(rows)), 1, 2)
+  for (arm, label), style in zip(shown.items(), charts.line_styles(shown), strict=True):
     of_seeds = curves(results, arm).values()
-    found[label] = sum(c.flops for c in of_seeds) / len(of_seeds), sum(c.kl for c in of_seeds) / len(of_seeds)
-  if not found:
-    raise Missing("no arm was measured")
-  figure, (ax,) = plotting.panels(9, 5.2, 1, 1)
-  for (label, (flops, kl)), style in zip(found.items(), charts.line_styles(found), strict=True):
-    ax.plot(flops, kl, label=label, **style.line)
-  ax.set_xlabel("FLOPs of training")
-  ax.set_ylabel("KL to the original model, nats a token")
+    for curve in of_seeds:
+      ax.plot(curve.flops, curve.kl, color=style.color, linewidth=0.7, alpha=0.45)
+    ax.plot(
+      *(sum(each) / len(each) for each in zip(*((c.flops, c.kl) for c in of_seeds), strict=True)),
+      label=label,
+      **style.line,
+    )
+  ax.set(xlabel="FLOPs of training", ylabel="nats a token", title="KL to the original model on own answers")
   ax.set_ylim(bottom=0)
-  figure.legend(loc="outside upper left", ncols=3)
+  ax.legend()
+  for row, arm in enumerate(rows):
+    by_seed = measured(results, arm, "forward_kl").values()
+    charts.dot(beside, row, interval(by_seed), by_seed, across=True)
+  beside.set(xlabel="nats a token", title="KL from the original on its answers, at the end")
+  charts.rows([beside], list(rows.values()))
   return figure
 
 
