@@ -3,7 +3,8 @@
 Intervals are over seeds, at 95%, paired by seed; with one seed there is none, and nothing that needs one is decided. The held-out instructions are the same for all
 seeds, so that intervals say nothing of other instructions. Divergences are the reverse KL to the original model over the tokens of the student's own answers to
 them, at most 256 of each, in nats; those of two arms are compared where both have spent the FLOPs of the one that spent less, and what is measured at the end of runs alone
-is compared there. Short rollouts make more updates of as many FLOPs: where it matters, they are compared with OPD of fewer rollouts a step as well.
+is compared there. Divergence falls along an answer, and so a student that ends its answers has more of it by the token: claims of TOPD and POPD say beside it, in no rule, what it is with
+every position weighted alike (added when two arms of one seed had been measured). Short rollouts make more updates of as many FLOPs: where it matters, they are compared with OPD of fewer rollouts a step as well.
 """
 
 import functools
@@ -67,7 +68,13 @@ def as_good(results: Results, arm: str) -> Verdict:
     *(times(f"over {LABELS[than]}", found) for than, found in own.items()),
     times("on the original's answers, over OPD", of_original),
     *_spent(results, arm, "opd"),
-    *known(lazily(times, "over OPD at equal generated tokens", over, results, arm, axis="tokens")),
+    *known(
+      lazily(times, "over OPD at equal generated tokens", over, results, arm, axis="tokens"),
+      *(
+        lazily(times, f"over {LABELS[than]}, all positions alike", over, results, arm, than, weights="positions")
+        for than in rivals
+      ),
+    ),
   )
 
 

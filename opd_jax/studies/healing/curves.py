@@ -30,18 +30,24 @@ class Curve(NamedTuple):
     return float(np.interp(budget, getattr(self, axis), self.kl))
 
 
-def from_position(step: Mapping[str, Any], first: int) -> float | None:
+Weights = Literal[
+  "tokens", "positions"
+]  # of a mean: every token alike, or every position up to T, however few answers are so long
+
+
+def from_position(step: Mapping[str, Any], first: int = 0, weights: Weights = "tokens") -> float | None:
   """The mean divergence of a checkpoint's answers from a position on, which is one of EDGES; None where no answer is so long."""
   bins = [i for i, (begin, _) in enumerate(itertools.pairwise(EDGES)) if begin >= first and step["tokens"][i]]
-  tokens = sum(step["tokens"][i] for i in bins)
-  return sum(step["by_position"][i] * step["tokens"][i] for i in bins) / tokens if tokens else None
+  width = {i: step["tokens"][i] if weights == "tokens" else EDGES[i + 1] - EDGES[i] for i in bins}
+  return sum(step["by_position"][i] * width[i] for i in bins) / sum(width.values()) if bins else None
 
 
-def curves(results: Results, arm: str, first: int = 0) -> dict[int, Curve]:
+def curves(results: Results, arm: str, first: int = 0, weights: Weights = "tokens") -> dict[int, Curve]:
   """Trace the finished runs of an arm that were measured, by seed.
 
   Args:
     first: the position from which on tokens count; of a seed that has none of them there is no curve.
+    weights: of the divergence's mean.
 
   Raises:
     Missing: there is no run.
@@ -52,7 +58,7 @@ def curves(results: Results, arm: str, first: int = 0) -> dict[int, Curve]:
       steps = [0, *(each["step"] for each in asked[seed]["steps"])]
       train = results.runs(arm)[seed].train
       tokens = np.interp(steps, [0, *(r["step"] for r in train)], [0, *(r["tokens"] for r in train)])
-      kl = [from_position(each, first) for each in (*before[seed]["steps"], *asked[seed]["steps"])]
+      kl = [from_position(each, first, weights) for each in (*before[seed]["steps"], *asked[seed]["steps"])]
       if None not in kl:
         found[seed] = Curve(results.flops_at(arm, seed, steps), tokens, np.array(kl, float))
   if not found:
@@ -61,18 +67,25 @@ def curves(results: Results, arm: str, first: int = 0) -> dict[int, Curve]:
 
 
 def over(
-  results: Results, arm: str, than: str = "opd", share: float = 1.0, axis: Axis = "flops", first: int = 0
+  results: Results,
+  arm: str,
+  than: str = "opd",
+  share: float = 1.0,
+  axis: Axis = "flops",
+  first: int = 0,
+  weights: Weights = "tokens",
 ) -> IntervalEstimate:
   """Estimate the divergence of an arm over that of another, paired by seed, where both have spent as much.
 
   Args:
     share: of what the one of the two has spent that spent less.
     first: the position from which on tokens count.
+    weights: of the divergence's mean.
 
   Raises:
     Missing: they have no seed in common.
   """
-  own, other = curves(results, arm, first), curves(results, than, first)
+  own, other = curves(results, arm, first, weights), curves(results, than, first, weights)
   budget = {seed: share * min(own[seed].spent(axis), other[seed].spent(axis)) for seed in own.keys() & other.keys()}
   if not budget:
     raise Missing(f"{arm} and {than} have no measured seed in common")

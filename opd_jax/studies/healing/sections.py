@@ -13,7 +13,7 @@ from opd_jax.studies.cells import asked, number, percent
 from opd_jax.studies.charts import picture
 from opd_jax.studies.healing.arms import LABELS, SHORT
 from opd_jax.studies.healing.claims import FIXED, accuracy, measured
-from opd_jax.studies.healing.curves import Axis, Curve, curves
+from opd_jax.studies.healing.curves import Axis, Curve, curves, from_position
 from opd_jax.studies.healing.measures import EDGES
 from opd_jax.studies.results import Missing, Results
 from opd_jax.studies.statistics import interval
@@ -28,7 +28,6 @@ All measures are of held-out prompts and of answers of full length. With one see
 SHARES = (0.5, 1.0)  # of OPD's budget
 ASKED = {UNTRAINED: "before training"} | LABELS
 MEASURES = {
-  "KL, nats a token": "kl",
   "on the original's answers": "forward_kl",
   "likeliest tokens that agree": "agreement",
   "tokens of an answer": "length",
@@ -66,7 +65,7 @@ def sections(results: Results) -> list[Section]:
     ),
     Section(
       "What was spent",
-      "FLOPs by counting, in billions of billions, and generated tokens.",
+      "FLOPs by counting, and generated tokens.",
       None,
       cost_table(results),
     ),
@@ -134,11 +133,19 @@ def table(results: Results) -> list[dict[str, str]]:
   rows = []
   for arm, label in asked(results, ASKED).items():
     row = {"arm": label, "seeds": str(len(measured(results, arm)))}
+    row["KL, nats a token"] = number(measured(results, arm))
+    row["all positions alike"] = number(_alike(results, arm))
     row |= {head: number(measured(results, arm, key)) for head, key in MEASURES.items()}
     for how, title in (("sampled", "temperature 1"), ("greedy", "greedy")):
       row[f"word problems, {title}"] = _percent(accuracy(results, arm, how))
     rows.append(row)
   return rows
+
+
+def _alike(results: Results, arm: str) -> dict[int, float]:
+  last = {seed: record["steps"][-1] for seed, record in results.analysis(f"asked-{arm}").items()}
+  found = {seed: from_position(step, weights="positions") for seed, step in last.items()}
+  return {seed: kl for seed, kl in found.items() if kl is not None}
 
 
 def position_table(results: Results) -> list[dict[str, str]]:
@@ -178,8 +185,8 @@ def cost_table(results: Results) -> list[dict[str, str]]:
   """List what each arm's training has cost."""
   rows = []
   for arm, label in results.present(LABELS).items():
-    flops = {seed: total / 1e18 for seed, total in results.totals(arm, "flops").items()}
-    row = {"arm": label, "steps": str(results.config(arm)["steps"]), "FLOPs, 1e18": number(flops)}
+    flops = {seed: total / 1e12 for seed, total in results.totals(arm, "flops").items()}
+    row = {"arm": label, "steps": str(results.config(arm)["steps"]), "FLOPs, 1e12": number(flops)}
     rows.append(row | {"tokens generated": number(results.totals(arm, "tokens"))})
   return rows
 

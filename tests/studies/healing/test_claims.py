@@ -153,6 +153,15 @@ def test_arms_are_compared_where_both_have_spent_as_much(study_of):
   assert curves.over(results, "topd-6").mean == pytest.approx(float(np.exp(np.mean(np.log(expected)))))
 
 
+def test_positions_that_few_answers_reach_may_count_alike():
+  step = {"by_position": [1.0] * (BINS - 1) + [3.0], "tokens": [10] * (BINS - 1) + [2]}
+  assert curves.from_position(step) == pytest.approx((10 * (BINS - 1) + 6) / (10 * (BINS - 1) + 2))
+  assert curves.from_position(step, weights="positions") == pytest.approx(
+    (EDGES[-2] + 3 * (EDGES[-1] - EDGES[-2])) / EDGES[-1]
+  )
+  assert curves.from_position({"by_position": [None] * BINS, "tokens": [0] * BINS}, weights="positions") is None
+
+
 def test_nothing_is_decided_without_runs(tmp_path):
   results = Results(tmp_path, SEEDS)
   assert {verdict.status for verdict in decide(claims.CLAIMS, results)} == {MISSING}
