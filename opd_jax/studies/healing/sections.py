@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping
 from statistics import fmean
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opd_jax.reports import plotting
@@ -74,31 +76,32 @@ def sections(results: Results) -> list[Section]:
 
 @picture
 def by_cost(results: Results) -> Figure:
-  """Draw divergence against FLOPs for the arms of `SHORT`, and what the original's answers are to all arms at the end."""
+  """Draw divergence on own answers against FLOPs for the arms of `SHORT`, and that on the original's answers after training for all."""
   trained = _trained(results)
   shown = {arm: label for arm, label in trained.items() if arm in SHORT}
   if not shown:
     raise Missing(f"none of {', '.join(SHORT)} was measured")
   rows = asked(results, ASKED)
-  figure, (ax, beside) = plotting.panels(11, max(4.4, 1.4 + 0.27 * len(rows)), 1, 2)
+  figure, (own, originals) = plotting.panels(11, max(4.4, 1.4 + 0.27 * len(rows)), 1, 2)
   for (arm, label), style in zip(shown.items(), charts.line_styles(shown), strict=True):
-    of_seeds = curves(results, arm).values()
-    for curve in of_seeds:
-      ax.plot(curve.flops, curve.kl, color=style.color, linewidth=0.7, alpha=0.45)
-    ax.plot(
-      *(sum(each) / len(each) for each in zip(*((c.flops, c.kl) for c in of_seeds), strict=True)),
-      label=label,
-      **style.line,
-    )
-  ax.set(xlabel="FLOPs of training", ylabel="nats a token", title="KL to the original model on own answers")
-  ax.set_ylim(bottom=0)
-  ax.legend()
+    _curve(own, list(curves(results, arm).values()), label, style)
+  own.set(title="KL to the original on own answers", xlabel="FLOPs of training", ylabel="nats a token")
+  own.set_ylim(bottom=0)
+  own.legend()
   for row, arm in enumerate(rows):
     by_seed = measured(results, arm, "forward_kl").values()
-    charts.dot(beside, row, interval(by_seed), by_seed, across=True)
-  beside.set(xlabel="nats a token", title="KL from the original on its answers, at the end")
-  charts.rows([beside], list(rows.values()))
+    charts.dot(originals, row, interval(by_seed), by_seed, across=True)
+  originals.set(title="KL from the original on its answers, after training", xlabel="nats a token")
+  charts.rows([originals], list(rows.values()))
   return figure
+
+
+def _curve(ax: Axes, of_seeds: list[Curve], label: str, style: plotting.Style) -> None:
+  """Draw the mean over seeds, and where there are several each of them thin."""
+  for curve in of_seeds if len(of_seeds) > 1 else ():
+    ax.plot(curve.flops, curve.kl, color=style.color, linewidth=0.7, alpha=0.45)
+  flops, kl = (np.mean([getattr(curve, name) for curve in of_seeds], axis=0) for name in ("flops", "kl"))
+  ax.plot(flops, kl, label=label, **style.line)
 
 
 @picture
