@@ -28,6 +28,8 @@ Arms have about as many FLOPs, counted and not timed, so that runs may share the
 All measures are of held-out prompts and of answers of full length. With one seed no interval is known, and no claim that needs one is decided."""
 
 SHARES = (0.5, 1.0)  # of OPD's budget
+UNIT = 1e12  # FLOPs
+NEARLY = 0.85  # of a budget: an arm that spent so much is read at its end
 ASKED = {UNTRAINED: "before training"} | LABELS
 MEASURES = {
   "on the original's answers": "forward_kl",
@@ -55,7 +57,7 @@ def sections(results: Results) -> list[Section]:
     ),
     Section(
       "The best horizon by budget",
-      "The divergence where a share of OPD's FLOPs is spent, between checkpoints by a line; a dash where an arm spent less.",
+      "The divergence where a share of OPD's FLOPs is spent, between checkpoints by a line; a dash where an arm spent clearly less.",
       None,
       budget_table(results, "flops"),
     ),
@@ -85,13 +87,13 @@ def by_cost(results: Results) -> Figure:
   figure, (own, originals) = plotting.panels(11, max(4.4, 1.4 + 0.27 * len(rows)), 1, 2)
   for (arm, label), style in zip(shown.items(), charts.line_styles(shown), strict=True):
     _curve(own, list(curves(results, arm).values()), label, style)
-  own.set(title="KL to the original on own answers", xlabel="FLOPs of training", ylabel="nats a token")
+  own.set(title="KL to the original on own answers", xlabel="FLOPs of training, 1e12", ylabel="nats a token")
   own.set_ylim(bottom=0)
   own.legend()
   for row, arm in enumerate(rows):
     by_seed = measured(results, arm, "forward_kl").values()
-    charts.dot(originals, row, interval(by_seed), by_seed, across=True)
-  originals.set(title="KL from the original on its answers, after training", xlabel="nats a token")
+    charts.dot(originals, row, interval(by_seed), by_seed if len(by_seed) > 1 else (), across=True)
+  originals.set(title="on the original's answers, after training", xlabel="nats a token")
   charts.rows([originals], list(rows.values()))
   return figure
 
@@ -99,21 +101,23 @@ def by_cost(results: Results) -> Figure:
 def _curve(ax: Axes, of_seeds: list[Curve], label: str, style: plotting.Style) -> None:
   """Draw the mean over seeds, and where there are several each of them thin."""
   for curve in of_seeds if len(of_seeds) > 1 else ():
-    ax.plot(curve.flops, curve.kl, color=style.color, linewidth=0.7, alpha=0.45)
+    ax.plot(curve.flops / UNIT, curve.kl, color=style.color, linewidth=0.7, alpha=0.45)
   flops, kl = (np.mean([getattr(curve, name) for curve in of_seeds], axis=0) for name in ("flops", "kl"))
-  ax.plot(flops, kl, label=label, **style.line)
+  ax.plot(flops / UNIT, kl, label=label, **style.line)
 
 
 @picture
 def by_position(results: Results) -> Figure:
-  """Draw a line for each arm: divergence by position after training, and before."""
-  found = {label: _by_bin(results, arm) for arm, label in asked(results, ASKED).items()}
-  if not found:
+  """Draw a line for each arm: divergence by position after training; and before, in grey."""
+  trained = asked(results, LABELS)
+  if not trained:
     raise Missing("no arm was measured")
+  styles = dict(zip(trained, charts.line_styles(trained.values()), strict=True))
   figure, (ax,) = plotting.panels(9, 5.2, 1, 1)
   middles = [(a + b) / 2 for a, b in itertools.pairwise(EDGES)]
-  for (label, means), style in zip(found.items(), charts.line_styles(found), strict=True):
-    ax.plot(middles, means, label=label, **style.line)
+  for arm, label in asked(results, ASKED).items():
+    style = styles.get(arm, plotting.Style(plotting.GREY, "-", "o", 0.0))
+    ax.plot(middles, _by_bin(results, arm), label=label, **style.line)
   ax.set_xlabel("position in the answer, tokens")
   ax.set_ylabel("KL to the original model, nats a token")
   ax.set_ylim(bottom=0)
@@ -179,7 +183,7 @@ def budget_table(results: Results, axis: Axis) -> list[dict[str, str]]:
 def _at_share(of: dict[int, Curve], opd: dict[int, Curve], share: float, axis: Axis) -> float | None:
   """The mean over the seeds that both have; None where there is none, or where one of them spent clearly less."""
   budgets = {seed: share * opd[seed].spent(axis) for seed in of.keys() & opd.keys()}
-  if not budgets or any(of[seed].spent(axis) < 0.95 * budget for seed, budget in budgets.items()):
+  if not budgets or any(of[seed].spent(axis) < NEARLY * budget for seed, budget in budgets.items()):
     return None
   return fmean(of[seed].at(budget, axis) for seed, budget in budgets.items())
 
@@ -188,7 +192,7 @@ def cost_table(results: Results) -> list[dict[str, str]]:
   """List what each arm's training has cost."""
   rows = []
   for arm, label in results.present(LABELS).items():
-    flops = {seed: total / 1e12 for seed, total in results.totals(arm, "flops").items()}
+    flops = {seed: total / UNIT for seed, total in results.totals(arm, "flops").items()}
     row = {"arm": label, "steps": str(results.config(arm)["steps"]), "FLOPs, 1e12": number(flops)}
     rows.append(row | {"tokens generated": number(results.totals(arm, "tokens"))})
   return rows
