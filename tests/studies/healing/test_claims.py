@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opd_jax.studies.healing import arms, claims, curves, sections
+from opd_jax.studies.healing import arms, claims, curves, numbers, sections
 from opd_jax.studies.healing.measures import EDGES
 from opd_jax.studies.results import Results
 from opd_jax.studies.verdicts import MISSING, NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, decide
@@ -187,6 +187,18 @@ def test_the_page_has_a_picture_and_a_row_of_every_arm(study_of):
     assert [row["share"] for row in section.rows] == ["50%", "100%"]
     assert all(row["lowest"] in arms.LABELS.values() for row in section.rows)
   json.dumps([row for s in (by_cost, position, by_flops, by_tokens, spent) for row in s.rows])
+
+
+def test_all_that_was_measured_is_one_object(study_of):
+  results = study_of({"opd": 0.4} | BEFORE, first={"opd": 0.9})
+  found = numbers.collect(results)
+  assert {arm: list(of) for arm, of in found.items()} == {arm: ["20", "21", "22"] for arm in ("untrained", "opd")}
+  run = found["opd"]["21"]
+  assert [step["kl"] for step in run["steps"]] == pytest.approx([0.9, 0.4 + _noise("opd", 21)], abs=1e-4)
+  assert run["flops"] == [0.5, 1.0]
+  by_step = {record["step"]: record["tokens"] for record in results.runs("opd")[21].train}
+  assert run["generated_tokens"] == [by_step[4], by_step[8]]
+  assert json.loads(numbers.text(found)) == found
 
 
 def test_the_lowest_divergence_of_a_budget_is_named(study_of):
