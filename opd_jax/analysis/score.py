@@ -297,7 +297,7 @@ def likeliest(model: HiddenAndHead, vocab: int, k: int) -> tuple[Float[Array, "R
     z = logits(model._replace(hidden=hidden[:, None]), vocab)[:, 0]
     return lax.top_k(jax.nn.log_softmax(z), k)
 
-  at_a_time = max(1, LOGITS // (rows * vocab))  # one by one, each would read the whole head for a few rows
+  at_a_time = max(1, LOGITS // (rows * vocab))  # one by one, each would read all of the head for a few rows
   by_position = lax.map(at_position, model.hidden.swapaxes(0, 1), batch_size=min(positions, at_a_time))
   log, ids = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), by_position)
   return log, ids

@@ -30,9 +30,8 @@ class Curve(NamedTuple):
     return float(np.interp(budget, getattr(self, axis), self.kl))
 
 
-Weights = Literal[
-  "tokens", "positions"
-]  # of a mean: every token alike, or every position up to T, however few answers are so long
+# Of a mean: every token alike, or every position up to T, however few answers are so long.
+Weights = Literal["tokens", "positions"]
 
 
 def from_position(step: Mapping[str, Any], first: int = 0, weights: Weights = "tokens") -> float | None:

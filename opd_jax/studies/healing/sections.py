@@ -29,7 +29,7 @@ All measures are of held-out prompts and of answers of full length. With one see
 
 SHARES = (0.5, 1.0)  # of OPD's budget
 UNIT = 1e12  # FLOPs
-NEARLY = 0.85  # of a budget: an arm that spent so much is read at its end
+NEARLY = 0.85  # of a budget: an arm that spent so much is read at its end; .95 until a seed had been seen
 ASKED = {UNTRAINED: "before training"} | LABELS
 MEASURES = {
   "on the original's answers": "forward_kl",
